@@ -1,0 +1,110 @@
+//! Who calls: what the core asks of the program behind an ioctl, and of the memory behind its addresses.
+//!
+//! The supervisor implements these for another process, a VMM for itself.
+
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use ioasis_iommupt::Prot;
+use ioasis_uapi::Result;
+
+/// The task that issued a call. Its argument bytes are an allegation: read once, check, use.
+pub trait Client {
+    /// Copies `buf.len()` bytes from the caller's `address`.
+    ///
+    /// # Errors
+    ///
+    /// `EFAULT` unless all of them can be read.
+    fn read(&self, address: u64, buf: &mut [u8]) -> Result<()>;
+
+    /// Copies `buf` to the caller's `address`.
+    ///
+    /// # Errors
+    ///
+    /// `EFAULT` unless all of it can be written.
+    fn write(&self, address: u64, buf: &[u8]) -> Result<()>;
+
+    /// The caller's own address space: what IOAS_MAP and MAP_DMA map.
+    fn memory(&self) -> Arc<dyn AddressSpace>;
+
+    /// The memory of the file `fd`: what IOAS_MAP_FILE maps.
+    ///
+    /// # Errors
+    ///
+    /// `EBADF` if the caller has no such fd.
+    fn file_memory(&self, fd: i32) -> Result<Arc<dyn AddressSpace>>;
+
+    /// Who pays for pinned pages.
+    fn account(&self) -> Account;
+}
+
+/// Who pays for pinned pages, read when a mapping is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Account {
+    /// Thread-group id.
+    pub pid: u32,
+    /// Real user id.
+    pub uid: u32,
+    /// `RLIMIT_MEMLOCK` in pages of 4 KiB; `None` when unlimited.
+    pub memlock_pages: Option<u64>,
+    /// `CAP_IPC_LOCK`: the limit does not bind.
+    pub ipc_lock: bool,
+    /// `CAP_SYS_RESOURCE`: may change the accounting mode.
+    pub sys_resource: bool,
+}
+
+/// Something addresses lead into: a process by virtual address, or a file by offset.
+pub trait AddressSpace: Debug + Send + Sync {
+    /// Equal for two handles of the same space, different otherwise, for as long as either lives.
+    fn key(&self) -> u128;
+
+    /// The memory behind `length` bytes from `address`, in order and without gaps. This is the moment pages are
+    /// pinned: shared memory found here stays reachable whatever its owner unmaps later.
+    ///
+    /// # Errors
+    ///
+    /// `EFAULT` where nothing is mapped, or not with `need`; `EINVAL` for a file that cannot be pinned or ends
+    /// before the range does.
+    fn pin(&self, address: u64, length: u64, need: Prot) -> Result<Vec<Extent>>;
+}
+
+/// A stretch of a backing.
+#[derive(Clone, Debug)]
+pub struct Extent {
+    /// What holds the bytes.
+    pub backing: Arc<dyn Backing>,
+    /// First byte inside the backing.
+    pub offset: u64,
+    /// Bytes.
+    pub length: u64,
+}
+
+/// One piece of a scattered transfer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Piece {
+    /// First byte inside the backing.
+    pub offset: u64,
+    /// Bytes.
+    pub length: usize,
+}
+
+/// Bytes that can stand behind an IOVA: a shared file, a process's private memory by address, a BAR, a VMM's own
+/// memory. Two mappings reach the same page when key and offset are the same.
+pub trait Backing: Debug + Send + Sync {
+    /// Equal for two handles of the same backing, different otherwise, for as long as either lives.
+    fn key(&self) -> u128;
+
+    /// Fills `buf` from `pieces`, one after another; their lengths add up to `buf.len()`.
+    ///
+    /// # Errors
+    ///
+    /// `EFAULT` when the memory is gone.
+    fn read(&self, pieces: &[Piece], buf: &mut [u8]) -> Result<()>;
+
+    /// Writes `buf` to `pieces`, one after another; their lengths add up to `buf.len()`.
+    ///
+    /// # Errors
+    ///
+    /// `EFAULT` when the memory is gone.
+    fn write(&self, pieces: &[Piece], buf: &[u8]) -> Result<()>;
+}

@@ -1,0 +1,5 @@
+//! PCI functions and device models.
+
+mod bus;
+
+pub use bus::{Dma, DmaFault, Irq, Segment};

@@ -1,0 +1,1 @@
+//! Runs a program whose IOMMUFD and VFIO calls are answered here.

@@ -1,0 +1,1 @@
+//! System calls, shared memory and locks: the only crate with unsafe code.

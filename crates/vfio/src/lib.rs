@@ -1,0 +1,1 @@
+//! VFIO groups, containers and devices in user space.
