@@ -1,0 +1,175 @@
+//! Processes made by fork(2), where the child goes on with this program's state.
+#![expect(unsafe_code, reason = "fork(2) copies a process in the middle of whatever it does")]
+
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
+
+use ioasis_uapi::{Error, Result};
+use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions, WaitIdStatus};
+
+/// A child process.
+#[derive(Debug)]
+pub struct Child {
+    pid: Pid,
+    pidfd: OwnedFd,
+}
+
+/// Which of the two processes this is after a fork.
+#[derive(Debug)]
+pub enum Fork {
+    /// The one that called.
+    Parent(Child),
+    /// The copy.
+    Child,
+}
+
+/// Makes a copy of the calling process. Only the calling thread exists in the copy: in a process with several, the
+/// copy must not take any lock that another thread may hold (the allocator's are handled by libc).
+///
+/// # Errors
+///
+/// `EAGAIN` or `ENOMEM`.
+pub fn fork() -> Result<Fork> {
+    // SAFETY: 1. memory is copied, not shared, and every object in it stays valid for the thread that goes on;
+    // 2. libc's fork handlers leave its own locks usable in the child.
+    let pid = unsafe { libc::fork() };
+    match pid {
+        0 => Ok(Fork::Child),
+        1.. => {
+            let pid = Pid::from_raw(pid).expect("fork returned a process id");
+            let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty())
+                .map_err(crate::because("a pidfd of the child cannot be had"))?;
+            Ok(Fork::Parent(Child { pid, pidfd }))
+        }
+        _ => Err(Error::new(crate::errno::last_errno(), "fork(2) fails")),
+    }
+}
+
+/// Runs `child` in a copy of the calling process, which ends with the status it returns and runs no destructor.
+/// The same caution as for [`fork`] applies.
+///
+/// # Errors
+///
+/// `EAGAIN` or `ENOMEM`.
+pub fn fork_with(child: impl FnOnce() -> i32) -> Result<Child> {
+    match fork()? {
+        Fork::Parent(made) => Ok(made),
+        Fork::Child => exit(child()),
+    }
+}
+
+/// Ends the process at once: no destructors, no exit handlers.
+pub fn exit(status: i32) -> ! {
+    // SAFETY: 1. _exit(2) does not return and touches no memory.
+    unsafe { libc::_exit(status) }
+}
+
+/// Whether the calling process has exactly one thread, so that a fork copies a consistent state.
+#[must_use]
+pub fn is_single_threaded() -> bool {
+    std::fs::read_dir("/proc/self/task").is_ok_and(|tasks| tasks.count() == 1)
+}
+
+impl Child {
+    /// Its process id, which stays its own until it has been waited for.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.pid.as_raw_nonzero().get().unsigned_abs()
+    }
+
+    /// Waits for it to end, and reaps it.
+    ///
+    /// # Errors
+    ///
+    /// `ECHILD` if it was reaped already.
+    pub fn wait(&self) -> Result<ExitStatus> {
+        loop {
+            match rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED)
+            {
+                Ok(Some(status)) => return Ok(exit_status(&status)),
+                Ok(None) | Err(rustix::io::Errno::INTR) => {}
+                Err(raw) => return Err(crate::because("the child cannot be waited for")(raw)),
+            }
+        }
+    }
+
+    /// Ends it with `SIGKILL`; nothing happens if it has ended already.
+    pub fn kill(&self) {
+        let _ = rustix::process::pidfd_send_signal(&self.pidfd, rustix::process::Signal::KILL);
+    }
+}
+
+impl AsFd for Child {
+    /// Readable once the child has ended.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+}
+
+/// A child of the calling process that has ended. It stays a zombie until [`reap`].
+///
+/// # Errors
+///
+/// `ECHILD` if there is no child at all.
+pub fn ended() -> Result<Option<(u32, ExitStatus)>> {
+    let mut info = MaybeUninit::<libc::siginfo_t>::zeroed();
+    let options = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+    // SAFETY: 1. `info` is valid for the call; 2. its bytes are plain integers, so zeroes are a value.
+    let (result, info) = unsafe {
+        let result = libc::waitid(libc::P_ALL, 0, info.as_mut_ptr(), options);
+        (result, info.assume_init())
+    };
+    if result != 0 {
+        return Err(Error::new(crate::errno::last_errno(), "there are no children"));
+    }
+    // SAFETY: 1. waitid(2) filled in the fields of a child's status, or left the zeroes there.
+    let (pid, status) = unsafe { (info.si_pid(), info.si_status()) };
+    let Ok(pid @ 1..) = u32::try_from(pid) else { return Ok(None) };
+    let raw = match info.si_code {
+        libc::CLD_EXITED => (status & 0xff) << 8,
+        libc::CLD_DUMPED => status | 0x80,
+        _ => status,
+    };
+    Ok(Some((pid, ExitStatus::from_raw(raw))))
+}
+
+/// Reaps the ended child `pid`.
+pub fn reap(pid: u32) {
+    if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
+        let _ = rustix::process::waitid(WaitId::Pid(pid), options);
+    }
+}
+
+fn exit_status(status: &WaitIdStatus) -> ExitStatus {
+    let core = if status.dumped() { 0x80 } else { 0 };
+    ExitStatus::from_raw(match status.terminating_signal() {
+        Some(signal) => signal | core,
+        None => (status.exit_status().unwrap_or(0) & 0xff) << 8,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ioasis_uapi::Errno;
+
+    #[test]
+    fn a_child_that_ended_is_found_with_its_status_and_reaped_once() {
+        let child = fork_with(|| {
+            let inner = fork_with(|| 7).expect("fork");
+            let found = loop {
+                if let Some(found) = ended().expect("a child exists") {
+                    break found;
+                }
+            };
+            assert_eq!(ended().expect("not reaped yet"), Some(found));
+            reap(found.0);
+            assert_eq!(ended().map_err(|error| error.errno), Err(Errno::from_raw(libc::ECHILD)));
+            i32::from(found != (inner.id(), ExitStatus::from_raw(7 << 8)))
+        });
+        assert_eq!(child.expect("fork").wait().expect("a child").code(), Some(0));
+    }
+}
