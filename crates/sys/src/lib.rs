@@ -1,10 +1,14 @@
 //! System calls, shared memory and locks: the only crate with unsafe code.
 
 mod errno;
+pub mod eventfd;
+pub mod locks;
+pub mod mapping;
 pub mod message;
 pub mod notify;
 pub mod seccomp;
 pub mod signal;
 pub mod spawn;
+pub mod sync;
 
 pub use errno::{because, errno};

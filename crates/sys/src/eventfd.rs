@@ -1,0 +1,117 @@
+//! An eventfd a client handed over: the way an interrupt reaches it.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use ioasis_uapi::{Errno, Error, Result};
+
+use crate::because;
+
+/// An eventfd, known to be one.
+#[derive(Debug)]
+pub struct EventFd(OwnedFd);
+
+impl EventFd {
+    /// Takes over `fd` if it is an eventfd.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` when it is something else, as `eventfd_ctx_fileget` in Linux's fs/eventfd.c answers.
+    pub fn from_fd(fd: OwnedFd) -> Result<Self> {
+        use std::os::fd::AsRawFd;
+        let link = rustix::fs::readlink(format!("/proc/self/fd/{}", fd.as_raw_fd()), Vec::new())
+            .map_err(because("an fd of ours cannot be looked at"))?;
+        if link.as_bytes() == b"anon_inode:[eventfd]" {
+            Ok(Self(fd))
+        } else {
+            Err(Error::new(Errno::EINVAL, "the fd is no eventfd"))
+        }
+    }
+
+    /// An eventfd of our own, with counter zero.
+    ///
+    /// # Errors
+    ///
+    /// `EMFILE`, `ENOMEM`.
+    pub fn create() -> Result<Self> {
+        use rustix::event::{EventfdFlags, eventfd};
+        let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+            .map_err(because("no eventfd to be had"))?;
+        Ok(Self(fd))
+    }
+
+    /// Adds one to the counter, so that a waiting reader wakes. Never waits: a counter about to overflow is already
+    /// readable, and a device has no one to tell about an interrupt that coalesces.
+    pub fn signal(&self) {
+        // The client may have made the fd blocking; only a counter within one of its end would block us.
+        if self.at_the_end() {
+            return;
+        }
+        let written = rustix::io::write(&self.0, &1_u64.to_ne_bytes());
+        debug_assert!(
+            written.is_ok() || written == Err(rustix::io::Errno::AGAIN),
+            "an eventfd takes a one"
+        );
+    }
+
+    /// The counter, which becomes zero (or less by one for a semaphore); `None` when it is zero.
+    #[must_use]
+    pub fn take(&self) -> Option<u64> {
+        let ready = rustix::event::PollFd::new(&self.0, rustix::event::PollFlags::IN);
+        if rustix::event::poll(&mut [ready], Some(&rustix::event::Timespec::default())) != Ok(1) {
+            return None;
+        }
+        let mut count = [0; 8];
+        rustix::io::read(&self.0, &mut count).is_ok().then_some(u64::from_ne_bytes(count))
+    }
+
+    fn at_the_end(&self) -> bool {
+        let ready = rustix::event::PollFd::new(&self.0, rustix::event::PollFlags::OUT);
+        rustix::event::poll(&mut [ready], Some(&rustix::event::Timespec::default())) == Ok(0)
+    }
+}
+
+impl AsFd for EventFd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_signal_arrives_once_per_call() {
+        let event = EventFd::create().expect("an eventfd");
+        assert_eq!(event.take(), None);
+        event.signal();
+        event.signal();
+        assert_eq!(event.take(), Some(2));
+        assert_eq!(event.take(), None);
+    }
+
+    #[test]
+    fn only_an_eventfd_is_taken() {
+        let event = EventFd::create().expect("an eventfd");
+        assert!(EventFd::from_fd(event.0.try_clone().expect("a duplicate")).is_ok());
+        let (reader, _writer) = rustix::pipe::pipe().expect("a pipe");
+        assert_eq!(EventFd::from_fd(reader).expect_err("a pipe").errno, Errno::EINVAL);
+        let file =
+            rustix::fs::memfd_create("anon_inode:[eventfd]", rustix::fs::MemfdFlags::CLOEXEC)
+                .expect("a memfd");
+        assert_eq!(
+            EventFd::from_fd(file).expect_err("a file that borrows the name").errno,
+            Errno::EINVAL
+        );
+    }
+
+    #[test]
+    fn a_full_blocking_counter_does_not_stop_the_device() {
+        use rustix::event::{EventfdFlags, eventfd};
+        let fd = eventfd(0, EventfdFlags::CLOEXEC).expect("a blocking eventfd");
+        rustix::io::write(&fd, &(u64::MAX - 1).to_ne_bytes()).expect("nearly full");
+        let event = EventFd::from_fd(fd).expect("an eventfd");
+        event.signal();
+        assert_eq!(event.take(), Some(u64::MAX - 1));
+    }
+}
