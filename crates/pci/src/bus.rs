@@ -1,6 +1,13 @@
 //! What a model sees of the machine: DMA through its IOMMU, interrupts, and the memory of its BAR pages.
 
 use std::fmt::Debug;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use ioasis_sys::mapping::Mapping;
+
+use crate::description::BARS;
+use crate::gate::Gate;
 
 /// One piece of a scattered transfer, by the address the device puts on the bus.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,9 +42,102 @@ pub trait Dma: Debug + Send + Sync {
     fn write(&self, segments: &[Segment], buf: &[u8]) -> Result<(), DmaFault>;
 }
 
+/// The level of the interrupt pin (INTA), which a device holds until its cause is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Line {
+    /// The device asks for service.
+    Asserted,
+    /// It does not.
+    Deasserted,
+}
+
 /// Interrupts as this device raises them. Which kind is enabled, and whether a vector is masked, is not the
-/// model's business.
+/// model's business: it raises its message and keeps its pin at the right level, and one of them is heard.
 pub trait Irq: Debug + Send + Sync {
-    /// Signals MSI or MSI-X vector `vector`, or INTx when that is what the program enabled.
+    /// Sends the message of MSI or MSI-X vector `vector`; dropped while neither kind is enabled.
     fn raise(&self, vector: u16);
+
+    /// The pin changed its level. Heard only while INTx is enabled and neither masked nor disabled; the level is
+    /// to be remembered, because unmasking a pin that is still asserted signals again.
+    fn set_line(&self, line: Line);
+}
+
+/// What a function is given for the time between the first open and the last close of its device file.
+#[derive(Clone, Debug)]
+pub struct Session {
+    /// Its way to memory.
+    pub dma: Arc<dyn Dma>,
+    /// Its way to interrupt.
+    pub irq: Arc<dyn Irq>,
+    /// A mapping for every BAR that has mappable ranges, from offset 0 of the BAR to the end of its last mappable
+    /// range at least, shared with the program.
+    pub pages: [Option<Arc<Mapping>>; BARS],
+}
+
+/// The bus as a model sees it during one call.
+#[derive(Debug)]
+pub struct Bus<'a> {
+    session: &'a Session,
+    gate: &'a Gate,
+    line: &'a AtomicBool,
+}
+
+impl<'a> Bus<'a> {
+    pub(crate) fn new(session: &'a Session, gate: &'a Gate, line: &'a AtomicBool) -> Self {
+        Self { session, gate, line }
+    }
+
+    /// Fills `buf` from `segments`; see [`Dma::read`].
+    ///
+    /// # Errors
+    ///
+    /// The first address that faulted: the first of all while bus mastering is off.
+    pub fn read(&self, segments: &[Segment], buf: &mut [u8]) -> Result<(), DmaFault> {
+        self.admit(segments)?;
+        self.session.dma.read(segments, buf)
+    }
+
+    /// Writes `buf` to `segments`; see [`Dma::write`].
+    ///
+    /// # Errors
+    ///
+    /// The first address that faulted: the first of all while bus mastering is off.
+    pub fn write(&self, segments: &[Segment], buf: &[u8]) -> Result<(), DmaFault> {
+        self.admit(segments)?;
+        self.session.dma.write(segments, buf)
+    }
+
+    fn admit(&self, segments: &[Segment]) -> Result<(), DmaFault> {
+        if self.gate.may_master() {
+            return Ok(());
+        }
+        Err(DmaFault { iova: segments.first().map_or(0, |segment| segment.iova) })
+    }
+
+    /// Sends the message of MSI or MSI-X vector `vector`; a message is a memory write, so none is sent while bus
+    /// mastering is off.
+    pub fn raise(&self, vector: u16) {
+        if self.gate.may_master() {
+            self.session.irq.raise(vector);
+        }
+    }
+
+    /// Sets the level of the interrupt pin; free when it does not change.
+    pub fn set_line(&self, line: Line) {
+        let asserted = line == Line::Asserted;
+        if self.line.swap(asserted, Ordering::AcqRel) != asserted {
+            self.session.irq.set_line(line);
+        }
+    }
+
+    /// The memory of BAR `bar`'s mappable ranges, by offset in the BAR. The program writes there at any time.
+    ///
+    /// # Panics
+    ///
+    /// If the BAR has no mappable range.
+    #[must_use]
+    pub fn pages(&self, bar: usize) -> &Mapping {
+        let pages = self.session.pages[bar].as_deref();
+        pages.expect("a BAR with mappable ranges has pages")
+    }
 }

@@ -1,5 +1,26 @@
 //! PCI functions and device models.
+//!
+//! A [`Function`] is what a program sees of a device: configuration space, BARs, interrupts, reset. Behind it stands
+//! a [`Model`], which knows its registers and its protocol only. A function knows no VFIO and no program: it is given
+//! a way to memory ([`Dma`]), a way to interrupt ([`Irq`]) and the memory of its mappable BAR pages for the time of
+//! a [`Session`], and while there is none it does nothing.
 
+mod address;
 mod bus;
+mod capability;
+mod config;
+mod description;
+mod function;
+mod gate;
+mod model;
+mod windows;
+mod worker;
 
-pub use bus::{Dma, DmaFault, Irq, Segment};
+pub use address::{Bdf, NotAnAddress};
+pub use bus::{Bus, Dma, DmaFault, Irq, Line, Segment, Session};
+pub use config::{CONFIG_SIZE, IrqMode};
+pub use description::{BARS, Bar, BarKind, Description, Ids, MsixTable, PAGE_SIZE, Vectors};
+pub use function::Function;
+pub use model::options::{ModelError, OptionInfo};
+pub use model::{Model, ModelInfo, Progress, create, models};
+pub use windows::Windows;

@@ -1,0 +1,359 @@
+//! Configuration space as VFIO shows it: 4 KiB, where a write changes only the bits it may change.
+//!
+//! Linux keeps two copies, the device's and a shadow, with masks that say which bit comes from where
+//! (`drivers/vfio/pci/vfio_pci_config.c`). Here the device is our own, so one copy with one write mask answers the
+//! same; what differs between the two, BAR sizing and the enable bits that only an ioctl may set, is done after
+//! each write. An access is cut into aligned pieces of 4, 2 or 1 bytes inside one capability, as there.
+
+use ioasis_uapi::{Errno, Error, Result};
+
+use crate::capability::{self, Capability, Kind};
+use crate::description::{BARS, Bar, BarKind, Description, MsixTable};
+use crate::gate::Permissions;
+
+/// Bytes of configuration space of a PCI Express function.
+pub const CONFIG_SIZE: usize = 4096;
+
+// Type 0 header, PCI Local Bus 3.0, 6.1.
+const VENDOR_ID: usize = 0x00;
+const DEVICE_ID: usize = 0x02;
+const COMMAND: usize = 0x04;
+const STATUS: usize = 0x06;
+const REVISION_ID: usize = 0x08;
+const CLASS_CODE: usize = 0x09;
+const CACHE_LINE_SIZE: usize = 0x0c;
+const LATENCY_TIMER: usize = 0x0d;
+const BASE_ADDRESS_0: usize = 0x10;
+const SUBSYSTEM_VENDOR_ID: usize = 0x2c;
+const SUBSYSTEM_ID: usize = 0x2e;
+const CAPABILITIES_POINTER: usize = 0x34;
+const INTERRUPT_LINE: usize = 0x3c;
+const INTERRUPT_PIN: usize = 0x3d;
+
+const COMMAND_IO: u16 = 1 << 0;
+const COMMAND_MEMORY: u16 = 1 << 1;
+const COMMAND_MASTER: u16 = 1 << 2;
+const COMMAND_PARITY: u16 = 1 << 6;
+const COMMAND_SERR: u16 = 1 << 8;
+const COMMAND_INTX_DISABLE: u16 = 1 << 10;
+const STATUS_INTERRUPT: u16 = 1 << 3;
+const STATUS_CAPABILITIES: u16 = 1 << 4;
+
+const BAR_IO: u32 = 1 << 0;
+const BAR_64: u32 = 1 << 2;
+const BAR_PREFETCHABLE: u32 = 1 << 3;
+
+/// Which kind of interrupt the program enabled.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum IrqMode {
+    /// None.
+    #[default]
+    Off,
+    /// The pin.
+    Intx,
+    /// MSI with so many messages.
+    Msi {
+        /// Messages enabled, at least 1.
+        messages: u16,
+    },
+    /// MSI-X.
+    Msix,
+}
+
+/// What a write asked for beyond the bits it changed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Asked {
+    /// The function-level reset bit was written.
+    pub(crate) reset: bool,
+}
+
+/// The configuration space of one function.
+#[derive(Debug)]
+pub(crate) struct ConfigSpace {
+    bytes: Box<[u8; CONFIG_SIZE]>,
+    writable: Box<[u8; CONFIG_SIZE]>,
+    capabilities: Vec<Capability>,
+    /// What each BAR register keeps of a written address, and its type bits.
+    bars: [(u32, u32); BARS],
+    irq_mode: IrqMode,
+}
+
+impl ConfigSpace {
+    /// The space as the first open finds it: memory and I/O decoding on, bus mastering off.
+    pub(crate) fn new(description: &Description, addresses: &[u64; BARS]) -> Self {
+        let mut space = Self {
+            bytes: Box::new([0; CONFIG_SIZE]),
+            writable: Box::new([0; CONFIG_SIZE]),
+            capabilities: Vec::new(),
+            bars: [(0, 0); BARS],
+            irq_mode: IrqMode::Off,
+        };
+        space.fill_header(description);
+        for (index, bar) in description.bars.iter().enumerate() {
+            if let Some(bar) = bar {
+                space.fill_bar(index, bar, addresses[index]);
+            }
+        }
+        space.add_capabilities(description);
+        space
+    }
+
+    fn fill_header(&mut self, description: &Description) {
+        let ids = description.ids;
+        self.put(VENDOR_ID, &ids.vendor.to_le_bytes());
+        self.put(DEVICE_ID, &ids.device.to_le_bytes());
+        self.put(REVISION_ID, &[ids.revision]);
+        self.put(CLASS_CODE, &ids.class.to_le_bytes()[..3]);
+        self.put(SUBSYSTEM_VENDOR_ID, &ids.subsystem_vendor.to_le_bytes());
+        self.put(SUBSYSTEM_ID, &ids.subsystem_device.to_le_bytes());
+        self.put(STATUS, &STATUS_CAPABILITIES.to_le_bytes());
+        self.put(INTERRUPT_PIN, &[u8::from(description.vectors.intx)]);
+        let mut decoded = 0;
+        let mut writable = COMMAND_MASTER | COMMAND_PARITY | COMMAND_SERR | COMMAND_INTX_DISABLE;
+        for bar in description.bars.iter().flatten() {
+            decoded |= if bar.kind == BarKind::Io { COMMAND_IO } else { COMMAND_MEMORY };
+        }
+        writable |= decoded;
+        self.put(COMMAND, &decoded.to_le_bytes());
+        self.allow(COMMAND, &writable.to_le_bytes());
+        self.allow(CACHE_LINE_SIZE, &[0xff]);
+        self.allow(LATENCY_TIMER, &[0xff]);
+        self.allow(INTERRUPT_LINE, &[0xff]);
+    }
+
+    fn fill_bar(&mut self, index: usize, bar: &Bar, address: u64) {
+        let mask = !(bar.size - 1);
+        let mut flags = match bar.kind {
+            BarKind::Io => BAR_IO,
+            BarKind::Memory32 => 0,
+            BarKind::Memory64 => BAR_64,
+        };
+        if bar.prefetchable {
+            flags |= BAR_PREFETCHABLE;
+        }
+        let (mask_low, mask_high) = halves(mask);
+        let (low, high) = halves(address);
+        self.bars[index] = (mask_low, flags);
+        self.put(BASE_ADDRESS_0 + 4 * index, &(low | flags).to_le_bytes());
+        self.allow(BASE_ADDRESS_0 + 4 * index, &[0xff; 4]);
+        if bar.kind == BarKind::Memory64 {
+            self.bars[index + 1] = (mask_high, 0);
+            self.put(BASE_ADDRESS_0 + 4 * (index + 1), &high.to_le_bytes());
+            self.allow(BASE_ADDRESS_0 + 4 * (index + 1), &[0xff; 4]);
+        }
+    }
+
+    fn add_capabilities(&mut self, description: &Description) {
+        self.capabilities = capability::chain(description);
+        let mut link = CAPABILITIES_POINTER;
+        for capability in self.capabilities.clone() {
+            let Capability { kind, start, .. } = capability;
+            self.bytes[link] = u8::try_from(start).expect("the chain lies in the first 256 bytes");
+            self.bytes[start] = kind.id();
+            link = start + 1;
+            for field in kind.fields(description) {
+                self.put(start + field.offset, &field.value.to_le_bytes()[..field.width]);
+                self.allow(start + field.offset, &field.writable.to_le_bytes()[..field.width]);
+            }
+        }
+    }
+
+    fn put(&mut self, offset: usize, value: &[u8]) {
+        self.bytes[offset..offset + value.len()].copy_from_slice(value);
+    }
+
+    fn allow(&mut self, offset: usize, mask: &[u8]) {
+        self.writable[offset..offset + mask.len()].copy_from_slice(mask);
+    }
+
+    fn word(&self, offset: usize) -> u16 {
+        u16::from_le_bytes([self.bytes[offset], self.bytes[offset + 1]])
+    }
+
+    fn find(&self, kind: Kind) -> Option<usize> {
+        self.capabilities.iter().find(|found| found.kind == kind).map(|found| found.start)
+    }
+
+    /// What the registers allow now.
+    pub(crate) fn permissions(&self) -> Permissions {
+        let command = self.word(COMMAND);
+        let state = self.find(Kind::PowerManagement);
+        let state = state
+            .map_or(0, |start| self.bytes[start + capability::PM_CONTROL] & capability::PM_STATE);
+        Permissions {
+            master: command & COMMAND_MASTER != 0,
+            memory: command & COMMAND_MEMORY != 0,
+            io: command & COMMAND_IO != 0,
+            intx_disable: command & COMMAND_INTX_DISABLE != 0,
+            d3hot: state == capability::PM_STATE_D3HOT,
+        }
+    }
+
+    /// Fills `bytes` from `offset`; `line_asserted` is the level of the interrupt pin.
+    ///
+    /// # Errors
+    ///
+    /// `EFAULT` past the end of the space; nothing is read then.
+    pub(crate) fn read(&self, offset: u64, bytes: &mut [u8], line_asserted: bool) -> Result<()> {
+        let start = checked_start(offset, bytes.len())?;
+        bytes.copy_from_slice(&self.bytes[start..start + bytes.len()]);
+        let position = STATUS.checked_sub(start);
+        if let Some(status) = position.and_then(|position| bytes.get_mut(position))
+            && line_asserted
+        {
+            *status |= STATUS_INTERRUPT.to_le_bytes()[0];
+        }
+        Ok(())
+    }
+
+    /// Writes `bytes` from `offset`, piece by piece.
+    ///
+    /// # Errors
+    ///
+    /// `EFAULT` past the end of the space; nothing is written then.
+    pub(crate) fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<Asked> {
+        let mut position = checked_start(offset, bytes.len())?;
+        let mut rest = bytes;
+        let mut asked = Asked::default();
+        while !rest.is_empty() {
+            let (piece, after) = rest.split_at(self.piece(position, rest.len()));
+            asked.reset |= self.write_piece(position, piece).reset;
+            position += piece.len();
+            rest = after;
+        }
+        Ok(asked)
+    }
+
+    /// Bytes of the next aligned piece that stays inside one capability.
+    fn piece(&self, position: usize, length: usize) -> usize {
+        let owner =
+            |at: usize| self.capabilities.iter().position(|capability| capability.contains(at));
+        let here = owner(position);
+        let fits = |width: usize| {
+            length >= width
+                && position.is_multiple_of(width)
+                && (1..width).all(|byte| owner(position + byte) == here)
+        };
+        [4, 2].into_iter().find(|&width| fits(width)).unwrap_or(1)
+    }
+
+    fn write_piece(&mut self, position: usize, piece: &[u8]) -> Asked {
+        for (byte, &value) in piece.iter().enumerate() {
+            let (old, mask) = (self.bytes[position + byte], self.writable[position + byte]);
+            self.bytes[position + byte] = old & !mask | value & mask;
+        }
+        let touches = |register: usize, width: usize| {
+            position < register + width && register < position + piece.len()
+        };
+        if touches(BASE_ADDRESS_0, 4 * BARS) {
+            self.settle_bars();
+        }
+        let mut asked = Asked::default();
+        for Capability { kind, start, .. } in self.capabilities.clone() {
+            match kind {
+                Kind::Msi if touches(start + capability::MSI_FLAGS, 2) => self.settle_msi(start),
+                Kind::PowerManagement if touches(start + capability::PM_CONTROL, 1) => {
+                    self.settle_power(start, piece[start + capability::PM_CONTROL - position]);
+                }
+                Kind::Express if touches(start + capability::EXP_CONTROL, 2) => {
+                    asked.reset |= self.take_reset_bit(start);
+                }
+                _ => {}
+            }
+        }
+        asked
+    }
+
+    /// Cuts the written addresses to what each BAR decodes, which is how a program learns its size.
+    fn settle_bars(&mut self) {
+        for (index, &(mask, flags)) in self.bars.clone().iter().enumerate() {
+            let offset = BASE_ADDRESS_0 + 4 * index;
+            let written =
+                u32::from_le_bytes(self.bytes[offset..offset + 4].try_into().expect("four bytes"));
+            self.put(offset, &(written & mask | flags).to_le_bytes());
+        }
+    }
+
+    /// `vfio_msi_config_write`: the enable bit needs the ioctl, the queue size stops at what it enabled.
+    fn settle_msi(&mut self, start: usize) {
+        let mut flags = self.word(start + capability::MSI_FLAGS);
+        let largest = match self.irq_mode {
+            IrqMode::Msi { messages } => messages.next_power_of_two().ilog2(),
+            _ => {
+                flags &= !capability::MSI_ENABLE;
+                0
+            }
+        };
+        let largest = u16::try_from(largest).expect("the log of a u16");
+        if (flags & capability::MSI_QUEUE_SIZE) >> capability::MSI_QUEUE_SHIFT > largest {
+            flags &= !capability::MSI_QUEUE_SIZE;
+            flags |= largest << capability::MSI_QUEUE_SHIFT;
+        }
+        self.put(start + capability::MSI_FLAGS, &flags.to_le_bytes());
+    }
+
+    /// D0 and D3hot are the states there are; asking for another leaves the state as it is.
+    fn settle_power(&mut self, start: usize, written: u8) {
+        let state = written & capability::PM_STATE;
+        if state == 0 || state == capability::PM_STATE_D3HOT {
+            let control = &mut self.bytes[start + capability::PM_CONTROL];
+            *control = *control & !capability::PM_STATE | state;
+        }
+    }
+
+    fn take_reset_bit(&mut self, start: usize) -> bool {
+        let control = self.word(start + capability::EXP_CONTROL);
+        let asked = control & capability::EXP_CONTROL_FLR != 0;
+        self.put(
+            start + capability::EXP_CONTROL,
+            &(control & !capability::EXP_CONTROL_FLR).to_le_bytes(),
+        );
+        asked
+    }
+
+    /// A reset brings the function to D0; all else is saved and restored around it, as Linux does.
+    pub(crate) fn reset(&mut self) {
+        if let Some(start) = self.find(Kind::PowerManagement) {
+            self.bytes[start + capability::PM_CONTROL] &= !capability::PM_STATE;
+        }
+    }
+
+    /// Notes which kind of interrupt `VFIO_DEVICE_SET_IRQS` enabled. MSI-X's enable bit follows it.
+    pub(crate) fn set_irq_mode(&mut self, mode: IrqMode) {
+        self.irq_mode = mode;
+        if let Some(start) = self.find(Kind::Msix) {
+            let mut flags = self.word(start + capability::MSIX_FLAGS) & !capability::MSIX_ENABLE;
+            if mode == IrqMode::Msix {
+                flags |= capability::MSIX_ENABLE;
+            }
+            self.put(start + capability::MSIX_FLAGS, &flags.to_le_bytes());
+        }
+    }
+
+    pub(crate) fn irq_mode(&self) -> IrqMode {
+        self.irq_mode
+    }
+}
+
+/// The value of an MSI-X offset register: where the structure lies, and in which BAR.
+pub(crate) fn msix_location(table: MsixTable) -> (u32, u32) {
+    let bir = |bar: usize| u32::try_from(bar).expect("a BAR index is below 6");
+    (table.table_offset | bir(table.table_bar), table.pba_offset | bir(table.pba_bar))
+}
+
+fn halves(value: u64) -> (u32, u32) {
+    let low = u32::try_from(value & 0xffff_ffff).expect("32 bits");
+    (low, u32::try_from(value >> 32).expect("32 bits"))
+}
+
+fn checked_start(offset: u64, length: usize) -> Result<usize> {
+    let outside = Error::at(Errno::EFAULT, "access past the end of configuration space", offset);
+    let start = usize::try_from(offset).map_err(|_| outside)?;
+    match start.checked_add(length) {
+        Some(end) if end <= CONFIG_SIZE => Ok(start),
+        _ => Err(outside),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,168 @@
+//! What a function is, as data: identity, BARs, interrupt vectors.
+
+use std::ops::Range;
+
+/// Bytes of the smallest page a program can map; mappable ranges are made of them.
+pub const PAGE_SIZE: u64 = 4096;
+
+/// Number of base address registers of a type 0 header.
+pub const BARS: usize = 6;
+
+/// The identity of a function (PCI Local Bus 3.0, 6.2.1 and 6.2.4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ids {
+    /// Vendor ID.
+    pub vendor: u16,
+    /// Device ID.
+    pub device: u16,
+    /// Subsystem vendor ID.
+    pub subsystem_vendor: u16,
+    /// Subsystem ID.
+    pub subsystem_device: u16,
+    /// Base class, sub-class and programming interface, in bits 23:16, 15:8 and 7:0.
+    pub class: u32,
+    /// Revision ID.
+    pub revision: u8,
+}
+
+/// The address space a BAR decodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BarKind {
+    /// Memory with a 32-bit address.
+    Memory32,
+    /// Memory with a 64-bit address; takes this BAR and the next.
+    Memory64,
+    /// I/O ports.
+    Io,
+}
+
+/// One base address register.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bar {
+    /// Bytes; a power of two.
+    pub size: u64,
+    /// The address space it decodes.
+    pub kind: BarKind,
+    /// Whether reads have no side effect and writes may be merged.
+    pub prefetchable: bool,
+    /// Offsets that a program may map: whole pages, ascending, apart from each other. Accesses there are plain
+    /// loads and stores that the model polls; all others are trapped.
+    pub mappable: Vec<Range<u64>>,
+}
+
+impl Bar {
+    /// Whether `length` bytes from `offset` lie in one mappable range.
+    #[must_use]
+    pub fn is_mappable(&self, offset: u64, length: u64) -> bool {
+        self.mappable.iter().any(|range| range.contains(&offset) && length <= range.end - offset)
+    }
+}
+
+/// How many interrupts a function has, by kind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Vectors {
+    /// Whether there is an interrupt pin (INTA).
+    pub intx: bool,
+    /// MSI messages: 0, or a power of two up to 32.
+    pub msi: u16,
+    /// MSI-X table entries, up to 2048.
+    pub msix: u16,
+}
+
+/// Where the MSI-X structures lie. Both are answered by the function, never by the model, and lie outside the
+/// mappable ranges.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MsixTable {
+    /// BAR of the table.
+    pub table_bar: usize,
+    /// Offset of the table, a multiple of 8; each vector takes 16 bytes.
+    pub table_offset: u32,
+    /// BAR of the pending bit array.
+    pub pba_bar: usize,
+    /// Offset of the pending bit array, a multiple of 8.
+    pub pba_offset: u32,
+}
+
+/// A function as its model describes it. Constant for the life of the model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Description {
+    /// Identity.
+    pub ids: Ids,
+    /// Base address registers by index; the one after a 64-bit BAR is `None`.
+    pub bars: [Option<Bar>; BARS],
+    /// Interrupts.
+    pub vectors: Vectors,
+    /// Where the MSI-X table lies; `Some` exactly when `vectors.msix` is not 0.
+    pub msix: Option<MsixTable>,
+}
+
+impl Description {
+    /// Checks what the rest of this crate relies on.
+    ///
+    /// # Panics
+    ///
+    /// If the model describes a function that cannot exist.
+    pub(crate) fn check(&self) {
+        for (index, bar) in self.bars.iter().enumerate() {
+            let Some(bar) = bar else { continue };
+            check_bar(index, bar);
+            if bar.kind == BarKind::Memory64 {
+                let high = self.bars.get(index + 1);
+                assert!(matches!(high, Some(None)), "BAR {index} is 64-bit and takes the next");
+            }
+        }
+        let Vectors { msi, msix, .. } = self.vectors;
+        assert!(msi <= 32 && (msi == 0 || msi.is_power_of_two()), "MSI has 1 to 32 messages");
+        assert!(msix <= 2048, "an MSI-X table has at most 2048 entries");
+        assert_eq!(msix != 0, self.msix.is_some(), "an MSI-X table is where its vectors are");
+        if let Some(table) = self.msix {
+            self.check_structure(table.table_bar, table.table_offset, table_bytes(msix));
+            self.check_structure(table.pba_bar, table.pba_offset, pba_bytes(msix));
+        }
+    }
+
+    fn check_structure(&self, bar: usize, offset: u32, length: u64) {
+        let found = self.bars.get(bar).and_then(Option::as_ref);
+        let Some(found) = found else {
+            panic!("an MSI-X structure lies in BAR {bar}, which is not there")
+        };
+        let (start, end) = (u64::from(offset), u64::from(offset) + length);
+        assert!(
+            offset.is_multiple_of(8) && end <= found.size,
+            "an MSI-X structure lies inside its BAR"
+        );
+        let apart = |range: &Range<u64>| range.end <= start || end <= range.start;
+        assert!(found.mappable.iter().all(apart), "an MSI-X structure is not mappable");
+    }
+}
+
+fn check_bar(index: usize, bar: &Bar) {
+    let (smallest, largest) = match bar.kind {
+        BarKind::Memory32 => (128, 1 << 31),
+        BarKind::Memory64 => (128, 1 << 40),
+        BarKind::Io => (4, 256),
+    };
+    assert!(bar.size.is_power_of_two(), "the size of BAR {index} is a power of two");
+    assert!((smallest..=largest).contains(&bar.size), "BAR {index} has a size its kind allows");
+    assert!(bar.kind != BarKind::Io || bar.mappable.is_empty(), "I/O ports are not mappable");
+    let mut free = 0;
+    for range in &bar.mappable {
+        let whole = range.start.is_multiple_of(PAGE_SIZE) && range.end.is_multiple_of(PAGE_SIZE);
+        assert!(whole && range.start < range.end, "mappable ranges are whole pages");
+        assert!(
+            free <= range.start && range.end <= bar.size,
+            "mappable ranges ascend in BAR {index}"
+        );
+        free = range.end;
+    }
+}
+
+/// Bytes of an MSI-X table (PCI Local Bus 3.0, 6.8.2: 16 bytes an entry).
+pub(crate) fn table_bytes(vectors: u16) -> u64 {
+    u64::from(vectors) * 16
+}
+
+/// Bytes of a pending bit array: a bit a vector, in whole quadwords.
+pub(crate) fn pba_bytes(vectors: u16) -> u64 {
+    u64::from(vectors).div_ceil(64) * 8
+}

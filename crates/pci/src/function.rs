@@ -1,0 +1,367 @@
+//! One PCI function: its configuration space, its BARs, and the model behind them.
+//!
+//! Lock order: `Function::open` -> `Device::model`; `Function::config` is a leaf. A reset called by a write to
+//! configuration space happens after its lock is released.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use ioasis_sys::mapping::Mapping;
+use ioasis_sys::sync::Mutex;
+use ioasis_uapi::{Errno, Error, Result};
+
+use crate::address::Bdf;
+use crate::bus::Session;
+use crate::config::{ConfigSpace, IrqMode};
+use crate::description::{
+    BARS, Bar, BarKind, Description, Ids, MsixTable, Vectors, pba_bytes, table_bytes,
+};
+use crate::model::Model;
+use crate::windows::Windows;
+use crate::worker::{Device, Worker};
+
+/// A PCI function with a device model behind it.
+#[derive(Debug)]
+pub struct Function {
+    address: Bdf,
+    description: Description,
+    /// Bus addresses of the BARs.
+    addresses: [u64; BARS],
+    config: Mutex<ConfigSpace>,
+    device: Arc<Device>,
+    open: Mutex<Option<Open>>,
+}
+
+#[derive(Debug)]
+struct Open {
+    session: Arc<Session>,
+    worker: Worker,
+}
+
+impl Function {
+    /// A function at `address`, its BARs placed in `windows`.
+    ///
+    /// # Panics
+    ///
+    /// If the model describes a function that cannot exist.
+    #[must_use]
+    pub fn new(address: Bdf, model: Box<dyn Model>, windows: &mut Windows) -> Self {
+        let description = model.description();
+        description.check();
+        let addresses = windows.assign(&description);
+        let config = ConfigSpace::new(&description, &addresses);
+        Self {
+            address,
+            description,
+            addresses,
+            config: Mutex::new(config),
+            device: Arc::new(Device::new(model)),
+            open: Mutex::new(None),
+        }
+    }
+
+    /// Where the function sits.
+    #[must_use]
+    pub fn address(&self) -> Bdf {
+        self.address
+    }
+
+    /// Who it is.
+    #[must_use]
+    pub fn ids(&self) -> Ids {
+        self.description.ids
+    }
+
+    /// BAR `index`, 0 to 5; `None` where there is none and for the upper half of a 64-bit BAR.
+    #[must_use]
+    pub fn bar(&self, index: usize) -> Option<&Bar> {
+        self.description.bars.get(index)?.as_ref()
+    }
+
+    /// The bus address of BAR `index`, as sysfs `resource` lists it; 0 when there is none.
+    #[must_use]
+    pub fn bar_address(&self, index: usize) -> u64 {
+        self.addresses.get(index).copied().unwrap_or(0)
+    }
+
+    /// How many interrupts it has.
+    #[must_use]
+    pub fn vectors(&self) -> Vectors {
+        self.description.vectors
+    }
+
+    /// Where its MSI-X table lies.
+    #[must_use]
+    pub fn msix_table(&self) -> Option<MsixTable> {
+        self.description.msix
+    }
+
+    /// Begins a session: configuration space and model are as after power-on, and the worker runs.
+    ///
+    /// # Errors
+    ///
+    /// `EFAULT` when a BAR page cannot be reached; `EAGAIN` when no thread can be started. The function is then
+    /// closed.
+    ///
+    /// # Panics
+    ///
+    /// If a session is open, or pages are missing for a BAR with mappable ranges.
+    pub fn open(&self, session: Session) -> Result<()> {
+        let mut open = self.open.lock();
+        assert!(open.is_none(), "a function has one session");
+        for (bar, pages) in self.description.bars.iter().zip(&session.pages) {
+            let mappable = bar.as_ref().is_some_and(|bar| !bar.mappable.is_empty());
+            assert!(!mappable || pages.is_some(), "a BAR with mappable ranges has pages");
+        }
+        {
+            let mut config = self.config.lock();
+            *config = ConfigSpace::new(&self.description, &self.addresses);
+            self.device.gate.set(config.permissions());
+        }
+        self.device.line.store(false, Ordering::Release);
+        self.device.reset(&session)?;
+        let session = Arc::new(session);
+        let name = self.address.to_string();
+        let worker = Worker::start(name, Arc::clone(&self.device), Arc::clone(&session))?;
+        *open = Some(Open { session, worker });
+        Ok(())
+    }
+
+    /// Ends the session: when this returns the worker has ended and the device does no DMA. Nothing happens when
+    /// none is open.
+    pub fn close(&self) {
+        let Some(Open { session, worker }) = self.open.lock().take() else { return };
+        worker.stop();
+        // Pages that are gone do not matter any more.
+        let _ = self.device.reset(&session);
+    }
+
+    fn session(&self) -> Option<Arc<Session>> {
+        self.open.lock().as_ref().map(|open| Arc::clone(&open.session))
+    }
+
+    /// A function-level reset: the model as after power-on, power state D0, the rest of configuration space as it
+    /// was. Waits for the worker to finish what it does. Nothing happens when no session is open.
+    ///
+    /// # Errors
+    ///
+    /// `EFAULT` when a BAR page cannot be reached.
+    pub fn reset(&self) -> Result<()> {
+        let Some(session) = self.session() else { return Ok(()) };
+        {
+            let mut config = self.config.lock();
+            config.reset();
+            self.device.gate.set(config.permissions());
+        }
+        let done = self.device.reset(&session);
+        self.wake();
+        done
+    }
+
+    /// Makes the worker look at once. To be called for every trapped call on the device: a program that makes
+    /// calls is about to want something.
+    pub fn wake(&self) {
+        if let Some(open) = self.open.lock().as_ref() {
+            open.worker.wake();
+        }
+    }
+
+    /// Reads configuration space.
+    ///
+    /// # Errors
+    ///
+    /// `EFAULT` when the access passes its end; nothing is read then.
+    pub fn config_read(&self, offset: u64, bytes: &mut [u8]) -> Result<()> {
+        self.config.lock().read(offset, bytes, self.device.line.load(Ordering::Acquire))
+    }
+
+    /// Writes configuration space; bits that may not be written keep their values. What it changes is asked for
+    /// with [`Function::memory_enabled`] and its siblings.
+    ///
+    /// # Errors
+    ///
+    /// `EFAULT` when the access passes its end; nothing is written then.
+    pub fn config_write(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+        let asked = {
+            let mut config = self.config.lock();
+            let asked = config.write(offset, bytes)?;
+            self.device.gate.set(config.permissions());
+            asked
+        };
+        if asked.reset {
+            // Linux drops the outcome of this reset too: the bit reads 0 whatever happened.
+            let _ = self.reset();
+        }
+        self.wake();
+        Ok(())
+    }
+
+    /// Whether memory BARs answer: decoding is on and the function is not in D3hot.
+    #[must_use]
+    pub fn memory_enabled(&self) -> bool {
+        self.device.gate.memory_enabled()
+    }
+
+    /// Whether I/O BARs answer.
+    #[must_use]
+    pub fn io_enabled(&self) -> bool {
+        self.device.gate.io_enabled()
+    }
+
+    /// Whether COMMAND lets the function do DMA and send messages.
+    #[must_use]
+    pub fn bus_master(&self) -> bool {
+        self.device.gate.master_enabled()
+    }
+
+    /// Whether COMMAND disables the interrupt pin.
+    #[must_use]
+    pub fn intx_disabled(&self) -> bool {
+        self.device.gate.intx_disabled()
+    }
+
+    /// Whether the function is in D3hot.
+    #[must_use]
+    pub fn in_d3hot(&self) -> bool {
+        self.device.gate.in_d3hot()
+    }
+
+    /// Which kind of interrupt is enabled, as last noted.
+    #[must_use]
+    pub fn irq_mode(&self) -> IrqMode {
+        self.config.lock().irq_mode()
+    }
+
+    /// Notes which kind of interrupt `VFIO_DEVICE_SET_IRQS` enabled: it decides which enable bits configuration
+    /// space shows and lets stick.
+    pub fn set_irq_mode(&self, mode: IrqMode) {
+        self.config.lock().set_irq_mode(mode);
+    }
+
+    /// Reads a BAR in aligned pieces of 8, 4, 2 or 1 bytes. The MSI-X table reads all-ones.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` when there is no such BAR or the access passes its end; `EIO` while memory decoding is off;
+    /// `EFAULT` when its page cannot be reached; `ENODEV` when no session is open.
+    pub fn bar_read(&self, bar: usize, offset: u64, bytes: &mut [u8]) -> Result<()> {
+        let (found, session) = self.admit(bar, offset, bytes.len())?;
+        let (mut position, mut rest) = (offset, bytes);
+        while !rest.is_empty() {
+            let (piece, after) = rest.split_at_mut(width(position, rest.len()));
+            let length = piece.len() as u64;
+            match self.owner(found, bar, position, length) {
+                Owner::Table => piece.fill(0xff),
+                Owner::Pending => piece.fill(0),
+                Owner::Pages => load(pages(&session, bar), position, piece)?,
+                Owner::Model => {
+                    self.device.model().bar_read(&self.device.bus(&session), bar, position, piece);
+                }
+            }
+            position += length;
+            rest = after;
+        }
+        self.wake();
+        Ok(())
+    }
+
+    /// Writes a BAR in aligned pieces of 8, 4, 2 or 1 bytes. Writes to the MSI-X structures are dropped.
+    ///
+    /// # Errors
+    ///
+    /// As [`Function::bar_read`].
+    pub fn bar_write(&self, bar: usize, offset: u64, bytes: &[u8]) -> Result<()> {
+        let (found, session) = self.admit(bar, offset, bytes.len())?;
+        let (mut position, mut rest) = (offset, bytes);
+        while !rest.is_empty() {
+            let (piece, after) = rest.split_at(width(position, rest.len()));
+            let length = piece.len() as u64;
+            match self.owner(found, bar, position, length) {
+                Owner::Table | Owner::Pending => {}
+                Owner::Pages => store(pages(&session, bar), position, piece)?,
+                Owner::Model => {
+                    self.device.model().bar_write(&self.device.bus(&session), bar, position, piece);
+                }
+            }
+            position += length;
+            rest = after;
+        }
+        self.wake();
+        Ok(())
+    }
+
+    fn admit(&self, bar: usize, offset: u64, length: usize) -> Result<(&Bar, Arc<Session>)> {
+        let found = self.bar(bar).ok_or(Error::new(Errno::EINVAL, "no such BAR"))?;
+        if offset.checked_add(length as u64).is_none_or(|end| end > found.size) {
+            return Err(Error::at(Errno::EINVAL, "access past the end of the BAR", offset));
+        }
+        if found.kind != BarKind::Io && !self.memory_enabled() {
+            return Err(Error::at(Errno::EIO, "memory decoding is off", offset));
+        }
+        let session = self.session().ok_or(Error::new(Errno::ENODEV, "the device is not open"))?;
+        Ok((found, session))
+    }
+
+    fn owner(&self, found: &Bar, bar: usize, offset: u64, length: u64) -> Owner {
+        if let Some(table) = self.msix_table() {
+            let inside =
+                |at: u32, bytes: u64| (u64::from(at)..u64::from(at) + bytes).contains(&offset);
+            let vectors = self.vectors().msix;
+            if bar == table.table_bar && inside(table.table_offset, table_bytes(vectors)) {
+                return Owner::Table;
+            }
+            if bar == table.pba_bar && inside(table.pba_offset, pba_bytes(vectors)) {
+                return Owner::Pending;
+            }
+        }
+        if found.is_mappable(offset, length) { Owner::Pages } else { Owner::Model }
+    }
+}
+
+impl Drop for Function {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+/// Who answers an access to a BAR.
+#[derive(Clone, Copy)]
+enum Owner {
+    Table,
+    Pending,
+    Pages,
+    Model,
+}
+
+fn pages(session: &Session, bar: usize) -> &Mapping {
+    session.pages[bar].as_deref().expect("a BAR with mappable ranges has pages")
+}
+
+/// Bytes of the next aligned piece of an access.
+fn width(offset: u64, length: usize) -> usize {
+    let fits = |width: &usize| length >= *width && offset.is_multiple_of(*width as u64);
+    [8, 4, 2].into_iter().find(fits).unwrap_or(1)
+}
+
+/// A register is loaded in one piece, as the program's own load of the mapped page would be.
+fn load(pages: &Mapping, offset: u64, piece: &mut [u8]) -> Result<()> {
+    let at = offset;
+    match piece.len() {
+        8 => piece.copy_from_slice(&pages.load_u64(at)?.to_le_bytes()),
+        4 => piece.copy_from_slice(&pages.load_u32(at)?.to_le_bytes()),
+        _ => pages.read(at, piece)?,
+    }
+    Ok(())
+}
+
+fn store(pages: &Mapping, offset: u64, piece: &[u8]) -> Result<()> {
+    let at = offset;
+    match piece.len() {
+        8 => pages.store_u64(at, u64::from_le_bytes(piece.try_into().expect("eight bytes"))),
+        4 => pages.store_u32(at, u32::from_le_bytes(piece.try_into().expect("four bytes"))),
+        _ => pages.write(at, piece),
+    }
+}
+
+#[cfg(test)]
+mod tests;

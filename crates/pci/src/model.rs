@@ -1,0 +1,99 @@
+//! Device models: the trait they implement, and the list of those there are.
+//!
+//! A model knows registers and its device's protocol, nothing else: configuration space, interrupts, who opened it
+//! and whose memory it reaches are the business of [`Function`](crate::Function). docs/models.md is the tutorial.
+
+mod nvme;
+pub(crate) mod options;
+mod testdev;
+
+use std::fmt::Debug;
+
+use ioasis_uapi::Result;
+
+use crate::bus::Bus;
+use crate::description::Description;
+use options::{ModelError, OptionInfo, Options};
+
+/// What a call of [`Model::poll`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// Something was done, or is waiting to be: poll again at once.
+    Worked,
+    /// Nothing to do.
+    Idle,
+}
+
+/// A device.
+///
+/// Calls are never concurrent. While no program has the device open there is none but [`Model::description`].
+pub trait Model: Debug + Send {
+    /// What the function is; the same at every call.
+    fn description(&self) -> Description;
+
+    /// Brings the device to its state after power-on, its BAR pages included: at the first open, at a function
+    /// reset, and after the last close, when the pages may be gone already.
+    ///
+    /// # Errors
+    ///
+    /// `EFAULT` when a BAR page cannot be reached because the program truncated it.
+    fn reset(&mut self, bus: &Bus<'_>) -> Result<()>;
+
+    /// Looks at the BAR pages and does what is asked there. Called by the device's worker, soon after every trapped
+    /// access and often while there is work; never while memory decoding is off. One call does a bounded amount of
+    /// work, because a reset waits for it to return.
+    ///
+    /// # Errors
+    ///
+    /// `EFAULT` when a BAR page cannot be reached; the device is then dead until it is reset.
+    fn poll(&mut self, bus: &Bus<'_>) -> Result<Progress>;
+
+    /// Reads `bytes.len()` bytes (1, 2, 4 or 8, aligned) of BAR `bar`, outside its mappable ranges and the MSI-X
+    /// structures.
+    fn bar_read(&mut self, bus: &Bus<'_>, bar: usize, offset: u64, bytes: &mut [u8]) {
+        let _ = (bus, bar, offset);
+        bytes.fill(0);
+    }
+
+    /// Writes as [`Model::bar_read`] reads. The worker polls after it.
+    fn bar_write(&mut self, bus: &Bus<'_>, bar: usize, offset: u64, bytes: &[u8]) {
+        let _ = (bus, bar, offset, bytes);
+    }
+}
+
+/// One kind of device, as `ioasis models` lists it.
+#[derive(Clone, Copy, Debug)]
+pub struct ModelInfo {
+    /// What `--device` calls it.
+    pub name: &'static str,
+    /// One sentence.
+    pub summary: &'static str,
+    /// What can be said about it.
+    pub options: &'static [OptionInfo],
+    create: fn(&Options<'_>) -> Result<Box<dyn Model>, ModelError>,
+}
+
+/// Every kind of device, in the order of the list.
+const MODELS: &[ModelInfo] = &[nvme::INFO, testdev::INFO];
+
+/// The kinds of devices there are.
+#[must_use]
+pub fn models() -> &'static [ModelInfo] {
+    MODELS
+}
+
+/// Makes a device of kind `name`.
+///
+/// # Errors
+///
+/// A sentence for the person who wrote the options; it names the option and what it accepts.
+pub fn create(name: &str, options: &[(String, String)]) -> Result<Box<dyn Model>, ModelError> {
+    let Some(info) = MODELS.iter().find(|info| info.name == name) else {
+        let names: Vec<_> = MODELS.iter().map(|info| info.name).collect();
+        return Err(ModelError::new(format!(
+            "no device model is called {name:?}; there are {}",
+            names.join(", ")
+        )));
+    };
+    (info.create)(&Options::new(info.name, info.options, options)?)
+}

@@ -1,0 +1,113 @@
+//! Controller registers (NVMe 1.4, chapter 3), at BAR 0.
+//!
+//! The page is shared with the program, so a value there is a wish, never the truth: what the controller is in is
+//! kept privately, and read-only registers are written again when they differ.
+
+use ioasis_sys::mapping::Mapping;
+use ioasis_uapi::Result;
+
+/// BAR of the registers.
+pub(super) const BAR: usize = 0;
+
+// Offsets, 3.1.
+pub(super) const CAP: u64 = 0x00;
+pub(super) const VS: u64 = 0x08;
+pub(super) const INTMS: u64 = 0x0c;
+pub(super) const INTMC: u64 = 0x10;
+pub(super) const CC: u64 = 0x14;
+pub(super) const CSTS: u64 = 0x1c;
+pub(super) const AQA: u64 = 0x24;
+pub(super) const ASQ: u64 = 0x28;
+pub(super) const ACQ: u64 = 0x30;
+/// Where the doorbells begin: 1000h, 3.1.24.
+pub(super) const DOORBELLS: u64 = 0x1000;
+
+/// Entries of the largest queue.
+pub(super) const QUEUE_ENTRIES: u32 = 1024;
+/// Entries of the largest admin queue: 12 bits, 0's based, 3.1.8.
+pub(super) const ADMIN_ENTRIES: u32 = 4096;
+/// The smallest page is 4 KiB, the largest 64 KiB.
+const MPSMAX: u32 = 4;
+
+/// CAP, 3.1.1: queues of 1024 entries, physically contiguous; ready within 10 s; doorbells 4 bytes apart; the NVM
+/// command set; pages of 4 to 64 KiB.
+pub(super) const CAP_VALUE: u64 =
+    (QUEUE_ENTRIES as u64 - 1) | 1 << 16 | 20 << 24 | 1 << 37 | (MPSMAX as u64) << 52;
+/// VS, 3.1.2: 1.4.0.
+pub(super) const VERSION: u32 = 0x0001_0400;
+
+// CSTS, 3.1.6.
+pub(super) const CSTS_READY: u32 = 1 << 0;
+pub(super) const CSTS_FATAL: u32 = 1 << 1;
+pub(super) const CSTS_SHUTDOWN_COMPLETE: u32 = 2 << 2;
+
+/// log2 of the sizes of queue entries: 64 bytes submitted, 16 bytes completed.
+pub(super) const SUBMISSION_LG2: u32 = 6;
+pub(super) const COMPLETION_LG2: u32 = 4;
+
+/// CC, controller configuration (3.1.5).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Configuration(pub(super) u32);
+
+impl Configuration {
+    const fn field(self, shift: u32, width: u32) -> u32 {
+        self.0 >> shift & ((1 << width) - 1)
+    }
+
+    pub(super) const fn enabled(self) -> bool {
+        self.field(0, 1) == 1
+    }
+
+    /// Whether the program asked for a shutdown, normal or abrupt.
+    pub(super) const fn shutdown(self) -> bool {
+        matches!(self.field(14, 2), 1 | 2)
+    }
+
+    /// Bytes of a page: CC.MPS counts from 4 KiB.
+    pub(super) const fn page_size(self) -> u64 {
+        4096 << self.field(7, 4)
+    }
+
+    /// Whether the controller can run like that: the NVM command set, round robin, a page size it has.
+    pub(super) const fn acceptable(self) -> bool {
+        self.field(4, 3) == 0 && self.field(11, 3) == 0 && self.field(7, 4) <= MPSMAX
+    }
+
+    pub(super) const fn submission_lg2(self) -> u32 {
+        self.field(16, 4)
+    }
+
+    pub(super) const fn completion_lg2(self) -> u32 {
+        self.field(20, 4)
+    }
+}
+
+/// The offset of the doorbell pair of queue `id`: submission tail, then completion head (3.1.24, 3.1.25).
+pub(super) const fn doorbells(id: u16) -> u64 {
+    DOORBELLS + 8 * id as u64
+}
+
+/// The admin queues as AQA, ASQ and ACQ describe them (3.1.8 to 3.1.10).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct AdminQueues {
+    pub(super) submission: u64,
+    pub(super) submission_entries: u32,
+    pub(super) completion: u64,
+    pub(super) completion_entries: u32,
+}
+
+impl AdminQueues {
+    /// Reads the registers; `None` when the controller cannot run with them.
+    pub(super) fn load(registers: &Mapping, page_size: u64) -> Result<Option<Self>> {
+        let aqa = registers.load_u32(AQA)?;
+        let queues = Self {
+            submission: registers.load_u64(ASQ)?,
+            submission_entries: (aqa & 0xfff) + 1,
+            completion: registers.load_u64(ACQ)?,
+            completion_entries: (aqa >> 16 & 0xfff) + 1,
+        };
+        let aligned = queues.submission.is_multiple_of(page_size) && queues.completion.is_multiple_of(page_size);
+        let sized = queues.submission_entries >= 2 && queues.completion_entries >= 2;
+        Ok((aligned && sized).then_some(queues))
+    }
+}

@@ -1,0 +1,99 @@
+//! `testdev`: copies 4 KiB from memory into itself, and back. The smallest device that proves a translation.
+//!
+//! BAR 0 is one page of memory:
+//!
+//! | offset | width | register |
+//! |---|---|---|
+//! | 0x00 | 64 | ADDR: where the copy begins; may be written as two halves |
+//! | 0x08 | 32 | CMD: writing 3 copies from memory at ADDR into the device, 1 from the device to memory; bit 0 reads 1 until that is done, then bit 31 reads 1 if the memory could not be reached |
+//! | 0x10 | 64 | FAULT: the first address that could not be reached, when bit 31 of CMD is set; 0 otherwise |
+//!
+//! MSI message 0 is sent when a copy ends. After a reset the device holds zeroes.
+
+use ioasis_uapi::Result;
+
+use super::options::{ModelError, Options};
+use super::{Model, ModelInfo, Progress};
+use crate::bus::{Bus, Segment};
+use crate::description::{Bar, BarKind, Description, Ids, Vectors};
+
+/// How `ioasis models` lists it.
+pub(super) const INFO: ModelInfo = ModelInfo {
+    name: "testdev",
+    summary: "copies 4 KiB from memory into itself and back (1234:11e9)",
+    options: &[],
+    create,
+};
+
+const BYTES: usize = 4096;
+const ADDR: u64 = 0x00;
+const CMD: u64 = 0x08;
+const FAULT: u64 = 0x10;
+
+const CMD_RUN: u32 = 1 << 0;
+const CMD_FROM_MEMORY: u32 = 1 << 1;
+const CMD_FAULTED: u32 = 1 << 31;
+
+#[derive(Debug)]
+struct Testdev {
+    buffer: Box<[u8; BYTES]>,
+}
+
+fn create(_options: &Options<'_>) -> Result<Box<dyn Model>, ModelError> {
+    Ok(Box::new(Testdev { buffer: Box::new([0; BYTES]) }))
+}
+
+impl Model for Testdev {
+    fn description(&self) -> Description {
+        let page = 0..BYTES as u64;
+        let registers = Bar {
+            size: page.end,
+            kind: BarKind::Memory32,
+            prefetchable: false,
+            mappable: vec![page],
+        };
+        Description {
+            ids: Ids {
+                vendor: 0x1234,
+                device: 0x11e9,
+                subsystem_vendor: 0x1af4,
+                subsystem_device: 0x1100,
+                class: 0x00_ff_00,
+                revision: 0,
+            },
+            bars: [Some(registers), None, None, None, None, None],
+            vectors: Vectors { intx: false, msi: 1, msix: 0 },
+            msix: None,
+        }
+    }
+
+    fn reset(&mut self, bus: &Bus<'_>) -> Result<()> {
+        self.buffer.fill(0);
+        bus.pages(0).fill(0, BYTES, 0)
+    }
+
+    fn poll(&mut self, bus: &Bus<'_>) -> Result<Progress> {
+        let registers = bus.pages(0);
+        let command = registers.load_u32(CMD)?;
+        if command & CMD_RUN == 0 {
+            return Ok(Progress::Idle);
+        }
+        let memory = [Segment { iova: registers.load_u64(ADDR)?, length: BYTES }];
+        let copied = if command & CMD_FROM_MEMORY != 0 {
+            bus.read(&memory, &mut *self.buffer)
+        } else {
+            bus.write(&memory, &*self.buffer)
+        };
+        let (status, fault) = match copied {
+            Ok(()) => (0, 0),
+            Err(fault) => (CMD_FAULTED, fault.iova),
+        };
+        registers.store_u64(FAULT, fault)?;
+        registers.store_u32(CMD, status)?;
+        bus.raise(0);
+        Ok(Progress::Worked)
+    }
+}
+
+#[cfg(test)]
+mod tests;

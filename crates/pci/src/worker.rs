@@ -1,0 +1,155 @@
+//! The one thread of an open device: it polls the model while there is work, and sleeps longer and longer while
+//! there is none.
+//!
+//! A program that stores to a mapped page makes no system call, so nothing tells the worker; it looks again after
+//! 50 us, then less and less often, down to every 5 ms. A trapped call on the device wakes it at once.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use ioasis_sys::sync::{Mutex, MutexGuard};
+use ioasis_uapi::{Errno, Error, Result};
+
+use crate::bus::{Bus, Line, Session};
+use crate::gate::Gate;
+use crate::model::{Model, Progress};
+
+/// How long a worker looks without sleeping after the last work: the time a program needs to send the next command.
+const SPIN: Duration = Duration::from_micros(200);
+const FIRST_SLEEP: Duration = Duration::from_micros(50);
+const LONGEST_SLEEP: Duration = Duration::from_millis(5);
+
+/// What the worker and the callers of a function share.
+#[derive(Debug)]
+pub(crate) struct Device {
+    model: Mutex<Box<dyn Model>>,
+    /// Callers that wait for `model`; the worker lets them in first.
+    waiting: AtomicUsize,
+    pub(crate) gate: Gate,
+    /// The level of the interrupt pin.
+    pub(crate) line: AtomicBool,
+    /// A BAR page could not be reached; nothing is polled until the next reset.
+    dead: AtomicBool,
+}
+
+impl Device {
+    pub(crate) fn new(model: Box<dyn Model>) -> Self {
+        Self {
+            model: Mutex::new(model),
+            waiting: AtomicUsize::new(0),
+            gate: Gate::default(),
+            line: AtomicBool::new(false),
+            dead: AtomicBool::new(false),
+        }
+    }
+
+    pub(crate) fn bus<'a>(&'a self, session: &'a Session) -> Bus<'a> {
+        Bus::new(session, &self.gate, &self.line)
+    }
+
+    /// The model, for a caller that is not the worker.
+    pub(crate) fn model(&self) -> MutexGuard<'_, Box<dyn Model>> {
+        self.waiting.fetch_add(1, Ordering::AcqRel);
+        let model = self.model.lock();
+        self.waiting.fetch_sub(1, Ordering::AcqRel);
+        model
+    }
+
+    /// Resets the model and takes its interrupt back.
+    pub(crate) fn reset(&self, session: &Session) -> Result<()> {
+        let mut model = self.model();
+        let bus = self.bus(session);
+        let done = model.reset(&bus);
+        bus.set_line(Line::Deasserted);
+        self.dead.store(done.is_err(), Ordering::Release);
+        done
+    }
+
+    /// One poll, or `None` when the model is not to be polled before something is called.
+    fn poll(&self, bus: &Bus<'_>) -> Option<Progress> {
+        while self.waiting.load(Ordering::Acquire) != 0 {
+            thread::yield_now();
+        }
+        if self.dead.load(Ordering::Acquire) || !self.gate.memory_enabled() {
+            return None;
+        }
+        let polled = self.model.lock().poll(bus);
+        self.dead.store(polled.is_err(), Ordering::Release);
+        polled.ok()
+    }
+}
+
+#[derive(Debug, Default)]
+struct Signals {
+    stop: AtomicBool,
+    kicked: AtomicBool,
+}
+
+/// A running worker.
+#[derive(Debug)]
+pub(crate) struct Worker {
+    signals: Arc<Signals>,
+    thread: JoinHandle<()>,
+}
+
+impl Worker {
+    /// Starts the thread, named `name`.
+    ///
+    /// # Errors
+    ///
+    /// What starting a thread answers: `EAGAIN` when there are too many.
+    pub(crate) fn start(name: String, device: Arc<Device>, session: Arc<Session>) -> Result<Self> {
+        let signals = Arc::new(Signals::default());
+        let watched = Arc::clone(&signals);
+        let run = move || work(&device, &session, &watched);
+        let thread = thread::Builder::new().name(name).spawn(run).map_err(|error| {
+            let errno = error.raw_os_error().map_or(Errno::EAGAIN, Errno::from_raw);
+            Error::new(errno, "no thread for the device")
+        })?;
+        Ok(Self { signals, thread })
+    }
+
+    /// Makes the worker look at once, as after a trapped call.
+    pub(crate) fn wake(&self) {
+        self.signals.kicked.store(true, Ordering::Release);
+        self.thread.thread().unpark();
+    }
+
+    /// Ends the worker after the poll it is in.
+    pub(crate) fn stop(self) {
+        self.signals.stop.store(true, Ordering::Release);
+        self.thread.thread().unpark();
+        self.thread.join().expect("a device model does not panic");
+    }
+}
+
+fn work(device: &Device, session: &Session, signals: &Signals) {
+    let bus = device.bus(session);
+    let mut idle_since = None;
+    let mut sleep = FIRST_SLEEP;
+    while !signals.stop.load(Ordering::Acquire) {
+        if signals.kicked.swap(false, Ordering::AcqRel) {
+            idle_since = None;
+        }
+        match device.poll(&bus) {
+            Some(Progress::Worked) => idle_since = None,
+            Some(Progress::Idle) => {
+                let now = Instant::now();
+                let idle = now.duration_since(*idle_since.get_or_insert(now));
+                if idle < SPIN {
+                    sleep = FIRST_SLEEP;
+                    std::hint::spin_loop();
+                } else {
+                    thread::park_timeout(sleep);
+                    sleep = LONGEST_SLEEP.min(sleep * 2);
+                }
+            }
+            None => thread::park(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
