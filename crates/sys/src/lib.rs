@@ -5,6 +5,8 @@ pub mod eventfd;
 pub mod locks;
 pub mod mapping;
 pub mod message;
+pub mod mount;
+pub mod namespace;
 pub mod notify;
 pub mod seccomp;
 pub mod signal;

@@ -1,0 +1,159 @@
+//! Namespaces for one program: a mount table of its own, with the caller's own user and group ids.
+//!
+//! A process with `CAP_SYS_ADMIN` needs a mount namespace only. Anybody else gets a user namespace around it, in
+//! which just the own uid and gid are mapped, to themselves: files keep their owners and `id` says what it said.
+//! The capabilities that come with a user namespace are for the mounts and are given up again with
+//! [`Namespace::drop_capabilities`].
+#![expect(
+    unsafe_code,
+    reason = "rustix marks unshare(2) unsafe because of CLONE_FILES, which is not used here"
+)]
+
+use std::fs;
+use std::path::Path;
+
+use ioasis_uapi::{Errno, Error, Result};
+use rustix::io::Errno as Raw;
+use rustix::mount::{MountPropagationFlags, mount_change};
+use rustix::process::{getegid, geteuid};
+use rustix::thread::{
+    CapabilitySet, CapabilitySets, UnshareFlags, capabilities, capability_is_in_bounding_set,
+    remove_capability_from_bounding_set, set_capabilities, unshare_unsafe,
+};
+
+/// A mount namespace this process has entered.
+#[derive(Debug)]
+#[must_use = "the capabilities of a user namespace stay until `drop_capabilities`"]
+pub struct Namespace {
+    /// What to go back to; `None` where nothing was gained.
+    before: Option<Before>,
+}
+
+/// The capabilities of the process before it entered a user namespace.
+#[derive(Debug)]
+struct Before {
+    sets: CapabilitySets,
+    bounding: CapabilitySet,
+}
+
+impl Namespace {
+    /// Whether the mount namespace came with a user namespace.
+    #[must_use]
+    pub const fn is_user(&self) -> bool {
+        self.before.is_some()
+    }
+
+    /// Gives up every capability that entering a user namespace brought. Whatever is executed afterwards does not
+    /// get them back.
+    ///
+    /// # Errors
+    ///
+    /// `EPERM` if the kernel refuses, which it has no reason to.
+    pub fn drop_capabilities(self) -> Result<()> {
+        let Some(before) = self.before else { return Ok(()) };
+        for capability in CapabilitySet::all().iter() {
+            // A number this kernel does not know is neither held nor missed.
+            if !before.bounding.contains(capability)
+                && capability_is_in_bounding_set(capability) == Ok(true)
+            {
+                remove_capability_from_bounding_set(capability)
+                    .map_err(|raw| error(raw, "the bounding set cannot be reduced"))?;
+            }
+        }
+        set_capabilities(None, before.sets)
+            .map_err(|raw| error(raw, "the capabilities of the user namespace cannot be given up"))
+    }
+}
+
+/// Gives the calling process a mount namespace of its own, inside a user namespace unless it may mount already.
+/// What is mounted or unmounted outside later is still seen inside, never the other way round.
+///
+/// # Errors
+///
+/// The errno of the system call that failed; the reason says which setting of the host forbids user namespaces and
+/// how to change it. `EINVAL` if the process has more than one thread.
+pub fn enter() -> Result<Namespace> {
+    let sets = capabilities(None).map_err(|raw| error(raw, "capabilities cannot be read"))?;
+    let namespace = if sets.effective.contains(CapabilitySet::SYS_ADMIN)
+        && unshare(UnshareFlags::NEWNS).is_ok()
+    {
+        Namespace { before: None }
+    } else {
+        enter_user(sets)?
+    };
+    mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)
+        .map_err(|raw| error(raw, "mounts cannot be kept from the host"))?;
+    Ok(namespace)
+}
+
+fn enter_user(sets: CapabilitySets) -> Result<Namespace> {
+    let bounding = CapabilitySet::all()
+        .iter()
+        .filter(|&capability| capability_is_in_bounding_set(capability) == Ok(true))
+        .collect();
+    let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
+    unshare(UnshareFlags::NEWUSER | UnshareFlags::NEWNS)
+        .map_err(|raw| error(raw, forbidden(raw)))?;
+    // The kernel takes a gid map from an unprivileged process only once setgroups(2) is off (user_namespaces(7)).
+    write_proc("setgroups", "deny")?;
+    write_proc("uid_map", &format!("{uid} {uid} 1"))?;
+    write_proc("gid_map", &format!("{gid} {gid} 1"))?;
+    Ok(Namespace { before: Some(Before { sets, bounding }) })
+}
+
+/// Why user namespaces are refused on this host, and what to do; `None` where no setting known here forbids them.
+#[must_use]
+pub fn restriction() -> Option<&'static str> {
+    let setting = |path: &str| fs::read_to_string(Path::new("/proc/sys").join(path));
+    let is = |path: &str, value: &str| setting(path).is_ok_and(|text| text.trim() == value);
+    if !Path::new("/proc/self/ns/user").exists() {
+        Some(
+            "this kernel has no user namespaces (CONFIG_USER_NS), or /proc is not mounted: run as root",
+        )
+    } else if is("kernel/unprivileged_userns_clone", "0") {
+        Some(
+            "user namespaces are for root only here: `sysctl kernel.unprivileged_userns_clone=1`, or run as root",
+        )
+    } else if is("user/max_user_namespaces", "0") {
+        Some(
+            "user namespaces are switched off here: `sysctl user.max_user_namespaces=10000`, or run as root",
+        )
+    } else if is("kernel/apparmor_restrict_unprivileged_userns", "1") {
+        Some(
+            "AppArmor restricts user namespaces: `sysctl kernel.apparmor_restrict_unprivileged_userns=0`, an \
+             AppArmor profile with `userns,` for this program, or run as root",
+        )
+    } else {
+        None
+    }
+}
+
+fn forbidden(raw: Raw) -> &'static str {
+    restriction().unwrap_or(match raw {
+        Raw::NOSPC => "too many user namespaces: raise user.max_user_namespaces, or nest them less deeply",
+        Raw::INVAL => "a process with several threads cannot enter a user namespace",
+        _ => {
+            "user namespaces are refused, by a container's seccomp profile or in a chroot: start the container \
+             with `--security-opt seccomp=unconfined`, or run as root with CAP_SYS_ADMIN"
+        }
+    })
+}
+
+fn unshare(flags: UnshareFlags) -> rustix::io::Result<()> {
+    debug_assert!(!flags.contains(UnshareFlags::FILES));
+    // SAFETY: 1. the only hazard unshare(2) has for memory or descriptors is CLONE_FILES, and `flags`, built in
+    // this module, never has it.
+    unsafe { unshare_unsafe(flags) }
+}
+
+fn write_proc(name: &str, text: &str) -> Result<()> {
+    fs::write(Path::new("/proc/self").join(name), text).map_err(|failure| {
+        let errno = failure.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
+        let why = restriction().unwrap_or("the user namespace cannot be set up through /proc/self");
+        Error::new(errno, why)
+    })
+}
+
+fn error(raw: Raw, why: &'static str) -> Error {
+    Error::new(Errno::from_raw(raw.raw_os_error()), why)
+}
