@@ -1,1 +1,3 @@
 //! Runs a program whose IOMMUFD and VFIO calls are answered here.
+
+pub mod view;

@@ -1,0 +1,78 @@
+//! What the view has under /dev.
+
+use std::os::unix::fs::FileTypeExt as _;
+
+use super::tree::Dir;
+use super::{Device, GroupKind, Node, Options};
+
+/// Major and minor number of /dev/vfio/vfio (drivers/vfio/container.c: a misc device with a fixed minor).
+pub(super) const CONTAINER: (u32, u32) = (10, 196);
+
+/// Name of a group's node in /dev/vfio (drivers/vfio/group.c).
+pub(super) fn group_name(device: &Device) -> String {
+    match device.group_kind {
+        GroupKind::Iommu => device.group.to_string(),
+        GroupKind::NoIommu => format!("noiommu-{}", device.group),
+    }
+}
+
+/// One device of every group.
+pub(super) fn groups(devices: &[Device]) -> impl Iterator<Item = &Device> {
+    devices
+        .iter()
+        .enumerate()
+        .filter(|(index, device)| {
+            devices[..*index].iter().all(|earlier| earlier.group != device.group)
+        })
+        .map(|(_, device)| device)
+}
+
+pub(super) fn plan(dev: &mut Dir, devices: &[Device], options: &Options) {
+    dev.node("iommu", Node::Iommu, 0o660);
+    let vfio = dev.dir("vfio");
+    vfio.node("vfio", Node::VfioContainer, 0o666);
+    vfio.dir("devices");
+    for device in groups(devices) {
+        let node = match device.group_kind {
+            GroupKind::Iommu => Node::Group(device.group),
+            GroupKind::NoIommu => Node::NoIommuGroup(device.group),
+        };
+        vfio.node(&group_name(device), node, 0o600);
+    }
+    for device in with_cdev(devices) {
+        vfio.dir("devices").node(&format!("vfio{}", device.vfio), Node::Cdev(device.vfio), 0o600);
+    }
+    links(dev.kept("char"), devices, options);
+    pseudo_terminals(dev);
+}
+
+/// A group without an IOMMU has no cdev (drivers/vfio/vfio_main.c).
+pub(super) fn with_cdev(devices: &[Device]) -> impl Iterator<Item = &Device> {
+    devices.iter().filter(|device| device.group_kind == GroupKind::Iommu)
+}
+
+/// /dev/char, as udev fills it.
+fn links(char: &mut Dir, devices: &[Device], options: &Options) {
+    let mut link =
+        |(major, minor): (u32, u32), target: String| char.link(&format!("{major}:{minor}"), target);
+    link(CONTAINER, "../vfio/vfio".to_owned());
+    link((10, options.iommu_minor), "../iommu".to_owned());
+    for device in groups(devices) {
+        link((options.group_major, device.group), format!("../vfio/{}", group_name(device)));
+    }
+    for device in with_cdev(devices) {
+        link(device.cdev, format!("../vfio/devices/vfio{}", device.vfio));
+    }
+}
+
+/// Opening /dev/ptmx looks for a devpts mounted beside it, on the very mount it was opened through
+/// (fs/devpts/inode.c), which a bind mount of that node alone cannot give. So it is reached through the whole of the
+/// host's /dev. Where ptmx is a link to pts/ptmx, as in a container, it is kept like any other entry.
+fn pseudo_terminals(dev: &mut Dir) {
+    let is_node =
+        std::fs::symlink_metadata("/dev/ptmx").is_ok_and(|meta| meta.file_type().is_char_device());
+    if is_node {
+        dev.whole(".host");
+        dev.link("ptmx", ".host/ptmx");
+    }
+}

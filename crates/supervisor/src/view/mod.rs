@@ -1,0 +1,355 @@
+//! The view: the files of /dev and /sys by which a program finds an IOMMU, VFIO and the PCI devices of this run.
+//!
+//! [`View::plan`] decides before fork what is to be seen; [`View::enter`] runs in the launched process, mounts it
+//! and reports by which inode each device node can be recognised when it is opened. Nothing is mounted outside the
+//! client's own mount namespace, so nothing is left when its last process ends.
+//!
+//! Device nodes are placeholders (character device 0:0): an open that nobody answers fails. Sysfs files are plain
+//! files with Linux's texts, on read-only mounts; those that Linux lets root write are known to the supervisor as
+//! [`Node::Attribute`].
+//!
+//! DIFFERS: statfs of these files says tmpfs, and the size of an attribute is that of its text. libudev refuses
+//! device directories that are not on sysfs unless told otherwise: [`ENVIRONMENT`].
+
+mod dev;
+mod function;
+mod mounts;
+mod sysfs;
+mod tree;
+
+use std::fmt;
+use std::os::fd::OwnedFd;
+
+use ioasis_uapi::{Errno, Error, Result};
+
+use tree::{Dir, Host};
+
+/// What the client's environment needs, so that libudev (systemd 251 and newer) takes the view for a sysfs.
+pub const ENVIRONMENT: &[(&str, &str)] = &[("SYSTEMD_DEVICE_VERIFY_SYSFS", "0")];
+
+/// A PCI function bound to vfio-pci, as its files in /sys and /dev describe it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Device {
+    /// Domain, bus, device and function, as in "0000:01:00.0".
+    pub bdf: String,
+    /// Vendor id.
+    pub vendor: u16,
+    /// Device id.
+    pub device: u16,
+    /// Subsystem vendor id.
+    pub subsystem_vendor: u16,
+    /// Subsystem id.
+    pub subsystem_device: u16,
+    /// Class code: base class, subclass, programming interface, in the low 24 bits.
+    pub class: u32,
+    /// Revision id.
+    pub revision: u8,
+    /// BAR 0 to 5 and the expansion ROM.
+    pub bars: [Bar; 7],
+    /// IOMMU group.
+    pub group: u32,
+    /// What the group is backed by.
+    pub group_kind: GroupKind,
+    /// The N of /dev/vfio/devices/vfioN.
+    pub vfio: u32,
+    /// Major and minor number of /dev/vfio/devices/vfioN.
+    pub cdev: (u32, u32),
+    /// NUMA node; -1 for none.
+    pub numa_node: i32,
+    /// The first 64, 256 or 4096 bytes of configuration space.
+    pub config: Vec<u8>,
+    /// Name of the driver it is bound to, usually "vfio-pci".
+    pub driver: String,
+    /// Which of [`Options::iommus`] translates for it.
+    pub iommu: usize,
+}
+
+/// An address range of a device, as a line of its `resource` file. All zero when not present.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Bar {
+    /// First address.
+    pub start: u64,
+    /// Last address, which belongs to the BAR.
+    pub last: u64,
+    /// `IORESOURCE_*` flags of linux/ioport.h.
+    pub flags: u64,
+}
+
+/// What stands behind an IOMMU group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GroupKind {
+    /// An IOMMU: /dev/vfio/N.
+    Iommu,
+    /// Nothing: /dev/vfio/noiommu-N, and no cdev.
+    NoIommu,
+}
+
+/// An IOMMU as /sys/class/iommu shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Iommu {
+    /// "dmar0", "ivhd0", "smmu3.0x0000000009050000".
+    pub name: String,
+    /// Which attributes it has.
+    pub registers: Registers,
+}
+
+/// The attributes of an IOMMU's own directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Registers {
+    /// `intel-iommu/{address,cap,ecap,version,domains_supported,domains_used}`.
+    Intel {
+        /// Where the register set lies.
+        address: u64,
+        /// Capability register (VT-d 11.4.2).
+        cap: u64,
+        /// Extended capability register (VT-d 11.4.3).
+        ecap: u64,
+    },
+    /// `amd-iommu/{cap,features}`.
+    Amd {
+        /// Capability header of the IVRS entry.
+        cap: u32,
+        /// Extended feature register (AMD IOMMU 3.4.8.1).
+        features: u64,
+    },
+    /// No attributes, as SMMUv3 and RISC-V.
+    Plain,
+}
+
+/// A stretch of IOVAs that a group may not use, as a line of `reserved_regions`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reserved {
+    /// First IOVA.
+    pub start: u64,
+    /// Last IOVA, which is reserved too.
+    pub last: u64,
+    /// "direct", "direct-relaxable", "reserved" or "msi".
+    pub kind: &'static str,
+}
+
+/// Whether the client sees the PCI devices of the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HostPci {
+    /// /sys/bus/pci has the devices of this run only.
+    Hidden,
+    /// Those of the host too, but for a BDF that this run uses.
+    Shown,
+}
+
+/// What is the same for every device.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Whether the client sees the PCI devices of the host.
+    pub host_pci: HostPci,
+    /// Bytes that the files handed to the client may hold together: BAR pages.
+    pub files_size: u64,
+    /// The IOMMUs of the machine; not empty.
+    pub iommus: Vec<Iommu>,
+    /// What no group may map.
+    pub reserved: Vec<Reserved>,
+    /// Major number of the group nodes /dev/vfio/N, whose minor number is N.
+    pub group_major: u32,
+    /// Minor number of /dev/iommu; the major number is 10.
+    pub iommu_minor: u32,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            host_pci: HostPci::Hidden,
+            files_size: 64 << 20,
+            iommus: vec![Iommu {
+                name: "dmar0".to_owned(),
+                registers: Registers::Intel {
+                    address: 0xfed9_0000,
+                    cap: 0x00d2_078c_106f_0466,
+                    ecap: 0xf0_20df,
+                },
+            }],
+            reserved: vec![Reserved { start: 0xfee0_0000, last: 0xfeef_ffff, kind: "msi" }],
+            group_major: 242,
+            iommu_minor: 126,
+        }
+    }
+}
+
+/// What a file of the view stands for when it is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Node {
+    /// /dev/iommu.
+    Iommu,
+    /// /dev/vfio/vfio.
+    VfioContainer,
+    /// /dev/vfio/N.
+    Group(u32),
+    /// /dev/vfio/noiommu-N.
+    NoIommuGroup(u32),
+    /// /dev/vfio/devices/vfioN.
+    Cdev(u32),
+    /// The file [`View::attribute`] of this number, which Linux lets root write.
+    Attribute(u32),
+}
+
+/// By what a file of the view is recognised.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// `st_dev` of the file.
+    pub dev: u64,
+    /// `st_ino` of the file.
+    pub ino: u64,
+    /// What it stands for.
+    pub node: Node,
+}
+
+impl Identity {
+    /// The identity as bytes, for the way to the supervisor.
+    #[must_use]
+    pub fn to_bytes(self) -> [u8; 24] {
+        let (kind, number) = match self.node {
+            Node::Iommu => (0, 0),
+            Node::VfioContainer => (1, 0),
+            Node::Group(number) => (2, number),
+            Node::NoIommuGroup(number) => (3, number),
+            Node::Cdev(number) => (4, number),
+            Node::Attribute(number) => (5, number),
+        };
+        let mut bytes = [0; 24];
+        bytes[..8].copy_from_slice(&self.dev.to_le_bytes());
+        bytes[8..16].copy_from_slice(&self.ino.to_le_bytes());
+        bytes[16..20].copy_from_slice(&u32::to_le_bytes(kind));
+        bytes[20..].copy_from_slice(&u32::to_le_bytes(number));
+        bytes
+    }
+
+    /// The reverse of [`to_bytes`](Self::to_bytes); `None` for bytes it does not make.
+    #[must_use]
+    pub fn from_bytes(bytes: [u8; 24]) -> Option<Self> {
+        let long = |at: usize| bytes[at..at + 8].try_into().map(u64::from_le_bytes).ok();
+        let word = |at: usize| bytes[at..at + 4].try_into().map(u32::from_le_bytes).ok();
+        let number = word(20)?;
+        let node = match word(16)? {
+            0 => Node::Iommu,
+            1 => Node::VfioContainer,
+            2 => Node::Group(number),
+            3 => Node::NoIommuGroup(number),
+            4 => Node::Cdev(number),
+            5 => Node::Attribute(number),
+            _ => return None,
+        };
+        Some(Self { dev: long(0)?, ino: long(8)?, node })
+    }
+}
+
+/// What [`View::enter`] made.
+#[derive(Debug)]
+pub struct Entered {
+    /// The files whose open the supervisor answers.
+    pub nodes: Vec<Identity>,
+    /// Root of a memory file system that is mounted nowhere, for the files handed to the client.
+    pub files: OwnedFd,
+    /// Entries of /dev and /sys that could not be kept in view.
+    pub lost: Vec<String>,
+}
+
+/// The files a client is to see.
+#[derive(Clone, Debug)]
+pub struct View {
+    root: Dir,
+    attributes: Vec<String>,
+    files_size: u64,
+}
+
+impl View {
+    /// Plans the view of `devices`.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` for a BDF that is none, `EEXIST` for two devices with one BDF or one cdev, `ENODEV` for an IOMMU
+    /// that `options` lacks.
+    pub fn plan(devices: &[Device], options: &Options) -> Result<Self> {
+        check(devices, options)?;
+        let mut root = Dir::new(Host::Kept);
+        dev::plan(root.kept("dev"), devices, options);
+        sysfs::plan(root.kept("sys"), devices, options);
+        let mut attributes = Vec::new();
+        root.number("", &mut attributes);
+        Ok(Self { root, attributes, files_size: options.files_size })
+    }
+
+    /// The path of the file known as [`Node::Attribute`] `number`.
+    #[must_use]
+    pub fn attribute(&self, number: u32) -> Option<&str> {
+        self.attributes.get(usize::try_from(number).ok()?).map(String::as_str)
+    }
+}
+
+/// A PCI address in its four parts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Bdf {
+    domain: u32,
+    bus: u8,
+    slot: u8,
+    function: u8,
+}
+
+impl Bdf {
+    /// Reads "DDDD:BB:DD.F", the only spelling sysfs has.
+    fn parse(text: &str) -> Option<Self> {
+        let (domain, rest) = text.split_once(':')?;
+        let (bus, rest) = rest.split_once(':')?;
+        let (slot, function) = rest.split_once('.')?;
+        let bdf = Self {
+            domain: u32::from_str_radix(domain, 16).ok()?,
+            bus: u8::from_str_radix(bus, 16).ok()?,
+            slot: u8::from_str_radix(slot, 16).ok().filter(|&slot| slot < 32)?,
+            function: function.parse().ok().filter(|&function| function < 8)?,
+        };
+        (bdf.to_string() == text).then_some(bdf)
+    }
+
+    /// The root bus as sysfs names it.
+    fn bridge(self) -> String {
+        format!("pci{:04x}:{:02x}", self.domain, self.bus)
+    }
+}
+
+impl fmt::Display for Bdf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:04x}:{:02x}:{:02x}.{}", self.domain, self.bus, self.slot, self.function)
+    }
+}
+
+fn check(devices: &[Device], options: &Options) -> Result<()> {
+    for (index, device) in devices.iter().enumerate() {
+        if Bdf::parse(&device.bdf).is_none() {
+            return Err(Error::new(Errno::EINVAL, "a PCI address has the form 0000:01:00.0"));
+        }
+        if device.iommu >= options.iommus.len() {
+            return Err(Error::at(
+                Errno::ENODEV,
+                "a device names an IOMMU that does not exist",
+                device.iommu as u64,
+            ));
+        }
+        let earlier = &devices[..index];
+        if earlier.iter().any(|other| other.bdf == device.bdf) {
+            return Err(Error::new(Errno::EEXIST, "two devices have one PCI address"));
+        }
+        if earlier.iter().any(|other| other.vfio == device.vfio || other.cdev == device.cdev) {
+            return Err(Error::at(
+                Errno::EEXIST,
+                "two devices have one vfio number",
+                u64::from(device.vfio),
+            ));
+        }
+        let mates = |other: &&Device| other.group == device.group;
+        if earlier.iter().filter(mates).any(|other| other.group_kind != device.group_kind) {
+            return Err(Error::at(
+                Errno::EINVAL,
+                "a group is backed by an IOMMU or it is not",
+                u64::from(device.group),
+            ));
+        }
+    }
+    Ok(())
+}

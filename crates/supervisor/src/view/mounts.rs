@@ -1,0 +1,230 @@
+//! From the planned tree to mounts.
+//!
+//! A directory the host has already, and whose planned entries are all directories that it has too, stays as it is.
+//! Any other is covered by a memory file system that holds the planned entries, with the host's own entries bound
+//! (or, if links, copied) beside them where they are kept. Binding keeps them exact: writes, ioctls and new files
+//! below them reach the real thing.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use ioasis_sys::mount::{self, Tmpfs};
+use ioasis_sys::namespace;
+use ioasis_uapi::{Errno, Error, Result};
+use rustix::fs::{AtFlags, CWD, Dir as Listing, FileType, Mode, OFlags};
+use rustix::io::Errno as Raw;
+
+use super::tree::{Dir, Entry, File, Host};
+use super::{Entered, Identity, Node, View};
+
+/// More than every planned file needs, less than a client could use to fill memory.
+const LIMITS: Tmpfs = Tmpfs { size: 64 << 20, inodes: 65_536, mode: 0o755 };
+
+/// Files are at most the BARs and descriptors of one run; the rest of the limit is for their number.
+const FILES: u64 = 65_536;
+
+impl View {
+    /// Enters a mount namespace (and a user namespace, unless privileged), mounts the view there and gives up the
+    /// capabilities this took. For a process of one thread, after fork and before its filter and exec.
+    ///
+    /// # Errors
+    ///
+    /// What [`namespace::enter`] says when the host forbids it; `ENOENT` without /dev or /sys; the errno of the mount
+    /// that failed.
+    pub fn enter(&self) -> Result<Entered> {
+        let cwd = std::env::current_dir();
+        let namespace = namespace::enter()?;
+        let files =
+            mount::detached_tmpfs(Tmpfs { size: self.files_size, inodes: FILES, mode: 0o700 })?;
+        let umask = rustix::process::umask(Mode::empty());
+        let mut work = Work { nodes: Vec::new(), lost: Vec::new() };
+        let made = work.root(&self.root);
+        rustix::process::umask(umask);
+        // The same path again: what it leads to may be covered now. Where it led nowhere, it still does.
+        let _ = cwd.and_then(std::env::set_current_dir);
+        made?;
+        namespace.drop_capabilities()?;
+        Ok(Entered { nodes: work.nodes, files, lost: work.lost })
+    }
+}
+
+struct Work {
+    nodes: Vec<Identity>,
+    lost: Vec<String>,
+}
+
+impl Work {
+    fn root(&mut self, root: &Dir) -> Result<()> {
+        for (name, entry) in &root.entries {
+            let Entry::Dir(dir) = entry else { unreachable!("the root holds /dev and /sys") };
+            let path = Path::new("/").join(name);
+            if !is_directory(&path) {
+                return Err(Error::new(
+                    Errno::ENOENT,
+                    "there is no /dev or no /sys to show devices in",
+                ));
+            }
+            self.settle(&path, dir)?;
+        }
+        Ok(())
+    }
+
+    /// Leaves the host's directory `path` in place if only directories below it change, else covers it.
+    fn settle(&mut self, path: &Path, dir: &Dir) -> Result<()> {
+        let stays = |(name, entry): (&String, &Entry)| {
+            matches!(entry, Entry::Dir(_)) && is_directory(&path.join(name))
+        };
+        if dir.host == Host::Hidden || !dir.entries.iter().all(stays) {
+            return self.cover(path, dir);
+        }
+        for (name, entry) in &dir.entries {
+            if let Entry::Dir(dir) = entry {
+                self.settle(&path.join(name), dir)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn cover(&mut self, path: &Path, dir: &Dir) -> Result<()> {
+        let original = open(CWD, path)
+            .map_err(|raw| error(raw, "a directory of /dev or /sys cannot be opened"))?;
+        // A copy made after the mount would have the mount in it.
+        let whole = dir.entries.iter().find(|(_, entry)| matches!(entry, Entry::Whole));
+        let whole = whole
+            .map(|(name, _)| Ok((path.join(name), mount::clone_recursive(&original)?)))
+            .transpose()?;
+        mount::tmpfs(path, LIMITS)?;
+        let target =
+            open(CWD, path).map_err(|raw| error(raw, "a mount just made cannot be opened"))?;
+        self.fill(&target, path, dir, Some(&original))?;
+        if let Some((place, tree)) = whole {
+            mount::attach(tree, &place)?;
+        }
+        // Root may write whatever its mode says; on /dev it may do so on Linux too.
+        if path.starts_with("/sys") { mount::read_only(path) } else { Ok(()) }
+    }
+
+    /// Fills the empty directory `target`, found at `path`, with `dir` and what it keeps of `original`.
+    fn fill(
+        &mut self,
+        target: &OwnedFd,
+        path: &Path,
+        dir: &Dir,
+        original: Option<&OwnedFd>,
+    ) -> Result<()> {
+        if let (Host::Kept, Some(original)) = (dir.host, original) {
+            self.keep(target, path, dir, original)?;
+        }
+        for (name, entry) in &dir.entries {
+            match entry {
+                Entry::Dir(below) => {
+                    make_directory(target, name)?;
+                    let target = open(target, Path::new(name)).map_err(made)?;
+                    let original =
+                        original.and_then(|original| open(original, Path::new(name)).ok());
+                    self.fill(&target, &path.join(name), below, original.as_ref())?;
+                }
+                Entry::File(file) => self.file(target, name, file)?,
+                Entry::Link(link) => {
+                    rustix::fs::symlinkat(link.as_str(), target, name.as_str()).map_err(made)?
+                }
+                Entry::Node { node, mode } => {
+                    mount::placeholder(target, name, *mode)?;
+                    let stat = rustix::fs::statat(target, name.as_str(), AtFlags::SYMLINK_NOFOLLOW)
+                        .map_err(made)?;
+                    self.nodes.push(Identity { dev: stat.st_dev, ino: stat.st_ino, node: *node });
+                }
+                Entry::Whole => make_directory(target, name)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn file(&mut self, target: &OwnedFd, name: &str, file: &File) -> Result<()> {
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+        let made_file = rustix::fs::openat(target, name, flags, Mode::from_raw_mode(file.mode))
+            .map_err(made)?;
+        let mut rest = file.bytes.as_slice();
+        while !rest.is_empty() {
+            let written = rustix::io::write(&made_file, rest).map_err(made)?;
+            rest = &rest[written..];
+        }
+        if let Some(number) = file.attribute {
+            let stat = rustix::fs::fstat(&made_file).map_err(made)?;
+            self.nodes.push(Identity {
+                dev: stat.st_dev,
+                ino: stat.st_ino,
+                node: Node::Attribute(number),
+            });
+        }
+        Ok(())
+    }
+
+    /// Keeps what `original` has and `dir` does not say otherwise about.
+    fn keep(&mut self, target: &OwnedFd, path: &Path, dir: &Dir, original: &OwnedFd) -> Result<()> {
+        // Sources are named relative to it: its absolute path leads to `target` by now.
+        rustix::process::fchdir(original).map_err(made)?;
+        let Ok(listing) = Listing::read_from(original) else {
+            self.lost.push(path.display().to_string());
+            return Ok(());
+        };
+        for entry in listing.flatten() {
+            let Ok(name) = entry.file_name().to_str() else { continue };
+            if name == "." || name == ".." || dir.entries.contains_key(name) {
+                continue;
+            }
+            if keep_one(target.as_fd(), path, original.as_fd(), name, entry.file_type()).is_err() {
+                self.lost.push(path.join(name).display().to_string());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Makes the entry `name` of `original`, which is the current directory, appear in `target`.
+fn keep_one(
+    target: BorrowedFd<'_>,
+    path: &Path,
+    original: BorrowedFd<'_>,
+    name: &str,
+    kind: FileType,
+) -> Result<()> {
+    match kind {
+        FileType::Symlink => {
+            let link = rustix::fs::readlinkat(original, name, Vec::new()).map_err(made)?;
+            return rustix::fs::symlinkat(link, target, name).map_err(made);
+        }
+        FileType::Directory => make_directory(target, name)?,
+        _ => {
+            let flags = OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+            rustix::fs::openat(target, name, flags, Mode::from_raw_mode(0o600)).map_err(made)?;
+        }
+    }
+    let relative = PathBuf::from("./").join(name);
+    mount::bind_recursive(&relative, &path.join(name)).inspect_err(|_| {
+        let flags = if kind == FileType::Directory { AtFlags::REMOVEDIR } else { AtFlags::empty() };
+        // Better no entry than one that leads nowhere; it is reported as lost either way.
+        let _ = rustix::fs::unlinkat(target, name, flags);
+    })
+}
+
+fn make_directory(target: impl AsFd, name: &str) -> Result<()> {
+    rustix::fs::mkdirat(target, name, Mode::from_raw_mode(0o755)).map_err(made)
+}
+
+fn open(dir: impl AsFd, path: &Path) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::openat(dir, path, flags, Mode::empty())
+}
+
+fn is_directory(path: &Path) -> bool {
+    std::fs::symlink_metadata(path).is_ok_and(|meta| meta.is_dir())
+}
+
+fn made(raw: Raw) -> Error {
+    error(raw, "the view cannot be filled")
+}
+
+fn error(raw: Raw, why: &'static str) -> Error {
+    Error::new(Errno::from_raw(raw.raw_os_error()), why)
+}

@@ -1,0 +1,266 @@
+//! What the view has under /sys, apart from the devices' own directories.
+
+use std::fmt::Write as _;
+
+use super::dev::{CONTAINER, group_name, groups, with_cdev};
+use super::tree::{Dir, Host};
+use super::{Bdf, Device, GroupKind, HostPci, Iommu, Options, Registers, function};
+
+pub(super) fn plan(sys: &mut Dir, devices: &[Device], options: &Options) {
+    bus(sys, devices, options);
+    modules(sys, devices);
+    iommu_groups(sys, devices, options);
+    classes(sys, devices, options);
+    iommus(sys, devices, options);
+    for device in devices {
+        function::plan(sys, device, options);
+    }
+    for bdf in devices.iter().map(bdf) {
+        bridge(sys, bdf);
+    }
+}
+
+/// The address of a device whose plan was checked.
+pub(super) fn bdf(device: &Device) -> Bdf {
+    Bdf::parse(&device.bdf).expect("View::plan checked it")
+}
+
+/// The directory of a device below /sys.
+pub(super) fn directory(device: &Device) -> String {
+    format!("devices/{}/{}", bdf(device).bridge(), device.bdf)
+}
+
+/// /sys/bus/pci (Documentation/ABI/testing/sysfs-bus-pci).
+fn bus(sys: &mut Dir, devices: &[Device], options: &Options) {
+    sys.kept("bus");
+    let pci = sys.dir("bus/pci");
+    pci.writable("drivers_autoprobe", "1\n");
+    pci.write_only("drivers_probe");
+    pci.write_only("rescan");
+    pci.write_only("uevent");
+    pci.writable("resource_alignment", "\n");
+    pci.dir("slots");
+    for device in devices {
+        pci.dir("devices").link(&device.bdf, format!("../../../{}", directory(device)));
+        let driver = pci.dir("drivers").dir(&device.driver);
+        driver.link(&device.bdf, format!("../../../../{}", directory(device)));
+    }
+    let names: Vec<String> =
+        pci.dir("drivers").entries.keys().cloned().chain(["vfio-pci".to_owned()]).collect();
+    for name in names {
+        let driver = pci.dir("drivers").dir(&name);
+        if driver.entries.contains_key("bind") {
+            continue;
+        }
+        for file in ["bind", "unbind", "new_id", "remove_id", "uevent"] {
+            driver.write_only(file);
+        }
+        if name == "vfio-pci" {
+            driver.link("module", "../../../../module/vfio_pci");
+        }
+    }
+    pci.dir("devices");
+    if options.host_pci == HostPci::Shown {
+        for name in ["bus/pci", "bus/pci/devices", "bus/pci/drivers", "bus/pci/slots"] {
+            sys.dir(name).host = Host::Kept;
+        }
+    }
+}
+
+/// /sys/module: that the modules are there, and their parameters with the defaults of Linux.
+fn modules(sys: &mut Dir, devices: &[Device]) {
+    sys.kept("module");
+    let noiommu = devices.iter().any(|device| device.group_kind == GroupKind::NoIommu);
+    let mut module = |name: &str, parameters: &[(&str, &str)]| {
+        let module = sys.dir("module").dir(name);
+        module.attribute("initstate", "live\n");
+        module.attribute("refcnt", "1\n");
+        module.attribute("taint", "\n");
+        module.write_only("uevent");
+        module.dir("holders");
+        for &(parameter, value) in parameters {
+            module.dir("parameters").writable(parameter, format!("{value}\n"));
+        }
+    };
+    module("vfio", &[("enable_unsafe_noiommu_mode", if noiommu { "Y" } else { "N" })]);
+    module("vfio_pci_core", &[]);
+    module(
+        "vfio_pci",
+        &[
+            ("disable_denylist", "N"),
+            ("disable_idle_d3", "N"),
+            ("disable_vga", "N"),
+            ("enable_sriov", "N"),
+            ("nointxmask", "N"),
+        ],
+    );
+    module(
+        "vfio_iommu_type1",
+        &[
+            ("allow_unsafe_interrupts", "N"),
+            ("disable_hugepages", "N"),
+            ("dma_entry_limit", "65535"),
+        ],
+    );
+    module("iommufd", &[("allow_unsafe_interrupts", "N")]);
+    let link = "../../../bus/pci/drivers/vfio-pci";
+    sys.dir("module/vfio_pci/drivers").link("pci:vfio-pci", link);
+}
+
+/// /sys/kernel/iommu_groups (drivers/iommu/iommu.c).
+fn iommu_groups(sys: &mut Dir, devices: &[Device], options: &Options) {
+    sys.kept("kernel");
+    let all = sys.dir("kernel/iommu_groups");
+    if options.host_pci == HostPci::Shown {
+        all.host = Host::Kept;
+    }
+    for device in groups(devices) {
+        let group = all.dir(&device.group.to_string());
+        match device.group_kind {
+            GroupKind::Iommu => {
+                let mut text = String::new();
+                for region in &options.reserved {
+                    let _ = writeln!(
+                        text,
+                        "{:#018x} {:#018x} {}",
+                        region.start, region.last, region.kind
+                    );
+                }
+                group.attribute("reserved_regions", text);
+                group.writable("type", "DMA-FQ\n");
+            }
+            GroupKind::NoIommu => {
+                group.attribute("name", "vfio-noiommu\n");
+                group.attribute("reserved_regions", "");
+                group.writable("type", "unknown\n");
+            }
+        }
+    }
+    for device in devices {
+        let members = all.dir(&format!("{}/devices", device.group));
+        members.link(&device.bdf, format!("../../../../{}", directory(device)));
+    }
+}
+
+/// A directory with the files every device of a class has, and the link to it from /sys/class and /sys/dev/char.
+fn class_device(
+    sys: &mut Dir,
+    path: &str,
+    class: &str,
+    name: &str,
+    node: Option<((u32, u32), &str)>,
+) {
+    let depth = path.split('/').count();
+    let device = sys.dir(path);
+    let mut uevent = String::new();
+    if let Some(((major, minor), devname)) = node {
+        uevent = format!("MAJOR={major}\nMINOR={minor}\nDEVNAME={devname}\n");
+        device.attribute("dev", format!("{major}:{minor}\n"));
+    }
+    device.writable("uevent", uevent);
+    device.link("subsystem", format!("{}class/{class}", "../".repeat(depth)));
+    power(device);
+    sys.kept("class").dir(class).link(name, format!("../../{path}"));
+    if let Some(((major, minor), _)) = node {
+        sys.kept("dev/char").link(&format!("{major}:{minor}"), format!("../../{path}"));
+    }
+}
+
+/// The `power` directory of a device.
+pub(super) fn power(device: &mut Dir) {
+    let power = device.dir("power");
+    power.writable("control", "on\n");
+    power.attribute("runtime_status", "active\n");
+    power.attribute("runtime_active_time", "0\n");
+    power.attribute("runtime_suspended_time", "0\n");
+}
+
+/// /sys/class/{vfio,vfio-dev,misc} and the devices behind them.
+fn classes(sys: &mut Dir, devices: &[Device], options: &Options) {
+    sys.kept("devices/virtual/misc");
+    sys.kept("class/misc");
+    class_device(sys, "devices/virtual/misc/vfio", "misc", "vfio", Some((CONTAINER, "vfio/vfio")));
+    class_device(
+        sys,
+        "devices/virtual/misc/iommu",
+        "misc",
+        "iommu",
+        Some(((10, options.iommu_minor), "iommu")),
+    );
+    sys.dir("class").dir("vfio");
+    sys.dir("class").dir("vfio-dev");
+    for device in groups(devices) {
+        let name = group_name(device);
+        let node = ((options.group_major, device.group), &*format!("vfio/{name}"));
+        class_device(sys, &format!("devices/virtual/vfio/{name}"), "vfio", &name, Some(node));
+    }
+    for device in with_cdev(devices) {
+        let name = format!("vfio{}", device.vfio);
+        let path = format!("{}/vfio-dev/{name}", directory(device));
+        class_device(
+            sys,
+            &path,
+            "vfio-dev",
+            &name,
+            Some((device.cdev, &*format!("vfio/devices/{name}"))),
+        );
+        sys.dir(&path).link("device", format!("../../../{}", device.bdf));
+    }
+}
+
+/// /sys/class/iommu and the IOMMUs behind it.
+fn iommus(sys: &mut Dir, devices: &[Device], options: &Options) {
+    sys.dir("class").dir("iommu");
+    for (index, iommu) in options.iommus.iter().enumerate() {
+        let path = format!("devices/virtual/iommu/{}", iommu.name);
+        class_device(sys, &path, "iommu", &iommu.name, None);
+        registers(sys.dir(&path), iommu);
+        let members = sys.dir(&path).dir("devices");
+        for device in with_cdev(devices).filter(|device| device.iommu == index) {
+            members
+                .link(&device.bdf, format!("../../../../{}/{}", bdf(device).bridge(), device.bdf));
+        }
+    }
+}
+
+fn registers(dir: &mut Dir, iommu: &Iommu) {
+    match iommu.registers {
+        // drivers/iommu/intel/iommu.c, intel_iommu_attrs
+        Registers::Intel { address, cap, ecap } => {
+            let intel = dir.dir("intel-iommu");
+            intel.attribute("address", format!("{address:x}\n"));
+            intel.attribute("cap", format!("{cap:x}\n"));
+            intel.attribute("ecap", format!("{ecap:x}\n"));
+            intel.attribute("version", "1:0\n");
+            // Capability register, ND: 2^(4 + 2 * ND) domains.
+            intel.attribute("domains_supported", format!("{}\n", 1_u64 << (4 + 2 * (cap & 7))));
+            intel.attribute("domains_used", "1\n");
+        }
+        // drivers/iommu/amd/init.c, amd_iommu_attrs
+        Registers::Amd { cap, features } => {
+            let amd = dir.dir("amd-iommu");
+            amd.attribute("cap", format!("{cap:x}\n"));
+            amd.attribute("features", format!("{features:x}:0\n"));
+        }
+        Registers::Plain => {}
+    }
+}
+
+/// The host bridge a device's bus hangs off, beside what the host has in a directory of that name.
+fn bridge(sys: &mut Dir, bdf: Bdf) {
+    let bus = format!("{:04x}:{:02x}", bdf.domain, bdf.bus);
+    let path = format!("devices/{}", bdf.bridge());
+    let dir = sys.kept(&path);
+    if dir.entries.contains_key("pci_bus")
+        || std::fs::exists(format!("/sys/{path}/pci_bus")).unwrap_or(false)
+    {
+        return;
+    }
+    dir.writable("uevent", "");
+    power(dir);
+    sys.kept("class/pci_bus");
+    class_device(sys, &format!("{path}/pci_bus/{bus}"), "pci_bus", &bus, None);
+    let dir = sys.dir(&format!("{path}/pci_bus/{bus}"));
+    dir.link("device", format!("../../../{}", bdf.bridge()));
+    dir.write_only("rescan");
+}

@@ -1,0 +1,135 @@
+//! A tree of files as it shall appear to the client, held in memory until it is mounted.
+
+use std::collections::BTreeMap;
+
+use super::Node;
+
+/// What becomes of the host's own entries in a directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Host {
+    /// They stay, but for those of the same name.
+    Kept,
+    /// They are not seen.
+    Hidden,
+}
+
+/// A directory.
+#[derive(Clone, Debug)]
+pub(super) struct Dir {
+    pub(super) host: Host,
+    pub(super) entries: BTreeMap<String, Entry>,
+}
+
+/// What a name in a directory stands for.
+#[derive(Clone, Debug)]
+pub(super) enum Entry {
+    Dir(Dir),
+    File(File),
+    Link(String),
+    Node {
+        node: Node,
+        mode: u32,
+    },
+    /// The host's directory in whose place the one with this entry stands, with everything mounted below it.
+    Whole,
+}
+
+/// A regular file.
+#[derive(Clone, Debug)]
+pub(super) struct File {
+    /// Permissions without the write bits Linux gives root.
+    pub(super) mode: u32,
+    pub(super) bytes: Vec<u8>,
+    /// Its number, if Linux lets root write it; see [`Node::Attribute`].
+    pub(super) attribute: Option<u32>,
+}
+
+impl Dir {
+    pub(super) const fn new(host: Host) -> Self {
+        Self { host, entries: BTreeMap::new() }
+    }
+
+    /// The directory `path` below this one, made where it is missing. What it makes hides the host's entries.
+    ///
+    /// # Panics
+    ///
+    /// If something else than a directory stands in the way: the plan contradicts itself.
+    pub(super) fn dir(&mut self, path: &str) -> &mut Self {
+        let mut dir = self;
+        for name in path.split('/') {
+            let entry = dir
+                .entries
+                .entry(name.to_owned())
+                .or_insert_with(|| Entry::Dir(Self::new(Host::Hidden)));
+            dir = match entry {
+                Entry::Dir(dir) => dir,
+                other => panic!("{name} in {path} is a directory, not {other:?}"),
+            };
+        }
+        dir
+    }
+
+    /// The directory `path` below this one, made where it is missing; along the way the host's entries stay.
+    pub(super) fn kept(&mut self, path: &str) -> &mut Self {
+        let mut dir = self;
+        for name in path.split('/') {
+            dir = dir.dir(name);
+            dir.host = Host::Kept;
+        }
+        dir
+    }
+
+    /// An attribute that can only be read.
+    pub(super) fn attribute(&mut self, name: &str, text: impl Into<Vec<u8>>) {
+        self.file(name, File { mode: 0o444, bytes: text.into(), attribute: None });
+    }
+
+    /// An attribute that Linux lets root write too.
+    pub(super) fn writable(&mut self, name: &str, text: impl Into<Vec<u8>>) {
+        self.file(name, File { mode: 0o444, bytes: text.into(), attribute: Some(0) });
+    }
+
+    /// An attribute that Linux lets root write and nobody read.
+    pub(super) fn write_only(&mut self, name: &str) {
+        self.file(name, File { mode: 0, bytes: Vec::new(), attribute: Some(0) });
+    }
+
+    fn file(&mut self, name: &str, file: File) {
+        self.insert(name, Entry::File(file));
+    }
+
+    /// A symbolic link.
+    pub(super) fn link(&mut self, name: &str, target: impl Into<String>) {
+        self.insert(name, Entry::Link(target.into()));
+    }
+
+    /// A device node.
+    pub(super) fn node(&mut self, name: &str, node: Node, mode: u32) {
+        self.insert(name, Entry::Node { node, mode });
+    }
+
+    /// The host's directory in whose place this one stands; only where a mount is made, not further down.
+    pub(super) fn whole(&mut self, name: &str) {
+        self.insert(name, Entry::Whole);
+    }
+
+    /// Numbers the attributes that Linux lets root write, and returns their paths in that order.
+    pub(super) fn number(&mut self, path: &str, paths: &mut Vec<String>) {
+        for (name, entry) in &mut self.entries {
+            let path = format!("{path}/{name}");
+            match entry {
+                Entry::Dir(dir) => dir.number(&path, paths),
+                Entry::File(File { attribute: Some(number), .. }) => {
+                    *number = u32::try_from(paths.len()).expect("a plan has fewer files than that");
+                    paths.push(path);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn insert(&mut self, name: &str, entry: Entry) {
+        let old = self.entries.insert(name.to_owned(), entry);
+        assert!(old.is_none(), "{name} is planned once");
+    }
+}
