@@ -4,14 +4,15 @@ use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-use ioasis_uapi::{Errno, Error, Result};
+use ioasis_uapi::Result;
 use rustix::fs::{CWD, FileType, Mode, mknodat};
-use rustix::io::Errno as Raw;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, OpenTreeFlags,
     fsconfig_create, fsconfig_set_string, fsmount, fsopen, mount, mount_bind, mount_bind_recursive,
     mount_remount, move_mount, open_tree,
 };
+
+use crate::because;
 
 /// Limits of a memory file system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,7 +46,7 @@ pub fn tmpfs(target: &Path, limits: Tmpfs) -> Result<()> {
         MountFlags::NOSUID | MountFlags::NOEXEC,
         limits.options().as_c_str(),
     )
-    .map_err(|raw| error(raw, "a tmpfs cannot be mounted"))
+    .map_err(because("a tmpfs cannot be mounted"))
 }
 
 /// Makes a memory file system that is mounted nowhere: it lives as long as the returned descriptor of its root, or
@@ -67,7 +68,7 @@ pub fn detached_tmpfs(limits: Tmpfs) -> Result<OwnedFd> {
             | MountAttrFlags::MOUNT_ATTR_NOEXEC;
         fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
     };
-    make().map_err(|raw| error(raw, "a detached tmpfs cannot be made"))
+    make().map_err(because("a detached tmpfs cannot be made"))
 }
 
 /// Binds the file or directory `source` to `target`, without what is mounted below it.
@@ -76,7 +77,7 @@ pub fn detached_tmpfs(limits: Tmpfs) -> Result<OwnedFd> {
 ///
 /// The errno of mount(2); `EINVAL` inside a user namespace if something is mounted below `source`.
 pub fn bind(source: &Path, target: &Path) -> Result<()> {
-    mount_bind(source, target).map_err(|raw| error(raw, "a bind mount is refused"))
+    mount_bind(source, target).map_err(because("a bind mount is refused"))
 }
 
 /// Binds the file or directory `source` to `target`, with everything mounted below it.
@@ -85,7 +86,7 @@ pub fn bind(source: &Path, target: &Path) -> Result<()> {
 ///
 /// The errno of mount(2).
 pub fn bind_recursive(source: &Path, target: &Path) -> Result<()> {
-    mount_bind_recursive(source, target).map_err(|raw| error(raw, "a bind mount is refused"))
+    mount_bind_recursive(source, target).map_err(because("a bind mount is refused"))
 }
 
 /// Copies the mount that holds the directory `dir`, from there on down, with everything mounted below. The copy is
@@ -99,7 +100,7 @@ pub fn clone_recursive(dir: impl AsFd) -> Result<OwnedFd> {
         | OpenTreeFlags::OPEN_TREE_CLOEXEC
         | OpenTreeFlags::AT_RECURSIVE
         | OpenTreeFlags::AT_EMPTY_PATH;
-    open_tree(dir, "", flags).map_err(|raw| error(raw, "a mount cannot be copied"))
+    open_tree(dir, "", flags).map_err(because("a mount cannot be copied"))
 }
 
 /// Mounts the detached `tree` on the directory `target`.
@@ -109,7 +110,7 @@ pub fn clone_recursive(dir: impl AsFd) -> Result<OwnedFd> {
 /// The errno of move_mount(2).
 pub fn attach(tree: impl AsFd, target: &Path) -> Result<()> {
     move_mount(tree, "", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
-        .map_err(|raw| error(raw, "a copied mount cannot be attached"))
+        .map_err(because("a copied mount cannot be attached"))
 }
 
 /// Makes the mount at `target` read-only; other mounts of the same file system stay as they are.
@@ -119,7 +120,7 @@ pub fn attach(tree: impl AsFd, target: &Path) -> Result<()> {
 /// The errno of mount(2).
 pub fn read_only(target: &Path) -> Result<()> {
     let flags = MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NOEXEC;
-    mount_remount(target, flags, c"").map_err(|raw| error(raw, "a mount cannot be made read-only"))
+    mount_remount(target, flags, c"").map_err(because("a mount cannot be made read-only"))
 }
 
 /// Makes a character device 0:0 named `name` in `dir`: a node that can be found and stat'ed by anybody and opened by
@@ -130,9 +131,5 @@ pub fn read_only(target: &Path) -> Result<()> {
 /// The errno of mknodat(2).
 pub fn placeholder(dir: impl AsFd, name: &str, mode: u32) -> Result<()> {
     mknodat(dir, name, FileType::CharacterDevice, Mode::from_raw_mode(mode), 0)
-        .map_err(|raw| error(raw, "a device node cannot be made"))
-}
-
-fn error(raw: Raw, why: &'static str) -> Error {
-    Error::new(Errno::from_raw(raw.raw_os_error()), why)
+        .map_err(because("a device node cannot be made"))
 }

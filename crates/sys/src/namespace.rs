@@ -21,6 +21,8 @@ use rustix::thread::{
     remove_capability_from_bounding_set, set_capabilities, unshare_unsafe,
 };
 
+use crate::because;
+
 /// A mount namespace this process has entered.
 #[derive(Debug)]
 #[must_use = "the capabilities of a user namespace stay until `drop_capabilities`"]
@@ -57,11 +59,11 @@ impl Namespace {
                 && capability_is_in_bounding_set(capability) == Ok(true)
             {
                 remove_capability_from_bounding_set(capability)
-                    .map_err(|raw| error(raw, "the bounding set cannot be reduced"))?;
+                    .map_err(because("the bounding set cannot be reduced"))?;
             }
         }
         set_capabilities(None, before.sets)
-            .map_err(|raw| error(raw, "the capabilities of the user namespace cannot be given up"))
+            .map_err(because("the capabilities of the user namespace cannot be given up"))
     }
 }
 
@@ -73,7 +75,7 @@ impl Namespace {
 /// The errno of the system call that failed; the reason says which setting of the host forbids user namespaces and
 /// how to change it. `EINVAL` if the process has more than one thread.
 pub fn enter() -> Result<Namespace> {
-    let sets = capabilities(None).map_err(|raw| error(raw, "capabilities cannot be read"))?;
+    let sets = capabilities(None).map_err(because("capabilities cannot be read"))?;
     let namespace = if sets.effective.contains(CapabilitySet::SYS_ADMIN)
         && unshare(UnshareFlags::NEWNS).is_ok()
     {
@@ -82,7 +84,7 @@ pub fn enter() -> Result<Namespace> {
         enter_user(sets)?
     };
     mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)
-        .map_err(|raw| error(raw, "mounts cannot be kept from the host"))?;
+        .map_err(because("mounts cannot be kept from the host"))?;
     Ok(namespace)
 }
 
@@ -93,7 +95,7 @@ fn enter_user(sets: CapabilitySets) -> Result<Namespace> {
         .collect();
     let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
     unshare(UnshareFlags::NEWUSER | UnshareFlags::NEWNS)
-        .map_err(|raw| error(raw, forbidden(raw)))?;
+        .map_err(|raw| because(forbidden(raw))(raw))?;
     // The kernel takes a gid map from an unprivileged process only once setgroups(2) is off (user_namespaces(7)).
     write_proc("setgroups", "deny")?;
     write_proc("uid_map", &format!("{uid} {uid} 1"))?;
@@ -152,8 +154,4 @@ fn write_proc(name: &str, text: &str) -> Result<()> {
         let why = restriction().unwrap_or("the user namespace cannot be set up through /proc/self");
         Error::new(errno, why)
     })
-}
-
-fn error(raw: Raw, why: &'static str) -> Error {
-    Error::new(Errno::from_raw(raw.raw_os_error()), why)
 }

@@ -9,10 +9,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use ioasis_sys::mount::{self, Tmpfs};
-use ioasis_sys::namespace;
+use ioasis_sys::{because, namespace};
 use ioasis_uapi::{Errno, Error, Result};
 use rustix::fs::{AtFlags, CWD, Dir as Listing, FileType, Mode, OFlags};
-use rustix::io::Errno as Raw;
 
 use super::tree::{Dir, Entry, File, Host};
 use super::{Entered, Identity, Node, View};
@@ -47,6 +46,9 @@ impl View {
         Ok(Entered { nodes: work.nodes, files, lost: work.lost })
     }
 }
+
+/// Why a step fails that only a host out of memory, or short of mounts, can fail.
+const FILL: &str = "the view cannot be filled";
 
 struct Work {
     nodes: Vec<Identity>,
@@ -86,16 +88,15 @@ impl Work {
     }
 
     fn cover(&mut self, path: &Path, dir: &Dir) -> Result<()> {
-        let original = open(CWD, path)
-            .map_err(|raw| error(raw, "a directory of /dev or /sys cannot be opened"))?;
+        let original =
+            open(CWD, path).map_err(because("a directory of /dev or /sys cannot be opened"))?;
         // A copy made after the mount would have the mount in it.
         let whole = dir.entries.iter().find(|(_, entry)| matches!(entry, Entry::Whole));
         let whole = whole
             .map(|(name, _)| Ok((path.join(name), mount::clone_recursive(&original)?)))
             .transpose()?;
         mount::tmpfs(path, LIMITS)?;
-        let target =
-            open(CWD, path).map_err(|raw| error(raw, "a mount just made cannot be opened"))?;
+        let target = open(CWD, path).map_err(because("a mount just made cannot be opened"))?;
         self.fill(&target, path, dir, Some(&original))?;
         if let Some((place, tree)) = whole {
             mount::attach(tree, &place)?;
@@ -119,19 +120,18 @@ impl Work {
             match entry {
                 Entry::Dir(below) => {
                     make_directory(target, name)?;
-                    let target = open(target, Path::new(name)).map_err(made)?;
+                    let target = open(target, Path::new(name)).map_err(because(FILL))?;
                     let original =
                         original.and_then(|original| open(original, Path::new(name)).ok());
                     self.fill(&target, &path.join(name), below, original.as_ref())?;
                 }
                 Entry::File(file) => self.file(target, name, file)?,
-                Entry::Link(link) => {
-                    rustix::fs::symlinkat(link.as_str(), target, name.as_str()).map_err(made)?
-                }
+                Entry::Link(link) => rustix::fs::symlinkat(link.as_str(), target, name.as_str())
+                    .map_err(because(FILL))?,
                 Entry::Node { node, mode } => {
                     mount::placeholder(target, name, *mode)?;
                     let stat = rustix::fs::statat(target, name.as_str(), AtFlags::SYMLINK_NOFOLLOW)
-                        .map_err(made)?;
+                        .map_err(because(FILL))?;
                     self.nodes.push(Identity { dev: stat.st_dev, ino: stat.st_ino, node: *node });
                 }
                 Entry::Whole => make_directory(target, name)?,
@@ -143,14 +143,14 @@ impl Work {
     fn file(&mut self, target: &OwnedFd, name: &str, file: &File) -> Result<()> {
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
         let made_file = rustix::fs::openat(target, name, flags, Mode::from_raw_mode(file.mode))
-            .map_err(made)?;
+            .map_err(because(FILL))?;
         let mut rest = file.bytes.as_slice();
         while !rest.is_empty() {
-            let written = rustix::io::write(&made_file, rest).map_err(made)?;
+            let written = rustix::io::write(&made_file, rest).map_err(because(FILL))?;
             rest = &rest[written..];
         }
         if let Some(number) = file.attribute {
-            let stat = rustix::fs::fstat(&made_file).map_err(made)?;
+            let stat = rustix::fs::fstat(&made_file).map_err(because(FILL))?;
             self.nodes.push(Identity {
                 dev: stat.st_dev,
                 ino: stat.st_ino,
@@ -163,7 +163,7 @@ impl Work {
     /// Keeps what `original` has and `dir` does not say otherwise about.
     fn keep(&mut self, target: &OwnedFd, path: &Path, dir: &Dir, original: &OwnedFd) -> Result<()> {
         // Sources are named relative to it: its absolute path leads to `target` by now.
-        rustix::process::fchdir(original).map_err(made)?;
+        rustix::process::fchdir(original).map_err(because(FILL))?;
         let Ok(listing) = Listing::read_from(original) else {
             self.lost.push(path.display().to_string());
             return Ok(());
@@ -191,13 +191,14 @@ fn keep_one(
 ) -> Result<()> {
     match kind {
         FileType::Symlink => {
-            let link = rustix::fs::readlinkat(original, name, Vec::new()).map_err(made)?;
-            return rustix::fs::symlinkat(link, target, name).map_err(made);
+            let link = rustix::fs::readlinkat(original, name, Vec::new()).map_err(because(FILL))?;
+            return rustix::fs::symlinkat(link, target, name).map_err(because(FILL));
         }
         FileType::Directory => make_directory(target, name)?,
         _ => {
             let flags = OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-            rustix::fs::openat(target, name, flags, Mode::from_raw_mode(0o600)).map_err(made)?;
+            rustix::fs::openat(target, name, flags, Mode::from_raw_mode(0o600))
+                .map_err(because(FILL))?;
         }
     }
     let relative = PathBuf::from("./").join(name);
@@ -209,7 +210,7 @@ fn keep_one(
 }
 
 fn make_directory(target: impl AsFd, name: &str) -> Result<()> {
-    rustix::fs::mkdirat(target, name, Mode::from_raw_mode(0o755)).map_err(made)
+    rustix::fs::mkdirat(target, name, Mode::from_raw_mode(0o755)).map_err(because(FILL))
 }
 
 fn open(dir: impl AsFd, path: &Path) -> rustix::io::Result<OwnedFd> {
@@ -219,12 +220,4 @@ fn open(dir: impl AsFd, path: &Path) -> rustix::io::Result<OwnedFd> {
 
 fn is_directory(path: &Path) -> bool {
     std::fs::symlink_metadata(path).is_ok_and(|meta| meta.is_dir())
-}
-
-fn made(raw: Raw) -> Error {
-    error(raw, "the view cannot be filled")
-}
-
-fn error(raw: Raw, why: &'static str) -> Error {
-    Error::new(Errno::from_raw(raw.raw_os_error()), why)
 }
