@@ -8,6 +8,7 @@ pub mod message;
 pub mod mount;
 pub mod namespace;
 pub mod notify;
+pub mod process;
 pub mod seccomp;
 pub mod signal;
 pub mod spawn;
