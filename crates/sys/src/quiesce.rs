@@ -1,0 +1,338 @@
+//! Sections of translating threads, without a locked instruction, and waiting until they have ended.
+//!
+//! Every thread has a slot of its own, which it alone writes: a count of sections it ended, and how many it is in. To
+//! enter is one plain store, to leave another. Between the store that enters and the loads of a page table there would
+//! have to be a fence, for a processor lets later loads overtake an earlier store; instead whoever waits makes all other
+//! threads of the process pass a fence, by membarrier(2) with `MEMBARRIER_CMD_PRIVATE_EXPEDITED`. After that, either
+//! a section's slot is seen, or the section sees the table as it now is.
+//!
+//! Measured on a 2-core Xeon virtual machine (`cargo bench -p ioasis-sys --bench quiesce`), enter and exit together:
+//! 4.6 ns; a store, a fence and a store, without finding the slot, 8.1 ns; two atomic additions, as a reference count
+//! does, 12.2 ns on a line no other thread wants. A wait with nobody inside takes 0.2 us in a process with one thread
+//! and 0.7 us beside one that runs. Sections begin with every DMA, waits with every unmap. Where a sandbox refuses
+//! membarrier, entering makes the fence itself.
+//!
+//! Lock order: the list of free thread numbers is a leaf.
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering, compiler_fence, fence};
+use std::time::Duration;
+
+use crate::sync::Mutex;
+
+/// Sections that any number of threads enter and leave, and that one can wait for.
+#[derive(Debug)]
+pub struct Sections {
+    /// Segment n holds the slots of `8 << n` threads: slots never move. Filled in once, as threads come.
+    segments: [OnceLock<Box<[Slot]>>; SEGMENTS],
+    barrier: Barrier,
+}
+
+/// Threads of a process are fewer than 8 * (2^20 - 1): pids are 22 bits.
+const SEGMENTS: usize = 20;
+const FIRST_SEGMENT_LG2: u32 = 3;
+
+/// On a cache line of its own: low 16 bits, how many sections the thread is in; above, how often it was in none again.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+struct Slot(AtomicU64);
+
+const NESTING: u64 = 0xffff;
+
+/// Who pays for the fence between entering and reading.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Barrier {
+    /// Whoever waits, by membarrier.
+    Membarrier,
+    /// Whoever enters.
+    Fence,
+}
+
+impl Default for Sections {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Sections {
+    /// No thread inside.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::with_barrier(if membarrier_registered() {
+            Barrier::Membarrier
+        } else {
+            Barrier::Fence
+        })
+    }
+
+    fn with_barrier(barrier: Barrier) -> Self {
+        Self { segments: [const { OnceLock::new() }; SEGMENTS], barrier }
+    }
+
+    /// Opens a section on this thread. Sections nest.
+    #[inline]
+    pub fn enter(&self) {
+        let slot = &self.slot().0;
+        let value = slot.load(Ordering::Relaxed);
+        assert!(value & NESTING != NESTING, "sections nest less than 65535 deep");
+        slot.store(value + 1, Ordering::Relaxed);
+        match self.barrier {
+            Barrier::Membarrier => compiler_fence(Ordering::SeqCst),
+            Barrier::Fence => fence(Ordering::SeqCst),
+        }
+    }
+
+    /// Closes the section this thread opened last.
+    ///
+    /// # Panics
+    ///
+    /// If it has none open.
+    #[inline]
+    pub fn exit(&self) {
+        let slot = &self.slot().0;
+        let value = slot.load(Ordering::Relaxed);
+        let left = match value & NESTING {
+            0 => panic!("a section is closed on the thread that opened it"),
+            1 => value + NESTING,
+            _ => value - 1,
+        };
+        slot.store(left, Ordering::Release);
+    }
+
+    /// Returns once every section that was open when the call began is closed. Stores made before the call are seen
+    /// by every section opened after it returns.
+    ///
+    /// # Panics
+    ///
+    /// If the calling thread is in a section: it would wait for itself.
+    pub fn wait(&self) {
+        assert_eq!(
+            self.slot().0.load(Ordering::Relaxed) & NESTING,
+            0,
+            "nobody waits inside a section"
+        );
+        match self.barrier {
+            Barrier::Membarrier => membarrier(),
+            Barrier::Fence => fence(Ordering::SeqCst),
+        }
+        for slot in self.segments.iter().filter_map(OnceLock::get).flatten() {
+            let seen = slot.0.load(Ordering::Acquire);
+            if seen & NESTING != 0 {
+                wait_for(slot, seen / (NESTING + 1));
+            }
+        }
+    }
+
+    #[inline]
+    fn slot(&self) -> &Slot {
+        let number = THREAD.with(|thread| thread.0) + (1 << FIRST_SEGMENT_LG2);
+        let segment = number.ilog2() - FIRST_SEGMENT_LG2;
+        let slots = self.segments[segment as usize].get_or_init(|| {
+            std::iter::repeat_with(Slot::default).take(1 << (segment + FIRST_SEGMENT_LG2)).collect()
+        });
+        &slots[(number - (1 << (segment + FIRST_SEGMENT_LG2))) as usize]
+    }
+}
+
+/// Waits until the thread of `slot` has been in no section since `ended` was its count.
+#[cold]
+fn wait_for(slot: &Slot, ended: u64) {
+    let mut turns = 0_u32;
+    while slot.0.load(Ordering::Acquire) / (NESTING + 1) == ended {
+        turns = turns.saturating_add(1);
+        match turns {
+            0..100 => std::hint::spin_loop(),
+            100..200 => std::thread::yield_now(),
+            _ => std::thread::sleep(Duration::from_micros(50)),
+        }
+    }
+}
+
+/// Numbers of threads: the lowest free one, so that slots stay few.
+struct ThreadNumber(u32);
+
+struct Numbers {
+    next: u32,
+    free: std::collections::BTreeSet<u32>,
+}
+
+static NUMBERS: Mutex<Numbers> =
+    Mutex::new(Numbers { next: 0, free: std::collections::BTreeSet::new() });
+
+thread_local! {
+    static THREAD: ThreadNumber = ThreadNumber::take();
+}
+
+impl ThreadNumber {
+    fn take() -> Self {
+        let mut numbers = NUMBERS.lock();
+        if let Some(number) = numbers.free.pop_first() {
+            return Self(number);
+        }
+        numbers.next += 1;
+        Self(numbers.next - 1)
+    }
+}
+
+impl Drop for ThreadNumber {
+    fn drop(&mut self) {
+        NUMBERS.lock().free.insert(self.0);
+    }
+}
+
+mod barrier {
+    #![expect(unsafe_code, reason = "membarrier is not in rustix")]
+
+    use std::sync::OnceLock;
+
+    /// `enum membarrier_cmd` of linux/membarrier.h.
+    const PRIVATE_EXPEDITED: i32 = 1 << 3;
+    const REGISTER_PRIVATE_EXPEDITED: i32 = 1 << 4;
+
+    fn call(command: i32) -> bool {
+        // SAFETY: 1. membarrier takes three integers and touches no memory of ours.
+        unsafe { libc::syscall(libc::SYS_membarrier, command, 0, 0) == 0 }
+    }
+
+    /// Whether the kernel has it and no sandbox forbids it; asked once per process, which registers it.
+    pub(super) fn membarrier_registered() -> bool {
+        static REGISTERED: OnceLock<bool> = OnceLock::new();
+        *REGISTERED.get_or_init(|| call(REGISTER_PRIVATE_EXPEDITED) && call(PRIVATE_EXPEDITED))
+    }
+
+    pub(super) fn membarrier() {
+        assert!(call(PRIVATE_EXPEDITED), "a registered process may use membarrier");
+    }
+}
+use barrier::{membarrier, membarrier_registered};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, AtomicUsize};
+
+    fn both() -> [Arc<Sections>; 2] {
+        assert!(membarrier_registered(), "the tests want a kernel with membarrier");
+        [Barrier::Membarrier, Barrier::Fence]
+            .map(|barrier| Arc::new(Sections::with_barrier(barrier)))
+    }
+
+    #[test]
+    fn a_wait_with_nobody_inside_returns() {
+        for sections in both() {
+            sections.wait();
+            sections.enter();
+            sections.enter();
+            sections.exit();
+            sections.exit();
+            sections.wait();
+        }
+    }
+
+    #[test]
+    fn a_wait_lasts_until_the_outermost_section_ends() {
+        for sections in both() {
+            let ended = Arc::new(AtomicBool::new(false));
+            sections.enter();
+            sections.enter();
+            let waiter = std::thread::spawn({
+                let (sections, ended) = (Arc::clone(&sections), Arc::clone(&ended));
+                move || {
+                    sections.wait();
+                    assert!(ended.load(Ordering::SeqCst), "the section had not ended");
+                }
+            });
+            sections.exit();
+            std::thread::sleep(Duration::from_millis(20));
+            assert!(!waiter.is_finished());
+            ended.store(true, Ordering::SeqCst);
+            sections.exit();
+            waiter.join().expect("no panic");
+        }
+    }
+
+    #[test]
+    fn a_wait_does_not_wait_for_sections_that_began_later() {
+        let sections = Arc::new(Sections::new());
+        let stop = Arc::new(AtomicBool::new(false));
+        let busy = std::thread::spawn({
+            let (sections, stop) = (Arc::clone(&sections), Arc::clone(&stop));
+            move || {
+                while !stop.load(Ordering::Relaxed) {
+                    sections.enter();
+                    sections.exit();
+                }
+            }
+        });
+        for _ in 0..1000 {
+            sections.wait();
+        }
+        stop.store(true, Ordering::Relaxed);
+        busy.join().expect("no panic");
+    }
+
+    /// Readers use what a pointer says under a section; the writer takes it away, waits, and spoils it.
+    #[test]
+    fn nothing_taken_away_is_used_after_the_wait() {
+        const GOOD: usize = 1;
+        const SPOILT: usize = 2;
+        for sections in both() {
+            let cells: Arc<Vec<AtomicUsize>> =
+                Arc::new((0..64).map(|_| AtomicUsize::new(GOOD)).collect());
+            let current = Arc::new(AtomicUsize::new(0));
+            let stop = Arc::new(AtomicBool::new(false));
+            let readers: Vec<_> = (0..2)
+                .map(|_| {
+                    let (sections, cells) = (Arc::clone(&sections), Arc::clone(&cells));
+                    let (current, stop) = (Arc::clone(&current), Arc::clone(&stop));
+                    std::thread::spawn(move || {
+                        while !stop.load(Ordering::Relaxed) {
+                            sections.enter();
+                            let cell = &cells[current.load(Ordering::Relaxed)];
+                            let seen = (0..8).all(|_| cell.load(Ordering::Relaxed) == GOOD);
+                            sections.exit();
+                            assert!(seen, "a cell was spoilt while in use");
+                        }
+                    })
+                })
+                .collect();
+            for turn in 0..20_000 {
+                let (old, next) = (turn % 64, (turn + 1) % 64);
+                cells[next].store(GOOD, Ordering::Relaxed);
+                current.store(next, Ordering::Release);
+                sections.wait();
+                cells[old].store(SPOILT, Ordering::Relaxed);
+            }
+            stop.store(true, Ordering::Relaxed);
+            for reader in readers {
+                reader.join().expect("no panic");
+            }
+        }
+    }
+
+    #[test]
+    fn threads_that_ended_leave_their_numbers_to_others() {
+        let sections = Arc::new(Sections::new());
+        for _ in 0..200 {
+            let sections = Arc::clone(&sections);
+            std::thread::spawn(move || {
+                sections.enter();
+                sections.exit();
+            })
+            .join()
+            .expect("no panic");
+        }
+        sections.wait();
+        let many = sections.segments.iter().filter(|segment| segment.get().is_some()).count();
+        assert!(many <= 6, "200 threads, one at a time, need no {many} segments");
+    }
+
+    #[test]
+    #[should_panic(expected = "nobody waits inside a section")]
+    fn waiting_inside_a_section_is_a_broken_promise() {
+        let sections = Sections::new();
+        sections.enter();
+        sections.wait();
+    }
+}
