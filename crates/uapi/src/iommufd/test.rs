@@ -145,6 +145,29 @@ pub struct TestCmd {
     /// Must be 0.
     pub __reserved: u32,
     /// The operation's own arguments, a union in C.
+    #[doc(alias = "add_reserved")]
+    #[doc(alias = "mock_domain")]
+    #[doc(alias = "mock_domain_flags")]
+    #[doc(alias = "mock_domain_replace")]
+    #[doc(alias = "check_map")]
+    #[doc(alias = "check_refs")]
+    #[doc(alias = "create_access")]
+    #[doc(alias = "destroy_access_pages")]
+    #[doc(alias = "access_pages")]
+    #[doc(alias = "access_rw")]
+    #[doc(alias = "memory_limit")]
+    #[doc(alias = "access_replace_ioas")]
+    #[doc(alias = "dirty")]
+    #[doc(alias = "check_iotlb")]
+    #[doc(alias = "trigger_iopf")]
+    #[doc(alias = "check_dev_cache")]
+    #[doc(alias = "trigger_vevent")]
+    #[doc(alias = "pasid_attach")]
+    #[doc(alias = "pasid_replace")]
+    #[doc(alias = "pasid_detach")]
+    #[doc(alias = "pasid_check")]
+    #[doc(alias = "dmabuf_get")]
+    #[doc(alias = "dmabuf_revoke")]
     pub body: [u64; 6],
     /// Marks the end of the union.
     pub last: u32,

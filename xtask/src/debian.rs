@@ -1,0 +1,197 @@
+//! Packages of Debian's archive, unpacked under the target folder: nothing is installed, no apt setting changes.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::process;
+use crate::workspace::Workspace;
+
+/// The suites that carry current kernels. apt checks their signatures.
+const SOURCES: &str = "\
+deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian sid main
+deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian trixie-backports main
+";
+
+/// A package at a version, or at the newest one of the same series if the archive dropped that.
+#[derive(Debug)]
+pub(crate) struct Wanted {
+    /// Package name.
+    pub(crate) package: &'static str,
+    /// The version wanted.
+    pub(crate) pin: &'static str,
+    /// What every acceptable version starts with.
+    pub(crate) series: &'static str,
+}
+
+/// An unpacked package.
+#[derive(Debug)]
+pub(crate) struct Fetched {
+    /// Its version.
+    pub(crate) version: String,
+    /// The folder its files are in, as they would be in `/`.
+    pub(crate) root: PathBuf,
+}
+
+/// apt with lists and cache of its own.
+#[derive(Debug)]
+pub(crate) struct Archive {
+    folder: PathBuf,
+}
+
+impl Archive {
+    /// The archive under the target folder; nothing is fetched yet.
+    pub(crate) fn new(workspace: &Workspace) -> Result<Self> {
+        let folder = workspace.target.join("debian");
+        fs::create_dir_all(folder.join("lists/partial"))?;
+        fs::create_dir_all(folder.join("cache/archives/partial"))?;
+        fs::write(folder.join("sources.list"), SOURCES)?;
+        Ok(Self { folder })
+    }
+
+    /// The pinned version, or the newest of its series if the archive no longer serves it.
+    pub(crate) fn fetch(&self, wanted: &Wanted) -> Result<Fetched> {
+        if let Some(fetched) = self.unpacked(wanted.package, wanted.pin) {
+            return Ok(fetched);
+        }
+        self.update()?;
+        let served = self.served(wanted.package)?;
+        let version = choose(&served, wanted)?;
+        if version != wanted.pin {
+            println!("{} {} is no longer served; taking {version}", wanted.package, wanted.pin);
+        }
+        self.download(wanted.package, &version)
+    }
+
+    /// Exactly this version.
+    pub(crate) fn fetch_version(&self, package: &str, version: &str) -> Result<Fetched> {
+        if let Some(fetched) = self.unpacked(package, version) {
+            return Ok(fetched);
+        }
+        self.update()?;
+        self.download(package, version)
+    }
+
+    fn unpacked(&self, package: &str, version: &str) -> Option<Fetched> {
+        let root = self.root(package, version);
+        root.is_dir().then(|| Fetched { version: version.to_owned(), root })
+    }
+
+    fn root(&self, package: &str, version: &str) -> PathBuf {
+        self.folder.join(format!("{package}_{version}"))
+    }
+
+    fn update(&self) -> Result<()> {
+        println!("fetching Debian's package lists into {}", self.folder.display());
+        process::run(self.apt("apt-get").args(["-q", "update"]))
+            .context("apt-get could not fetch the package lists of sid and trixie-backports")
+    }
+
+    /// Every version the archive serves, newest first as apt lists them.
+    fn served(&self, package: &str) -> Result<Vec<String>> {
+        let table = process::output(self.apt("apt-cache").args(["madison", package]))?;
+        Ok(versions(&table))
+    }
+
+    fn download(&self, package: &str, version: &str) -> Result<Fetched> {
+        let work = self.folder.join("download");
+        let _ = fs::remove_dir_all(&work);
+        fs::create_dir_all(&work)?;
+        println!("fetching {package} {version} (unpacked under the target folder, not installed)");
+        let wanted = format!("{package}={version}");
+        process::run(self.apt("apt-get").args(["-q", "download", &wanted]).current_dir(&work))?;
+        let deb = only_file(&work)?;
+
+        let (root, partial) = (self.root(package, version), work.join("root"));
+        process::run(Command::new("dpkg").arg("-x").arg(&deb).arg(&partial))?;
+        fs::rename(&partial, &root)?;
+        fs::remove_dir_all(&work)?;
+        Ok(Fetched { version: version.to_owned(), root })
+    }
+
+    /// An apt program that reads and writes nothing of the system's but its keyring.
+    fn apt(&self, program: &str) -> Command {
+        let mut apt = Command::new(program);
+        let path = |name: &str| self.folder.join(name).display().to_string();
+        let options = [
+            format!("Dir::Etc::SourceList={}", path("sources.list")),
+            "Dir::Etc::SourceParts=/dev/null".to_owned(),
+            format!("Dir::State::Lists={}", path("lists")),
+            "Dir::State::Status=/dev/null".to_owned(),
+            format!("Dir::Cache={}", path("cache")),
+            "Dir::Log=/dev/null".to_owned(),
+            "Acquire::Languages=none".to_owned(),
+            "APT::Sandbox::User=root".to_owned(),
+            "Debug::NoLocking=true".to_owned(),
+        ];
+        for option in options {
+            apt.arg("-o").arg(option);
+        }
+        apt
+    }
+}
+
+/// The version column of `apt-cache madison`.
+fn versions(madison: &str) -> Vec<String> {
+    let column = |line: &str| line.split('|').nth(1).map(|version| version.trim().to_owned());
+    madison.lines().filter_map(column).collect()
+}
+
+/// The pin if served, else the first (newest) of the series.
+fn choose(served: &[String], wanted: &Wanted) -> Result<String> {
+    let pin = served.iter().find(|version| **version == wanted.pin);
+    let series = || served.iter().find(|version| version.starts_with(wanted.series));
+    match pin.or_else(series) {
+        Some(version) => Ok(version.clone()),
+        None => bail!(
+            "Debian serves no {} {}x any more, only {}",
+            wanted.package,
+            wanted.series,
+            if served.is_empty() { "nothing".to_owned() } else { served.join(", ") }
+        ),
+    }
+}
+
+fn only_file(folder: &Path) -> Result<PathBuf> {
+    let mut files = fs::read_dir(folder)?;
+    match (files.next(), files.next()) {
+        (Some(file), None) => Ok(file?.path()),
+        _ => bail!("{} holds not exactly one file", folder.display()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WANTED: Wanted = Wanted { package: "linux-libc-dev", pin: "7.2.13-1", series: "7.2." };
+
+    fn served(list: &[&str]) -> Vec<String> {
+        list.iter().map(|version| (*version).to_owned()).collect()
+    }
+
+    #[test]
+    fn the_table_of_versions_is_read() {
+        let table = "linux-libc-dev | 7.3.4-1~bpo13+1 | http://x trixie-backports/main amd64 Packages\n\
+                     linux-libc-dev |  7.2.13-1 | http://x sid/main amd64 Packages\n";
+        assert_eq!(versions(table), ["7.3.4-1~bpo13+1", "7.2.13-1"]);
+    }
+
+    #[test]
+    fn the_pin_is_taken_before_the_newest_of_its_series() {
+        let all = served(&["7.3.4-1~bpo13+1", "7.2.14-1", "7.2.13-1"]);
+        assert_eq!(choose(&all, &WANTED).expect("served"), "7.2.13-1");
+        assert_eq!(choose(&all[..2], &WANTED).expect("same series"), "7.2.14-1");
+    }
+
+    #[test]
+    fn a_series_that_is_gone_is_an_error_that_says_so() {
+        let error = choose(&served(&["7.3.4-1"]), &WANTED).expect_err("no 7.2");
+        assert_eq!(
+            error.to_string(),
+            "Debian serves no linux-libc-dev 7.2.x any more, only 7.3.4-1"
+        );
+    }
+}
