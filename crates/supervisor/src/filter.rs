@@ -1,0 +1,177 @@
+//! Which system calls of a client are stopped.
+//!
+//! Only what may concern our files, as far as registers tell: a descriptor cannot be recognised here, since dup, fork
+//! and SCM_RIGHTS make copies nobody sees. The rest runs at full speed.
+
+use ioasis_sys::seccomp::{Arch, Filter, Half, Is, Rule, Test, X32_BIT};
+
+/// Numbers of the system calls that are stopped, on x86_64 unless said otherwise (asm/unistd_64.h, unistd_32.h,
+/// unistd_x32.h).
+pub(crate) mod number {
+    pub(crate) const READ: u32 = 0;
+    pub(crate) const WRITE: u32 = 1;
+    pub(crate) const OPEN: u32 = 2;
+    pub(crate) const FSTAT: u32 = 5;
+    pub(crate) const MMAP: u32 = 9;
+    pub(crate) const IOCTL: u32 = 16;
+    pub(crate) const PREAD64: u32 = 17;
+    pub(crate) const PWRITE64: u32 = 18;
+    pub(crate) const READV: u32 = 19;
+    pub(crate) const WRITEV: u32 = 20;
+    pub(crate) const CREAT: u32 = 85;
+    pub(crate) const READLINK: u32 = 89;
+    pub(crate) const OPENAT: u32 = 257;
+    pub(crate) const NEWFSTATAT: u32 = 262;
+    pub(crate) const READLINKAT: u32 = 267;
+    pub(crate) const PREADV: u32 = 295;
+    pub(crate) const PWRITEV: u32 = 296;
+    pub(crate) const SECCOMP: u32 = 317;
+    pub(crate) const PREADV2: u32 = 327;
+    pub(crate) const PWRITEV2: u32 = 328;
+    pub(crate) const STATX: u32 = 332;
+    pub(crate) const OPENAT2: u32 = 437;
+    pub(crate) const I386_IOCTL: u32 = 54;
+    pub(crate) const X32_IOCTL: u32 = 514;
+}
+
+/// Type of every VFIO and IOMMUFD ioctl (`VFIO_TYPE`, `IOMMUFD_TYPE`).
+pub(crate) const IOCTL_TYPE: u32 = ';' as u32;
+
+/// Regions of a device file begin here, so that lower offsets need not be stopped.
+pub(crate) const FAR: u64 = 1 << 40;
+
+pub(crate) const O_ACCMODE: u32 = 0o3;
+pub(crate) const O_CREAT: u32 = 0o100;
+pub(crate) const O_EXCL: u32 = 0o200;
+pub(crate) const O_DIRECTORY: u32 = 0o200_000;
+pub(crate) const O_NOFOLLOW: u32 = 0o400_000;
+pub(crate) const O_CLOEXEC: u32 = 0o2_000_000;
+pub(crate) const O_PATH: u32 = 0o10_000_000;
+pub(crate) const AT_EMPTY_PATH: u32 = 0x1000;
+/// `SECCOMP_SET_MODE_FILTER` and `SECCOMP_FILTER_FLAG_NEW_LISTENER`.
+const SET_MODE_FILTER: u32 = 1;
+const NEW_LISTENER: u32 = 8;
+
+/// The descriptors whose read and write are stopped: those of fault and event queues.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct QueueFds {
+    /// The lowest.
+    pub(crate) first: u32,
+    /// One more than the highest.
+    pub(crate) end: u32,
+}
+
+/// The one filter of a run.
+pub(crate) fn filter(queues: Option<QueueFds>) -> Filter {
+    use number::{
+        CREAT, FSTAT, I386_IOCTL, IOCTL, MMAP, NEWFSTATAT, OPEN, OPENAT, OPENAT2, PREAD64, PREADV, PREADV2, PWRITE64,
+        PWRITEV, PWRITEV2, READ, READLINK, READLINKAT, READV, SECCOMP, STATX, WRITE, WRITEV, X32_IOCTL,
+    };
+    let low = |arg, mask, is| Test { arg, half: Half::Low, mask, is };
+    let far = |arg| [Test { arg, half: Half::High, mask: u32::MAX, is: Is::AtLeast(FAR_HIGH) }];
+    let typed = [low(1, 0xff00, Is::Equal(IOCTL_TYPE << 8))];
+    // A directory, a path and a file that must not exist yet are never ours.
+    let opened = |flags| {
+        [
+            low(flags, O_DIRECTORY | O_PATH, Is::Equal(0)),
+            low(flags, O_CREAT | O_EXCL, Is::Not(O_CREAT | O_EXCL)),
+        ]
+    };
+    let empty_path = |flags| [low(flags, AT_EMPTY_PATH, Is::Equal(AT_EMPTY_PATH))];
+    let listens =
+        [low(0, u32::MAX, Is::Equal(SET_MODE_FILTER)), low(1, NEW_LISTENER, Is::Equal(NEW_LISTENER))];
+    let in_queues = queues
+        .map(|fds| [low(0, u32::MAX, Is::AtLeast(fds.first)), low(0, u32::MAX, Is::Below(fds.end))]);
+
+    let (third, fifth, first, second) = (far(3), far(5), opened(1), opened(2));
+    let (stat_flags, statx_flags) = (empty_path(3), empty_path(2));
+    let x86 = |number, when| Rule { arch: Arch::X86_64, number, when };
+    let mut rules = vec![x86(IOCTL, typed.as_slice())];
+    if let Some(tests) = &in_queues {
+        rules.extend([READ, WRITE, READV, WRITEV].map(|number| x86(number, tests)));
+    }
+    rules.extend([x86(OPENAT, &second), x86(NEWFSTATAT, &stat_flags), x86(MMAP, &fifth)]);
+    rules.extend([PREAD64, PWRITE64, PREADV, PWRITEV, PREADV2, PWRITEV2].map(|number| x86(number, &third)));
+    rules.extend([x86(STATX, &statx_flags), x86(OPEN, &first), x86(SECCOMP, &listens)]);
+    rules.extend([FSTAT, READLINK, READLINKAT, OPENAT2, CREAT].map(|number| x86(number, &[])));
+    rules.extend([X32_BIT | X32_IOCTL, X32_BIT | IOCTL].map(|number| x86(number, &typed)));
+    rules.push(Rule { arch: Arch::I386, number: I386_IOCTL, when: &typed });
+    Filter::new(&rules)
+}
+
+/// The high half of [`FAR`].
+const FAR_HIGH: u32 = 1 << 8;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ioasis_sys::seccomp::{Action, Call};
+
+    fn stops(number: u32, args: [u64; 6]) -> bool {
+        let queues = Some(QueueFds { first: 960, end: 1024 });
+        let call = Call { arch: Arch::X86_64.raw(), number, args };
+        filter(queues).decide(&call) == Action::Notify
+    }
+
+    #[test]
+    fn an_ioctl_is_stopped_by_its_type() {
+        assert!(stops(number::IOCTL, [3, 0x3b71, 0, 0, 0, 0]));
+        assert!(stops(number::IOCTL, [3, 0xffff_ffff_c028_3b85, 0, 0, 0, 0]));
+        assert!(!stops(number::IOCTL, [3, 0x5401, 0, 0, 0, 0]));
+        for (arch, number) in [
+            (Arch::X86_64, X32_BIT | number::X32_IOCTL),
+            (Arch::X86_64, X32_BIT | number::IOCTL),
+            (Arch::I386, number::I386_IOCTL),
+        ] {
+            let call = |command| Call { arch: arch.raw(), number, args: [3, command, 0, 0, 0, 0] };
+            assert_eq!(filter(None).decide(&call(0x3b64)), Action::Notify);
+            assert_eq!(filter(None).decide(&call(0x5401)), Action::Allow);
+        }
+    }
+
+    #[test]
+    fn an_access_is_stopped_where_regions_lie() {
+        for number in [number::PREAD64, number::PWRITE64, number::PREADV, number::PWRITEV2] {
+            assert!(stops(number, [3, 0, 4, FAR, 0, 0]));
+            assert!(stops(number, [3, 0, 4, u64::MAX, 0, 0]));
+            assert!(!stops(number, [3, 0, 4, FAR - 1, 0, 0]));
+        }
+        assert!(stops(number::MMAP, [0, 4096, 3, 1, 3, FAR]));
+        assert!(!stops(number::MMAP, [0, 4096, 3, 1, 3, FAR - 4096]));
+    }
+
+    #[test]
+    fn an_open_is_stopped_unless_its_flags_say_that_it_is_not_ours() {
+        let flags = |flags: u32| [0, 0, u64::from(flags), 0, 0, 0];
+        assert!(stops(number::OPENAT, flags(0)));
+        assert!(stops(number::OPENAT, flags(2 | O_CLOEXEC | O_CREAT)));
+        for other in [O_DIRECTORY, O_PATH, O_CREAT | O_EXCL] {
+            assert!(!stops(number::OPENAT, flags(other)));
+        }
+        assert!(stops(number::OPEN, [0, 2, 0, 0, 0, 0]));
+        assert!(stops(number::OPENAT2, [0; 6]) && stops(number::CREAT, [0; 6]));
+    }
+
+    #[test]
+    fn a_stat_is_stopped_only_for_a_descriptor() {
+        assert!(stops(number::FSTAT, [0; 6]));
+        assert!(stops(number::NEWFSTATAT, [3, 0, 0, 0x1000, 0, 0]));
+        assert!(!stops(number::NEWFSTATAT, [3, 0, 0, 0, 0, 0]));
+        assert!(stops(number::STATX, [3, 0, 0x1000, 0, 0, 0]));
+        assert!(!stops(number::STATX, [3, 0, 0x100, 0, 0, 0]));
+    }
+
+    #[test]
+    fn a_read_is_stopped_only_on_queue_descriptors() {
+        for number in [number::READ, number::WRITE, number::READV, number::WRITEV] {
+            assert!(!stops(number, [959, 0, 0, 0, 0, 0]) && !stops(number, [1024, 0, 0, 0, 0, 0]));
+            assert!(stops(number, [960, 0, 0, 0, 0, 0]) && stops(number, [1023, 0, 0, 0, 0, 0]));
+        }
+    }
+
+    #[test]
+    fn a_filter_of_the_clients_own_is_stopped_only_if_it_listens() {
+        assert!(stops(number::SECCOMP, [1, 8, 0, 0, 0, 0]));
+        assert!(!stops(number::SECCOMP, [1, 0, 0, 0, 0, 0]) && !stops(number::SECCOMP, [2, 8, 0, 0, 0, 0]));
+    }
+}
