@@ -6,6 +6,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use ioasis_sys::eventfd::EventFd;
 use ioasis_sys::message;
 use ioasis_sys::notify::Listener;
 use ioasis_uapi::{Errno, Error, Result};
@@ -27,7 +28,7 @@ pub(crate) struct Removal {
     pub(crate) listener: Option<Listener>,
     pub(crate) marks: Marks,
     devices: Vec<DeviceFile>,
-    events: Vec<Event>,
+    triggers: Vec<Trigger>,
 }
 
 /// A device file that a client has open.
@@ -40,10 +41,9 @@ struct DeviceFile {
 
 /// An eventfd that says that a device is gone.
 #[derive(Debug)]
-struct Event {
+struct Trigger {
     inode: u64,
-    index: u32,
-    file: OwnedFd,
+    eventfd: EventFd,
 }
 
 /// What the supervisor tells the watchdog.
@@ -72,14 +72,12 @@ pub(crate) enum Note {
         /// Inode of the file.
         inode: u64,
     },
-    /// The eventfd of an interrupt that fires on removal was set, or taken away.
-    Event {
+    /// The eventfds that fire on removal were set, or taken away.
+    Triggers {
         /// Inode of the device file.
         inode: u64,
-        /// `VFIO_PCI_ERR_IRQ_INDEX` or `VFIO_PCI_REQ_IRQ_INDEX`.
-        index: u32,
-        /// The eventfd.
-        file: Option<OwnedFd>,
+        /// All there are now.
+        eventfds: Vec<OwnedFd>,
     },
 }
 
@@ -122,11 +120,12 @@ impl Removal {
             }
             Note::Closed { inode } => {
                 self.devices.retain(|device| device.inode != inode);
-                self.events.retain(|event| event.inode != inode);
+                self.triggers.retain(|trigger| trigger.inode != inode);
             }
-            Note::Event { inode, index, file } => {
-                self.events.retain(|event| (event.inode, event.index) != (inode, index));
-                self.events.extend(file.map(|file| Event { inode, index, file }));
+            Note::Triggers { inode, eventfds } => {
+                self.triggers.retain(|trigger| trigger.inode != inode);
+                let eventfds = eventfds.into_iter().filter_map(|file| EventFd::from_fd(file).ok());
+                self.triggers.extend(eventfds.map(|eventfd| Trigger { inode, eventfd }));
             }
         }
     }
@@ -134,8 +133,8 @@ impl Removal {
     /// Every descriptor of the list.
     pub(crate) fn files(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         let devices = self.devices.iter().map(|device| device.file.as_fd());
-        let events = self.events.iter().map(|event| event.file.as_fd());
-        devices.chain(events).chain(self.listener.iter().map(AsFd::as_fd))
+        let triggers = self.triggers.iter().map(|trigger| trigger.eventfd.as_fd());
+        devices.chain(triggers).chain(self.listener.iter().map(AsFd::as_fd))
     }
 
     /// Makes the devices look removed: every register reads all ones, and whoever waits is told.
@@ -152,8 +151,8 @@ impl Removal {
                 }
             }
         }
-        for event in &self.events {
-            let _ = rustix::io::write(&event.file, &1_u64.to_ne_bytes());
+        for trigger in &self.triggers {
+            trigger.eventfd.signal();
         }
     }
 }
@@ -198,11 +197,10 @@ impl Note {
                 number(3);
                 number(*inode);
             }
-            Self::Event { inode, index, file } => {
+            Self::Triggers { inode, eventfds } => {
                 number(4);
                 number(*inode);
-                number((*index).into());
-                fds.extend(file.iter().map(AsFd::as_fd));
+                fds.extend(eventfds.iter().map(AsFd::as_fd));
             }
         }
         message::send(socket, &bytes, &fds)
@@ -218,7 +216,7 @@ impl Note {
         if bytes.is_empty() {
             return Ok(None);
         }
-        let file = fds.pop();
+        let file = if fds.len() == 1 { fds.pop() } else { None };
         let numbers: Vec<u64> =
             bytes.chunks_exact(8).map(|word| u64::from_ne_bytes(word.try_into().expect("8 bytes"))).collect();
         let note = match (numbers.as_slice(), file) {
@@ -234,8 +232,9 @@ impl Note {
                 Self::Opened { inode, file, ranges: pairs(ranges) }
             }
             (&[3, inode], None) => Self::Closed { inode },
-            (&[4, inode, index], file) => {
-                Self::Event { inode, index: u32::try_from(index).unwrap_or(u32::MAX), file }
+            (&[4, inode], file) => {
+                fds.extend(file);
+                Self::Triggers { inode, eventfds: fds }
             }
             _ => return Err(Error::new(Errno::EBADE, "a note that cannot be read")),
         };
@@ -267,6 +266,10 @@ mod tests {
         File::from(file)
     }
 
+    fn eventfd() -> OwnedFd {
+        rustix::event::eventfd(0, rustix::event::EventfdFlags::NONBLOCK).expect("an eventfd")
+    }
+
     #[test]
     fn a_note_arrives_as_it_was_sent() {
         let (one, other) = message::pair().expect("sockets");
@@ -274,34 +277,33 @@ mod tests {
         Note::Failed(failure.clone()).send(&one).expect("sent");
         let file = OwnedFd::from(memory(0));
         Note::Opened { inode: 7, file, ranges: vec![(1 << 40, 8192)] }.send(&one).expect("sent");
-        Note::Event { inode: 7, index: 4, file: None }.send(&one).expect("sent");
+        let eventfds = [eventfd(), eventfd()].into();
+        Note::Triggers { inode: 7, eventfds }.send(&one).expect("sent");
         drop(one);
         assert!(matches!(Note::receive(&other), Ok(Some(Note::Failed(found))) if found == failure));
         let Ok(Some(Note::Opened { inode: 7, ranges, .. })) = Note::receive(&other) else { panic!() };
         assert_eq!(ranges, [(1 << 40, 8192)]);
-        let event = Note::receive(&other);
-        assert!(matches!(event, Ok(Some(Note::Event { inode: 7, index: 4, file: None }))));
+        let triggers = Note::receive(&other);
+        assert!(matches!(triggers, Ok(Some(Note::Triggers { inode: 7, eventfds })) if eventfds.len() == 2));
         assert!(matches!(Note::receive(&other), Ok(None)));
     }
 
     #[test]
     fn a_removed_device_reads_all_ones_and_says_so() {
         let mut bar = memory(16384);
-        let event = rustix::event::eventfd(0, rustix::event::EventfdFlags::NONBLOCK).expect("an eventfd");
-        let (gone, kept) = (event.try_clone().expect("a copy"), event.try_clone().expect("a copy"));
+        let (gone, kept) = (eventfd(), eventfd());
+        let copy = |fd: &OwnedFd| fd.try_clone().expect("a copy");
         let mut removal = Removal::default();
-        let copy = OwnedFd::from(bar.try_clone().expect("a copy"));
-        removal.keep(Note::Opened { inode: 1, file: copy, ranges: vec![(4096, 8192)] });
-        removal.keep(Note::Event { inode: 1, index: 3, file: Some(gone) });
-        removal.keep(Note::Event { inode: 2, index: 4, file: Some(kept) });
+        removal.keep(Note::Opened { inode: 1, file: copy(&bar.as_fd().try_clone_to_owned().expect("a copy")), ranges: vec![(4096, 8192)] });
+        removal.keep(Note::Triggers { inode: 1, eventfds: vec![copy(&gone)] });
+        removal.keep(Note::Triggers { inode: 2, eventfds: vec![copy(&kept)] });
         removal.keep(Note::Closed { inode: 2 });
         removal.perform();
         let mut bytes = Vec::new();
         bar.rewind().and_then(|()| bar.read_to_end(&mut bytes)).expect("read");
         assert!(bytes[..4096].iter().chain(&bytes[12288..]).all(|&byte| byte == 0));
         assert!(bytes[4096..12288].iter().all(|&byte| byte == 0xff));
-        let mut count = [0; 8];
-        rustix::io::read(&event, &mut count).expect("it fired");
-        assert_eq!(u64::from_ne_bytes(count), 1);
+        let count = |fd| EventFd::from_fd(fd).expect("an eventfd").take();
+        assert_eq!((count(gone), count(kept)), (Some(1), None));
     }
 }

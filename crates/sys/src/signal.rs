@@ -17,6 +17,17 @@ impl std::fmt::Debug for Set {
 }
 
 impl Set {
+    /// No signal.
+    #[must_use]
+    pub fn empty() -> Self {
+        let mut set = MaybeUninit::uninit();
+        // SAFETY: 1. sigemptyset initializes the whole set it is given.
+        unsafe {
+            libc::sigemptyset(set.as_mut_ptr());
+            Self(set.assume_init())
+        }
+    }
+
     /// Every signal except those in `but`.
     #[must_use]
     pub fn all_but(but: &[i32]) -> Self {

@@ -2,11 +2,11 @@
 #![expect(unsafe_code, reason = "fork(2) copies a process in the middle of whatever it does")]
 
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 
-use ioasis_uapi::{Error, Result};
+use ioasis_uapi::{Errno, Error, Result};
 use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions, WaitIdStatus};
 
 /// A child process.
@@ -143,6 +143,61 @@ pub fn reap(pid: u32) {
     }
 }
 
+/// Waits for the child `pid` to end, and reaps it.
+///
+/// # Errors
+///
+/// `ECHILD` if the calling process has no such child.
+pub fn wait_for(pid: u32) -> Result<ExitStatus> {
+    let gone = Error::at(Errno::from_raw(libc::ECHILD), "no such child", pid.into());
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(gone)?;
+    loop {
+        match rustix::process::waitid(WaitId::Pid(pid), WaitIdOptions::EXITED) {
+            Ok(Some(status)) => return Ok(exit_status(&status)),
+            Ok(None) | Err(rustix::io::Errno::INTR) => {}
+            Err(_) => return Err(gone),
+        }
+    }
+}
+
+/// Closes every descriptor from 3 on that an executed program would inherit. This program opens all of its own with
+/// `FD_CLOEXEC`, so what this closes was handed to it for somebody else.
+pub fn close_inherited() {
+    for fd in open_descriptors().into_iter().filter(|&fd| fd > 2) {
+        // SAFETY: 1. fcntl(2) with F_GETFD touches no memory; 2. no object of this program owns a descriptor without
+        // FD_CLOEXEC beyond the standard three, so nobody uses the number afterwards.
+        unsafe {
+            let flags = libc::fcntl(fd, libc::F_GETFD);
+            if flags >= 0 && flags & libc::FD_CLOEXEC == 0 {
+                libc::close(fd);
+            }
+        }
+    }
+}
+
+/// Closes every descriptor from 3 on except `kept`, in a process that was forked to do one thing: whatever else it
+/// inherited must neither be used nor dropped.
+pub fn close_all_but(kept: &[BorrowedFd<'_>]) {
+    let mut kept: Vec<u32> =
+        kept.iter().filter_map(|fd| u32::try_from(fd.as_raw_fd()).ok()).filter(|&fd| fd > 2).collect();
+    kept.sort_unstable();
+    let mut first = 3;
+    for &fd in kept.iter().chain([&u32::MAX]) {
+        if first < fd {
+            let last = if fd == u32::MAX { u32::MAX } else { fd - 1 };
+            // SAFETY: 1. close_range(2) touches no memory; 2. the caller uses only the descriptors it kept, and ends
+            // the process without dropping others.
+            unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
+        }
+        first = fd.saturating_add(1);
+    }
+}
+
+fn open_descriptors() -> Vec<i32> {
+    let Ok(entries) = std::fs::read_dir("/proc/self/fd") else { return Vec::new() };
+    entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+}
+
 fn exit_status(status: &WaitIdStatus) -> ExitStatus {
     let core = if status.dumped() { 0x80 } else { 0 };
     ExitStatus::from_raw(match status.terminating_signal() {
@@ -154,7 +209,21 @@ fn exit_status(status: &WaitIdStatus) -> ExitStatus {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ioasis_uapi::Errno;
+
+    #[test]
+    fn only_the_descriptors_that_were_kept_stay_open() {
+        let child = fork_with(|| {
+            let (kept, closed) = crate::message::pair().expect("sockets");
+            let before = open_descriptors().contains(&closed.as_raw_fd());
+            close_all_but(&[kept.as_fd()]);
+            let mut left = open_descriptors();
+            left.retain(|&fd| rustix::fs::fstat(kept.as_fd()).is_ok() && fd > 2);
+            // The listing itself had a descriptor, which is gone.
+            left.retain(|fd| std::fs::metadata(format!("/proc/self/fd/{fd}")).is_ok());
+            exit(i32::from(!before || left != [kept.as_raw_fd()]))
+        });
+        assert_eq!(child.expect("fork").wait().expect("a child").code(), Some(0));
+    }
 
     #[test]
     fn a_child_that_ended_is_found_with_its_status_and_reaped_once() {

@@ -1,0 +1,201 @@
+//! Starts the client: its view of the machine, its filter, its program.
+
+use std::ffi::OsString;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+use ioasis_sys::notify::Listener;
+use ioasis_sys::seccomp::{self, Filter};
+use ioasis_sys::spawn::{self, Child, Fork};
+use ioasis_sys::{message, signal};
+use ioasis_uapi::{Errno, Error};
+
+use crate::filter::QueueFds;
+use crate::removal::Failure;
+use crate::view::{self, Identity, Node, View};
+
+/// Descriptors whose read and write are stopped, at most: one for every queue.
+const QUEUES: u32 = 64;
+
+/// A client that waits to be told to execute its program.
+#[derive(Debug)]
+pub(crate) struct Launched {
+    pub(crate) child: Child,
+    pub(crate) listener: Listener,
+    /// Root of the memory file system for the files it is given.
+    pub(crate) files: OwnedFd,
+    pub(crate) nodes: Vec<Identity>,
+    /// Entries of /dev and /sys it does not see.
+    pub(crate) lost: Vec<String>,
+    start: OwnedFd,
+}
+
+/// More than any message of a launch takes.
+const LIMIT: usize = 1 << 20;
+
+/// The numbers kept for queues: the highest below the limit, where a client's other descriptors rarely get.
+pub(crate) fn queue_fds() -> Option<QueueFds> {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    let end = u32::try_from(limit.unwrap_or(1024).min(1 << 20)).ok()?;
+    let first = end.checked_sub(QUEUES).filter(|&first| first >= 256)?;
+    Some(QueueFds { first, end })
+}
+
+/// Forks the client, which enters its view and its filter and then waits.
+///
+/// # Errors
+///
+/// What the view or the filter lacks on this host.
+pub(crate) fn launch(view: &View, filter: &Filter, command: &[OsString]) -> Result<Launched, Failure> {
+    let failed = |error: Error| Failure::before_start(error.why);
+    let (ours, theirs) = message::pair().map_err(failed)?;
+    match spawn::fork().map_err(failed)? {
+        Fork::Child => {
+            drop(ours);
+            let failure = match prepare(view, filter, &theirs) {
+                Ok(()) => execute(command),
+                Err(failure) => failure,
+            };
+            let text = [&[failure.status], failure.why.as_bytes()].concat();
+            let _ = message::send(&theirs, &text, &[]);
+            spawn::exit(failure.status.into())
+        }
+        Fork::Parent(child) => {
+            drop(theirs);
+            let (bytes, mut fds) = message::receive(&ours, LIMIT).map_err(failed)?;
+            let (Some(listener), Some(files)) = (fds.pop(), fds.pop()) else {
+                let _ = child.wait();
+                return Err(Failure::from_message(&bytes));
+            };
+            let (nodes, lost) = read_identities(&bytes);
+            Ok(Launched { child, listener: Listener::new(listener), files, nodes, lost, start: ours })
+        }
+    }
+}
+
+impl Launched {
+    /// Lets the client execute its program.
+    pub(crate) fn start(&self) {
+        let _ = message::send(&self.start, b"x", &[]);
+    }
+
+    /// Readable once [`Launched::started`] has something to say.
+    pub(crate) fn socket(&self) -> impl AsFd + '_ {
+        self.start.as_fd()
+    }
+
+    /// Whether the program was executed, or why not.
+    ///
+    /// # Errors
+    ///
+    /// The reason.
+    pub(crate) fn started(&self) -> Result<(), Failure> {
+        match message::receive(&self.start, LIMIT) {
+            Ok((bytes, _)) if !bytes.is_empty() => Err(Failure::from_message(&bytes)),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Failure {
+    fn from_message(bytes: &[u8]) -> Self {
+        match bytes.split_first() {
+            Some((&status, why)) => Self { status, why: String::from_utf8_lossy(why).into_owned() },
+            None => Self::before_start("the program's process ended before its program was executed"),
+        }
+    }
+}
+
+fn prepare(view: &View, filter: &Filter, socket: &OwnedFd) -> Result<(), Failure> {
+    let failed = |error: Error| Failure::before_start(error.why);
+    let entered = view.enter().map_err(failed)?;
+    let listener = match filter.install() {
+        Err(Error { errno: Errno::EACCES, .. }) => {
+            seccomp::no_new_privileges().and_then(|()| filter.install())
+        }
+        installed => installed,
+    }
+    .map_err(failed)?;
+    let identities = write_identities(&entered.nodes, &entered.lost);
+    message::send(socket, &identities, &[entered.files.as_fd(), listener.as_fd()]).map_err(failed)?;
+    match message::receive(socket, 1) {
+        Ok((go, _)) if !go.is_empty() => Ok(()),
+        _ => spawn::exit(125),
+    }
+}
+
+/// Executes `command`; returns only with the reason why not.
+fn execute(command: &[OsString]) -> Failure {
+    let (program, arguments) = command.split_first().expect("a command has a program");
+    signal::Set::empty().block();
+    let mut command = Command::new(program);
+    let error = command.args(arguments).envs(view::ENVIRONMENT.iter().copied()).exec();
+    Failure {
+        status: if error.kind() == std::io::ErrorKind::NotFound { 127 } else { 126 },
+        why: format!("cannot execute {}: {error}", program.display()),
+    }
+}
+
+const KINDS: [fn(u32) -> Node; 6] = [
+    |_| Node::Iommu,
+    |_| Node::VfioContainer,
+    Node::Group,
+    Node::NoIommuGroup,
+    Node::Cdev,
+    Node::Attribute,
+];
+
+fn write_identities(nodes: &[Identity], lost: &[String]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    bytes.extend(u32::try_from(nodes.len()).expect("a few nodes").to_ne_bytes());
+    for identity in nodes {
+        let (kind, number) = match identity.node {
+            Node::Iommu => (0_u32, 0),
+            Node::VfioContainer => (1, 0),
+            Node::Group(number) => (2, number),
+            Node::NoIommuGroup(number) => (3, number),
+            Node::Cdev(number) => (4, number),
+            Node::Attribute(number) => (5, number),
+        };
+        for word in [identity.dev, identity.ino, u64::from(kind) << 32 | u64::from(number)] {
+            bytes.extend(word.to_ne_bytes());
+        }
+    }
+    bytes.extend(lost.join("\n").as_bytes());
+    bytes
+}
+
+fn read_identities(bytes: &[u8]) -> (Vec<Identity>, Vec<String>) {
+    let (count, rest) = bytes.split_first_chunk::<4>().expect("a count leads the nodes");
+    let count = usize::try_from(u32::from_ne_bytes(*count)).expect("64-bit usize");
+    let (nodes, lost) = rest.split_at(count * 24);
+    let word = |node: &[u8], at: usize| u64::from_ne_bytes(node[at..at + 8].try_into().expect("8 bytes"));
+    let nodes = nodes.chunks_exact(24).map(|node| {
+        let kind = usize::try_from(word(node, 16) >> 32).expect("64-bit usize");
+        let number = u32::try_from(word(node, 16) & u64::from(u32::MAX)).expect("a half");
+        Identity { dev: word(node, 0), ino: word(node, 8), node: KINDS[kind](number) }
+    });
+    let lost = String::from_utf8_lossy(lost);
+    (nodes.collect(), lost.lines().map(str::to_owned).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nodes_arrive_as_they_were_sent() {
+        let node = |ino, node| Identity { dev: 77, ino, node };
+        let nodes = [
+            node(1, Node::Iommu),
+            node(2, Node::VfioContainer),
+            node(3, Node::Group(12)),
+            node(4, Node::NoIommuGroup(13)),
+            node(5, Node::Cdev(0)),
+            node(6, Node::Attribute(99)),
+        ];
+        let lost = ["/dev/a".to_owned(), "/dev/b".to_owned()];
+        assert_eq!(read_identities(&write_identities(&nodes, &lost)), (nodes.to_vec(), lost.to_vec()));
+    }
+}

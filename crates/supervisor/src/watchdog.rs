@@ -1,0 +1,322 @@
+//! The watchdog: stands beside the supervisor and answers in its place once it is gone.
+//!
+//! The first one is the process that was started as `ioasis run`. It passes signals on to the client and the client's
+//! end on to whoever started it. Should it be killed, the supervisor forks another, which does the rest.
+//!
+//! Once the supervisor is dead, system calls on our files and nodes answer `ENODEV`, everything else goes on, and the
+//! calls that the supervisor had received are answered first, so that none hangs.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use ioasis_sys::notify::{Answer, Listener, Notification, Slots};
+use ioasis_sys::signal::{self, SignalFd};
+use ioasis_sys::spawn;
+use ioasis_uapi::{Errno, Error};
+use rustix::event::{PollFd, PollFlags, Timespec};
+
+use crate::filter::number;
+use crate::removal::{Failure, Marks, Note, Removal};
+use crate::resolve::{self, Found, Last, Wait};
+use crate::task::{OpenCall, Task};
+
+/// What supervisor and watchdog know of the run together: notification slots and a few words beside them.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) slots: Slots,
+}
+
+/// Calls that can be in the supervisor's hands at once.
+const SLOTS: u32 = 4096;
+// Words beside the slots.
+const CLIENT: u32 = 0;
+const STATUS: u32 = 1;
+const FINISHED: u32 = 2;
+const WORDS: u32 = 3;
+/// Says in the status word that there is one.
+const KNOWN: u64 = 1 << 32;
+
+impl Shared {
+    pub(crate) fn new() -> Result<Self, Error> {
+        Ok(Self { slots: Slots::new(SLOTS, WORDS)? })
+    }
+
+    /// The client's process id, once it was forked.
+    pub(crate) fn client(&self) -> Option<u32> {
+        u32::try_from(self.slots.word(CLIENT).load(Ordering::SeqCst)).ok().filter(|&pid| pid != 0)
+    }
+
+    pub(crate) fn set_client(&self, pid: u32) {
+        self.slots.word(CLIENT).store(pid.into(), Ordering::SeqCst);
+    }
+
+    /// How the client ended. Written before it is reaped, so that it is not lost with whoever reaps.
+    pub(crate) fn status(&self) -> Option<ExitStatus> {
+        let word = self.slots.word(STATUS).load(Ordering::SeqCst);
+        let raw = u32::try_from(word & u64::from(u32::MAX)).expect("a half");
+        (word & KNOWN != 0).then(|| ExitStatus::from_raw(raw.cast_signed()))
+    }
+
+    fn set_status(&self, status: ExitStatus) {
+        let raw = status.into_raw().cast_unsigned();
+        self.slots.word(STATUS).store(KNOWN | u64::from(raw), Ordering::SeqCst);
+    }
+
+    /// Says that the run ended as it should.
+    pub(crate) fn finish(&self) {
+        self.slots.word(FINISHED).store(1, Ordering::SeqCst);
+    }
+
+    fn is_finished(&self) -> bool {
+        self.slots.word(FINISHED).load(Ordering::SeqCst) != 0
+    }
+
+    /// Reaps the children that ended, and notes the client's status.
+    pub(crate) fn reap(&self) {
+        while let Ok(Some((pid, status))) = spawn::ended() {
+            if self.client() == Some(pid) {
+                self.set_status(status);
+            }
+            spawn::reap(pid);
+        }
+    }
+
+    /// Waits for the client, which has no life left, to be reapable.
+    pub(crate) fn await_client(&self) {
+        if let (None, Some(pid)) = (self.status(), self.client())
+            && let Ok(status) = spawn::wait_for(pid)
+        {
+            self.set_status(status);
+        }
+    }
+}
+
+/// What becomes of processes that the client leaves behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Leftovers {
+    /// The run goes on until the last of them has ended.
+    Await,
+    /// They are killed when the client ends.
+    Kill,
+}
+
+/// One watchdog.
+#[derive(Debug)]
+pub(crate) struct Watchdog {
+    pub(crate) shared: Arc<Shared>,
+    /// Readable once the supervisor has ended.
+    pub(crate) supervisor: OwnedFd,
+    /// Where the supervisor's notes arrive.
+    pub(crate) notes: OwnedFd,
+    /// Signals to pass on.
+    pub(crate) signals: Option<SignalFd>,
+    /// What to do once the supervisor is dead.
+    pub(crate) removal: Removal,
+    pub(crate) leftovers: Leftovers,
+}
+
+impl Watchdog {
+    /// Watches until the run is over.
+    ///
+    /// # Errors
+    ///
+    /// Why no client was started.
+    pub(crate) fn watch(mut self) -> Result<ExitStatus, Failure> {
+        let mut failure = None;
+        let mut notes_end = false;
+        loop {
+            let ready = self.poll(notes_end);
+            self.pass_signals_on();
+            if ready.note {
+                match Note::receive(&self.notes) {
+                    Ok(Some(Note::Failed(why))) => failure = Some(why),
+                    Ok(Some(note)) => self.removal.keep(note),
+                    Ok(None) | Err(_) => notes_end = true,
+                }
+            } else if ready.supervisor {
+                break;
+            }
+        }
+        if let Some(failure) = failure {
+            self.shared.reap();
+            return Err(failure);
+        }
+        if !self.shared.is_finished() {
+            let Some(listener) = self.removal.listener.take() else {
+                return Err(Failure::before_start("the supervisor was killed before it started the program"));
+            };
+            say("ioasis: the supervisor was killed; its devices are gone, the program goes on without them\n");
+            self.stand_in(&listener);
+        }
+        self.shared.reap();
+        self.shared.await_client();
+        let status = self.shared.status();
+        status.ok_or_else(|| Failure::before_start("the program's exit status is lost"))
+    }
+
+    fn poll(&self, notes_end: bool) -> Ready {
+        let fds: Vec<BorrowedFd<'_>> = [self.supervisor.as_fd(), self.notes.as_fd()]
+            .into_iter()
+            .chain(self.signals.iter().map(AsFd::as_fd))
+            .collect();
+        let mut polled: Vec<PollFd<'_>> =
+            fds.iter().map(|fd| PollFd::new(fd, PollFlags::IN)).collect();
+        if rustix::event::poll(&mut polled, None).is_err() {
+            return Ready { supervisor: false, note: false };
+        }
+        let ready = |index: usize| !polled[index].revents().is_empty();
+        Ready { supervisor: ready(0), note: ready(1) && !notes_end }
+    }
+
+    /// A signal that the terminal sent has reached the client too; one that a process sent to us alone has not.
+    fn pass_signals_on(&self) {
+        let Some(signals) = &self.signals else { return };
+        while let Some(arrived) = signals.next() {
+            if arrived.signal != SIGCHLD
+                && arrived.by_process
+                && self.shared.status().is_none()
+                && let Some(client) = self.shared.client()
+            {
+                let _ = signal::send(client, arrived.signal);
+            }
+        }
+    }
+
+    /// Answers in the place of the dead supervisor until the last task under the filter has ended.
+    fn stand_in(&self, listener: &Listener) {
+        self.removal.perform();
+        let slots = &self.shared.slots;
+        for index in 0..slots.count() {
+            if let Some(call) = slots.get(index) {
+                self.answer(listener, &call);
+                slots.clear(index);
+            }
+        }
+        loop {
+            self.pass_signals_on();
+            self.shared.reap();
+            if self.leftovers == Leftovers::Kill && self.shared.status().is_some() {
+                end_descendants(&[]);
+            }
+            match wait_for_call(listener, &self.signals, &self.supervisor) {
+                Next::Call => {
+                    if let Ok(call) = slots.receive(listener, 0) {
+                        self.answer(listener, &call);
+                        slots.clear(0);
+                    }
+                }
+                Next::Nothing => {}
+                Next::End => return,
+            }
+        }
+    }
+
+    fn answer(&self, listener: &Listener, call: &Notification) {
+        let answer = orphaned(&self.removal.marks, call);
+        let _ = listener.answer(call.id, answer);
+    }
+}
+
+const SIGCHLD: i32 = rustix::process::Signal::CHILD.as_raw();
+
+struct Ready {
+    supervisor: bool,
+    note: bool,
+}
+
+enum Next {
+    Call,
+    Nothing,
+    End,
+}
+
+fn wait_for_call(listener: &Listener, signals: &Option<SignalFd>, fallback: &OwnedFd) -> Next {
+    let signals = signals.as_ref().map_or(fallback.as_fd(), AsFd::as_fd);
+    // Without signals to wait for, the dead supervisor's pidfd is there to be polled for nothing.
+    let mut polled = [
+        PollFd::new(listener, PollFlags::IN),
+        PollFd::new(&signals, PollFlags::PRI),
+    ];
+    let timeout = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
+    if rustix::event::poll(&mut polled, Some(&timeout)).is_err() {
+        return Next::Nothing;
+    }
+    let ready = polled[0].revents();
+    if ready.contains(PollFlags::IN) {
+        Next::Call
+    } else if ready.contains(PollFlags::HUP) {
+        Next::End
+    } else {
+        Next::Nothing
+    }
+}
+
+/// What a call of a client whose supervisor is dead is answered.
+fn orphaned(marks: &Marks, call: &Notification) -> Answer {
+    let Ok(task) = Task::of(call.tid) else { return Answer::Continue };
+    if let Some(open) = OpenCall::of(&task, call) {
+        let Ok(open) = open else { return Answer::Continue };
+        let last = if open.follows() { Last::Follow } else { Last::Keep };
+        let Found::File(file) = resolve::resolve(open.from, &open.path, last, Wait::Allowed) else {
+            return Answer::Continue;
+        };
+        let ours = rustix::fs::fstat(file).is_ok_and(|stat| {
+            stat.st_dev == marks.files || marks.nodes.contains(&(stat.st_dev, stat.st_ino))
+        });
+        return if ours { Answer::Error(Errno::ENODEV) } else { Answer::Continue };
+    }
+    let fd = match call.number {
+        number::MMAP => call.args[4],
+        number::FSTAT
+        | number::NEWFSTATAT
+        | number::STATX
+        | number::READLINK
+        | number::READLINKAT
+        | number::SECCOMP => return Answer::Continue,
+        _ => call.args[0],
+    };
+    // The kernel takes the low half.
+    let fd = (fd & u64::from(u32::MAX)) as u32;
+    let ours = match task.file(fd.cast_signed()) {
+        Ok(file) => rustix::fs::fstat(file).is_ok_and(|stat| stat.st_dev == marks.files),
+        // It cannot be looked at: only an access where our regions lie, or an ioctl of our type, was stopped.
+        Err(error) => error.errno == Errno::EPERM,
+    };
+    if ours { Answer::Error(Errno::ENODEV) } else { Answer::Continue }
+}
+
+/// Kills every process that descends from this one, except those in `but` and what descends from them only.
+pub(crate) fn end_descendants(but: &[u32]) {
+    let parents: Vec<(u32, u32)> = std::fs::read_dir("/proc")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter_map(|pid| Some((pid, parent(pid)?)))
+        .collect();
+    let mut ours = vec![std::process::id()];
+    let mut at = 0;
+    while let Some(&ancestor) = ours.get(at) {
+        at += 1;
+        let children = parents.iter().filter(|&&(pid, parent)| parent == ancestor && !but.contains(&pid));
+        ours.extend(children.map(|&(pid, _)| pid));
+    }
+    for &pid in &ours[1..] {
+        let _ = signal::send(pid, rustix::process::Signal::KILL.as_raw());
+    }
+}
+
+/// The fourth field of /proc/PID/stat, behind a name that may hold anything.
+fn parent(pid: u32) -> Option<u32> {
+    let stat = std::fs::read(format!("/proc/{pid}/stat")).ok()?;
+    let name_end = stat.iter().rposition(|&byte| byte == b')')?;
+    std::str::from_utf8(&stat[name_end + 1..]).ok()?.split_whitespace().nth(1)?.parse().ok()
+}
+
+/// Writes to standard error without its lock, which a thread that a fork left behind may have held.
+pub(crate) fn say(text: &str) {
+    let _ = rustix::io::write(rustix::stdio::stderr(), text.as_bytes());
+}
