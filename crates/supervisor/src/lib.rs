@@ -1,3 +1,15 @@
 //! Runs a program whose IOMMUFD and VFIO calls are answered here.
 
+mod filter;
+mod launch;
+mod removal;
+mod resolve;
+mod run;
+mod serve;
+mod task;
 pub mod view;
+mod watchdog;
+
+pub use removal::Failure;
+pub use run::{RunOptions, exit_like, run};
+pub use watchdog::Leftovers;

@@ -96,6 +96,15 @@ impl Process {
         answer == 0 || last_errno() != Errno::ESRCH
     }
 
+    /// Whether it still runs and `tid` is one of its threads.
+    #[must_use]
+    pub fn has_thread(&self, tid: u32) -> bool {
+        // SAFETY: 1. tgkill(2) takes three integers, and signal 0 sends nothing.
+        let answer = unsafe { libc::syscall(libc::SYS_tgkill, self.pid, tid, 0) };
+        // A thread we may not signal is there. The thread group's number is not another's while this one lives.
+        (answer == 0 || last_errno() == Errno::EPERM) && self.is_alive()
+    }
+
     /// A duplicate of file descriptor `fd` of thread `tid`, closed on exec.
     ///
     /// # Errors

@@ -266,3 +266,18 @@ fn memory_stays_in_reach_when_the_first_thread_ends_before_the_others() {
     assert_eq!((read, &buf), (Ok(()), &*secret));
     assert!(matches!(vma, Ok(Some(_))));
 }
+
+#[test]
+fn a_thread_belongs_to_its_process_until_it_ends() {
+    let own = Process::open(std::process::id()).unwrap();
+    let tid = std::thread::spawn(move || {
+        let tid = rustix::thread::gettid().as_raw_nonzero().get().unsigned_abs();
+        assert!(own.has_thread(tid) && !own.has_thread(1));
+        (own, tid)
+    });
+    let (own, tid) = tid.join().unwrap();
+    while std::path::Path::new(&format!("/proc/self/task/{tid}")).exists() {
+        std::thread::yield_now();
+    }
+    assert!(!own.has_thread(tid));
+}

@@ -1,0 +1,254 @@
+//! A run: watchdog, supervisor and client, from the first fork to the last task's end.
+
+use std::ffi::OsString;
+use std::os::fd::{AsFd, OwnedFd};
+use std::process::ExitStatus;
+use std::sync::Arc;
+
+use ioasis_sys::signal::{self, SignalFd};
+use ioasis_sys::spawn::{self, Fork};
+use ioasis_sys::sync::Mutex;
+use ioasis_sys::{because, message};
+use ioasis_uapi::{Error, Result};
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::process::{PidfdFlags, Signal};
+
+use crate::filter;
+use crate::launch::{self, Launched};
+use crate::removal::{Failure, Marks, Note, Removal};
+use crate::serve::Server;
+use crate::view::{self, View};
+use crate::watchdog::{Leftovers, Shared, Watchdog, end_descendants, say};
+
+/// What to run, and on what machine.
+pub struct RunOptions {
+    /// The program and its arguments; not empty.
+    pub command: Vec<OsString>,
+    /// What becomes of processes that the program leaves behind.
+    pub leftovers: Leftovers,
+    /// The files it sees.
+    pub view: view::Options,
+}
+
+/// Runs a program on a machine.
+///
+/// The calling process becomes the watchdog of the run and returns with the program's exit status once the last
+/// process under the filter has ended. It must have one thread, and open all its descriptors with `FD_CLOEXEC`.
+///
+/// # Errors
+///
+/// Why the program was not started.
+pub fn run(options: RunOptions) -> Result<ExitStatus, Failure> {
+    let failed = |error: Error| Failure::before_start(error.why);
+    if !spawn::is_single_threaded() {
+        return Err(Failure::before_start("a run must be started by a process with one thread"));
+    }
+    let shared = Arc::new(Shared::new().map_err(failed)?);
+    let (notes, supervisors) = message::pair().map_err(failed)?;
+    rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
+        .map_err(|raw| failed(because("PR_SET_CHILD_SUBREAPER is refused")(raw)))?;
+    let watchdog = rustix::process::pidfd_open(rustix::process::getpid(), PidfdFlags::empty());
+    let watchdog = watchdog.map_err(|raw| failed(because("no pidfd of this process")(raw)))?;
+    // What a terminal sends to stop its foreground must stop this process, so that its shell notices.
+    let passed = [&signal::BROKEN[..], &STOPPING].concat();
+    let passed = signal::Set::all_but(&passed);
+    let before = passed.block();
+    let result = match spawn::fork().map_err(failed)? {
+        Fork::Child => {
+            drop(notes);
+            supervise(options, shared, supervisors, watchdog)
+        }
+        Fork::Parent(child) => {
+            drop(supervisors);
+            spawn::close_inherited();
+            let watchdog = Watchdog {
+                shared: Arc::clone(&shared),
+                supervisor: child.as_fd().try_clone_to_owned().map_err(|_| Failure::before_start("too many open files"))?,
+                notes,
+                signals: Some(SignalFd::new(&passed).map_err(failed)?),
+                removal: Removal::default(),
+                leftovers: options.leftovers,
+            };
+            watchdog.watch()
+        }
+    };
+    before.block();
+    result
+}
+
+const STOPPING: [i32; 3] = [Signal::TSTP.as_raw(), Signal::TTIN.as_raw(), Signal::TTOU.as_raw()];
+
+/// Ends this process as the program ended.
+pub fn exit_like(status: ExitStatus) -> ! {
+    use std::os::unix::process::ExitStatusExt;
+    match status.signal() {
+        Some(signal) => signal::die_of(signal),
+        None => std::process::exit(status.code().unwrap_or(125)),
+    }
+}
+
+/// The supervisor's line to its watchdog, and the list that the next watchdog would need.
+#[derive(Debug)]
+pub(crate) struct Notes {
+    state: Mutex<(Removal, OwnedFd)>,
+}
+
+impl Notes {
+    fn new(socket: OwnedFd) -> Self {
+        Self { state: Mutex::new((Removal::default(), socket)) }
+    }
+
+    /// Tells the watchdog. One that is dead is replaced soon, with all that was ever told.
+    pub(crate) fn tell(&self, note: Note) {
+        let mut state = self.state.lock();
+        let _ = note.send(&state.1);
+        state.0.keep(note);
+    }
+
+    fn socket(&self) -> Result<OwnedFd> {
+        let state = self.state.lock();
+        state.1.try_clone().map_err(|_| Error::new(ioasis_uapi::Errno::EMFILE, "too many open files"))
+    }
+
+    /// Forks another watchdog and returns the socket to watch it by.
+    fn replace_watchdog(&self, shared: &Arc<Shared>, leftovers: Leftovers) -> Result<OwnedFd> {
+        let mut state = self.state.lock();
+        let (theirs, ours) = message::pair()?;
+        let supervisor = rustix::process::pidfd_open(rustix::process::getpid(), PidfdFlags::empty())
+            .map_err(because("no pidfd of this process"))?;
+        match spawn::fork()? {
+            Fork::Child => {
+                let removal = std::mem::take(&mut state.0);
+                let kept: Vec<_> = removal.files().chain([theirs.as_fd(), supervisor.as_fd()]).collect();
+                spawn::close_all_but(&kept);
+                let shared = Arc::clone(shared);
+                let watchdog =
+                    Watchdog { shared, supervisor, notes: theirs, signals: None, removal, leftovers };
+                let _ = watchdog.watch();
+                spawn::exit(0)
+            }
+            Fork::Parent(_) => {
+                state.1 = ours;
+                drop(state);
+                self.socket()
+            }
+        }
+    }
+}
+
+/// The supervisor's life.
+fn supervise(options: RunOptions, shared: Arc<Shared>, socket: OwnedFd, watchdog: OwnedFd) -> ! {
+    signal::Set::all_but(&signal::BROKEN).block();
+    let _ = rustix::process::set_child_subreaper(Some(rustix::process::getpid()));
+    let notes = Arc::new(Notes::new(socket));
+    match prepare(&options, &shared, &notes) {
+        Ok((server, launched)) => {
+            let mut supervisor =
+                Supervisor { shared, notes, server, launched, leftovers: options.leftovers, watchdog, started: false };
+            if let Err(error) = supervisor.serve() {
+                say(&format!("ioasis: {error}\n"));
+                spawn::exit(1)
+            }
+            spawn::exit(0)
+        }
+        Err(failure) => {
+            notes.tell(Note::Failed(failure));
+            spawn::exit(1)
+        }
+    }
+}
+
+fn prepare(
+    options: &RunOptions,
+    shared: &Arc<Shared>,
+    notes: &Arc<Notes>,
+) -> Result<(Arc<Server>, Launched), Failure> {
+    let failed = |error: Error| Failure::before_start(error.why);
+    let view = View::plan(&[], &options.view).map_err(failed)?;
+    let queues = launch::queue_fds();
+    let launched = launch::launch(&view, &filter::filter(queues), &options.command)?;
+    shared.set_client(launched.child.id());
+    spawn::close_inherited();
+    for entry in &launched.lost {
+        say(&format!("ioasis: {entry} is not in the program's view\n"));
+    }
+    let server = Server::new(&launched, shared, notes).map_err(failed)?;
+    let marks = Marks::new(server.files_dev(), &launched.nodes);
+    let listener = launched.listener.try_clone().map_err(failed)?;
+    notes.tell(Note::Launched { listener, marks });
+    Ok((Arc::new(server), launched))
+}
+
+/// What the supervisor's main thread looks after while another receives calls.
+struct Supervisor {
+    shared: Arc<Shared>,
+    notes: Arc<Notes>,
+    server: Arc<Server>,
+    launched: Launched,
+    leftovers: Leftovers,
+    /// Readable once the watchdog is gone.
+    watchdog: OwnedFd,
+    started: bool,
+}
+
+impl Supervisor {
+    /// Serves until the last task under the filter has ended.
+    fn serve(&mut self) -> Result<()> {
+        let signals = SignalFd::new(&signal::Set::all_but(&signal::BROKEN))?;
+        self.launched.start();
+        Server::receive_in_a_thread(&self.server)?;
+        loop {
+            if self.wait(&signals)? == Wake::End {
+                break;
+            }
+            while signals.next().is_some() {}
+            self.shared.reap();
+            if self.leftovers == Leftovers::Kill && self.shared.status().is_some() {
+                end_descendants(&[]);
+            }
+            self.server.drain();
+        }
+        self.server.close_all();
+        self.shared.reap();
+        self.shared.await_client();
+        self.shared.finish();
+        Ok(())
+    }
+
+    fn wait(&mut self, signals: &SignalFd) -> Result<Wake> {
+        let start = self.launched.socket();
+        let mut polled = vec![
+            PollFd::new(&self.launched.listener, PollFlags::empty()),
+            PollFd::new(&self.watchdog, PollFlags::IN),
+            PollFd::new(signals, PollFlags::IN),
+            PollFd::new(self.server.closes(), PollFlags::IN),
+        ];
+        if !self.started {
+            polled.push(PollFd::new(&start, PollFlags::IN));
+        }
+        let killing = self.leftovers == Leftovers::Kill && self.shared.status().is_some();
+        let soon = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
+        let _ = rustix::event::poll(&mut polled, killing.then_some(&soon));
+        let ready = |index: usize| polled.get(index).is_some_and(|fd| !fd.revents().is_empty());
+        let (ended, watchdog_gone, started) = (ready(0), ready(1), ready(4));
+        if started {
+            self.started = true;
+            if let Err(failure) = self.launched.started() {
+                self.notes.tell(Note::Failed(failure));
+            }
+        }
+        if ended {
+            return Ok(Wake::End);
+        }
+        if watchdog_gone {
+            self.watchdog = self.notes.replace_watchdog(&self.shared, self.leftovers)?;
+        }
+        Ok(Wake::Work)
+    }
+}
+
+#[derive(PartialEq, Eq)]
+enum Wake {
+    Work,
+    End,
+}
