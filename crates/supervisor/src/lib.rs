@@ -7,6 +7,7 @@ mod resolve;
 mod run;
 mod serve;
 mod task;
+pub mod trace;
 pub mod view;
 mod watchdog;
 

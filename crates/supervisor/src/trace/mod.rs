@@ -1,0 +1,328 @@
+//! `--trace`: every VFIO and IOMMUFD call on a line of its own, decoded, with its result and, where it failed, the
+//! reason in words.
+//!
+//! ```text
+//! [pid 123] openat("/dev/vfio/vfio", O_RDWR|O_CLOEXEC) = 5
+//! [pid 123] ioctl(5</dev/vfio/vfio>, VFIO_IOMMU_MAP_DMA, {argsz=32, flags=READ|WRITE, vaddr=0x7f1200000800,
+//!           iova=0x0, size=0x1000}) = -1 EINVAL (vaddr is not page aligned: 0x7f1200000800)
+//! [0000:01:00.0] interrupt MSI-X 1
+//! ```
+//!
+//! Tables say which ioctl has which fields; nothing here knows what a call does. The argument is read once before
+//! the call and once after it, for the line only: a client that changes it meanwhile confuses its own trace.
+
+mod iommufd;
+mod layout;
+mod line;
+mod sink;
+mod tail;
+#[cfg(test)]
+mod tests;
+mod value;
+mod vfio;
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use ioasis_uapi::{Error, Result};
+
+use layout::{Argument, Field};
+use sink::Sink;
+use tail::Tail;
+use value::Value;
+
+pub use line::{Access, Event, Interrupt, Map, Way};
+
+/// How lines are written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Format {
+    /// As strace writes them.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Which table of ioctls a file has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// /dev/iommu; answers the container ioctls too.
+    Iommufd,
+    /// /dev/vfio/vfio.
+    Container,
+    /// /dev/vfio/N.
+    Group,
+    /// A device, from a group or a cdev.
+    Device,
+}
+
+/// A file of the client's.
+#[derive(Clone, Copy, Debug)]
+pub struct File<'a> {
+    /// The descriptor the call was made on.
+    pub fd: i32,
+    /// What was opened.
+    pub path: &'a str,
+    /// Which table of ioctls it has.
+    pub kind: Kind,
+}
+
+/// Reads the client's memory: fills the buffer from the address, or answers `false`.
+pub type Memory<'a> = &'a dyn Fn(u64, &mut [u8]) -> bool;
+
+/// An ioctl that has been begun.
+#[derive(Debug)]
+#[must_use = "the line is written when the call ends"]
+pub struct Begun {
+    row: Option<&'static Row>,
+    request: u32,
+    argument: u64,
+    before: Vec<u8>,
+}
+
+/// Where lines go. Any number of threads may write; each line is whole.
+#[derive(Debug)]
+pub struct Trace {
+    sink: Sink,
+    format: Format,
+}
+
+/// One ioctl in a table.
+#[derive(Debug)]
+struct Row {
+    request: u32,
+    name: &'static str,
+    shape: Shape,
+}
+
+/// What the third argument of an ioctl is.
+#[derive(Debug)]
+enum Shape {
+    /// Not used.
+    Nothing,
+    /// A number with names.
+    Choice(layout::Names),
+    /// The address of an `int` that holds a descriptor.
+    Fd,
+    /// The address of a string.
+    Text,
+    /// The address of a struct that starts with its size.
+    Struct(&'static [Field], Tail),
+}
+
+/// Most bytes of an argument that are looked at.
+const LONGEST: usize = 4096;
+
+impl Trace {
+    /// Lines go to standard error.
+    ///
+    /// # Errors
+    ///
+    /// `EBADF` if that is closed.
+    pub fn stderr(format: Format) -> Result<Self> {
+        Ok(Self { sink: Sink::stderr(missing(format))?, format })
+    }
+
+    /// Lines go to the file `path`, which is emptied or made.
+    ///
+    /// # Errors
+    ///
+    /// The errno of opening it.
+    pub fn file(path: &Path, format: Format) -> Result<Self> {
+        Ok(Self { sink: Sink::file(path, missing(format))?, format })
+    }
+
+    /// Looks at the argument of an ioctl before it is executed.
+    pub fn begin(&self, file: File<'_>, request: u32, argument: u64, memory: Memory<'_>) -> Begun {
+        let row = find(file.kind, request);
+        let before = row.map_or_else(Vec::new, |row| read(row, argument, memory));
+        Begun { row, request, argument, before }
+    }
+
+    /// Writes the line of an ioctl.
+    pub fn end(
+        &self,
+        pid: u32,
+        file: File<'_>,
+        begun: &Begun,
+        result: Result<i64>,
+        memory: Memory<'_>,
+    ) {
+        let after = begun.row.map_or_else(Vec::new, |row| read(row, begun.argument, memory));
+        let name = match begun.row {
+            Some(row) => Value::Name(row.name),
+            None => Value::Plain(format!("_IO(';', {:#x})", begun.request & 0xff)),
+        };
+        let argument = Argument { before: &begun.before, after: &after, good: result.is_ok() };
+        let shown = begun.row.map_or(Some(Value::Hex(begun.argument)), |row| {
+            show(row, begun.argument, argument, memory)
+        });
+        let arguments = [("fd", opened(file.fd, file.path)), ("request", name)];
+        let arguments: Vec<_> =
+            arguments.into_iter().chain(shown.map(|shown| ("arg", shown))).collect();
+        self.call(pid, "ioctl", &arguments, result, Returned::Number);
+    }
+
+    /// Writes the line of an open of one of our files.
+    pub fn open(&self, pid: u32, path: &str, flags: u64, result: Result<i64>) {
+        let arguments =
+            [("path", Value::Quoted(path.to_owned())), ("flags", line::open_flags(flags))];
+        self.call(pid, "openat", &arguments, result, Returned::Number);
+    }
+
+    /// Writes the line of a pread or pwrite on a device.
+    pub fn access(&self, pid: u32, file: File<'_>, access: &Access<'_>, result: Result<i64>) {
+        let arguments = [
+            ("fd", opened(file.fd, file.path)),
+            ("at", line::place(access.region, access.offset)),
+            ("data", line::data(access, result.is_ok())),
+            ("length", Value::Dec(access.length)),
+        ];
+        let name = if access.way == Way::Read { "pread" } else { "pwrite" };
+        self.call(pid, name, &arguments, result, Returned::Number);
+    }
+
+    /// Writes the line of a mmap of a device.
+    pub fn mmap(&self, pid: u32, file: File<'_>, map: Map, result: Result<i64>) {
+        let arguments = [
+            ("fd", opened(file.fd, file.path)),
+            ("at", line::place(map.region, map.offset)),
+            ("length", Value::Hex(map.length)),
+            ("prot", line::protection(map.protection)),
+            ("flags", line::map_flags(map.flags)),
+        ];
+        self.call(pid, "mmap", &arguments, result, Returned::Address);
+    }
+
+    /// Writes the line of any other call of the client that was answered here, such as a write to a sysfs file.
+    pub fn other(&self, pid: u32, call: &str, path: &str, result: Result<i64>) {
+        self.call(pid, call, &[("path", Value::Quoted(path.to_owned()))], result, Returned::Number);
+    }
+
+    /// Writes the line of something a device did; `device` is its BDF.
+    pub fn event(&self, device: &str, event: &Event) {
+        let mut line = String::new();
+        match self.format {
+            Format::Text => {
+                let _ = writeln!(line, "[{device}] {event}");
+            }
+            Format::Json => line::event_json(device, event, &mut line),
+        }
+        self.sink.write(&line);
+    }
+
+    fn call(
+        &self,
+        pid: u32,
+        call: &str,
+        arguments: &[(&'static str, Value)],
+        result: Result<i64>,
+        returned: Returned,
+    ) {
+        let mut line = String::with_capacity(256);
+        match self.format {
+            Format::Text => line::call_text(pid, call, arguments, result, returned, &mut line),
+            Format::Json => line::call_json(pid, call, arguments, result, &mut line),
+        }
+        self.sink.write(&line);
+    }
+}
+
+/// What stands in for lines that a slow reader did not take.
+const fn missing(format: Format) -> fn(u64) -> String {
+    match format {
+        Format::Text => {
+            |lost| format!("... {lost} lines are missing here: the reader was too slow\n")
+        }
+        Format::Json => |lost| format!("{{\"missing\":{lost}}}\n"),
+    }
+}
+
+/// How a result is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Returned {
+    Number,
+    Address,
+}
+
+/// A descriptor and what it leads to.
+fn opened(fd: i32, path: &str) -> Value {
+    Value::Plain(format!("{fd}<{path}>"))
+}
+
+/// The reason of a failure, with the value it speaks of.
+fn reason(error: Error) -> String {
+    match error.at {
+        Some(at) if at < 4096 => format!("{}: {at}", error.why),
+        Some(at) => format!("{}: {at:#x}", error.why),
+        None => error.why.to_owned(),
+    }
+}
+
+/// The row of an ioctl on a file of some kind.
+fn find(kind: Kind, request: u32) -> Option<&'static Row> {
+    let tables: &[&[Row]] = match kind {
+        Kind::Iommufd => &[iommufd::TABLE, vfio::CONTAINER],
+        Kind::Container => &[vfio::CONTAINER],
+        Kind::Group => &[vfio::GROUP],
+        Kind::Device => &[vfio::DEVICE],
+    };
+    tables.iter().flat_map(|table| table.iter()).find(|row| row.request == request)
+}
+
+/// The bytes an argument leads to, as many as can be read and are looked at.
+fn read(row: &Row, argument: u64, memory: Memory<'_>) -> Vec<u8> {
+    match row.shape {
+        Shape::Nothing | Shape::Choice(_) => Vec::new(),
+        Shape::Fd => exactly(argument, 4, memory),
+        Shape::Text => string(argument, memory),
+        Shape::Struct(..) => {
+            let size = layout::word(&exactly(argument, 4, memory), 0).unwrap_or(0);
+            let size = usize::try_from(size).unwrap_or(LONGEST).min(LONGEST);
+            let all = exactly(argument, size, memory);
+            // A size that lies beyond what can be read: the size alone is worth showing.
+            if all.is_empty() { exactly(argument, 4, memory) } else { all }
+        }
+    }
+}
+
+fn exactly(address: u64, length: usize, memory: Memory<'_>) -> Vec<u8> {
+    let mut bytes = vec![0; length];
+    if memory(address, &mut bytes) { bytes } else { Vec::new() }
+}
+
+/// A string, up to its NUL or to where memory ends.
+fn string(address: u64, memory: Memory<'_>) -> Vec<u8> {
+    const STEP: usize = 16;
+    let mut all = Vec::new();
+    while all.len() < 256 {
+        let step = exactly(address.wrapping_add(all.len() as u64), STEP, memory);
+        let end = step.iter().position(|&byte| byte == 0);
+        all.extend_from_slice(&step[..end.unwrap_or(step.len())]);
+        if end.is_some() || step.is_empty() {
+            break;
+        }
+    }
+    all
+}
+
+/// The argument as it is shown; `None` where there is none.
+fn show(row: &Row, raw: u64, argument: Argument<'_>, memory: Memory<'_>) -> Option<Value> {
+    let unreadable = || Some(Value::Hex(raw));
+    match &row.shape {
+        Shape::Nothing => None,
+        Shape::Choice(names) => Some(layout::choice(raw, names)),
+        Shape::Fd => match layout::word(argument.before, 0) {
+            Some(fd) => Some(Value::List(vec![Value::Int(i64::from(fd.cast_signed()))], false)),
+            None => unreadable(),
+        },
+        Shape::Text if argument.before.is_empty() => unreadable(),
+        Shape::Text => Some(Value::Quoted(String::from_utf8_lossy(argument.before).into_owned())),
+        Shape::Struct(..) if argument.before.is_empty() => unreadable(),
+        Shape::Struct(fields, tail) => {
+            let mut shown = layout::show(fields, argument);
+            tail.show(argument, memory, &mut shown);
+            Some(Value::Struct(shown))
+        }
+    }
+}

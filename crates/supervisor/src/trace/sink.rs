@@ -1,0 +1,96 @@
+//! Where lines go, without ever waiting long for whoever reads them.
+
+use std::fs::File;
+use std::io::Write as _;
+use std::path::Path;
+
+use ioasis_sys::because;
+use ioasis_sys::sync::Mutex;
+use ioasis_uapi::{Errno, Error, Result};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+/// How long the first line waits for a pipe or terminal that takes none. The lines after it do not wait at all until
+/// it takes one again.
+const PATIENCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 200_000_000 };
+
+/// A file, pipe or terminal.
+#[derive(Debug)]
+pub(super) struct Sink {
+    file: Mutex<Output>,
+    /// The line that says how many are missing.
+    missing: fn(u64) -> String,
+}
+
+#[derive(Debug)]
+struct Output {
+    file: File,
+    /// Lines that found no room since the last one that did.
+    dropped: u64,
+}
+
+impl Sink {
+    pub(super) fn stderr(missing: fn(u64) -> String) -> Result<Self> {
+        let fd = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stderr(), 3)
+            .map_err(because("standard error is closed"))?;
+        Ok(Self::new(File::from(fd), missing))
+    }
+
+    pub(super) fn file(path: &Path, missing: fn(u64) -> String) -> Result<Self> {
+        let file = File::create(path).map_err(|failure| {
+            let errno = failure.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
+            Error::new(errno, "the trace file cannot be written")
+        })?;
+        Ok(Self::new(file, missing))
+    }
+
+    pub(super) const fn new(file: File, missing: fn(u64) -> String) -> Self {
+        Self { file: Mutex::new(Output { file, dropped: 0 }), missing }
+    }
+
+    /// Writes one line, at once. A reader that has stopped costs lines, not the client's progress; how many is said
+    /// when it goes on.
+    pub(super) fn write(&self, line: &str) {
+        let mut output = self.file.lock();
+        let patience =
+            if output.dropped == 0 { PATIENCE } else { Timespec { tv_sec: 0, tv_nsec: 0 } };
+        // A pipe that polls writable has room for PIPE_BUF bytes, and a terminal for some.
+        let ready =
+            poll(&mut [PollFd::new(&output.file, PollFlags::OUT)], Some(&patience)) == Ok(1);
+        if !ready {
+            output.dropped += 1;
+            return;
+        }
+        let lost = match std::mem::take(&mut output.dropped) {
+            0 => String::new(),
+            lost => (self.missing)(lost),
+        };
+        // A reader that is gone takes nothing: not an event for the client.
+        let _ = output.file.write_all(format!("{lost}{line}").as_bytes());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read as _;
+
+    #[test]
+    fn a_reader_that_stops_costs_lines_and_is_told_how_many() {
+        let (read, write) = rustix::pipe::pipe().unwrap();
+        let sink = Sink::new(File::from(write), |lost| format!("{lost} lost\n"));
+        let line = "x".repeat(4095) + "\n";
+        let start = std::time::Instant::now();
+        for _ in 0..100 {
+            sink.write(&line);
+        }
+        assert!(start.elapsed().as_secs() < 5, "it waits once");
+        let mut reader = File::from(read);
+        let mut taken = vec![0; 16 * 4096];
+        reader.read_exact(&mut taken).unwrap();
+        sink.write("the end\n");
+        drop(sink);
+        let mut rest = String::new();
+        reader.read_to_string(&mut rest).unwrap();
+        assert_eq!(rest, "84 lost\nthe end\n");
+    }
+}
