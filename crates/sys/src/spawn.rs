@@ -178,8 +178,11 @@ pub fn close_inherited() {
 /// Closes every descriptor from 3 on except `kept`, in a process that was forked to do one thing: whatever else it
 /// inherited must neither be used nor dropped.
 pub fn close_all_but(kept: &[BorrowedFd<'_>]) {
-    let mut kept: Vec<u32> =
-        kept.iter().filter_map(|fd| u32::try_from(fd.as_raw_fd()).ok()).filter(|&fd| fd > 2).collect();
+    let mut kept: Vec<u32> = kept
+        .iter()
+        .filter_map(|fd| u32::try_from(fd.as_raw_fd()).ok())
+        .filter(|&fd| fd > 2)
+        .collect();
     kept.sort_unstable();
     let mut first = 3;
     for &fd in kept.iter().chain([&u32::MAX]) {

@@ -26,10 +26,10 @@ use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags};
 
 use crate::because;
 use crate::errno::last_errno;
-use crate::sync::Mutex;
+use crate::sync::{Arc, Mutex};
 
 pub use status::Credentials;
-pub use vma::{Vma, VmaProt};
+pub use vma::{Mm, Vma, VmaProt};
 
 /// A thread group.
 #[derive(Debug)]
@@ -42,8 +42,8 @@ pub struct Process {
     proc: OwnedFd,
     /// The thread whose number memory is reached by: the leader, unless it has ended before the others.
     task: AtomicU32,
-    /// `/proc/PID/maps` for PROCMAP_QUERY: opened on first use and again after exec, whose memory is another.
-    maps: Mutex<Option<OwnedFd>>,
+    /// The memory it had when last asked.
+    mm: Mutex<Option<Arc<Mm>>>,
     /// A pidfd for the thread that asked last, when that was not the leader.
     thread: Mutex<Option<(u32, OwnedFd)>>,
 }
@@ -68,7 +68,7 @@ impl Process {
             pidfd,
             proc,
             task: AtomicU32::new(pid),
-            maps: Mutex::new(None),
+            mm: Mutex::new(None),
             thread: Mutex::new(None),
         })
     }

@@ -192,8 +192,9 @@ fn a_thread_is_asked_for_its_own_fds() {
 fn both_ways_to_find_a_mapping_agree() {
     let (process, pages) = (ourselves(), Pages::map(3, ProtFlags::READ, MapFlags::SHARED));
     pages.protect(1, rustix::mm::MprotectFlags::READ | rustix::mm::MprotectFlags::WRITE);
-    let found = process.vmas(pages.at(0), pages.at(2)).expect("mappings");
-    assert_eq!(found, process.parse_all(pages.at(0), pages.at(2)).expect("mappings"));
+    let mm = process.mm().expect("memory");
+    let found = mm.vmas(pages.at(0), pages.at(2)).expect("mappings");
+    assert_eq!(found, mm.parse_all(pages.at(0), pages.at(2)).expect("mappings"));
     assert_eq!(found.iter().map(|vma| vma.prot.write).collect::<Vec<_>>(), [false, true, false]);
     assert!(found.iter().all(|vma| vma.shared && vma.prot.read && vma.inode != 0));
     assert_eq!(found[1].offset, PAGE as u64);
@@ -208,14 +209,21 @@ fn after_exec_the_mappings_are_those_of_the_program_now_running() {
         .spawn()
         .expect("sh");
     let process = Process::open(child.id()).expect("the child");
-    let before = process.vmas(0, u64::MAX).expect("mappings");
+    let old = process.mm().expect("memory");
+    let before = old.vmas(0, u64::MAX).expect("mappings");
     drop(child.stdin.take());
     let begun = std::time::Instant::now();
     while process.comm().expect("alive") != "sleep" {
         assert!(begun.elapsed().as_secs() < 20, "the shell executes sleep");
         std::thread::sleep(std::time::Duration::from_millis(5));
     }
-    let after = process.vmas(0, u64::MAX).expect("mappings");
+    let after = process.mm().expect("memory").vmas(0, u64::MAX).expect("mappings");
+    assert!(!old.is_live());
+    assert_eq!(old.vmas(0, u64::MAX).expect_err("the shell's memory is gone").errno, Errno::ESRCH);
+    assert_eq!(
+        old.parse_all(0, u64::MAX).expect_err("the shell's memory is gone").errno,
+        Errno::ESRCH
+    );
     child.kill().expect("kill");
     child.wait().expect("wait");
     assert_ne!(before, after);

@@ -1,11 +1,12 @@
-//! What another process has mapped where.
+//! What another process has mapped where, and whether it still has.
 
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use ioasis_uapi::{Errno, Error, Result};
 
 use super::Process;
 use crate::errno::last_errno;
+use crate::sync::Arc;
 
 /// What a mapping permits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -69,91 +70,140 @@ const VMA_EXECUTABLE: u64 = 4;
 const VMA_SHARED: u64 = 8;
 const COVERING_OR_NEXT_VMA: u64 = 0x10;
 
+/// The memory of a process, as Linux's mm: a process gets another one when it executes a program, and none when it
+/// ends. An `Mm` stays with the one it was made for.
+#[derive(Debug)]
+pub struct Mm {
+    /// `/proc/PID/maps`, which belongs to the mm and not to the process.
+    maps: OwnedFd,
+}
+
 impl Process {
+    /// The memory it has now. Equal calls share one `Mm`.
+    ///
+    /// # Errors
+    ///
+    /// `ESRCH` when the process is gone, `EACCES` when it is not ours to look at.
+    pub fn mm(&self) -> Result<Arc<Mm>> {
+        let mut current = self.mm.lock();
+        if let Some(mm) = current.as_ref().filter(|mm| mm.is_live()) {
+            return Ok(Arc::clone(mm));
+        }
+        let mm = Arc::new(Mm { maps: self.open_maps()? });
+        if !mm.is_live() {
+            return Err(Error::at(Errno::ESRCH, "the process is gone", self.pid().into()));
+        }
+        *current = Some(Arc::clone(&mm));
+        Ok(mm)
+    }
+
     /// The mapping at `address`, if there is one.
     ///
     /// # Errors
     ///
     /// `ESRCH` when the process is gone, `EACCES` when it is not ours to look at.
     pub fn vma(&self, address: u64) -> Result<Option<Vma>> {
-        Ok(self.vmas(address, address)?.into_iter().next())
+        Ok(self.mm()?.vmas(address, address)?.into_iter().next())
     }
 
-    /// The mappings that touch `start..=last`, ascending, whole: the first may begin before and the last end after.
-    ///
-    /// # Errors
-    ///
-    /// `ESRCH` when the process is gone, `EACCES` when it is not ours to look at.
-    pub fn vmas(&self, start: u64, last: u64) -> Result<Vec<Vma>> {
-        match self.query_all(start, last) {
-            Err(error) if error.errno == Errno::ENOTTY => self.parse_all(start, last),
-            answer => answer,
-        }
-    }
-
-    fn query_all(&self, start: u64, last: u64) -> Result<Vec<Vma>> {
-        let mut found = Vec::new();
-        let mut at = start;
-        while let Some(vma) = self.query(at)?.filter(|vma| vma.start <= last) {
-            found.push(vma);
-            match vma.last.checked_add(1) {
-                Some(next) if next <= last => at = next,
-                _ => break,
-            }
-        }
-        Ok(found)
-    }
-
-    /// The mapping at `address`, or the next one above.
-    fn query(&self, address: u64) -> Result<Option<Vma>> {
-        let mut maps = self.maps.lock();
-        let mut reopened = false;
-        loop {
-            let fd = match &*maps {
-                Some(fd) => fd.as_raw_fd(),
-                None => maps.insert(self.open_maps()?).as_raw_fd(),
-            };
-            let mut query = ProcmapQuery {
-                size: size_of::<ProcmapQuery>() as u64,
-                query_flags: COVERING_OR_NEXT_VMA,
-                query_addr: address,
-                ..ProcmapQuery::default()
-            };
-            // SAFETY: 1. `fd` is open, held by the lock. 2. The struct is the one the number names, its size field says
-            // so, and it asks for no name and no build id, so the kernel writes nothing else.
-            if unsafe { libc::ioctl(fd, PROCMAP_QUERY, &raw mut query) } == 0 {
-                return Ok(Some(query.into()));
-            }
-            match last_errno() {
-                Errno::ENOENT => return Ok(None),
-                // The fd speaks of the memory before an exec.
-                Errno::ESRCH if !reopened => {
-                    *maps = None;
-                    reopened = true;
-                }
-                Errno::ESRCH => {
-                    return Err(Error::at(Errno::ESRCH, "the process is gone", self.pid().into()));
-                }
-                errno => return Err(Error::at(errno, "the mappings cannot be queried", address)),
-            }
-        }
-    }
-
-    fn open_maps(&self) -> Result<std::os::fd::OwnedFd> {
-        let (task, pid) = (self.task(), self.pid());
-        if task != pid || !self.has_memory(task) && self.choose_task(task) {
-            return self.open_proc(&format!("task/{}/maps", self.task()));
-        }
-        self.open_proc("maps")
-    }
-
-    /// The same from the text, on kernels before 6.11.
-    pub(super) fn parse_all(&self, start: u64, last: u64) -> Result<Vec<Vma>> {
+    fn open_maps(&self) -> Result<OwnedFd> {
         let task = self.task();
         if !self.has_memory(task) {
             self.choose_task(task);
         }
-        let text = self.read_proc(&format!("task/{}/maps", self.task()))?;
+        self.open_proc(&format!("task/{}/maps", self.task()))
+    }
+}
+
+/// What a query says about an address.
+enum Answer {
+    Vma(Vma),
+    /// Nothing there or above.
+    Nothing,
+    /// The kernel is older than 6.11.
+    Unknown,
+}
+
+impl Mm {
+    /// The mappings that touch `start..=last`, ascending, whole: the first may begin before and the last end after.
+    ///
+    /// # Errors
+    ///
+    /// `ESRCH` once the process has ended or executed another program.
+    pub fn vmas(&self, start: u64, last: u64) -> Result<Vec<Vma>> {
+        let mut found = Vec::new();
+        let mut at = start;
+        loop {
+            match self.query(at)? {
+                Answer::Unknown => return self.parse_all(start, last),
+                Answer::Vma(vma) if vma.start <= last => {
+                    found.push(vma);
+                    match vma.last.checked_add(1) {
+                        Some(next) if next <= last => at = next,
+                        _ => return Ok(found),
+                    }
+                }
+                Answer::Vma(_) | Answer::Nothing => return Ok(found),
+            }
+        }
+    }
+
+    /// Whether the process still runs in this memory.
+    #[must_use]
+    pub fn is_live(&self) -> bool {
+        match self.query(0) {
+            Ok(Answer::Unknown) => matches!(rustix::io::pread(&self.maps, &mut [0], 0), Ok(1)),
+            answer => answer.is_ok(),
+        }
+    }
+
+    /// The mapping at `address`, or the next one above.
+    fn query(&self, address: u64) -> Result<Answer> {
+        let mut query = ProcmapQuery {
+            size: size_of::<ProcmapQuery>() as u64,
+            query_flags: COVERING_OR_NEXT_VMA,
+            query_addr: address,
+            ..ProcmapQuery::default()
+        };
+        // SAFETY: 1. the struct is the one the number names, its size field says so, and it asks for no name and no
+        // build id, so the kernel writes nothing else.
+        if unsafe { libc::ioctl(self.maps.as_fd().as_raw_fd(), PROCMAP_QUERY, &raw mut query) } == 0
+        {
+            return Ok(Answer::Vma(query.into()));
+        }
+        match last_errno() {
+            Errno::ENOENT => Ok(Answer::Nothing),
+            Errno::ENOTTY => Ok(Answer::Unknown),
+            Errno::ESRCH => {
+                Err(Error::new(Errno::ESRCH, "the process has ended or executed another program"))
+            }
+            errno => Err(Error::at(errno, "the mappings cannot be queried", address)),
+        }
+    }
+
+    /// The same from the text.
+    pub(super) fn parse_all(&self, start: u64, last: u64) -> Result<Vec<Vma>> {
+        let mut text = Vec::new();
+        let mut part = [0; 4096];
+        loop {
+            match rustix::io::pread(&self.maps, &mut part, text.len() as u64) {
+                Ok(0) => break,
+                Ok(count) => text.extend_from_slice(&part[..count]),
+                Err(_) => {
+                    return Err(Error::new(
+                        Errno::ESRCH,
+                        "the process has ended or executed another program",
+                    ));
+                }
+            }
+        }
+        if text.is_empty() {
+            return Err(Error::new(
+                Errno::ESRCH,
+                "the process has ended or executed another program",
+            ));
+        }
+        let text = String::from_utf8_lossy(&text);
         Ok(text
             .lines()
             .filter_map(parse)
