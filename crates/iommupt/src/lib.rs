@@ -3,7 +3,24 @@
 extern crate alloc;
 
 mod addr;
+mod arena;
+mod dirty;
+pub mod fmt;
+mod format;
+mod map;
+mod page_table;
+mod quiesce;
+mod split;
+#[cfg(test)]
+mod suite;
 mod table;
+mod tables;
+mod unmap;
+mod walk;
 
 pub use addr::{Iova, IovaRange, Pa};
+pub use format::{Entry, Format};
+pub use page_table::{Config, PageTable, Writer};
+pub use quiesce::{Counted, Quiesce, Section};
 pub use table::{Dirty, Fault, Prot, Run, TableReader, TableWriter};
+pub use walk::Reader;

@@ -1,0 +1,185 @@
+//! Reading, clearing and setting dirty state.
+//!
+//! The harvest looks only where the marks that readers leave say that a leaf became dirty ([`walk`](crate::walk)). A
+//! translation that was used before [`read_dirty`](crate::TableWriter::read_dirty) with [`Dirty::Clear`](crate::Dirty::Clear)
+//! may still write: who reports the result first waits ([`Quiesce::wait`](crate::Quiesce::wait)) and drops cached
+//! translations.
+
+use core::sync::atomic::Ordering;
+
+use crate::format::{Entry, Format, low_bits};
+use crate::page_table::Writer;
+use crate::unmap::Node;
+use crate::walk::frame_of;
+use crate::{Dirty, Iova, IovaRange};
+
+/// What is asked, and the range found last.
+struct Harvest<'a> {
+    start: u64,
+    last: u64,
+    dirty: Dirty,
+    found: &'a mut dyn FnMut(IovaRange),
+    /// Not yet handed on.
+    pending: Option<(u64, u64)>,
+}
+
+impl Harvest<'_> {
+    fn add(&mut self, start: u64, last: u64) {
+        let (start, last) = (start.max(self.start), last.min(self.last));
+        match &mut self.pending {
+            Some((_, before)) if before.checked_add(1) == Some(start) => *before = last,
+            // Several items of one leaf say the same.
+            Some((first, before)) if *first <= start && last <= *before => {}
+            _ => {
+                self.flush();
+                self.pending = Some((start, last));
+            }
+        }
+    }
+
+    fn flush(&mut self) {
+        if let Some((start, last)) = self.pending.take()
+            && let Ok(range) = IovaRange::closed(Iova(start), Iova(last))
+        {
+            (self.found)(range);
+        }
+    }
+
+    const fn covers(&self, start: u64, last: u64) -> bool {
+        self.start <= start && last <= self.last
+    }
+}
+
+impl<F: Format> Writer<F> {
+    /// Calls `found` for every dirty range inside `range`, ascending and merged.
+    ///
+    /// A dirty leaf that straddles an edge is split before its part is cleared; without memory for that it stays
+    /// dirty, so that nothing is lost.
+    pub fn read_dirty(&mut self, range: IovaRange, dirty: Dirty, found: &mut dyn FnMut(IovaRange)) {
+        let Some((start, last)) = self.clip(range) else { return };
+        if dirty == Dirty::Clear {
+            for edge in [Some(start), last.checked_add(1)].into_iter().flatten() {
+                if self.straddled_dirty(edge) {
+                    let _ = self.cut(Iova(edge));
+                }
+            }
+        }
+        let mut harvest = Harvest { start, last, dirty, found, pending: None };
+        self.harvest(Self::ROOT, &mut harvest);
+        harvest.flush();
+    }
+
+    /// Marks every mapped leaf inside `range` dirty.
+    pub fn set_dirty(&mut self, range: IovaRange) {
+        if let Some((start, last)) = self.clip(range) {
+            self.dirty_in(Self::ROOT, start, last);
+        }
+    }
+
+    fn straddled_dirty(&self, at: u64) -> bool {
+        self.straddled(at)
+            && self.shared.find(at).is_ok_and(|spot| {
+                let lg2 = F::leaf_lg2(spot.word, spot.level);
+                let first = at & !low_bits(lg2);
+                let items = 1 << (lg2 - F::item_lg2(spot.level));
+                let slot = F::index(first, spot.level);
+                self.table(frame_of::<F>(spot.table))[slot..slot + items]
+                    .iter()
+                    .any(|word| F::is_dirty(word.load(Ordering::Relaxed)))
+            })
+    }
+
+    fn harvest(&mut self, node: Node, harvest: &mut Harvest<'_>) {
+        let item_lg2 = F::item_lg2(node.level);
+        let items_lg2 = if node.frame == 0 { F::ROOT_ITEMS_LG2 } else { F::ITEMS_LG2 };
+        let end = node.base | low_bits(item_lg2 + items_lg2);
+        let touched = self.shared.arena.touched(node.frame, F::ITEMS_LG2);
+        if touched.load(Ordering::Acquire) == 0 {
+            return;
+        }
+        if harvest.dirty == Dirty::Clear && harvest.covers(node.base, end.min(self.shared.last)) {
+            touched.swap(0, Ordering::AcqRel);
+        }
+        let first = F::index(harvest.start.max(node.base), node.level);
+        let last = F::index(harvest.last.min(end), node.level);
+        if node.level == 0 {
+            return self.harvest_leaves(node, first, last, harvest);
+        }
+        for slot in first..=last {
+            let word = self.table(node.frame)[slot].load(Ordering::Acquire);
+            let base = node.base + ((slot as u64) << item_lg2);
+            match F::decode(word, node.level) {
+                Entry::Table(address) => {
+                    let frame = frame_of::<F>(address);
+                    self.harvest(Node { frame, level: node.level - 1, base }, harvest);
+                }
+                Entry::Leaf if F::is_dirty(word) => self.harvest_leaf(node, slot, word, harvest),
+                Entry::Leaf | Entry::Empty => {}
+            }
+        }
+    }
+
+    fn harvest_leaves(&mut self, node: Node, first: usize, last: usize, harvest: &mut Harvest<'_>) {
+        const CHUNK: usize = 8;
+        let mut slot = first;
+        while slot <= last {
+            let upto = (slot | (CHUNK - 1)).min(last);
+            let words = &self.table(node.frame)[slot..=upto];
+            let any = words
+                .iter()
+                .fold(false, |any, word| any | F::is_dirty(word.load(Ordering::Acquire)));
+            if any {
+                for slot in slot..=upto {
+                    let word = self.table(node.frame)[slot].load(Ordering::Acquire);
+                    if F::decode(word, 0) == Entry::Leaf && F::is_dirty(word) {
+                        self.harvest_leaf(node, slot, word, harvest);
+                    }
+                }
+            }
+            slot = upto + 1;
+        }
+    }
+
+    /// Reports the dirty leaf that `slot` belongs to and clears all its items.
+    fn harvest_leaf(&mut self, node: Node, slot: usize, word: u64, harvest: &mut Harvest<'_>) {
+        let item_lg2 = F::item_lg2(node.level);
+        let leaf_lg2 = F::leaf_lg2(word, node.level);
+        let iova = node.base + ((slot as u64) << item_lg2);
+        let (start, last) = (iova & !low_bits(leaf_lg2), iova | low_bits(leaf_lg2));
+        harvest.add(start, last);
+        if harvest.dirty == Dirty::Keep || !harvest.covers(start, last) {
+            return;
+        }
+        let first = F::index(start, node.level);
+        let items = 1 << (leaf_lg2 - item_lg2);
+        for word in &self.table(node.frame)[first..first + items] {
+            let _ = word.fetch_update(Ordering::AcqRel, Ordering::Acquire, |word| {
+                F::is_dirty(word).then(|| F::make_clean(word))
+            });
+        }
+    }
+
+    fn dirty_in(&mut self, node: Node, start: u64, last: u64) {
+        let item_lg2 = F::item_lg2(node.level);
+        for slot in F::index(start, node.level)..=F::index(last, node.level) {
+            let base = node.base + ((slot as u64) << item_lg2);
+            let place = &self.table(node.frame)[slot];
+            let word = place.load(Ordering::Acquire);
+            match F::decode(word, node.level) {
+                Entry::Empty => {}
+                Entry::Leaf => {
+                    let _ = place.fetch_update(Ordering::AcqRel, Ordering::Acquire, |word| {
+                        (!F::is_dirty(word)).then(|| F::make_dirty(word))
+                    });
+                    self.shared.touch(base, node.level);
+                }
+                Entry::Table(address) => {
+                    let frame = frame_of::<F>(address);
+                    let child = Node { frame, level: node.level - 1, base };
+                    let end = base | low_bits(item_lg2);
+                    self.dirty_in(child, start.max(base), last.min(end));
+                }
+            }
+        }
+    }
+}

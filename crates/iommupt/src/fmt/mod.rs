@@ -1,0 +1,5 @@
+//! One file is one manual.
+
+mod vtdss;
+
+pub use vtdss::VtdSs;

@@ -1,0 +1,154 @@
+//! Intel VT-d second stage: *Intel Virtualization Technology for Directed I/O Architecture Specification*, sections 3.7
+//! (Second-Stage Translation) and 9.8 (Second-Stage Paging Entries).
+//!
+//! | level | entry | leaf |
+//! |---|---|---|
+//! | 0 | SS-PTE | 4 KiB |
+//! | 1 | SS-PDE | 2 MiB |
+//! | 2 | SS-PDPE | 1 GiB |
+//! | 3 | SS-PML4E | |
+//! | 4 | SS-PML5E | |
+
+use crate::Prot;
+use crate::format::{Entry, Format, bits};
+use ioasis_uapi::{Errno, Error, Result};
+
+/// 9.8: R, bit 0. An entry with neither R nor W is not present (3.7.1).
+const R: u64 = 1 << 0;
+/// 9.8: W, bit 1.
+const W: u64 = 1 << 1;
+/// 9.8: PS, bit 7 of SS-PDPE and SS-PDE: the entry is a leaf.
+const PS: u64 = 1 << 7;
+/// 9.8: A, bit 8 (3.7.2, accessed).
+const A: u64 = 1 << 8;
+/// 9.8: D, bit 9 of a leaf (3.7.2, dirty).
+const D: u64 = 1 << 9;
+/// 9.8: SNP, bit 11 of a leaf: snooping is enforced.
+const SNP: u64 = 1 << 11;
+/// 9.8: ADDR, bits 51:12.
+const ADDR: u64 = bits(51, 12);
+
+/// Intel VT-d second stage with `LEVELS` levels, 3 to 5 (3.7, AGAW of 39, 48 and 57 bits).
+#[derive(Clone, Copy, Debug)]
+pub struct VtdSs<const LEVELS: u32 = 4>;
+
+impl<const LEVELS: u32> Format for VtdSs<LEVELS> {
+    const NAME: &'static str = match LEVELS {
+        3 => "vtdss-39",
+        4 => "vtdss",
+        5 => "vtdss-57",
+        _ => panic!("3.7: three to five levels"),
+    };
+    const GRANULE_LG2: u32 = 12;
+    const ITEMS_LG2: u32 = 9;
+    const TOP_LEVEL: u32 = LEVELS - 1;
+    const IOVA_LG2: u32 = 12 + 9 * LEVELS;
+    const OA_LG2: u32 = 52;
+
+    #[inline]
+    fn sizes(level: u32) -> u64 {
+        if level <= 2 { 1 << Self::item_lg2(level) } else { 0 }
+    }
+
+    #[inline]
+    fn decode(word: u64, level: u32) -> Entry {
+        if word & (R | W) == 0 {
+            Entry::Empty
+        } else if level == 0 || (level <= 2 && word & PS != 0) {
+            Entry::Leaf
+        } else {
+            Entry::Table(word & ADDR)
+        }
+    }
+
+    #[inline]
+    fn oa(word: u64, level: u32) -> u64 {
+        word & bits(51, Self::item_lg2(level))
+    }
+
+    fn attrs(prot: Prot) -> Result<u64> {
+        let mut attrs = 0;
+        if prot.contains(Prot::READ) {
+            attrs |= R;
+        }
+        if prot.contains(Prot::WRITE) {
+            attrs |= W;
+        }
+        if attrs == 0 {
+            return Err(Error::new(Errno::EOPNOTSUPP, "VT-d cannot map without read or write"));
+        }
+        if !prot.contains(Prot::NO_SNOOP) {
+            attrs |= SNP;
+        }
+        Ok(attrs)
+    }
+
+    #[inline]
+    fn leaf(oa: u64, level: u32, _lg2: u32, attrs: u64) -> u64 {
+        let size = if level == 0 { 0 } else { PS };
+        oa | attrs | size
+    }
+
+    #[inline]
+    fn attrs_of(word: u64, _level: u32) -> u64 {
+        word & !(ADDR | PS)
+    }
+
+    #[inline]
+    fn prot(word: u64, _level: u32) -> Prot {
+        let mut prot = rwx(word);
+        if word & SNP == 0 {
+            prot |= Prot::NO_SNOOP;
+        }
+        prot
+    }
+
+    #[inline]
+    fn table(address: u64, _level: u32) -> u64 {
+        address | R | W
+    }
+
+    #[inline]
+    fn table_prot(word: u64, _level: u32) -> Prot {
+        rwx(word)
+    }
+
+    fn reserved(word: u64, level: u32) -> bool {
+        match Self::decode(word, level) {
+            Entry::Empty => false,
+            // 9.8: address bits below the size of a large leaf are reserved.
+            Entry::Leaf => word & ADDR & !bits(51, Self::item_lg2(level)) != 0,
+            // 9.8: PS is reserved in SS-PML4E and SS-PML5E; SNP is ignored outside leaves.
+            Entry::Table(_) => word & PS != 0,
+        }
+    }
+
+    #[inline]
+    fn is_dirty(word: u64) -> bool {
+        word & D != 0
+    }
+
+    #[inline]
+    fn make_dirty(word: u64) -> u64 {
+        word | A | D
+    }
+
+    #[inline]
+    fn make_clean(word: u64) -> u64 {
+        word & !D
+    }
+}
+
+/// Permissions of a word. Execute is not controlled (9.8: X counts only with requests that ask for it), so what can
+/// be read can be executed.
+#[inline]
+fn rwx(word: u64) -> Prot {
+    let mut prot = Prot::empty();
+    if word & R != 0 {
+        prot |= Prot::READ | Prot::EXEC;
+    }
+    if word & W != 0 {
+        prot |= Prot::WRITE;
+    }
+    prot
+}

@@ -1,0 +1,139 @@
+//! What a hardware page table format is: constants and pure functions on words.
+
+use core::fmt::Debug;
+
+use crate::Prot;
+use ioasis_uapi::Result;
+
+/// What a word in a table means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Entry {
+    /// Nothing is mapped.
+    Empty,
+    /// The table of the next lower level lies at this address.
+    Table(u64),
+    /// The word translates by itself.
+    Leaf,
+}
+
+/// A page table format. Level 0 holds only leaves; the root is at [`TOP_LEVEL`](Self::TOP_LEVEL).
+///
+/// A leaf may span several items of one table (AMD's page sizes, Arm's contiguous hint, Svnapot): all of them then
+/// hold the same word, apart from their dirty state.
+pub trait Format: Debug + Send + Sync + 'static {
+    /// For people and file names.
+    const NAME: &'static str;
+    /// lg2 of the bytes that a level 0 item maps.
+    const GRANULE_LG2: u32;
+    /// lg2 of the items in a table. An item is 8 bytes.
+    const ITEMS_LG2: u32;
+    /// Level of the root.
+    const TOP_LEVEL: u32;
+    /// lg2 of the items in the root, where it differs.
+    const ROOT_ITEMS_LG2: u32 = Self::ITEMS_LG2;
+    /// lg2 of the input addresses, from 0, that this table translates.
+    const IOVA_LG2: u32;
+    /// Whether an input address repeats its top bit upwards, so that a second half exists at the very top.
+    const SIGN_EXTENDED: bool = false;
+    /// lg2 of the output addresses that fit a word.
+    const OA_LG2: u32;
+
+    /// Bit `n` set: a leaf of `1 << n` bytes can stand at `level`.
+    fn sizes(level: u32) -> u64;
+
+    /// Classifies `word`, found at `level`.
+    fn decode(word: u64, level: u32) -> Entry;
+
+    /// First output address of a leaf, as a multiple of its whole size.
+    fn oa(word: u64, level: u32) -> u64;
+
+    /// lg2 of the bytes that a leaf maps.
+    #[must_use]
+    #[inline]
+    fn leaf_lg2(word: u64, level: u32) -> u32 {
+        let _ = word;
+        Self::item_lg2(level)
+    }
+
+    /// The permission and type bits of a leaf.
+    ///
+    /// # Errors
+    ///
+    /// `EOPNOTSUPP` for what the format cannot say.
+    fn attrs(prot: Prot) -> Result<u64>;
+
+    /// A leaf of `1 << lg2` bytes with these bits. `oa` is a multiple of the size.
+    fn leaf(oa: u64, level: u32, lg2: u32, attrs: u64) -> u64;
+
+    /// The `attrs` that would make this leaf again, dirty state included.
+    fn attrs_of(word: u64, level: u32) -> u64;
+
+    /// What a leaf grants.
+    fn prot(word: u64, level: u32) -> Prot;
+
+    /// A pointer, held at `level`, to a table at `address`. It restricts nothing.
+    fn table(address: u64, level: u32) -> u64;
+
+    /// What a pointer, held at `level`, leaves of the permissions below it.
+    #[must_use]
+    #[inline]
+    fn table_prot(word: u64, level: u32) -> Prot {
+        let _ = (word, level);
+        Prot::READ | Prot::WRITE | Prot::EXEC
+    }
+
+    /// Whether a present word sets bits that the manual reserves.
+    #[must_use]
+    #[inline]
+    fn reserved(word: u64, level: u32) -> bool {
+        let _ = (word, level);
+        false
+    }
+
+    /// Whether a leaf was written through.
+    fn is_dirty(word: u64) -> bool;
+
+    /// The leaf after a write through it.
+    fn make_dirty(word: u64) -> u64;
+
+    /// The leaf before any write through it.
+    fn make_clean(word: u64) -> u64;
+
+    /// lg2 of the bytes that an item at `level` maps.
+    #[must_use]
+    #[inline]
+    fn item_lg2(level: u32) -> u32 {
+        Self::GRANULE_LG2 + Self::ITEMS_LG2 * level
+    }
+
+    /// Where `iova` falls in a table of `level`.
+    #[must_use]
+    #[inline]
+    fn index(iova: u64, level: u32) -> usize {
+        let items_lg2 =
+            if level == Self::TOP_LEVEL { Self::ROOT_ITEMS_LG2 } else { Self::ITEMS_LG2 };
+        #[expect(clippy::cast_possible_truncation, reason = "a table has at most 2^16 items")]
+        let slot = ((iova >> Self::item_lg2(level)) & low_bits(items_lg2)) as usize;
+        slot
+    }
+}
+
+/// The lowest `lg2` bits; all of them from 64 on.
+#[must_use]
+#[inline]
+pub(crate) const fn low_bits(lg2: u32) -> u64 {
+    if lg2 >= 64 { u64::MAX } else { (1 << lg2) - 1 }
+}
+
+/// The bits from `first` to `last`, both included.
+#[must_use]
+#[inline]
+pub(crate) const fn bits(last: u32, first: u32) -> u64 {
+    low_bits(last + 1) & !low_bits(first)
+}
+
+/// Every leaf size of `F`, whatever its level.
+#[must_use]
+pub(crate) fn all_sizes<F: Format>() -> u64 {
+    (0..=F::TOP_LEVEL).map(F::sizes).fold(0, |all, sizes| all | sizes)
+}

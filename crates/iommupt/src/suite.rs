@@ -1,0 +1,521 @@
+//! One suite for every format: what any page table must do, against a model made of plain lists.
+
+extern crate std;
+
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+use proptest::prelude::*;
+use proptest::test_runner::{Config as Cases, TestRunner};
+
+use crate::format::{Format, all_sizes, low_bits};
+use crate::{
+    Config, Counted, Dirty, Iova, IovaRange, Pa, PageTable, Prot, Reader, Run, TableWriter, Writer,
+};
+use ioasis_uapi::Errno;
+
+fn config() -> Config {
+    Config::new(Arc::new(Counted::default()))
+}
+
+fn made<F: Format>() -> (Writer<F>, Arc<Reader<F>>) {
+    PageTable::<F>::new(config()).expect("an empty table")
+}
+
+fn range(start: u64, length: u64) -> IovaRange {
+    IovaRange::new(Iova(start), length).expect("a range")
+}
+
+const RW: Prot = Prot::READ.union(Prot::WRITE);
+
+/// What is mapped, as a list, and what was written to, as a list.
+#[derive(Clone, Debug, Default)]
+struct Model {
+    /// Start, length, output address, permissions.
+    mapped: Vec<(u64, u64, u64, Prot)>,
+    written: Vec<u64>,
+}
+
+impl Model {
+    fn overlaps(&self, start: u64, length: u64) -> bool {
+        self.mapped.iter().any(|&(at, bytes, ..)| start < at + bytes && at < start + length)
+    }
+
+    fn find(&self, iova: u64) -> Option<(u64, Prot, u64)> {
+        self.mapped
+            .iter()
+            .find(|&&(at, bytes, ..)| at <= iova && iova < at + bytes)
+            .map(|&(at, bytes, pa, prot)| (pa + (iova - at), prot, at + bytes - iova))
+    }
+
+    /// Removes a range and returns the runs that were there.
+    fn unmap(&mut self, start: u64, length: u64) -> Vec<(u64, u64, u64)> {
+        let end = start + length;
+        let mut kept = Vec::new();
+        let mut gone = Vec::new();
+        for &(at, bytes, pa, prot) in &self.mapped {
+            let (low, high) = (start.clamp(at, at + bytes), end.clamp(at, at + bytes));
+            for (from, to) in [(at, low), (high, at + bytes)] {
+                if from < to {
+                    kept.push((from, to - from, pa + (from - at), prot));
+                }
+            }
+            if low < high {
+                gone.push((low, high - low, pa + (low - at)));
+            }
+        }
+        self.mapped = kept;
+        self.written.retain(|&iova| iova < start || iova >= end);
+        merged(gone)
+    }
+}
+
+fn merged(mut runs: Vec<(u64, u64, u64)>) -> Vec<(u64, u64, u64)> {
+    runs.sort_unstable();
+    let mut all: Vec<(u64, u64, u64)> = Vec::new();
+    for (iova, length, pa) in runs {
+        match all.last_mut() {
+            Some(before) if before.0 + before.1 == iova && before.2 + before.1 == pa => {
+                before.1 += length;
+            }
+            _ => all.push((iova, length, pa)),
+        }
+    }
+    all
+}
+
+/// A step of a sequence; places and lengths are chosen among those where formats have edges.
+#[derive(Clone, Debug)]
+enum Step {
+    Map { at: Place, runs: Vec<(Place, Length)>, prot: Prot },
+    Unmap { at: Place, length: Length },
+    Clear { at: Place, length: Length },
+    Cut { at: Place },
+    Protect { at: Place, length: Length, prot: Prot },
+    Translate { at: Place, length: Length, need: Prot },
+    ReadDirty { at: Place, length: Length, dirty: Dirty },
+    SetDirty { at: Place, length: Length },
+    Trim,
+}
+
+/// An address: a multiple of the `size`th leaf size near the bottom or the top of the aperture, plus pages.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    size: prop::sample::Index,
+    multiple: u64,
+    pages: u64,
+    high: bool,
+}
+
+/// A length: some leaves of one size plus some pages.
+#[derive(Clone, Copy, Debug)]
+struct Length {
+    size: prop::sample::Index,
+    leaves: u64,
+    pages: u64,
+}
+
+impl Place {
+    fn address<F: Format>(self, last: u64) -> u64 {
+        let size = size_of_leaf::<F>(self.size);
+        let offset = (self.multiple * size).wrapping_add(self.pages << F::GRANULE_LG2);
+        let page = !low_bits(F::GRANULE_LG2);
+        if self.high { (last - offset % (last / 2)) & page } else { (offset % (last / 2)) & page }
+    }
+}
+
+impl Length {
+    fn bytes<F: Format>(self, at: u64, last: u64) -> u64 {
+        let size = size_of_leaf::<F>(self.size);
+        let bytes = self.leaves * size + (self.pages << F::GRANULE_LG2);
+        // A long run of the smallest leaves takes long and shows nothing more than a short one.
+        let long = 4 << F::item_lg2(1);
+        let bytes = if at & (size - 1) == 0 && self.pages == 0 { bytes } else { bytes.min(long) };
+        let room = last.saturating_sub(at).saturating_add(1).max(1 << F::GRANULE_LG2);
+        bytes.clamp(1 << F::GRANULE_LG2, room & !low_bits(F::GRANULE_LG2))
+    }
+}
+
+fn size_of_leaf<F: Format>(index: prop::sample::Index) -> u64 {
+    // Terabyte leaves would only test the arithmetic of the model.
+    let sizes = all_sizes::<F>() & low_bits(42);
+    let nth = index.index(sizes.count_ones() as usize);
+    (0..64).map(|lg2| 1_u64 << lg2).filter(|size| sizes & size != 0).nth(nth).expect("a size")
+}
+
+fn places() -> impl Strategy<Value = Place> {
+    (
+        any::<prop::sample::Index>(),
+        0..4_u64,
+        prop_oneof![Just(0), 0..4_u64, 500..520_u64],
+        prop::bool::weighted(0.2),
+    )
+        .prop_map(|(size, multiple, pages, high)| Place { size, multiple, pages, high })
+}
+
+fn lengths() -> impl Strategy<Value = Length> {
+    (any::<prop::sample::Index>(), 0..3_u64, prop_oneof![Just(0), 0..4_u64, 500..520_u64])
+        .prop_map(|(size, leaves, pages)| Length { size, leaves, pages })
+}
+
+fn prots() -> impl Strategy<Value = Prot> {
+    prop_oneof![Just(Prot::READ), Just(RW)]
+}
+
+fn steps() -> impl Strategy<Value = Step> {
+    let dirty = prop_oneof![Just(Dirty::Keep), Just(Dirty::Clear)];
+    prop_oneof![
+        5 => (places(), prop::collection::vec((places(), lengths()), 1..4), prots())
+            .prop_map(|(at, runs, prot)| Step::Map { at, runs, prot }),
+        3 => (places(), lengths()).prop_map(|(at, length)| Step::Unmap { at, length }),
+        1 => (places(), lengths()).prop_map(|(at, length)| Step::Clear { at, length }),
+        1 => places().prop_map(|at| Step::Cut { at }),
+        1 => (places(), lengths(), prots())
+            .prop_map(|(at, length, prot)| Step::Protect { at, length, prot }),
+        3 => (places(), lengths(), prots())
+            .prop_map(|(at, length, need)| Step::Translate { at, length, need }),
+        2 => (places(), lengths(), dirty)
+            .prop_map(|(at, length, dirty)| Step::ReadDirty { at, length, dirty }),
+        1 => (places(), lengths()).prop_map(|(at, length)| Step::SetDirty { at, length }),
+        1 => Just(Step::Trim),
+    ]
+}
+
+struct Pair<F: Format> {
+    writer: Writer<F>,
+    reader: Arc<Reader<F>>,
+    model: Model,
+}
+
+impl<F: Format> Pair<F> {
+    fn new() -> Self {
+        let (writer, reader) = made();
+        Self { writer, reader, model: Model::default() }
+    }
+
+    fn step(&mut self, step: Step) {
+        let last = self.writer.aperture().last().0;
+        let place = |place: Place| place.address::<F>(last);
+        let span = |at: Place, length: Length| {
+            let at = place(at);
+            (at, length.bytes::<F>(at, last))
+        };
+        match step {
+            Step::Map { at, runs, prot } => self.map(place(at), &runs, prot),
+            Step::Unmap { at, length } => {
+                let (at, length) = span(at, length);
+                let mut old = Vec::new();
+                let unmapped = self.writer.unmap(range(at, length), &mut |iova, run| {
+                    old.push((iova.0, run.length, run.pa.0))
+                });
+                assert_eq!(unmapped, Ok(()));
+                assert_eq!(old, self.model.unmap(at, length), "old runs are merged and ascending");
+            }
+            Step::Clear { at, length } => {
+                let (at, length) = span(at, length);
+                assert_eq!(self.writer.cut(Iova(at)), Ok(()));
+                if let Some(after) = at.checked_add(length) {
+                    assert_eq!(self.writer.cut(Iova(after)), Ok(()));
+                }
+                self.writer.clear(range(at, length));
+                self.model.unmap(at, length);
+            }
+            Step::Cut { at } => assert_eq!(self.writer.cut(Iova(place(at))), Ok(())),
+            Step::Protect { at, length, prot } => {
+                let (at, length) = span(at, length);
+                assert_eq!(self.writer.protect(range(at, length), prot), Ok(()));
+                let written = self.model.written.clone();
+                for (iova, length, pa) in self.model.unmap(at, length) {
+                    self.model.mapped.push((iova, length, pa, prot));
+                }
+                self.model.written = written;
+            }
+            Step::Translate { at, length, need } => {
+                let (at, length) = span(at, length);
+                self.translate(at, length, need);
+            }
+            Step::ReadDirty { at, length, dirty } => {
+                let (at, length) = span(at, length);
+                self.read_dirty(at, length, dirty);
+            }
+            Step::SetDirty { at, length } => {
+                let (at, length) = span(at, length);
+                self.writer.set_dirty(range(at, length));
+                for &(start, bytes, ..) in &self.model.mapped {
+                    let (low, high) = (start.max(at), (start + bytes).min(at + length));
+                    if low < high {
+                        self.model.written.extend([low, high - 1]);
+                    }
+                }
+            }
+            Step::Trim => {
+                self.writer.trim();
+            }
+        }
+    }
+
+    fn map(&mut self, at: u64, runs: &[(Place, Length)], prot: Prot) {
+        let last = self.writer.aperture().last().0;
+        let oa_last = low_bits(F::OA_LG2);
+        let list: Vec<Run> = runs
+            .iter()
+            .map(|&(pa, length)| {
+                let pa = pa.address::<F>(oa_last.min(low_bits(60)));
+                let bytes = length.bytes::<F>(pa | at, oa_last);
+                Run { pa: Pa(pa), length: bytes.min(oa_last - pa + 1) }
+            })
+            .collect();
+        let total: u64 = list.iter().map(|run| run.length).sum();
+        let mapped = self.writer.map(Iova(at), &list, prot);
+        if total - 1 > last - at {
+            assert_eq!(mapped.expect_err("past the aperture").errno, Errno::ERANGE);
+        } else if self.model.overlaps(at, total) {
+            assert_eq!(mapped.expect_err("over a mapping").errno, Errno::EADDRINUSE);
+        } else {
+            assert_eq!(mapped, Ok(()));
+            let mut iova = at;
+            for run in list {
+                self.model.mapped.push((iova, run.length, run.pa.0, prot));
+                iova += run.length;
+            }
+        }
+    }
+
+    fn translate(&mut self, at: u64, length: u64, need: Prot) {
+        assert_eq!(self.reader.iova_to_phys(Iova(at)), self.model.find(at).map(|(pa, ..)| Pa(pa)));
+        let found = self.reader.translate(Iova(at), length, need);
+        let Some((pa, prot, _)) = self.model.find(at) else {
+            assert!(found.expect_err("nothing is mapped").missing.is_empty());
+            return;
+        };
+        if !prot.contains(need) {
+            assert_eq!(found.expect_err("not granted").missing, need.difference(prot));
+            return;
+        }
+        let mut expected = 0;
+        while expected < length {
+            match self.model.find(at + expected) {
+                Some((next, prot, rest)) if next == pa + expected && prot.contains(need) => {
+                    expected += rest;
+                }
+                _ => break,
+            }
+        }
+        let length = expected.min(length);
+        assert_eq!(found, Ok(Run { pa: Pa(pa), length }));
+        if need.contains(Prot::WRITE) {
+            self.model.written.extend([at, at + length - 1]);
+        }
+    }
+
+    fn read_dirty(&mut self, at: u64, length: u64, dirty: Dirty) {
+        let mut found: Vec<(u64, u64)> = Vec::new();
+        self.writer.read_dirty(range(at, length), dirty, &mut |range| {
+            found.push((range.start().0, range.last().0));
+        });
+        for pair in found.windows(2) {
+            assert!(pair[0].1 + 1 < pair[1].0, "found ranges are merged and ascending");
+        }
+        for &(start, last) in &found {
+            assert!(at <= start && last < at + length, "nothing outside is reported");
+        }
+        for &iova in &self.model.written {
+            if (at..at + length).contains(&iova) {
+                assert!(
+                    found.iter().any(|&(start, last)| start <= iova && iova <= last),
+                    "a write to {iova:#x} is lost"
+                );
+            }
+        }
+        if dirty == Dirty::Clear {
+            self.model.written.retain(|&iova| iova < at || iova >= at + length);
+            let mut again = 0;
+            self.writer.read_dirty(range(at, length), Dirty::Keep, &mut |_| again += 1);
+            assert_eq!(again, 0, "what was cleared is clean");
+        }
+    }
+
+    fn finish(mut self) {
+        for &(at, length, pa, _) in &self.model.mapped {
+            assert_eq!(self.reader.iova_to_phys(Iova(at)), Some(Pa(pa)));
+            let (last, end) = (at + length - 1, pa + length - 1);
+            assert_eq!(self.reader.iova_to_phys(Iova(last)), Some(Pa(end)));
+        }
+        let mut old = Vec::new();
+        let all = self.writer.unmap(IovaRange::ALL, &mut |iova, run| {
+            old.push((iova.0, run.length, run.pa.0));
+        });
+        assert_eq!(all, Ok(()));
+        let mapped = self.model.mapped.iter().map(|&(at, length, pa, _)| (at, length, pa));
+        assert_eq!(old, merged(mapped.collect()));
+        self.writer.trim();
+        let root = 1 << F::ROOT_ITEMS_LG2.saturating_sub(F::ITEMS_LG2);
+        assert_eq!(self.writer.tables(), root, "only the root is left");
+    }
+}
+
+/// Random sequences of all operations agree with the model.
+pub(crate) fn sequences<F: Format>() {
+    let cases = std::env::var("IOASIS_SEQUENCES").ok().and_then(|n| n.parse().ok()).unwrap_or(200);
+    let mut runner =
+        TestRunner::new(Cases { failure_persistence: None, ..Cases::with_cases(cases) });
+    runner
+        .run(&prop::collection::vec(steps(), 1..40), |steps| {
+            let mut pair = Pair::<F>::new();
+            for step in steps {
+                pair.step(step);
+            }
+            pair.finish();
+            Ok(())
+        })
+        .unwrap_or_else(|error| panic!("{}: {error}", F::NAME));
+}
+
+/// Fails every table allocation of a mapping in turn.
+pub(crate) fn nothing_is_left_of_a_failed_map<F: Format>() {
+    let page = 1_u64 << F::GRANULE_LG2;
+    let start = low_bits(F::item_lg2(1)) + 1 - page;
+    let runs: Vec<Run> = (0..4).map(|n| Run { pa: Pa(n * 4 * page), length: page }).collect();
+    for tables_max in 1..64 {
+        let Ok((mut writer, reader)) = PageTable::<F>::new(Config { tables_max, ..config() })
+        else {
+            continue;
+        };
+        let before = writer.tables();
+        match writer.map(Iova(start), &runs, RW) {
+            Ok(()) => return assert!(writer.tables() <= tables_max),
+            Err(error) => assert_eq!(error.errno, Errno::ENOMEM),
+        }
+        assert_eq!(writer.tables(), before, "tables are given back");
+        for page_nr in 0..4 {
+            assert_eq!(reader.iova_to_phys(Iova(start + page_nr * page)), None);
+        }
+    }
+    panic!("{}: four pages take fewer than 64 tables", F::NAME);
+}
+
+/// Fails the split of the largest leaf.
+pub(crate) fn a_failed_split_changes_no_translation<F: Format>() {
+    let lg2 = (all_sizes::<F>() & low_bits(F::IOVA_LG2.min(52))).ilog2();
+    let page = 1_u64 << F::GRANULE_LG2;
+    for tables_max in 1..64 {
+        let Ok((mut writer, reader)) = PageTable::<F>::new(Config { tables_max, ..config() })
+        else {
+            continue;
+        };
+        let Ok(()) = writer.map(Iova(0), &[Run { pa: Pa(0), length: 1 << lg2 }], RW) else {
+            continue;
+        };
+        let done = writer.unmap(range(page, page), &mut |_, _| {});
+        let hole = reader.iova_to_phys(Iova(page));
+        match done {
+            Ok(()) => return assert_eq!(hole, None),
+            Err(error) => assert_eq!((error.errno, hole), (Errno::ENOMEM, Some(Pa(page)))),
+        }
+        assert_eq!(reader.iova_to_phys(Iova(2 * page)), Some(Pa(2 * page)));
+    }
+    panic!("{}: a split takes fewer than 64 tables", F::NAME);
+}
+
+/// The first and the last page of the aperture can be mapped, and nothing beyond.
+pub(crate) fn the_aperture_ends_where_it_says<F: Format>() {
+    let (mut writer, reader) = made::<F>();
+    let page = 1_u64 << F::GRANULE_LG2;
+    let last = writer.aperture().last().0;
+    let top = last - (page - 1);
+    let run = Run { pa: Pa(low_bits(F::OA_LG2) & !(page - 1)), length: page };
+    for iova in [0, top] {
+        assert_eq!(writer.map(Iova(iova), &[run], RW), Ok(()));
+        assert_eq!(reader.iova_to_phys(Iova(iova + page - 1)), Some(Pa(low_bits(F::OA_LG2))));
+    }
+    let beyond = writer.map(Iova(top), &[run, run], RW);
+    assert_eq!(beyond.expect_err("past the end").errno, Errno::ERANGE);
+    if last < u64::MAX {
+        let fault = reader.translate(Iova(last + 1), 1, Prot::READ).expect_err("past the end");
+        assert_eq!(fault.iova, Iova(last + 1));
+    }
+    let run = Run { pa: Pa(0), length: 2 * page };
+    let beyond = writer.map(Iova(top), &[run], RW);
+    assert_eq!(beyond.expect_err("past the end").errno, Errno::ERANGE);
+}
+
+/// Addresses, lengths and output addresses that no format takes.
+pub(crate) fn bad_arguments_have_their_errno<F: Format>() {
+    let (mut writer, _) = made::<F>();
+    let page = 1_u64 << F::GRANULE_LG2;
+    let mut errno = |iova: u64, pa: u64, length: u64| {
+        let run = Run { pa: Pa(pa), length };
+        writer.map(Iova(iova), &[run], RW).expect_err("refused").errno
+    };
+    assert_eq!(errno(1, 0, page), Errno::EINVAL);
+    assert_eq!(errno(0, 1, page), Errno::EINVAL);
+    assert_eq!(errno(0, 0, page / 2), Errno::EINVAL);
+    assert_eq!(errno(0, 0, 0), Errno::EINVAL);
+    assert_eq!(errno(0, u64::MAX - page + 1, 2 * page), Errno::ERANGE);
+    if F::OA_LG2 < 64 {
+        assert_eq!(errno(0, 1 << F::OA_LG2, page), Errno::ERANGE);
+    }
+    let half = writer.unmap(range(page / 2, page), &mut |_, _| {});
+    assert_eq!(half.expect_err("refused").errno, Errno::EINVAL);
+}
+
+/// A gibibyte, or 64 tables' worth, of smallest leaves takes exactly the tables that hold them.
+pub(crate) fn tables_are_the_minimum<F: Format>() {
+    let page = 1_u64 << F::GRANULE_LG2;
+    let config = Config { page_sizes: page, ..config() };
+    let (mut writer, _) = PageTable::<F>::new(config).expect("an empty table");
+    let before = writer.tables();
+    let length = 4 << F::item_lg2(1);
+    writer.map(Iova(0), &[Run { pa: Pa(0), length }], RW).expect("mapped");
+    assert_eq!(writer.tables(), before + 4 + F::TOP_LEVEL as usize - 1);
+    writer.clear(range(0, length));
+    writer.trim();
+    assert_eq!(writer.tables(), before);
+}
+
+/// Instantiates the suite for the formats named.
+macro_rules! suite {
+    ($($name:ident: $format:ty;)*) => {$(
+        mod $name {
+            use crate::suite;
+
+            #[test]
+            fn sequences_agree_with_the_model() {
+                suite::sequences::<$format>();
+            }
+
+            #[test]
+            fn nothing_is_left_of_a_failed_map() {
+                suite::nothing_is_left_of_a_failed_map::<$format>();
+            }
+
+            #[test]
+            fn a_failed_split_changes_no_translation() {
+                suite::a_failed_split_changes_no_translation::<$format>();
+            }
+
+            #[test]
+            fn the_aperture_ends_where_it_says() {
+                suite::the_aperture_ends_where_it_says::<$format>();
+            }
+
+            #[test]
+            fn bad_arguments_have_their_errno() {
+                suite::bad_arguments_have_their_errno::<$format>();
+            }
+
+            #[test]
+            fn tables_are_the_minimum() {
+                suite::tables_are_the_minimum::<$format>();
+            }
+        }
+    )*};
+}
+
+mod instances {
+    suite! {
+        vtdss_39: crate::fmt::VtdSs<3>;
+        vtdss: crate::fmt::VtdSs<4>;
+        vtdss_57: crate::fmt::VtdSs<5>;
+    }
+}

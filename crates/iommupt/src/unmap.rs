@@ -1,0 +1,201 @@
+//! Unmapping, with and without looking at what is removed.
+
+use core::sync::atomic::Ordering;
+
+use crate::format::{Entry, Format, low_bits};
+use crate::page_table::Writer;
+use crate::walk::{frame_of, output};
+use crate::{Iova, IovaRange, Pa, Run};
+use ioasis_uapi::{Errno, Error, Result};
+
+/// Empty tables that are worth a sweep.
+const IDLE_BATCH: usize = 64;
+
+/// What becomes of the leaves that are removed.
+trait Sink {
+    /// Whether it wants to see them.
+    const LOOKS: bool;
+    fn leaf(&mut self, iova: u64, pa: u64, length: u64);
+}
+
+struct Discard;
+
+impl Sink for Discard {
+    const LOOKS: bool = false;
+    #[inline]
+    fn leaf(&mut self, _iova: u64, _pa: u64, _length: u64) {}
+}
+
+/// Merges what follows each other.
+struct Gather<'a> {
+    iova: u64,
+    pa: u64,
+    /// Zero at the beginning only.
+    length: u64,
+    old: &'a mut dyn FnMut(Iova, Run),
+}
+
+impl Gather<'_> {
+    fn flush(&mut self) {
+        if self.length > 0 {
+            (self.old)(Iova(self.iova), Run { pa: Pa(self.pa), length: self.length });
+        }
+    }
+}
+
+impl Sink for Gather<'_> {
+    const LOOKS: bool = true;
+    #[inline]
+    fn leaf(&mut self, iova: u64, pa: u64, length: u64) {
+        if self.iova.wrapping_add(self.length) == iova && self.pa + self.length == pa {
+            self.length += length;
+        } else {
+            self.flush();
+            (self.iova, self.pa, self.length) = (iova, pa, length);
+        }
+    }
+}
+
+/// A table and the addresses it translates.
+#[derive(Clone, Copy)]
+pub(crate) struct Node {
+    pub(crate) frame: u32,
+    pub(crate) level: u32,
+    /// First address.
+    pub(crate) base: u64,
+}
+
+impl<F: Format> Writer<F> {
+    /// Unmaps `range` and hands the old runs, merged and ascending, to `old`.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` when an edge is no multiple of the smallest page, `ENOMEM` when splitting a leaf needs a table and
+    /// there is none; no translation is changed then.
+    #[inline]
+    pub fn unmap(&mut self, range: IovaRange, old: &mut dyn FnMut(Iova, Run)) -> Result<()> {
+        let page = low_bits(F::GRANULE_LG2);
+        if range.start().0 & page != 0 || range.last().0 & page != page {
+            let at = range.start().0;
+            return Err(Error::at(Errno::EINVAL, "not a multiple of the page size", at));
+        }
+        let Some((start, last)) = self.clip(range) else { return Ok(()) };
+        let mut gather = Gather { iova: start, pa: 0, length: 0, old };
+        if F::sizes(0) == 1 << F::GRANULE_LG2
+            && let Some(frame) = self.hot(start)
+            && self.hot(last).is_some()
+        {
+            self.unmap_leaves(Node { frame, level: 0, base: start }, start, last, &mut gather);
+        } else {
+            self.cut_both(start, last)?;
+            self.unmap_in(Self::ROOT, start, last, &mut gather);
+        }
+        gather.flush();
+        self.sweep();
+        Ok(())
+    }
+
+    /// Unmaps `range`, whose edges cut no leaf, without looking at what it held.
+    ///
+    /// # Panics
+    ///
+    /// In a debug build, if an edge cuts a leaf.
+    pub fn clear(&mut self, range: IovaRange) {
+        let Some((start, last)) = self.clip(range) else { return };
+        debug_assert!(!self.straddled(start), "clear starts inside a leaf");
+        debug_assert!(
+            last.checked_add(1).is_none_or(|after| !self.straddled(after)),
+            "clear ends inside a leaf"
+        );
+        self.unmap_in(Self::ROOT, start, last, &mut Discard);
+        self.sweep();
+    }
+
+    pub(crate) const ROOT: Node = Node { frame: 0, level: F::TOP_LEVEL, base: 0 };
+
+    fn sweep(&mut self) {
+        if self.tables.idle() >= IDLE_BATCH {
+            self.trim();
+        }
+    }
+
+    fn unmap_in<S: Sink>(&mut self, node: Node, start: u64, last: u64, sink: &mut S) {
+        if node.level == 0 {
+            return self.unmap_leaves(node, start, last, sink);
+        }
+        let item_lg2 = F::item_lg2(node.level);
+        let mut removed = 0;
+        for slot in F::index(start, node.level)..=F::index(last, node.level) {
+            let word = self.table(node.frame)[slot].load(Ordering::Relaxed);
+            let base = node.base + ((slot as u64) << item_lg2);
+            match F::decode(word, node.level) {
+                Entry::Empty => {}
+                Entry::Leaf => {
+                    self.table(node.frame)[slot].store(0, Ordering::Relaxed);
+                    removed += 1;
+                    sink.leaf(base, output::<F>(word, node.level, base), 1 << item_lg2);
+                }
+                Entry::Table(address) => {
+                    let child = Node { frame: frame_of::<F>(address), level: node.level - 1, base };
+                    let end = base | low_bits(item_lg2);
+                    if start <= base && end <= last {
+                        self.table(node.frame)[slot].store(0, Ordering::Relaxed);
+                        removed += 1;
+                        self.drop_tree(child, sink);
+                    } else {
+                        self.unmap_in(child, start.max(base), last.min(end), sink);
+                    }
+                }
+            }
+        }
+        if removed > 0 {
+            self.tables.sub(node.frame, removed);
+        }
+    }
+
+    #[inline]
+    fn unmap_leaves<S: Sink>(&mut self, node: Node, start: u64, last: u64, sink: &mut S) {
+        let first = F::index(start, 0);
+        let mut removed = 0;
+        let mut iova = start & !low_bits(F::GRANULE_LG2);
+        for word in &self.table(node.frame)[first..=F::index(last, 0)] {
+            let old = word.load(Ordering::Relaxed);
+            if F::decode(old, 0) != Entry::Empty {
+                word.store(0, Ordering::Relaxed);
+                removed += 1;
+                sink.leaf(iova, output::<F>(old, 0, iova), 1 << F::GRANULE_LG2);
+            }
+            iova = iova.wrapping_add(1 << F::GRANULE_LG2);
+        }
+        if removed > 0 {
+            self.tables.sub(node.frame, removed);
+        }
+    }
+
+    /// Retires a table that was unlinked, with everything below it.
+    fn drop_tree<S: Sink>(&mut self, node: Node, sink: &mut S) {
+        if S::LOOKS || node.level > 0 {
+            let item_lg2 = F::item_lg2(node.level);
+            let mut left = self.tables.meta(node.frame).used;
+            for slot in 0..1_usize << F::ITEMS_LG2 {
+                if left == 0 {
+                    break;
+                }
+                let word = self.table(node.frame)[slot].load(Ordering::Relaxed);
+                let base = node.base + ((slot as u64) << item_lg2);
+                match F::decode(word, node.level) {
+                    Entry::Empty => continue,
+                    Entry::Leaf => {
+                        sink.leaf(base, output::<F>(word, node.level, base), 1 << item_lg2);
+                    }
+                    Entry::Table(address) => {
+                        let frame = frame_of::<F>(address);
+                        self.drop_tree(Node { frame, level: node.level - 1, base }, sink);
+                    }
+                }
+                left -= 1;
+            }
+        }
+        self.retire(node.frame);
+    }
+}

@@ -1,0 +1,202 @@
+//! The lock-free side: walking a table while its writer changes it.
+//!
+//! # Memory ordering
+//!
+//! - A table is filled, then its address is stored in the parent with release; a reader loads every word with acquire.
+//!   Who sees the address sees the words.
+//! - A leaf is stored with release and removed with a plain store of zero. A reader saw it before or after.
+//! - A reader that is to write marks the leaf dirty by compare-exchange on the word it judged. It fails when the
+//!   writer changed the word meanwhile, and the reader judges again; so a removed leaf is never marked, and a
+//!   cleared dirty bit is set again by whoever passes later.
+//! - After a leaf became dirty, the tables on the way to it are marked as touched, from the lowest up, with release. The
+//!   harvest takes the marks from the top down with acquire: a mark it finds shows it everything below; a mark it
+//!   came too early for is there for the next harvest, which is in time for a write that had not begun.
+//! - A removed table is used again only after [`Quiesce::wait`](crate::Quiesce::wait). A reader therefore stays in one
+//!   section from before the walk until it has used what the walk found.
+
+use core::fmt;
+use core::marker::PhantomData;
+use core::sync::atomic::Ordering;
+
+use crate::arena::Arena;
+use crate::format::{Entry, Format, low_bits};
+use crate::{Fault, Iova, Pa, Prot, Run, TableReader};
+
+/// The reading side of a page table.
+pub struct Reader<F: Format> {
+    pub(crate) arena: Arena,
+    /// Last address of the aperture.
+    pub(crate) last: u64,
+    format: PhantomData<fn() -> F>,
+}
+
+impl<F: Format> fmt::Debug for Reader<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reader")
+            .field("format", &F::NAME)
+            .field("arena", &self.arena)
+            .field("last", &self.last)
+            .finish()
+    }
+}
+
+/// Where a walk ended.
+#[derive(Clone, Copy)]
+pub(crate) struct Spot {
+    /// Address of the table.
+    pub(crate) table: u64,
+    /// Its level.
+    pub(crate) level: u32,
+    /// What it holds for the address.
+    pub(crate) word: u64,
+}
+
+impl<F: Format> Reader<F> {
+    pub(crate) const TABLE_LG2: u32 = F::ITEMS_LG2;
+
+    pub(crate) const fn new(last: u64) -> Self {
+        Self { arena: Arena::new(), last, format: PhantomData }
+    }
+
+    /// Walks to the leaf of `iova`.
+    #[inline(always)]
+    pub(crate) fn find(&self, iova: u64) -> Result<Spot, Fault> {
+        let mut table = 0;
+        let mut level = F::TOP_LEVEL;
+        if iova > self.last {
+            return Err(Fault { iova: Iova(iova), level, missing: Prot::empty() });
+        }
+        loop {
+            let word = self.arena.load(table, F::index(iova, level));
+            match F::decode(word, level) {
+                Entry::Leaf => return Ok(Spot { table, level, word }),
+                Entry::Table(address) if level > 0 => {
+                    table = address;
+                    level -= 1;
+                }
+                Entry::Table(_) | Entry::Empty => {
+                    return Err(Fault { iova: Iova(iova), level, missing: Prot::empty() });
+                }
+            }
+        }
+    }
+
+    /// The output address behind `iova`, whatever its permissions.
+    #[inline]
+    #[must_use]
+    pub fn iova_to_phys(&self, iova: Iova) -> Option<Pa> {
+        let spot = self.find(iova.0).ok()?;
+        Some(Pa(output::<F>(spot.word, spot.level, iova.0)))
+    }
+
+    /// See [`TableReader::translate`].
+    ///
+    /// # Errors
+    ///
+    /// The fault, when not even the first byte can be translated.
+    #[inline]
+    pub fn translate(&self, iova: Iova, length: u64, need: Prot) -> Result<Run, Fault> {
+        let spot = self.grant(iova.0, need)?;
+        let size = 1 << F::leaf_lg2(spot.word, spot.level);
+        let pa = output::<F>(spot.word, spot.level, iova.0);
+        let rest = size - (iova.0 & (size - 1));
+        if length <= rest {
+            return Ok(Run { pa: Pa(pa), length });
+        }
+        Ok(self.extend(iova.0, Run { pa: Pa(pa), length: rest }, length, need))
+    }
+
+    /// Lengthens `run`, which begins at `iova`, over the leaves that follow.
+    fn extend(&self, iova: u64, run: Run, length: u64, need: Prot) -> Run {
+        let mut run = run;
+        while run.length < length {
+            let Some(at) = iova.checked_add(run.length) else { break };
+            let Ok(next) = self.find(at) else { break };
+            if output::<F>(next.word, next.level, at) != run.pa.0 + run.length {
+                break;
+            }
+            let Ok(next) = self.grant(at, need) else { break };
+            // The leaf may have been replaced since it was looked at.
+            if output::<F>(next.word, next.level, at) != run.pa.0 + run.length {
+                break;
+            }
+            run.length += 1 << F::leaf_lg2(next.word, next.level);
+        }
+        Run { pa: run.pa, length: run.length.min(length) }
+    }
+
+    /// Walks to the leaf of `iova`, checks it against `need`, and marks it dirty if it is to be written.
+    #[inline(always)]
+    fn grant(&self, iova: u64, need: Prot) -> Result<Spot, Fault> {
+        loop {
+            let spot = self.find(iova)?;
+            let missing = need.difference(F::prot(spot.word, spot.level));
+            if !missing.is_empty() {
+                return Err(Fault { iova: Iova(iova), level: spot.level, missing });
+            }
+            if !need.contains(Prot::WRITE) || F::is_dirty(spot.word) || self.mark(iova, spot) {
+                return Ok(spot);
+            }
+        }
+    }
+
+    /// Marks the leaf dirty; false if it changed since it was read.
+    #[cold]
+    fn mark(&self, iova: u64, spot: Spot) -> bool {
+        let Some(word) = self.arena.word(spot.table, F::index(iova, spot.level)) else {
+            return false;
+        };
+        let dirty = F::make_dirty(spot.word);
+        if word.compare_exchange(spot.word, dirty, Ordering::AcqRel, Ordering::Relaxed).is_err() {
+            return false;
+        }
+        self.touch(iova, spot.level);
+        true
+    }
+
+    /// Marks the tables on the way to `iova`, from `lowest` up to the root.
+    pub(crate) fn touch(&self, iova: u64, lowest: u32) {
+        for level in lowest..=F::TOP_LEVEL {
+            let mut table = 0;
+            for above in (level + 1..=F::TOP_LEVEL).rev() {
+                match F::decode(self.arena.load(table, F::index(iova, above)), above) {
+                    Entry::Table(address) => table = address,
+                    // Unmapped meanwhile: what was written is gone, and its dirty state with it.
+                    Entry::Leaf | Entry::Empty => return,
+                }
+            }
+            let frame = frame_of::<F>(table);
+            self.arena.touched(frame, Self::TABLE_LG2).store(1, Ordering::Release);
+        }
+    }
+}
+
+impl<F: Format> TableReader for Reader<F> {
+    fn translate(&self, iova: Iova, length: u64, need: Prot) -> Result<Run, Fault> {
+        Self::translate(self, iova, length, need)
+    }
+
+    fn iova_to_phys(&self, iova: Iova) -> Option<Pa> {
+        Self::iova_to_phys(self, iova)
+    }
+}
+
+/// Where a leaf leads `iova`.
+#[inline]
+pub(crate) fn output<F: Format>(word: u64, level: u32, iova: u64) -> u64 {
+    F::oa(word, level) | (iova & low_bits(F::leaf_lg2(word, level)))
+}
+
+/// The frame of the table at `address`.
+#[inline]
+pub(crate) fn frame_of<F: Format>(address: u64) -> u32 {
+    #[expect(clippy::cast_possible_truncation, reason = "an arena has fewer than 2^21 tables")]
+    let frame = (address >> (F::ITEMS_LG2 + 3)) as u32;
+    frame
+}
+
+/// The address of the table in `frame`.
+#[inline]
+pub(crate) fn address_of<F: Format>(frame: u32) -> u64 {
+    u64::from(frame) << (F::ITEMS_LG2 + 3)
+}
