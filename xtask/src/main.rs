@@ -1,7 +1,13 @@
 //! Every habit of this repository as a command.
 
+mod bench;
+mod ci;
 mod debian;
+mod demo;
+mod fuzz;
 mod process;
+mod soak;
+mod tools;
 mod uapi_check;
 mod workspace;
 
@@ -20,6 +26,18 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Task {
+    /// Install what the tests need, then run every test and check: what CI runs
+    Test,
+    /// Run every check, or the ones named, with the tools that are there
+    Ci(ci::Args),
+    /// Copy an image through NVMe over VFIO with qemu-img, compare, and say how fast it was
+    Demo(demo::Args),
+    /// Run the benches and say which performance goals are met
+    Bench(bench::Args),
+    /// Run the long tests at full counts, from where the last run stopped
+    Soak(soak::Args),
+    /// Fuzz
+    Fuzz(fuzz::Args),
     /// Compare crates/uapi with the headers of Linux 7.2
     UapiCheck(uapi_check::Args),
 }
@@ -28,6 +46,12 @@ fn main() -> Result<()> {
     let cli = Cli::parse();
     let workspace = Workspace::find()?;
     match cli.task {
+        Task::Test => ci::test(&workspace),
+        Task::Ci(args) => ci::run(&workspace, &args),
+        Task::Demo(args) => demo::run(&workspace, &args),
+        Task::Bench(args) => bench::run(&workspace, &args),
+        Task::Soak(args) => soak::run(&workspace, &args),
+        Task::Fuzz(args) => fuzz::run(&workspace, &args),
         Task::UapiCheck(args) => uapi_check::run(&workspace, &args),
     }
 }

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::process::Command;
+use std::{env, fs};
 
 use anyhow::{Context, Result};
 use serde_json::Value;
@@ -17,6 +18,8 @@ pub(crate) struct Workspace {
     pub(crate) target: PathBuf,
     /// Every bench target as (package, bench).
     pub(crate) benches: Vec<(String, String)>,
+    /// Every fuzz target, by name.
+    pub(crate) fuzz_targets: Vec<String>,
 }
 
 impl Workspace {
@@ -24,7 +27,29 @@ impl Workspace {
     pub(crate) fn find() -> Result<Self> {
         let arguments = ["metadata", "--no-deps", "--format-version", "1"];
         let text = process::output(cargo().args(arguments))?;
-        Self::read(&serde_json::from_str(&text)?).context("cargo metadata has another shape")
+        let mut workspace = Self::read(&serde_json::from_str(&text)?)
+            .context("cargo metadata has another shape")?;
+        workspace.fuzz_targets = workspace.find_fuzz_targets()?;
+        Ok(workspace)
+    }
+
+    /// The programs in fuzz/fuzz_targets, which cargo-fuzz names after their files.
+    fn find_fuzz_targets(&self) -> Result<Vec<String>> {
+        let folder = self.root.join("fuzz/fuzz_targets");
+        if !folder.is_dir() {
+            return Ok(Vec::new());
+        }
+        let mut names = Vec::new();
+        for entry in fs::read_dir(folder)? {
+            let path = entry?.path();
+            if path.extension().is_some_and(|extension| extension == "rs")
+                && let Some(stem) = path.file_stem()
+            {
+                names.push(stem.to_string_lossy().into_owned());
+            }
+        }
+        names.sort();
+        Ok(names)
     }
 
     fn read(metadata: &Value) -> Option<Self> {
@@ -37,13 +62,27 @@ impl Workspace {
                 }
             }
         }
-        Some(Self { root: path("workspace_root")?, target: path("target_directory")?, benches })
+        Some(Self {
+            root: path("workspace_root")?,
+            target: path("target_directory")?,
+            benches,
+            fuzz_targets: Vec::new(),
+        })
     }
 
-    /// A cargo command at the root.
+    /// Where cargo subcommands that a task installed are.
+    pub(crate) fn tools(&self) -> PathBuf {
+        self.target.join("tools")
+    }
+
+    /// A cargo command at the root, which finds the subcommands a task installed.
     pub(crate) fn cargo(&self) -> Command {
         let mut cargo = cargo();
         cargo.current_dir(&self.root);
+        let mut path = env::var_os("PATH").unwrap_or_default();
+        path.push(":");
+        path.push(self.tools().join("bin"));
+        cargo.env("PATH", path);
         cargo
     }
 }
@@ -53,7 +92,7 @@ fn name(item: &Value) -> Option<String> {
 }
 
 fn cargo() -> Command {
-    Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+    Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
 }
 
 #[cfg(test)]

@@ -1,0 +1,257 @@
+//! `cargo xtask ci` and `cargo xtask test`: the checks every change passes.
+//!
+//! Every stage runs even if one before it failed; the last line counts tests and checks, and the exit status is
+//! that of the worst.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+
+use crate::workspace::Workspace;
+use crate::{fuzz, process, tools, uapi_check};
+
+/// Sequences each property test runs here, unless the environment says otherwise.
+const SEQUENCES: &str = "2000";
+
+/// One kind of check.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Stage {
+    /// Formatting
+    Fmt,
+    /// Lints, warnings are errors
+    Clippy,
+    /// Every test, optimised, with cargo-nextest
+    Tests,
+    /// The examples in documentation
+    Doctests,
+    /// Documentation builds without a warning
+    Doc,
+    /// crates/uapi against the kernel's headers
+    UapiCheck,
+    /// 60 s of fuzzing, shared by all targets
+    Fuzz,
+}
+
+impl Stage {
+    const ALL: [Self; 7] = [
+        Self::Fmt,
+        Self::Clippy,
+        Self::Tests,
+        Self::Doctests,
+        Self::Doc,
+        Self::UapiCheck,
+        Self::Fuzz,
+    ];
+}
+
+/// Arguments of `cargo xtask ci`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Which checks to run; all without
+    stages: Vec<Stage>,
+}
+
+/// Tests or checks counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Tally {
+    passed: u64,
+    failed: u64,
+    skipped: u64,
+}
+
+impl Tally {
+    const PASSED: Self = Self { passed: 1, failed: 0, skipped: 0 };
+    const FAILED: Self = Self { passed: 0, failed: 1, skipped: 0 };
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            passed: self.passed + other.passed,
+            failed: self.failed + other.failed,
+            skipped: self.skipped + other.skipped,
+        }
+    }
+}
+
+/// `cargo xtask test`: installs what is missing, then runs every check.
+pub(crate) fn test(workspace: &Workspace) -> Result<()> {
+    tools::ensure_programs(&[&tools::GCC, &tools::QEMU_IMG, &tools::QEMU_IO])?;
+    tools::ensure_subcommand(workspace, "cargo-nextest")?;
+    if !workspace.fuzz_targets.is_empty() {
+        tools::ensure_subcommand(workspace, "cargo-fuzz")?;
+    }
+    run(workspace, &Args { stages: Vec::new() })
+}
+
+/// `cargo xtask ci`: runs the chosen checks with the tools that are there.
+pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<()> {
+    let stages = if args.stages.is_empty() { &Stage::ALL[..] } else { &args.stages };
+    let mut rows = Vec::new();
+    let mut total = Tally::default();
+    for &stage in stages {
+        println!("\n== {stage:?}");
+        let start = Instant::now();
+        let tally = check(workspace, stage).unwrap_or_else(|error| {
+            println!("{stage:?}: {error:#}");
+            Tally::FAILED
+        });
+        rows.push(row(stage, tally, start.elapsed()));
+        total = total.add(tally);
+    }
+
+    println!("\n== Summary\n{}", rows.join("\n"));
+    println!(
+        "{} passed, {} failed, {} skipped (tests and checks)",
+        total.passed, total.failed, total.skipped
+    );
+    if total.failed > 0 {
+        bail!("not everything passed");
+    }
+    Ok(())
+}
+
+fn row(stage: Stage, tally: Tally, took: Duration) -> String {
+    let word = if tally.failed > 0 { "FAILED" } else { "ok" };
+    format!(
+        "{:<10} {word:<6} {:>5} passed {:>3} failed {:>3} skipped {:>5} s",
+        format!("{stage:?}"),
+        tally.passed,
+        tally.failed,
+        tally.skipped,
+        took.as_secs()
+    )
+}
+
+fn check(workspace: &Workspace, stage: Stage) -> Result<Tally> {
+    let mut cargo = workspace.cargo();
+    match stage {
+        Stage::Fmt => process::run(cargo.args(["fmt", "--all", "--check"]))?,
+        Stage::Clippy => {
+            let scope = ["clippy", "--workspace", "--all-targets", "--locked"];
+            process::run(cargo.args(scope).args(["--", "-D", "warnings"]))?;
+        }
+        Stage::Tests => {
+            cargo.args(["nextest", "run", "--workspace", "--release", "--locked"]);
+            cargo.args(["--no-fail-fast", "--color", "never"]);
+            for (name, value) in sequences() {
+                cargo.env(name, value);
+            }
+            return Ok(counted(process::tee(cargo)?, nextest_tally));
+        }
+        Stage::Doctests => {
+            cargo.args(["test", "--doc", "--workspace", "--release", "--locked"]);
+            return Ok(counted(process::tee(cargo)?, libtest_tally));
+        }
+        Stage::Doc => {
+            cargo.env("RUSTDOCFLAGS", "-D warnings");
+            process::run(cargo.args(["doc", "--workspace", "--no-deps", "--locked"]))?;
+        }
+        Stage::UapiCheck => uapi_check::run(workspace, &uapi_check::Args::default())?,
+        Stage::Fuzz => {
+            if workspace.fuzz_targets.is_empty() {
+                println!("no fuzz targets");
+                return Ok(Tally::default());
+            }
+            fuzz::share(workspace, Duration::from_secs(60))?;
+        }
+    }
+    Ok(Tally::PASSED)
+}
+
+/// How many sequences a property test runs, for our own tests and for proptest's default configuration.
+fn sequences() -> [(&'static str, String); 2] {
+    let count = std::env::var("IOASIS_SEQUENCES").unwrap_or_else(|_| SEQUENCES.to_owned());
+    [("IOASIS_SEQUENCES", count.clone()), ("PROPTEST_CASES", count)]
+}
+
+/// The runner's own counts; a runner that failed without counting one is a failure all the same.
+fn counted((success, text): (bool, String), tally: fn(&str) -> Option<Tally>) -> Tally {
+    match tally(&text) {
+        Some(tally) if success == (tally.failed == 0) => tally,
+        Some(tally) => tally.add(Tally::FAILED),
+        None => Tally::FAILED,
+    }
+}
+
+/// Reads `Summary [ 1.0s] 12 tests run: 9 passed (1 slow), 2 failed, 1 timed out, 3 skipped`.
+fn nextest_tally(text: &str) -> Option<Tally> {
+    let line = text.lines().rfind(|line| line.contains("Summary [") && line.contains(" run: "))?;
+    let mut tally = Tally::default();
+    let mut depth = 0usize;
+    let flat: String = line
+        .split_once(" run: ")?
+        .1
+        .chars()
+        .filter(|letter| {
+            match letter {
+                '(' => depth += 1,
+                ')' => depth = depth.saturating_sub(1),
+                _ => {}
+            }
+            depth == 0 && *letter != ')'
+        })
+        .collect();
+    for part in flat.split(',') {
+        let (count, word) = part.trim().split_once(' ')?;
+        let count: u64 = count.parse().ok()?;
+        match word.trim() {
+            "passed" => tally.passed += count,
+            "skipped" => tally.skipped += count,
+            _ => tally.failed += count,
+        }
+    }
+    Some(tally)
+}
+
+/// Adds up `test result: ok. 5 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.1s`.
+fn libtest_tally(text: &str) -> Option<Tally> {
+    let mut tally = Tally::default();
+    for line in text.lines().filter_map(|line| line.strip_prefix("test result: ")) {
+        let (_, counts) = line.split_once(". ")?;
+        for part in counts.split(';') {
+            let Some((count, word)) = part.trim().split_once(' ') else { continue };
+            match (word, count.parse::<u64>()) {
+                ("passed", Ok(count)) => tally.passed += count,
+                ("failed", Ok(count)) => tally.failed += count,
+                ("ignored", Ok(count)) => tally.skipped += count,
+                _ => {}
+            }
+        }
+    }
+    Some(tally)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nextests_summary_is_counted() {
+        let text = "   Summary [   1.2s] 12 tests run: 9 passed (1 slow, 1 leaky), 2 failed, 1 timed out, 3 skipped\n";
+        assert_eq!(nextest_tally(text), Some(Tally { passed: 9, failed: 3, skipped: 3 }));
+        let text = "     Summary [   0.0s] 1 test run: 1 passed, 0 skipped";
+        assert_eq!(nextest_tally(text), Some(Tally { passed: 1, failed: 0, skipped: 0 }));
+        assert_eq!(nextest_tally("error: could not compile"), None);
+    }
+
+    #[test]
+    fn libtests_summaries_are_added_up() {
+        let text = "test result: ok. 2 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out\n\
+                    test result: FAILED. 1 passed; 4 failed; 0 ignored; 0 measured; 0 filtered out\n";
+        assert_eq!(libtest_tally(text), Some(Tally { passed: 3, failed: 4, skipped: 1 }));
+    }
+
+    #[test]
+    fn a_runner_that_fails_without_a_failed_test_is_a_failure() {
+        let summary = "Summary [ 1s] 1 test run: 1 passed, 0 skipped".to_owned();
+        assert_eq!(counted((true, summary.clone()), nextest_tally).failed, 0);
+        assert_eq!(counted((false, summary), nextest_tally).failed, 1);
+        assert_eq!(counted((false, String::new()), nextest_tally).failed, 1);
+        assert_eq!(counted((true, String::new()), nextest_tally).failed, 1);
+    }
+
+    #[test]
+    fn every_stage_is_run_without_arguments() {
+        use clap::ValueEnum as _;
+        assert_eq!(Stage::ALL.as_slice(), Stage::value_variants());
+    }
+}

@@ -1,0 +1,210 @@
+//! `cargo xtask soak`: the long tests at full counts.
+//!
+//! A job runs in steps. Step number n runs its tests with `IOASIS_SEED` = seed + n and `IOASIS_SEQUENCES` = the step's
+//! size; after each step the count done is written to target/soak/JOB, where the next run goes on. A step that fails
+//! names its seed, which runs it again alone: `cargo xtask soak JOB --seed N`.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+
+use crate::workspace::Workspace;
+use crate::{fuzz, process, tools};
+
+/// What a job runs.
+#[derive(Debug)]
+enum Work {
+    /// `cargo nextest run --release` with these arguments, which choose the tests.
+    Tests(&'static [&'static str]),
+    /// Every fuzz target.
+    Fuzz,
+}
+
+/// A long test.
+#[derive(Debug)]
+struct Job {
+    name: &'static str,
+    what: &'static str,
+    work: Work,
+    /// Sequences, or fuzz inputs, in all.
+    total: u64,
+    /// How many of them a step runs.
+    step: u64,
+}
+
+/// Every job. A crate adds its own line here; its tests read `IOASIS_SEQUENCES` and `IOASIS_SEED`.
+const JOBS: &[Job] = &[
+    Job {
+        name: "properties",
+        what: "every property test of every crate",
+        work: Work::Tests(&["--workspace", "-E", "test(/propert|random|model/)"]),
+        total: 100_000,
+        step: 10_000,
+    },
+    Job {
+        name: "fuzz",
+        what: "every fuzz target",
+        work: Work::Fuzz,
+        total: 10_000_000,
+        step: 1_000_000,
+    },
+];
+
+/// Arguments of the task.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Which jobs; all without
+    jobs: Vec<String>,
+    /// List the jobs and how far each is
+    #[arg(long)]
+    list: bool,
+    /// Start over
+    #[arg(long, conflicts_with = "seed")]
+    restart: bool,
+    /// Start at this seed, for one step, and leave the record of where the last run stopped alone
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Stop each job after this many steps
+    #[arg(long)]
+    steps: Option<u64>,
+}
+
+/// Runs the task.
+pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<()> {
+    let jobs = choose(&args.jobs)?;
+    if args.list {
+        for job in jobs {
+            let done = Record::of(workspace, job).done()?;
+            println!("{:<12} {done:>9} of {:>9}  {}", job.name, job.total, job.what);
+        }
+        return Ok(());
+    }
+    let mut failed = Vec::new();
+    for job in jobs {
+        if let Err(error) = soak(workspace, job, args) {
+            println!("{}: {error:#}", job.name);
+            failed.push(job.name);
+        }
+    }
+    if !failed.is_empty() {
+        bail!("failed: {}", failed.join(", "));
+    }
+    Ok(())
+}
+
+fn choose(names: &[String]) -> Result<Vec<&'static Job>> {
+    if names.is_empty() {
+        return Ok(JOBS.iter().collect());
+    }
+    let find = |name: &String| {
+        JOBS.iter().find(|job| job.name == name).with_context(|| format!("no job is called {name}"))
+    };
+    names.iter().map(find).collect()
+}
+
+fn soak(workspace: &Workspace, job: &Job, args: &Args) -> Result<()> {
+    let record = Record::of(workspace, job);
+    if args.restart {
+        record.set(0)?;
+    }
+    let (first, left) = match args.seed {
+        Some(seed) => (seed, 1),
+        None => {
+            let first = record.done()? / job.step;
+            (first, (job.total / job.step).saturating_sub(first))
+        }
+    };
+    for seed in first..first.saturating_add(args.steps.unwrap_or(left)) {
+        let start = Instant::now();
+        step(workspace, job, seed).with_context(|| {
+            format!("seed {seed} failed; again with: cargo xtask soak {} --seed {seed}", job.name)
+        })?;
+        let done = seed.saturating_add(1).saturating_mul(job.step);
+        if args.seed.is_none() {
+            record.set(done)?;
+        }
+        println!(
+            "{}: seed {seed} passed in {} s, {done} of {}",
+            job.name,
+            start.elapsed().as_secs(),
+            job.total
+        );
+    }
+    Ok(())
+}
+
+fn step(workspace: &Workspace, job: &Job, seed: u64) -> Result<()> {
+    match job.work {
+        Work::Tests(arguments) => {
+            tools::ensure_subcommand(workspace, "cargo-nextest")?;
+            let mut cargo = workspace.cargo();
+            cargo
+                .args(["nextest", "run", "--release", "--locked", "--profile", "soak"])
+                .args(arguments);
+            for name in ["IOASIS_SEQUENCES", "PROPTEST_CASES"] {
+                cargo.env(name, job.step.to_string());
+            }
+            for name in ["IOASIS_SEED", "PROPTEST_RNG_SEED"] {
+                cargo.env(name, seed.to_string());
+            }
+            process::run(&mut cargo)
+        }
+        Work::Fuzz => fuzz::inputs(workspace, job.step, seed),
+    }
+}
+
+/// How far a job is, in a file of its own.
+struct Record {
+    file: PathBuf,
+}
+
+impl Record {
+    fn of(workspace: &Workspace, job: &Job) -> Self {
+        Self { file: workspace.target.join("soak").join(job.name) }
+    }
+
+    /// Sequences or inputs done.
+    fn done(&self) -> Result<u64> {
+        match fs::read_to_string(&self.file) {
+            Ok(text) => {
+                text.trim().parse().with_context(|| format!("{} is no count", self.file.display()))
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(0),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn set(&self, done: u64) -> Result<()> {
+        fs::create_dir_all(self.file.parent().context("the record has a folder")?)?;
+        Ok(fs::write(&self.file, format!("{done}\n"))?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_says_where_to_go_on() {
+        let folder = std::env::temp_dir().join(format!("ioasis-soak-{}", std::process::id()));
+        let record = Record { file: folder.join("soak/job") };
+        assert_eq!(record.done().expect("none yet"), 0);
+        record.set(30_000).expect("writable");
+        assert_eq!(record.done().expect("written"), 30_000);
+        fs::write(&record.file, "many").expect("writable");
+        assert!(record.done().is_err(), "a broken record is not taken for a start");
+        fs::remove_dir_all(folder).expect("it was ours");
+    }
+
+    #[test]
+    fn jobs_are_chosen_by_name_and_end_on_a_step() {
+        assert_eq!(choose(&[]).expect("all").len(), JOBS.len());
+        assert!(choose(&["no-such-job".to_owned()]).is_err());
+        for job in JOBS {
+            assert_eq!(choose(&[job.name.to_owned()]).expect("one")[0].name, job.name);
+            assert_eq!(job.total % job.step, 0, "{}", job.name);
+        }
+    }
+}
