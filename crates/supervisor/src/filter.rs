@@ -64,8 +64,9 @@ pub(crate) struct QueueFds {
 /// The one filter of a run.
 pub(crate) fn filter(queues: Option<QueueFds>) -> Filter {
     use number::{
-        CREAT, FSTAT, I386_IOCTL, IOCTL, MMAP, NEWFSTATAT, OPEN, OPENAT, OPENAT2, PREAD64, PREADV, PREADV2, PWRITE64,
-        PWRITEV, PWRITEV2, READ, READLINK, READLINKAT, READV, SECCOMP, STATX, WRITE, WRITEV, X32_IOCTL,
+        CREAT, FSTAT, I386_IOCTL, IOCTL, MMAP, NEWFSTATAT, OPEN, OPENAT, OPENAT2, PREAD64, PREADV,
+        PREADV2, PWRITE64, PWRITEV, PWRITEV2, READ, READLINK, READLINKAT, READV, SECCOMP, STATX,
+        WRITE, WRITEV, X32_IOCTL,
     };
     let low = |arg, mask, is| Test { arg, half: Half::Low, mask, is };
     let far = |arg| [Test { arg, half: Half::High, mask: u32::MAX, is: Is::AtLeast(FAR_HIGH) }];
@@ -78,10 +79,13 @@ pub(crate) fn filter(queues: Option<QueueFds>) -> Filter {
         ]
     };
     let empty_path = |flags| [low(flags, AT_EMPTY_PATH, Is::Equal(AT_EMPTY_PATH))];
-    let listens =
-        [low(0, u32::MAX, Is::Equal(SET_MODE_FILTER)), low(1, NEW_LISTENER, Is::Equal(NEW_LISTENER))];
-    let in_queues = queues
-        .map(|fds| [low(0, u32::MAX, Is::AtLeast(fds.first)), low(0, u32::MAX, Is::Below(fds.end))]);
+    let listens = [
+        low(0, u32::MAX, Is::Equal(SET_MODE_FILTER)),
+        low(1, NEW_LISTENER, Is::Equal(NEW_LISTENER)),
+    ];
+    let in_queues = queues.map(|fds| {
+        [low(0, u32::MAX, Is::AtLeast(fds.first)), low(0, u32::MAX, Is::Below(fds.end))]
+    });
 
     let (third, fifth, first, second) = (far(3), far(5), opened(1), opened(2));
     let (stat_flags, statx_flags) = (empty_path(3), empty_path(2));
@@ -91,7 +95,9 @@ pub(crate) fn filter(queues: Option<QueueFds>) -> Filter {
         rules.extend([READ, WRITE, READV, WRITEV].map(|number| x86(number, tests)));
     }
     rules.extend([x86(OPENAT, &second), x86(NEWFSTATAT, &stat_flags), x86(MMAP, &fifth)]);
-    rules.extend([PREAD64, PWRITE64, PREADV, PWRITEV, PREADV2, PWRITEV2].map(|number| x86(number, &third)));
+    rules.extend(
+        [PREAD64, PWRITE64, PREADV, PWRITEV, PREADV2, PWRITEV2].map(|number| x86(number, &third)),
+    );
     rules.extend([x86(STATX, &statx_flags), x86(OPEN, &first), x86(SECCOMP, &listens)]);
     rules.extend([FSTAT, READLINK, READLINKAT, OPENAT2, CREAT].map(|number| x86(number, &[])));
     rules.extend([X32_BIT | X32_IOCTL, X32_BIT | IOCTL].map(|number| x86(number, &typed)));
@@ -172,6 +178,9 @@ mod tests {
     #[test]
     fn a_filter_of_the_clients_own_is_stopped_only_if_it_listens() {
         assert!(stops(number::SECCOMP, [1, 8, 0, 0, 0, 0]));
-        assert!(!stops(number::SECCOMP, [1, 0, 0, 0, 0, 0]) && !stops(number::SECCOMP, [2, 8, 0, 0, 0, 0]));
+        assert!(
+            !stops(number::SECCOMP, [1, 0, 0, 0, 0, 0])
+                && !stops(number::SECCOMP, [2, 8, 0, 0, 0, 0])
+        );
     }
 }

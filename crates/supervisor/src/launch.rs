@@ -47,7 +47,11 @@ pub(crate) fn queue_fds() -> Option<QueueFds> {
 /// # Errors
 ///
 /// What the view or the filter lacks on this host.
-pub(crate) fn launch(view: &View, filter: &Filter, command: &[OsString]) -> Result<Launched, Failure> {
+pub(crate) fn launch(
+    view: &View,
+    filter: &Filter,
+    command: &[OsString],
+) -> Result<Launched, Failure> {
     let failed = |error: Error| Failure::before_start(error.why);
     let (ours, theirs) = message::pair().map_err(failed)?;
     match spawn::fork().map_err(failed)? {
@@ -69,7 +73,14 @@ pub(crate) fn launch(view: &View, filter: &Filter, command: &[OsString]) -> Resu
                 return Err(Failure::from_message(&bytes));
             };
             let (nodes, lost) = read_identities(&bytes);
-            Ok(Launched { child, listener: Listener::new(listener), files, nodes, lost, start: ours })
+            Ok(Launched {
+                child,
+                listener: Listener::new(listener),
+                files,
+                nodes,
+                lost,
+                start: ours,
+            })
         }
     }
 }
@@ -102,7 +113,9 @@ impl Failure {
     fn from_message(bytes: &[u8]) -> Self {
         match bytes.split_first() {
             Some((&status, why)) => Self { status, why: String::from_utf8_lossy(why).into_owned() },
-            None => Self::before_start("the program's process ended before its program was executed"),
+            None => {
+                Self::before_start("the program's process ended before its program was executed")
+            }
         }
     }
 }
@@ -118,7 +131,8 @@ fn prepare(view: &View, filter: &Filter, socket: &OwnedFd) -> Result<(), Failure
     }
     .map_err(failed)?;
     let identities = write_identities(&entered.nodes, &entered.lost);
-    message::send(socket, &identities, &[entered.files.as_fd(), listener.as_fd()]).map_err(failed)?;
+    message::send(socket, &identities, &[entered.files.as_fd(), listener.as_fd()])
+        .map_err(failed)?;
     match message::receive(socket, 1) {
         Ok((go, _)) if !go.is_empty() => Ok(()),
         _ => spawn::exit(125),
@@ -170,7 +184,8 @@ fn read_identities(bytes: &[u8]) -> (Vec<Identity>, Vec<String>) {
     let (count, rest) = bytes.split_first_chunk::<4>().expect("a count leads the nodes");
     let count = usize::try_from(u32::from_ne_bytes(*count)).expect("64-bit usize");
     let (nodes, lost) = rest.split_at(count * 24);
-    let word = |node: &[u8], at: usize| u64::from_ne_bytes(node[at..at + 8].try_into().expect("8 bytes"));
+    let word =
+        |node: &[u8], at: usize| u64::from_ne_bytes(node[at..at + 8].try_into().expect("8 bytes"));
     let nodes = nodes.chunks_exact(24).map(|node| {
         let kind = usize::try_from(word(node, 16) >> 32).expect("64-bit usize");
         let number = u32::try_from(word(node, 16) & u64::from(u32::MAX)).expect("a half");
@@ -196,6 +211,9 @@ mod tests {
             node(6, Node::Attribute(99)),
         ];
         let lost = ["/dev/a".to_owned(), "/dev/b".to_owned()];
-        assert_eq!(read_identities(&write_identities(&nodes, &lost)), (nodes.to_vec(), lost.to_vec()));
+        assert_eq!(
+            read_identities(&write_identities(&nodes, &lost)),
+            (nodes.to_vec(), lost.to_vec())
+        );
     }
 }

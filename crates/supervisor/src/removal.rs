@@ -217,8 +217,10 @@ impl Note {
             return Ok(None);
         }
         let file = if fds.len() == 1 { fds.pop() } else { None };
-        let numbers: Vec<u64> =
-            bytes.chunks_exact(8).map(|word| u64::from_ne_bytes(word.try_into().expect("8 bytes"))).collect();
+        let numbers: Vec<u64> = bytes
+            .chunks_exact(8)
+            .map(|word| u64::from_ne_bytes(word.try_into().expect("8 bytes")))
+            .collect();
         let note = match (numbers.as_slice(), file) {
             (&[0, files, ref nodes @ ..], Some(file)) => {
                 let marks = Marks { files, nodes: pairs(nodes) };
@@ -261,7 +263,8 @@ mod tests {
     use std::io::{Read, Seek};
 
     fn memory(length: u64) -> File {
-        let file = rustix::fs::memfd_create("test", rustix::fs::MemfdFlags::CLOEXEC).expect("memory");
+        let file =
+            rustix::fs::memfd_create("test", rustix::fs::MemfdFlags::CLOEXEC).expect("memory");
         rustix::fs::ftruncate(&file, length).expect("room");
         File::from(file)
     }
@@ -281,10 +284,14 @@ mod tests {
         Note::Triggers { inode: 7, eventfds }.send(&one).expect("sent");
         drop(one);
         assert!(matches!(Note::receive(&other), Ok(Some(Note::Failed(found))) if found == failure));
-        let Ok(Some(Note::Opened { inode: 7, ranges, .. })) = Note::receive(&other) else { panic!() };
+        let Ok(Some(Note::Opened { inode: 7, ranges, .. })) = Note::receive(&other) else {
+            panic!()
+        };
         assert_eq!(ranges, [(1 << 40, 8192)]);
         let triggers = Note::receive(&other);
-        assert!(matches!(triggers, Ok(Some(Note::Triggers { inode: 7, eventfds })) if eventfds.len() == 2));
+        assert!(
+            matches!(triggers, Ok(Some(Note::Triggers { inode: 7, eventfds })) if eventfds.len() == 2)
+        );
         assert!(matches!(Note::receive(&other), Ok(None)));
     }
 
@@ -294,7 +301,11 @@ mod tests {
         let (gone, kept) = (eventfd(), eventfd());
         let copy = |fd: &OwnedFd| fd.try_clone().expect("a copy");
         let mut removal = Removal::default();
-        removal.keep(Note::Opened { inode: 1, file: copy(&bar.as_fd().try_clone_to_owned().expect("a copy")), ranges: vec![(4096, 8192)] });
+        removal.keep(Note::Opened {
+            inode: 1,
+            file: copy(&bar.as_fd().try_clone_to_owned().expect("a copy")),
+            ranges: vec![(4096, 8192)],
+        });
         removal.keep(Note::Triggers { inode: 1, eventfds: vec![copy(&gone)] });
         removal.keep(Note::Triggers { inode: 2, eventfds: vec![copy(&kept)] });
         removal.keep(Note::Closed { inode: 2 });

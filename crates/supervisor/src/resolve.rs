@@ -80,7 +80,11 @@ fn of_thread(tid: u32, what: &str) -> Result<OwnedFd, Errno> {
 }
 
 fn start(from: From) -> Result<OwnedFd, Errno> {
-    if from.dirfd < 0 { of_thread(from.tid, "cwd") } else { of_thread(from.tid, &format!("fd/{}", from.dirfd)) }
+    if from.dirfd < 0 {
+        of_thread(from.tid, "cwd")
+    } else {
+        of_thread(from.tid, &format!("fd/{}", from.dirfd))
+    }
 }
 
 fn fast(from: From, path: &[u8], last: Last, wait: Wait) -> Result<OwnedFd, Errno> {
@@ -150,7 +154,8 @@ struct Walk {
 impl Walk {
     fn push(&mut self, path: &[u8]) {
         let names = path.split(|&byte| byte == b'/').rev();
-        self.left.extend(names.filter(|name| !name.is_empty() && *name != b".").map(<[u8]>::to_vec));
+        self.left
+            .extend(names.filter(|name| !name.is_empty() && *name != b".").map(<[u8]>::to_vec));
     }
 
     fn step(&mut self, name: &[u8], last: Last) -> Result<(), Errno> {
@@ -161,7 +166,8 @@ impl Walk {
             return Ok(());
         }
         let next = self.open(name, Last::Keep, ResolveFlags::empty())?;
-        let is_link = FileType::from_raw_mode(rustix::fs::fstat(&next)?.st_mode) == FileType::Symlink;
+        let is_link =
+            FileType::from_raw_mode(rustix::fs::fstat(&next)?.st_mode) == FileType::Symlink;
         if !is_link || last == Last::Keep {
             self.here = next;
             return Ok(());
@@ -220,7 +226,11 @@ fn same(one: &OwnedFd, other: &OwnedFd) -> Result<bool, Errno> {
 }
 
 /// The file behind the link `path`, if that is one of the /proc/PID/fd/N.
-pub(crate) fn behind_descriptor_link(from: From, path: &[u8], wait: Wait) -> Result<Option<Stat>, WouldWait> {
+pub(crate) fn behind_descriptor_link(
+    from: From,
+    path: &[u8],
+    wait: Wait,
+) -> Result<Option<Stat>, WouldWait> {
     let split = path.iter().rposition(|&byte| byte == b'/').map_or(0, |slash| slash + 1);
     let (directory, name) = path.split_at(split);
     if name.is_empty() || !name.iter().all(u8::is_ascii_digit) {

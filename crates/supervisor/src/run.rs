@@ -63,7 +63,10 @@ pub fn run(options: RunOptions) -> Result<ExitStatus, Failure> {
             spawn::close_inherited();
             let watchdog = Watchdog {
                 shared: Arc::clone(&shared),
-                supervisor: child.as_fd().try_clone_to_owned().map_err(|_| Failure::before_start("too many open files"))?,
+                supervisor: child
+                    .as_fd()
+                    .try_clone_to_owned()
+                    .map_err(|_| Failure::before_start("too many open files"))?,
                 notes,
                 signals: Some(SignalFd::new(&passed).map_err(failed)?),
                 removal: Removal::default(),
@@ -107,23 +110,34 @@ impl Notes {
 
     fn socket(&self) -> Result<OwnedFd> {
         let state = self.state.lock();
-        state.1.try_clone().map_err(|_| Error::new(ioasis_uapi::Errno::EMFILE, "too many open files"))
+        state
+            .1
+            .try_clone()
+            .map_err(|_| Error::new(ioasis_uapi::Errno::EMFILE, "too many open files"))
     }
 
     /// Forks another watchdog and returns the socket to watch it by.
     fn replace_watchdog(&self, shared: &Arc<Shared>, leftovers: Leftovers) -> Result<OwnedFd> {
         let mut state = self.state.lock();
         let (theirs, ours) = message::pair()?;
-        let supervisor = rustix::process::pidfd_open(rustix::process::getpid(), PidfdFlags::empty())
-            .map_err(because("no pidfd of this process"))?;
+        let supervisor =
+            rustix::process::pidfd_open(rustix::process::getpid(), PidfdFlags::empty())
+                .map_err(because("no pidfd of this process"))?;
         match spawn::fork()? {
             Fork::Child => {
                 let removal = std::mem::take(&mut state.0);
-                let kept: Vec<_> = removal.files().chain([theirs.as_fd(), supervisor.as_fd()]).collect();
+                let kept: Vec<_> =
+                    removal.files().chain([theirs.as_fd(), supervisor.as_fd()]).collect();
                 spawn::close_all_but(&kept);
                 let shared = Arc::clone(shared);
-                let watchdog =
-                    Watchdog { shared, supervisor, notes: theirs, signals: None, removal, leftovers };
+                let watchdog = Watchdog {
+                    shared,
+                    supervisor,
+                    notes: theirs,
+                    signals: None,
+                    removal,
+                    leftovers,
+                };
                 let _ = watchdog.watch();
                 spawn::exit(0)
             }
@@ -143,8 +157,15 @@ fn supervise(options: RunOptions, shared: Arc<Shared>, socket: OwnedFd, watchdog
     let notes = Arc::new(Notes::new(socket));
     match prepare(&options, &shared, &notes) {
         Ok((server, launched)) => {
-            let mut supervisor =
-                Supervisor { shared, notes, server, launched, leftovers: options.leftovers, watchdog, started: false };
+            let mut supervisor = Supervisor {
+                shared,
+                notes,
+                server,
+                launched,
+                leftovers: options.leftovers,
+                watchdog,
+                started: false,
+            };
             if let Err(error) = supervisor.serve() {
                 say(&format!("ioasis: {error}\n"));
                 spawn::exit(1)

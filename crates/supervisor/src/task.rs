@@ -54,7 +54,11 @@ impl Task {
         while path.len() < PATH_MAX {
             let start = path.len();
             path.resize(start + part, 0);
-            let from = address.checked_add(start as u64).ok_or(Error::at(Errno::EFAULT, "a path wraps", address))?;
+            let from = address.checked_add(start as u64).ok_or(Error::at(
+                Errno::EFAULT,
+                "a path wraps",
+                address,
+            ))?;
             let got = self.process.read_prefix(from, &mut path[start..])?;
             path.truncate(start + got);
             if let Some(end) = path[start..].iter().position(|&byte| byte == 0) {
@@ -138,7 +142,8 @@ impl OpenCall {
 
     /// Whether it can be an open of a device at all.
     pub(crate) const fn may_be_ours(&self) -> bool {
-        self.flags & (O_DIRECTORY | O_PATH) == 0 && self.flags & (O_CREAT | O_EXCL) != O_CREAT | O_EXCL
+        self.flags & (O_DIRECTORY | O_PATH) == 0
+            && self.flags & (O_CREAT | O_EXCL) != O_CREAT | O_EXCL
     }
 
     /// Whether a link that the path leads to is followed.
@@ -153,7 +158,11 @@ impl OpenCall {
 fn flags_of(task: &Task, how: u64, size: u64) -> Result<u32> {
     let mut words = [0; 24];
     if size < 24 {
-        return Err(Error::at(Errno::EINVAL, "struct open_how is shorter than its first version", size));
+        return Err(Error::at(
+            Errno::EINVAL,
+            "struct open_how is shorter than its first version",
+            size,
+        ));
     }
     task.process.read(how, &mut words)?;
     let word = |at: usize| u64::from_ne_bytes(words[at..at + 8].try_into().expect("8 bytes"));

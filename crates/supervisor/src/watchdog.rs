@@ -146,9 +146,13 @@ impl Watchdog {
         }
         if !self.shared.is_finished() {
             let Some(listener) = self.removal.listener.take() else {
-                return Err(Failure::before_start("the supervisor was killed before it started the program"));
+                return Err(Failure::before_start(
+                    "the supervisor was killed before it started the program",
+                ));
             };
-            say("ioasis: the supervisor was killed; its devices are gone, the program goes on without them\n");
+            say(
+                "ioasis: the supervisor was killed; its devices are gone, the program goes on without them\n",
+            );
             self.stand_in(&listener);
         }
         self.shared.reap();
@@ -236,10 +240,7 @@ enum Next {
 fn wait_for_call(listener: &Listener, signals: &Option<SignalFd>, fallback: &OwnedFd) -> Next {
     let signals = signals.as_ref().map_or(fallback.as_fd(), AsFd::as_fd);
     // Without signals to wait for, the dead supervisor's pidfd is there to be polled for nothing.
-    let mut polled = [
-        PollFd::new(listener, PollFlags::IN),
-        PollFd::new(&signals, PollFlags::PRI),
-    ];
+    let mut polled = [PollFd::new(listener, PollFlags::IN), PollFd::new(&signals, PollFlags::PRI)];
     let timeout = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
     if rustix::event::poll(&mut polled, Some(&timeout)).is_err() {
         return Next::Nothing;
@@ -301,7 +302,8 @@ pub(crate) fn end_descendants(but: &[u32]) {
     let mut at = 0;
     while let Some(&ancestor) = ours.get(at) {
         at += 1;
-        let children = parents.iter().filter(|&&(pid, parent)| parent == ancestor && !but.contains(&pid));
+        let children =
+            parents.iter().filter(|&&(pid, parent)| parent == ancestor && !but.contains(&pid));
         ours.extend(children.map(|&(pid, _)| pid));
     }
     for &pid in &ours[1..] {

@@ -22,10 +22,17 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    pub(crate) fn new(launched: &Launched, shared: &Arc<Shared>, notes: &Arc<Notes>) -> Result<Self> {
+    pub(crate) fn new(
+        launched: &Launched,
+        shared: &Arc<Shared>,
+        notes: &Arc<Notes>,
+    ) -> Result<Self> {
         let listener = launched.listener.try_clone()?;
         listener.wake_synchronously();
-        let files = launched.files.try_clone().map_err(|_| Error::new(Errno::EMFILE, "too many open files"))?;
+        let files = launched
+            .files
+            .try_clone()
+            .map_err(|_| Error::new(Errno::EMFILE, "too many open files"))?;
         Ok(Self { listener, shared: Arc::clone(shared), files, notes: Arc::clone(notes) })
     }
 
