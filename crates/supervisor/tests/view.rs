@@ -42,26 +42,37 @@ fn main() -> ExitCode {
         println!("every_path_is_there: test");
         return ExitCode::SUCCESS;
     }
-    if arguments.get(1).map(String::as_str) == Some("inside") {
-        inside();
-        return ExitCode::SUCCESS;
+    match arguments.get(1).map(String::as_str) {
+        Some("hidden") => {
+            inside();
+            return ExitCode::SUCCESS;
+        }
+        Some("shown") => {
+            the_hosts_devices_can_be_shown_beside_ours();
+            return ExitCode::SUCCESS;
+        }
+        _ => {}
     }
-    let mut good = run("as started", &mut inside_command());
-    if is_root() {
-        good &= run("as a plain user", inside_command().uid(65_534).gid(65_534));
+    let mut good = true;
+    for host in ["hidden", "shown"] {
+        good &= run(&format!("as started, host {host}"), &mut inside_command(host));
+        if is_root() {
+            let mut command = inside_command(host);
+            good &= run(&format!("as a plain user, host {host}"), command.uid(65_534).gid(65_534));
+        }
     }
     assert_nothing_is_left();
     if good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-fn inside_command() -> Command {
+fn inside_command(host: &str) -> Command {
     // A plain user may not be able to reach the test binary where it was built.
     let copy = std::env::temp_dir().join(format!("ioasis-view-{}", std::process::id()));
     if !copy.exists() {
         fs::copy(std::env::current_exe().unwrap(), &copy).unwrap();
     }
     let mut command = Command::new(copy);
-    command.arg("inside").current_dir("/sys/bus");
+    command.arg(host).current_dir("/sys/bus");
     command
 }
 
@@ -93,6 +104,25 @@ fn inside() {
     for (name, check) in CHECKS {
         println!("  {name}");
         check(&view, &entered);
+    }
+}
+
+fn the_hosts_devices_can_be_shown_beside_ours() {
+    let list = |path: &str| if Path::new(path).exists() { names(path) } else { Vec::new() };
+    let (devices_before, drivers_before) =
+        (list("/sys/bus/pci/devices"), list("/sys/bus/pci/drivers"));
+    let options = Options { host_pci: HostPci::Shown, ..Options::default() };
+    let entered = View::plan(&devices(), &options).unwrap().enter().unwrap();
+    assert_eq!(entered.lost, [""; 0]);
+    let (devices_now, drivers_now) = (names("/sys/bus/pci/devices"), names("/sys/bus/pci/drivers"));
+    for bdf in &devices_before {
+        assert!(devices_now.contains(bdf), "{bdf} of the host stays");
+        fs::canonicalize(format!("/sys/bus/pci/devices/{bdf}/subsystem")).unwrap();
+    }
+    assert!(drivers_before.iter().all(|driver| drivers_now.contains(driver)));
+    for device in devices() {
+        let vendor = text(&format!("/sys/bus/pci/devices/{}/vendor", device.bdf));
+        assert_eq!(vendor, "0x1b36\n", "{} is ours, whatever the host has there", device.bdf);
     }
 }
 
@@ -422,5 +452,4 @@ fn a_plain_user_keeps_uid_and_gains_nothing(_: &View, _: &Entered) {
         assert_eq!(field(set), "0000000000000000", "{set}");
     }
     assert!(rustix::mount::unmount("/sys/bus/pci", rustix::mount::UnmountFlags::DETACH).is_err());
-    let _ = HostPci::Shown;
 }

@@ -8,7 +8,7 @@ use ioasis_uapi::Result;
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, OpenTreeFlags,
-    fsconfig_create, fsconfig_set_string, fsmount, fsopen, mount, mount_bind, mount_bind_recursive,
+    fsconfig_create, fsconfig_set_string, fsmount, fsopen, mount, mount_bind_recursive,
     mount_remount, move_mount, open_tree,
 };
 
@@ -69,15 +69,6 @@ pub fn detached_tmpfs(limits: Tmpfs) -> Result<OwnedFd> {
         fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
     };
     make().map_err(because("a detached tmpfs cannot be made"))
-}
-
-/// Binds the file or directory `source` to `target`, without what is mounted below it.
-///
-/// # Errors
-///
-/// The errno of mount(2); `EINVAL` inside a user namespace if something is mounted below `source`.
-pub fn bind(source: &Path, target: &Path) -> Result<()> {
-    mount_bind(source, target).map_err(because("a bind mount is refused"))
 }
 
 /// Binds the file or directory `source` to `target`, with everything mounted below it.

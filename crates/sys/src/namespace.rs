@@ -155,3 +155,99 @@ fn write_proc(name: &str, text: &str) -> Result<()> {
         Error::new(errno, why)
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mount::{self, Tmpfs};
+    use crate::spawn::fork_with;
+    use rustix::process::{DumpableBehavior, Uid, set_dumpable_behavior};
+    use rustix::thread::{set_thread_res_gid, set_thread_res_uid};
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    const PAGE: Tmpfs = Tmpfs { size: 4096, inodes: 16, mode: 0o755 };
+
+    /// Runs `check` in a process of its own, as a user without capabilities.
+    fn as_plain_user(check: impl FnOnce()) {
+        let child = fork_with(|| {
+            let run = || {
+                if geteuid().is_root() {
+                    let (uid, gid) =
+                        (Uid::from_raw(65_534), rustix::process::Gid::from_raw(65_534));
+                    set_thread_res_gid(gid, gid, gid).unwrap();
+                    set_thread_res_uid(uid, uid, uid).unwrap();
+                    // A change of ids takes /proc/self away from its owner.
+                    set_dumpable_behavior(DumpableBehavior::Dumpable).unwrap();
+                }
+                check();
+            };
+            catch_unwind(AssertUnwindSafe(run)).map_or(1, |()| 0)
+        });
+        assert!(
+            child.unwrap().wait().unwrap().success(),
+            "the check fails in the child, see above"
+        );
+    }
+
+    #[test]
+    fn a_plain_user_mounts_keeps_its_ids_and_gives_the_capabilities_back() {
+        as_plain_user(|| {
+            let before = (geteuid(), getegid());
+            let namespace = enter().unwrap();
+            assert!(namespace.is_user());
+            mount::tmpfs(Path::new("/proc"), PAGE).unwrap();
+            namespace.drop_capabilities().unwrap();
+            assert_eq!((geteuid(), getegid()), before);
+            let sets = capabilities(None).unwrap();
+            assert!(
+                sets.effective.is_empty()
+                    && sets.permitted.is_empty()
+                    && sets.inheritable.is_empty()
+            );
+            assert_eq!(mount::tmpfs(Path::new("/sys"), PAGE).unwrap_err().errno, Errno::EPERM);
+        });
+        assert!(Path::new("/proc/self/status").exists(), "nothing is mounted outside");
+    }
+
+    #[test]
+    fn a_refusal_names_the_setting_to_change() {
+        as_plain_user(|| {
+            let namespace = enter().unwrap();
+            // Inside a user namespace its own root may set the limit for what is nested in it.
+            fs::write("/proc/sys/user/max_user_namespaces", "0").unwrap();
+            namespace.drop_capabilities().unwrap();
+            let error = enter().unwrap_err();
+            assert_eq!(error.errno, Errno::ENOSPC);
+            assert!(error.why.contains("sysctl user.max_user_namespaces=10000"), "{error}");
+            assert_eq!(restriction(), Some(error.why));
+        });
+    }
+
+    #[test]
+    fn a_read_only_mount_refuses_even_its_owner() {
+        as_plain_user(|| {
+            let namespace = enter().unwrap();
+            mount::tmpfs(Path::new("/sys"), PAGE).unwrap();
+            fs::create_dir("/sys/made").unwrap();
+            mount::read_only(Path::new("/sys")).unwrap();
+            let error = fs::create_dir("/sys/late").unwrap_err();
+            assert_eq!(error.raw_os_error(), Some(Errno::EROFS.raw()));
+            namespace.drop_capabilities().unwrap();
+        });
+    }
+
+    #[test]
+    fn a_placeholder_is_a_device_that_nobody_can_open() {
+        use std::os::unix::fs::FileTypeExt as _;
+        as_plain_user(|| {
+            let namespace = enter().unwrap();
+            mount::tmpfs(Path::new("/sys"), PAGE).unwrap();
+            mount::placeholder(fs::File::open("/sys").unwrap(), "node", 0o600).unwrap();
+            assert!(fs::metadata("/sys/node").unwrap().file_type().is_char_device());
+            let errno =
+                fs::File::open("/sys/node").unwrap_err().raw_os_error().map(Errno::from_raw);
+            assert!([Some(Errno::EACCES), Some(Errno::ENXIO)].contains(&errno), "{errno:?}");
+            namespace.drop_capabilities().unwrap();
+        });
+    }
+}

@@ -264,7 +264,7 @@ impl View {
     ///
     /// # Errors
     ///
-    /// `EINVAL` for a BDF that is none, `EEXIST` for two devices with one BDF or one cdev, `ENODEV` for an IOMMU
+    /// `EINVAL` for a BDF or a name that is none, `EEXIST` for two devices with one BDF or one cdev, `ENODEV` for an IOMMU
     /// that `options` lacks.
     pub fn plan(devices: &[Device], options: &Options) -> Result<Self> {
         check(devices, options)?;
@@ -320,6 +320,14 @@ impl fmt::Display for Bdf {
 }
 
 fn check(devices: &[Device], options: &Options) -> Result<()> {
+    let is_name = |name: &str| !matches!(name, "" | "." | "..") && !name.contains(['/', '\0']);
+    let names = devices
+        .iter()
+        .map(|device| &device.driver)
+        .chain(options.iommus.iter().map(|iommu| &iommu.name));
+    if !names.map(String::as_str).all(is_name) {
+        return Err(Error::new(Errno::EINVAL, "the name of a driver or IOMMU is no file name"));
+    }
     for (index, device) in devices.iter().enumerate() {
         if Bdf::parse(&device.bdf).is_none() {
             return Err(Error::new(Errno::EINVAL, "a PCI address has the form 0000:01:00.0"));
@@ -352,4 +360,87 @@ fn check(devices: &[Device], options: &Options) -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn device(bdf: &str, vfio: u32) -> Device {
+        Device {
+            bdf: bdf.to_owned(),
+            vendor: 0x1234,
+            device: 0x11e9,
+            subsystem_vendor: 0,
+            subsystem_device: 0,
+            class: 0xff_0000,
+            revision: 0,
+            bars: [Bar::default(); 7],
+            group: vfio,
+            group_kind: GroupKind::Iommu,
+            vfio,
+            cdev: (511, vfio),
+            numa_node: -1,
+            config: vec![0; 256],
+            driver: "vfio-pci".to_owned(),
+            iommu: 0,
+        }
+    }
+
+    fn refused(devices: &[Device]) -> Errno {
+        View::plan(devices, &Options::default()).unwrap_err().errno
+    }
+
+    #[test]
+    fn a_bdf_has_one_spelling() {
+        assert_eq!(Bdf::parse("0000:01:1f.7").map(Bdf::bridge).as_deref(), Some("pci0000:01"));
+        assert!(Bdf::parse("10000:00:00.0").is_some(), "VMD domains have five digits");
+        for text in [
+            "01:00.0",
+            "0000:01:00",
+            "0000:01:20.0",
+            "0000:01:00.8",
+            "0000:1:00.0",
+            "0000:01:00.0 ",
+            "..:/:..",
+        ] {
+            assert_eq!(Bdf::parse(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn devices_that_contradict_each_other_are_refused() {
+        assert_eq!(refused(&[device("../../etc", 0)]), Errno::EINVAL);
+        assert_eq!(refused(&[device("0000:01:00.0", 0), device("0000:01:00.0", 1)]), Errno::EEXIST);
+        assert_eq!(refused(&[device("0000:01:00.0", 0), device("0000:02:00.0", 0)]), Errno::EEXIST);
+        assert_eq!(refused(&[Device { iommu: 1, ..device("0000:01:00.0", 0) }]), Errno::ENODEV);
+        let noiommu =
+            Device { group: 0, group_kind: GroupKind::NoIommu, ..device("0000:02:00.0", 1) };
+        assert_eq!(refused(&[device("0000:01:00.0", 0), noiommu]), Errno::EINVAL);
+    }
+
+    #[test]
+    fn a_machine_without_devices_has_its_nodes_all_the_same() {
+        let view = View::plan(&[], &Options::default()).unwrap();
+        let Some(tree::Entry::Dir(dev)) = view.root.entries.get("dev") else {
+            panic!("/dev is planned")
+        };
+        assert!(matches!(
+            dev.entries.get("iommu"),
+            Some(tree::Entry::Node { node: Node::Iommu, .. })
+        ));
+    }
+
+    #[test]
+    fn every_attribute_has_a_number_and_every_number_a_path() {
+        let view = View::plan(&[device("0000:01:00.0", 0)], &Options::default()).unwrap();
+        let paths = (0..).map_while(|number| view.attribute(number));
+        let mut paths: Vec<&str> = paths.collect();
+        assert!(paths.contains(&"/sys/bus/pci/drivers/vfio-pci/bind"));
+        assert!(paths.contains(&"/sys/devices/pci0000:01/0000:01:00.0/driver_override"));
+        let all = paths.len();
+        paths.sort_unstable();
+        paths.dedup();
+        assert_eq!(paths.len(), all);
+    }
 }
