@@ -1,9 +1,36 @@
 //! `nvme`: an NVM Express 1.4 controller whose one namespace is a raw image file.
+//!
+//! One file a chapter of the specification: `registers` (3), `command`, `queue`, `prp` and `status` (4), `admin`,
+//! `identify`, `features`, `log` and `events` (5), `io` (6), `controller` (7); `image` is the file behind it.
+//!
+//! Registers and doorbells are pages that the program maps; BAR 4 holds the MSI-X table. Admin and I/O queues may
+//! use any of the vectors, of which there is one more than I/O queue pairs.
+
+mod admin;
+mod command;
+mod controller;
+mod events;
+mod features;
+mod identify;
+mod image;
+mod io;
+mod log;
+mod prp;
+mod queue;
+mod registers;
+mod status;
+
+use std::path::Path;
 
 use ioasis_uapi::Result;
 
-use super::options::{ModelError, OptionInfo, Options};
-use super::{Model, ModelInfo};
+use self::controller::Controller;
+use self::identify::Identity;
+use self::image::{Image, Protection, Wanted};
+use super::options::{self, ModelError, OptionInfo, Options};
+use super::{Model, ModelInfo, Progress};
+use crate::bus::Bus;
+use crate::description::{Bar, BarKind, Description, Ids, MsixTable, Vectors};
 
 /// How `ioasis models` lists it.
 pub(super) const INFO: ModelInfo = ModelInfo {
@@ -52,7 +79,98 @@ const OPTIONS: &[OptionInfo] = &[
     },
 ];
 
+/// Mass storage, non-volatile memory, NVM Express (PCI Code and ID Assignment 1.11, 1.2).
+const CLASS: u32 = 0x01_08_02;
+
+/// Bytes of BAR 0: the least that 2.1.10 allows, room for more doorbells than there are queues.
+const BAR_BYTES: u64 = 16 << 10;
+/// BAR of the MSI-X structures, and where in it the pending bits lie.
+const MSIX_BAR: usize = 4;
+const MSIX_BAR_BYTES: u64 = 4096;
+const MSIX_PENDING: u32 = 0x800;
+/// The most messages MSI can have.
+const MSI_MAX: u16 = 32;
+
+const QUEUES_MAX: u16 = 64;
+/// Bytes of a serial number, 5.15.
+const SERIAL_MAX: usize = 20;
+
 fn create(options: &Options<'_>) -> Result<Box<dyn Model>, ModelError> {
-    options.required("image")?;
-    Err(options.refuse("image"))
+    let path = Path::new(options.required("image")?);
+    let lba_lg2 = options.parsed("lba", 9, |text| match text {
+        "512" => Some(9),
+        "4096" => Some(12),
+        _ => None,
+    })?;
+    let block = 1 << lba_lg2;
+    let size = options.parsed("size", None, |text| {
+        let size = options::bytes(text)?;
+        (size > 0 && size.is_multiple_of(block)).then_some(Some(size))
+    })?;
+    let queues = options.parsed("queues", QUEUES_MAX, |text| {
+        text.parse().ok().filter(|queues| (1..=QUEUES_MAX).contains(queues))
+    })?;
+    let serial = options.parsed("serial", None, |text| {
+        let printable = text.bytes().all(|byte| byte == b' ' || byte.is_ascii_graphic());
+        (printable && (1..=SERIAL_MAX).contains(&text.len())).then(|| Some(text.to_owned()))
+    })?;
+    let protection =
+        if options.switch("ro")? { Protection::ReadOnly } else { Protection::Writable };
+    let image = Image::open(&Wanted { path, size, protection, block })?;
+    let identity = Identity::new(serial.unwrap_or_else(|| serial_of(&image)));
+    Ok(Box::new(Nvme(Controller::new(image, identity, queues, lba_lg2))))
 }
+
+/// A serial number that stays the same as long as the image is the same file.
+fn serial_of(image: &Image) -> String {
+    let (device, inode) = image.identity();
+    let bytes = [device.to_le_bytes(), inode.to_le_bytes()].concat();
+    format!("IO{:016X}", identify::hash(&bytes, 0))
+}
+
+/// The model: the controller in the shape of a PCI function.
+#[derive(Debug)]
+struct Nvme(Controller);
+
+impl Model for Nvme {
+    fn description(&self) -> Description {
+        let vectors = self.0.queues + 1;
+        let memory = |size, kind, mappable| Some(Bar { size, kind, prefetchable: false, mappable });
+        let whole = 0..BAR_BYTES;
+        let registers = memory(BAR_BYTES, BarKind::Memory64, vec![whole]);
+        let msix = memory(MSIX_BAR_BYTES, BarKind::Memory32, Vec::new());
+        Description {
+            ids: Ids {
+                vendor: identify::VENDOR,
+                device: identify::DEVICE,
+                subsystem_vendor: identify::SUBSYSTEM_VENDOR,
+                subsystem_device: identify::SUBSYSTEM_DEVICE,
+                class: CLASS,
+                revision: 2,
+            },
+            bars: [registers, None, None, None, msix, None],
+            vectors: Vectors {
+                intx: true,
+                msi: vectors.next_power_of_two().min(MSI_MAX),
+                msix: vectors,
+            },
+            msix: Some(MsixTable {
+                table_bar: MSIX_BAR,
+                table_offset: 0,
+                pba_bar: MSIX_BAR,
+                pba_offset: MSIX_PENDING,
+            }),
+        }
+    }
+
+    fn reset(&mut self, bus: &Bus<'_>) -> Result<()> {
+        self.0.reset(bus)
+    }
+
+    fn poll(&mut self, bus: &Bus<'_>) -> Result<Progress> {
+        self.0.poll(bus)
+    }
+}
+
+#[cfg(test)]
+mod tests;

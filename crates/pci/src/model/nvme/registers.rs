@@ -24,8 +24,6 @@ pub(super) const DOORBELLS: u64 = 0x1000;
 
 /// Entries of the largest queue.
 pub(super) const QUEUE_ENTRIES: u32 = 1024;
-/// Entries of the largest admin queue: 12 bits, 0's based, 3.1.8.
-pub(super) const ADMIN_ENTRIES: u32 = 4096;
 /// The smallest page is 4 KiB, the largest 64 KiB.
 const MPSMAX: u32 = 4;
 
@@ -106,7 +104,8 @@ impl AdminQueues {
             completion: registers.load_u64(ACQ)?,
             completion_entries: (aqa >> 16 & 0xfff) + 1,
         };
-        let aligned = queues.submission.is_multiple_of(page_size) && queues.completion.is_multiple_of(page_size);
+        let aligned = queues.submission.is_multiple_of(page_size)
+            && queues.completion.is_multiple_of(page_size);
         let sized = queues.submission_entries >= 2 && queues.completion_entries >= 2;
         Ok((aligned && sized).then_some(queues))
     }

@@ -58,10 +58,4 @@ impl Status {
     pub(super) const fn field(self) -> u16 {
         self.0 << 1
     }
-
-    /// Code type and code alone.
-    #[cfg(test)]
-    pub(super) const fn code(self) -> u16 {
-        self.0 & 0x7ff
-    }
 }

@@ -1,0 +1,381 @@
+//! The controller: what its registers ask for, and its queues.
+//!
+//! Everything is done in [`Controller::poll`], by one thread and one command after another, so a queue that is
+//! deleted has nothing under way and an Abort finds at most an Asynchronous Event Request to abort.
+
+use ioasis_uapi::Result;
+
+use super::super::Progress;
+use super::command::{Command, Completion};
+use super::events::{Event, Events};
+use super::features::{Features, IoQueues};
+use super::identify::Identity;
+use super::image::Image;
+use super::io::{Context, Executor};
+use super::log::{ErrorLog, Failure};
+use super::queue::{CompletionQueue, FETCH_MAX, SubmissionQueue};
+use super::registers::{self, AdminQueues, BAR, Configuration, doorbells};
+use super::status::Status;
+use crate::bus::{Bus, DmaFault, Line};
+
+/// Identifier of the admin queues.
+const ADMIN: u16 = 0;
+/// Bytes moved for one queue before the others have their turn.
+const TURN_MAX: u64 = 8 << 20;
+
+/// An NVMe controller with one namespace.
+#[derive(Debug)]
+pub(super) struct Controller {
+    pub(super) image: Image,
+    pub(super) identity: Identity,
+    /// I/O queue pairs there can be.
+    pub(super) queues: u16,
+    pub(super) lba_lg2: u32,
+    pub(super) configuration: Configuration,
+    /// CSTS as it is.
+    status: u32,
+    /// INTMS: vectors 0 to 31 that are masked.
+    masked: u32,
+    pub(super) submissions: Vec<Option<SubmissionQueue>>,
+    pub(super) completions: Vec<Option<CompletionQueue>>,
+    pub(super) io_queues: IoQueues,
+    pub(super) features: Features,
+    pub(super) events: Events,
+    pub(super) errors: ErrorLog,
+    pub(super) executor: Executor,
+    commands: Vec<Command>,
+    statuses: Vec<Status>,
+}
+
+/// What becomes of an admin command.
+pub(super) enum Outcome {
+    /// It completes, with dword 0.
+    Done(Result<u32, Status>),
+    /// It stays with the controller.
+    Held,
+}
+
+impl Controller {
+    pub(super) fn new(image: Image, identity: Identity, queues: u16, lba_lg2: u32) -> Self {
+        let mut controller = Self {
+            image,
+            identity,
+            queues,
+            lba_lg2,
+            configuration: Configuration::default(),
+            status: 0,
+            masked: 0,
+            submissions: Vec::new(),
+            completions: Vec::new(),
+            io_queues: IoQueues::None,
+            features: Features::new(queues),
+            events: Events::default(),
+            errors: ErrorLog::default(),
+            executor: Executor::default(),
+            commands: Vec::new(),
+            statuses: Vec::new(),
+        };
+        controller.drop_state();
+        controller
+    }
+
+    /// What a controller reset takes away (7.3.2): everything but the admin queue registers.
+    fn drop_state(&mut self) {
+        let slots = usize::from(self.queues) + 1;
+        self.submissions = std::iter::repeat_with(|| None).take(slots).collect();
+        self.completions = std::iter::repeat_with(|| None).take(slots).collect();
+        self.io_queues = IoQueues::None;
+        self.features = Features::new(self.queues);
+        self.events = Events::default();
+        self.status = 0;
+        self.masked = 0;
+    }
+
+    /// The state after power-on.
+    pub(super) fn reset(&mut self, bus: &Bus<'_>) -> Result<()> {
+        self.drop_state();
+        self.configuration = Configuration::default();
+        let pages = bus.pages(BAR);
+        pages.fill(0, usize::try_from(super::BAR_BYTES).expect("four pages"), 0)?;
+        self.write_read_only(bus)
+    }
+
+    /// Puts read-only registers back where the program overwrote them.
+    fn write_read_only(&self, bus: &Bus<'_>) -> Result<()> {
+        let pages = bus.pages(BAR);
+        if pages.load_u64(registers::CAP)? != registers::CAP_VALUE {
+            pages.store_u64(registers::CAP, registers::CAP_VALUE)?;
+        }
+        let words = [(registers::VS, registers::VERSION), (registers::CSTS, self.status)];
+        for (offset, value) in words {
+            if pages.load_u32(offset)? != value {
+                pages.store_u32(offset, value)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks at registers and doorbells, and does what they ask for.
+    pub(super) fn poll(&mut self, bus: &Bus<'_>) -> Result<Progress> {
+        let mut progress = self.configure(bus)?;
+        self.take_masks(bus)?;
+        if self.runs() && self.serve(bus)? == Progress::Worked {
+            progress = Progress::Worked;
+        }
+        match progress {
+            Progress::Worked => bus.set_line(self.line()),
+            Progress::Idle => self.write_read_only(bus)?,
+        }
+        Ok(progress)
+    }
+
+    fn runs(&self) -> bool {
+        self.status == registers::CSTS_READY
+    }
+
+    fn set_status(&mut self, bus: &Bus<'_>, status: u32) -> Result<()> {
+        self.status = status;
+        bus.pages(BAR).store_u32(registers::CSTS, status)
+    }
+
+    /// Acts on a change of CC.
+    fn configure(&mut self, bus: &Bus<'_>) -> Result<Progress> {
+        let asked = Configuration(bus.pages(BAR).load_u32(registers::CC)?);
+        let before = std::mem::replace(&mut self.configuration, asked);
+        if asked == before {
+            return Ok(Progress::Idle);
+        }
+        match (before.enabled(), asked.enabled()) {
+            (false, true) => self.enable(bus)?,
+            (true, false) => {
+                self.drop_state();
+                self.set_status(bus, 0)?;
+            }
+            _ => {}
+        }
+        if asked.shutdown() && !before.shutdown() {
+            // A shutdown completes whether or not the disk took everything: a Flush would have told.
+            let _ = self.image.sync();
+            self.set_status(bus, self.status | registers::CSTS_SHUTDOWN_COMPLETE)?;
+        }
+        Ok(Progress::Worked)
+    }
+
+    /// Makes the admin queues, or reports that the controller cannot run as configured.
+    fn enable(&mut self, bus: &Bus<'_>) -> Result<()> {
+        let page_size = self.configuration.page_size();
+        let queues = match self.configuration.acceptable() {
+            true => AdminQueues::load(bus.pages(BAR), page_size)?,
+            false => None,
+        };
+        let Some(queues) = queues else { return self.set_status(bus, registers::CSTS_FATAL) };
+        let AdminQueues { submission, submission_entries, completion, completion_entries } = queues;
+        bus.pages(BAR).store_u64(doorbells(ADMIN), 0)?;
+        let completion = CompletionQueue::new(completion, completion_entries, Some(0));
+        self.submissions[0] = Some(SubmissionQueue::new(ADMIN, submission, submission_entries));
+        self.completions[0] = Some(completion);
+        self.set_status(bus, registers::CSTS_READY)
+    }
+
+    /// INTMS sets bits of the mask and shows it; INTMC clears them. INTMC reads 0 here, so that every write to it is
+    /// seen as a change.
+    fn take_masks(&mut self, bus: &Bus<'_>) -> Result<()> {
+        let pages = bus.pages(BAR);
+        let set = pages.load_u32(registers::INTMS)? & !self.masked;
+        let clear = pages.load_u32(registers::INTMC)?;
+        if set | clear == 0 {
+            return Ok(());
+        }
+        pages.store_u32(registers::INTMC, 0)?;
+        let unmasked = self.masked & clear;
+        self.masked = (self.masked | set) & !clear;
+        pages.store_u32(registers::INTMS, self.masked)?;
+        for queue in self.completions.iter().flatten().filter(|queue| queue.has_entries()) {
+            if let Some(vector) = queue.vector
+                && vector < 32
+                && unmasked >> vector & 1 != 0
+            {
+                bus.raise(vector);
+            }
+        }
+        bus.set_line(self.line());
+        Ok(())
+    }
+
+    fn is_masked(&self, vector: u16) -> bool {
+        vector < 32 && self.masked >> vector & 1 != 0
+    }
+
+    /// The pin is asserted while an unmasked completion queue has entries (7.5.1).
+    fn line(&self) -> Line {
+        let asks = |queue: &CompletionQueue| {
+            queue.has_entries() && queue.vector.is_some_and(|vector| !self.is_masked(vector))
+        };
+        if self.completions.iter().flatten().any(asks) { Line::Asserted } else { Line::Deasserted }
+    }
+
+    /// Gives every queue its turn, in the order of their identifiers.
+    fn serve(&mut self, bus: &Bus<'_>) -> Result<Progress> {
+        let mut progress = Progress::Idle;
+        for id in 0..=self.queues {
+            let slot = usize::from(id);
+            if !self.runs() {
+                break;
+            }
+            if self.submissions[slot].is_none() && self.completions[slot].is_none() {
+                continue;
+            }
+            let pair = bus.pages(BAR).load_u64(doorbells(id))?.to_le_bytes();
+            let [tail, head] = [&pair[..4], &pair[4..]]
+                .map(|half| u32::from_le_bytes(half.try_into().expect("four bytes")));
+            if self.take_head(slot, head) | self.turn(bus, slot, tail)? {
+                progress = Progress::Worked;
+            }
+        }
+        self.tell_events(bus)?;
+        Ok(progress)
+    }
+
+    fn take_head(&mut self, slot: usize, doorbell: u32) -> bool {
+        let Some(queue) = &mut self.completions[slot] else { return false };
+        queue.take_head(doorbell).unwrap_or_else(|_| {
+            self.events.happened(Event::BadDoorbell, &self.features);
+            true
+        })
+    }
+
+    /// One submission queue's turn; answers whether there was something to do.
+    fn turn(&mut self, bus: &Bus<'_>, slot: usize, doorbell: u32) -> Result<bool> {
+        let Some(queue) = &mut self.submissions[slot] else { return Ok(false) };
+        let Ok(waiting) = queue.take_tail(doorbell) else {
+            self.events.happened(Event::BadDoorbell, &self.features);
+            return Ok(true);
+        };
+        let room = self.completions[usize::from(queue.completion)].as_ref();
+        let room = room.expect("a submission queue has its completion queue").free();
+        let count = waiting.min(room).min(FETCH_MAX);
+        if count == 0 {
+            return Ok(false);
+        }
+        let mut commands = std::mem::take(&mut self.commands);
+        let done = match queue.fetch(bus, count, &mut commands) {
+            Ok(()) if slot == usize::from(ADMIN) => self.admin_turn(bus, &commands),
+            Ok(()) => self.io_turn(bus, slot, &commands),
+            Err(fault) => Err(fault),
+        };
+        self.commands = commands;
+        match done {
+            Ok(()) => {}
+            // Queues that cannot be reached are fatal (9.5); a reset mends it.
+            Err(DmaFault { .. }) => self.set_status(bus, self.status | registers::CSTS_FATAL)?,
+        }
+        Ok(true)
+    }
+
+    fn admin_turn(&mut self, bus: &Bus<'_>, commands: &[Command]) -> Result<(), DmaFault> {
+        for command in commands {
+            // An Abort may have used the room of two.
+            if !self.has_admin_room() {
+                break;
+            }
+            self.submission(ADMIN).consume(1);
+            match self.admin(bus, command) {
+                Outcome::Done(done) => self.complete(ADMIN, command, done),
+                Outcome::Held => {}
+            }
+        }
+        self.deliver(bus, ADMIN)
+    }
+
+    fn io_turn(
+        &mut self,
+        bus: &Bus<'_>,
+        slot: usize,
+        commands: &[Command],
+    ) -> Result<(), DmaFault> {
+        let id = u16::try_from(slot).expect("at most 64 queues");
+        let mut statuses = std::mem::take(&mut self.statuses);
+        let (mut rest, mut moved) = (commands, 0);
+        let mut delivered = Ok(());
+        while !rest.is_empty() && moved < TURN_MAX && delivered.is_ok() {
+            let context = Context {
+                bus,
+                image: &self.image,
+                page_size: self.configuration.page_size(),
+                lba_lg2: self.lba_lg2,
+                write_cache: self.features.write_cache(),
+            };
+            moved += self.executor.run(&context, rest, &mut statuses);
+            let (done, after) = rest.split_at(statuses.len());
+            self.submission(id).consume(u32::try_from(done.len()).expect("at most FETCH_MAX"));
+            for (command, status) in done.iter().zip(&statuses) {
+                let result = if status.is_error() { Err(*status) } else { Ok(0) };
+                self.complete(id, command, result);
+            }
+            delivered = self.deliver(bus, id);
+            rest = after;
+        }
+        self.statuses = statuses;
+        delivered
+    }
+
+    fn has_admin_room(&self) -> bool {
+        self.completions[0].as_ref().is_some_and(|queue| queue.free() > 0)
+    }
+
+    fn submission(&mut self, id: u16) -> &mut SubmissionQueue {
+        self.submissions[usize::from(id)].as_mut().expect("the queue whose turn it is")
+    }
+
+    /// Adds the completion of a command of submission queue `id`, and a failure to the error log.
+    fn complete(&mut self, id: u16, command: &Command, done: Result<u32, Status>) {
+        let status = match done {
+            Ok(_) => Status::SUCCESS,
+            Err(status) => {
+                let (lba, namespace) = (command.qword(10), command.namespace);
+                let failure = Failure { queue: id, command: command.id, status, lba, namespace };
+                self.errors.add(failure);
+                status.logged()
+            }
+        };
+        self.add(id, command.id, done.unwrap_or(0), status);
+    }
+
+    pub(super) fn add(&mut self, id: u16, command: u16, result: u32, status: Status) {
+        let queue = self.submission(id);
+        let completion = Completion { result, queue: id, head: queue.head(), id: command, status };
+        let target = usize::from(queue.completion);
+        let target = self.completions[target].as_mut();
+        target.expect("a submission queue has its completion queue").add(&completion);
+    }
+
+    /// Writes what was added for submission queue `id`, and interrupts.
+    fn deliver(&mut self, bus: &Bus<'_>, id: u16) -> Result<(), DmaFault> {
+        let target = usize::from(self.submission(id).completion);
+        let queue = self.completions[target].as_mut();
+        let queue = queue.expect("a submission queue has its completion queue");
+        if queue.write(bus)?
+            && let Some(vector) = queue.vector
+            && !self.is_masked(vector)
+        {
+            bus.raise(vector);
+        }
+        Ok(())
+    }
+
+    /// Completes requests for which events wait.
+    fn tell_events(&mut self, bus: &Bus<'_>) -> Result<()> {
+        let mut told = false;
+        while self.runs()
+            && self.has_admin_room()
+            && let Some((command, result)) = self.events.next()
+        {
+            self.add(ADMIN, command, result, Status::SUCCESS);
+            told = true;
+        }
+        if told && self.deliver(bus, ADMIN).is_err() {
+            self.set_status(bus, self.status | registers::CSTS_FATAL)?;
+        }
+        Ok(())
+    }
+}

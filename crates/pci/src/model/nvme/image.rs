@@ -1,0 +1,205 @@
+//! The raw image file behind the namespace.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, ErrorKind, Seek, SeekFrom};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::Path;
+
+use ioasis_sys::locks::{Holder, Lock, lock};
+use rustix::fs::{FallocateFlags, fallocate};
+
+use super::super::options::ModelError;
+
+/// Zeroes written at once where the file system cannot make them itself.
+const ZEROES: usize = 64 << 10;
+
+/// How an image is to be opened.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Wanted<'a> {
+    pub(super) path: &'a Path,
+    /// Bytes of an image to be made when there is none.
+    pub(super) size: Option<u64>,
+    pub(super) protection: Protection,
+    /// Bytes of a block.
+    pub(super) block: u64,
+}
+
+/// Whether the program may write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Protection {
+    /// It may.
+    Writable,
+    /// It may not, and the file is opened for reading only.
+    ReadOnly,
+}
+
+/// An open, locked image.
+#[derive(Debug)]
+pub(super) struct Image {
+    file: File,
+    bytes: u64,
+    protection: Protection,
+    /// Device and inode, which tell one image from another.
+    identity: (u64, u64),
+}
+
+impl Image {
+    /// Opens and locks it, and makes it first if that is wanted and it is not there.
+    pub(super) fn open(wanted: &Wanted<'_>) -> Result<Self, ModelError> {
+        let name = wanted.path.display();
+        let file = wanted.open_file()?;
+        let failed = |error: &io::Error| ModelError::new(format!("nvme: image={name}: {error}"));
+        let metadata = file.metadata().map_err(|error| failed(&error))?;
+        let kind = metadata.file_type();
+        if !kind.is_file() && !kind.is_block_device() {
+            return Err(ModelError::new(format!(
+                "nvme: image={name} is neither a file nor a block device"
+            )));
+        }
+        lock_image(&file, wanted)?;
+        let bytes = (&file).seek(SeekFrom::End(0)).map_err(|error| failed(&error))?;
+        wanted.check_size(bytes)?;
+        let identity = (metadata.dev(), metadata.ino());
+        Ok(Self { file, bytes, protection: wanted.protection, identity })
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    pub(super) fn protection(&self) -> Protection {
+        self.protection
+    }
+
+    pub(super) fn identity(&self) -> (u64, u64) {
+        self.identity
+    }
+
+    /// Fills `buf` from `offset`; a file cut short since it was opened is an error.
+    pub(super) fn read(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.file.read_exact_at(buf, offset)
+    }
+
+    pub(super) fn write(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
+        self.file.write_all_at(buf, offset)
+    }
+
+    /// Returns when all that was written is on the disk.
+    pub(super) fn sync(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
+    /// Gives the blocks back to the file system; they read as zeroes.
+    pub(super) fn deallocate(&self, offset: u64, length: u64) -> io::Result<()> {
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        self.allocate(flags, offset, length)
+    }
+
+    /// Makes the blocks zero and keeps them allocated.
+    pub(super) fn zero(&self, offset: u64, length: u64) -> io::Result<()> {
+        let flags = FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE;
+        self.allocate(flags, offset, length)
+    }
+
+    fn allocate(&self, flags: FallocateFlags, offset: u64, length: u64) -> io::Result<()> {
+        if length == 0 {
+            return Ok(());
+        }
+        match fallocate(&self.file, flags, offset, length) {
+            Err(rustix::io::Errno::OPNOTSUPP) => self.write_zeroes(offset, length),
+            done => done.map_err(io::Error::from),
+        }
+    }
+
+    fn write_zeroes(&self, offset: u64, length: u64) -> io::Result<()> {
+        let zeroes = [0; ZEROES];
+        let mut done = 0;
+        while done < length {
+            let piece = usize::try_from(length - done).map_or(ZEROES, |rest| rest.min(ZEROES));
+            self.write(offset + done, &zeroes[..piece])?;
+            done += piece as u64;
+        }
+        Ok(())
+    }
+}
+
+impl Wanted<'_> {
+    fn open_file(&self) -> Result<File, ModelError> {
+        let name = self.path.display();
+        let mut options = OpenOptions::new();
+        // A FIFO must not make the open wait.
+        options.read(true).write(self.protection == Protection::Writable);
+        options.custom_flags(rustix::fs::OFlags::NONBLOCK.bits().cast_signed());
+        match (options.open(self.path), self.size) {
+            (Ok(file), _) => Ok(file),
+            (Err(error), Some(size)) if error.kind() == ErrorKind::NotFound => self.make_file(size),
+            (Err(error), None) if error.kind() == ErrorKind::NotFound => {
+                Err(ModelError::new(format!("nvme: image={name} does not exist; size= makes it")))
+            }
+            (Err(error), _) => Err(ModelError::new(format!("nvme: image={name}: {error}"))),
+        }
+    }
+
+    fn make_file(&self, size: u64) -> Result<File, ModelError> {
+        let name = self.path.display();
+        self.check_size(size)?;
+        if self.protection == Protection::ReadOnly {
+            return Err(ModelError::new(format!(
+                "nvme: image={name} does not exist; ro makes none"
+            )));
+        }
+        let made = OpenOptions::new().read(true).write(true).create_new(true).open(self.path);
+        let sized = made.and_then(|file| file.set_len(size).map(|()| file));
+        sized
+            .map_err(|error| ModelError::new(format!("nvme: image={name} cannot be made: {error}")))
+    }
+
+    fn check_size(&self, bytes: u64) -> Result<(), ModelError> {
+        let Self { path, block, size, .. } = self;
+        let name = path.display();
+        if let Some(size) = size
+            && *size != bytes
+        {
+            return Err(ModelError::new(format!(
+                "nvme: image={name} has {bytes} bytes, not the {size} of size="
+            )));
+        }
+        if bytes == 0 {
+            return Err(ModelError::new(format!(
+                "nvme: image={name} is empty; size= makes an image that does not exist"
+            )));
+        }
+        if !bytes.is_multiple_of(*block) {
+            return Err(ModelError::new(format!(
+                "nvme: image={name} has {bytes} bytes, which is no multiple of its block size, {block}"
+            )));
+        }
+        Ok(())
+    }
+}
+
+fn lock_image(file: &File, wanted: &Wanted<'_>) -> Result<(), ModelError> {
+    let name = wanted.path.display();
+    let kind = match wanted.protection {
+        Protection::Writable => Lock::Exclusive,
+        Protection::ReadOnly => Lock::Shared,
+    };
+    let holder = match lock(file, kind) {
+        Ok(Ok(())) => return Ok(()),
+        Ok(Err(holder)) => holder,
+        Err(error) => {
+            return Err(ModelError::new(format!(
+                "nvme: image={name} cannot be locked: {}",
+                error.errno
+            )));
+        }
+    };
+    let who = match holder {
+        Holder::Process(pid) => format!("process {pid}"),
+        Holder::Unknown => "another program".to_owned(),
+    };
+    Err(ModelError::new(format!("nvme: image={name} is in use by {who}")))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,8 @@
+//! The controller seen from a driver.
+
+mod admin;
+mod events;
+mod io;
+mod prp;
+mod registers;
+mod rig;

@@ -1,0 +1,176 @@
+//! Chapter 3: registers, enabling, resetting, shutting down.
+
+use super::rig::{CC_ENABLE, DATA, MEMORY, Rig, transfer};
+use crate::gate::Permissions;
+use crate::model::nvme::io::{READ, WRITE};
+use crate::model::nvme::registers::{
+    ACQ, AQA, ASQ, CAP, CAP_VALUE, CC, CSTS, INTMC, INTMS, VERSION, VS, doorbells,
+};
+
+#[test]
+fn the_capabilities_are_what_a_driver_relies_on() {
+    let rig = Rig::new(&[]);
+    let cap = rig.pages.load_u64(CAP).expect("mapped");
+    assert_eq!(cap, CAP_VALUE);
+    assert_eq!(cap & 0xffff, 1023, "1024 entries");
+    assert_eq!(cap >> 16 & 1, 1, "queues are contiguous");
+    assert_eq!(cap >> 32 & 0xf, 0, "doorbells are 4 bytes apart");
+    assert_eq!(cap >> 37 & 1, 1, "the NVM command set");
+    assert_eq!(cap >> 48 & 0xf, 0, "pages of 4 KiB");
+    assert_eq!(rig.pages.load_u32(VS).expect("mapped"), VERSION);
+    assert_eq!(rig.csts(), 0);
+}
+
+#[test]
+fn read_only_registers_do_not_change() {
+    let mut rig = Rig::enabled(&[]);
+    rig.pages.store_u64(CAP, 0).expect("mapped");
+    rig.pages.store_u32(VS, 7).expect("mapped");
+    rig.pages.store_u32(CSTS, 0xffff_ffff).expect("mapped");
+    rig.poll();
+    assert_eq!(rig.pages.load_u64(CAP).expect("mapped"), CAP_VALUE);
+    assert_eq!(rig.pages.load_u32(VS).expect("mapped"), VERSION);
+    assert_eq!(rig.csts(), 1, "still ready, whatever was written there");
+}
+
+#[test]
+fn a_configuration_the_controller_cannot_run_is_fatal() {
+    for cc in [CC_ENABLE | 1 << 4, CC_ENABLE | 1 << 11, CC_ENABLE | 5 << 7] {
+        let mut rig = Rig::new(&[]);
+        rig.pages.store_u32(AQA, 15 << 16 | 15).expect("mapped");
+        rig.pages.store_u32(CC, cc).expect("mapped");
+        rig.poll();
+        assert_eq!(rig.csts(), 2, "{cc:#x}");
+    }
+}
+
+#[test]
+fn admin_queues_that_cannot_be_are_fatal_and_a_reset_mends_it() {
+    let mut rig = Rig::new(&[]);
+    let full = 15 << 16 | 15;
+    for (aqa, asq, acq) in [
+        (15, MEMORY, MEMORY),
+        (15 << 16, MEMORY, MEMORY),
+        (full, MEMORY + 512, MEMORY),
+        (full, MEMORY, 8),
+    ] {
+        rig.pages.store_u32(AQA, aqa).expect("mapped");
+        rig.pages.store_u64(ASQ, asq).expect("mapped");
+        rig.pages.store_u64(ACQ, acq).expect("mapped");
+        rig.pages.store_u32(CC, CC_ENABLE).expect("mapped");
+        rig.poll();
+        assert_eq!(rig.csts(), 2, "{aqa:#x} {asq:#x} {acq:#x}");
+        rig.pages.store_u32(CC, 0).expect("mapped");
+        rig.poll();
+        assert_eq!(rig.csts(), 0);
+    }
+    rig.enable();
+}
+
+#[test]
+fn disabling_drops_the_queues_and_keeps_the_admin_queue_registers() {
+    let mut rig = Rig::with_queue(&[]);
+    assert_eq!(rig.status(1, transfer(READ, 0, 1, [DATA, 0])), 0);
+    rig.pages.store_u32(CC, CC_ENABLE & !1).expect("mapped");
+    rig.poll();
+    assert_eq!(rig.csts(), 0);
+    assert_eq!(rig.pages.load_u64(ASQ).expect("mapped"), MEMORY);
+    // The old doorbell still holds its value; nothing may come of it.
+    rig.enable();
+    assert!(rig.answers(0).is_empty());
+    rig.make_pair(1, 16, 1);
+    assert_eq!(rig.status(1, transfer(READ, 0, 1, [DATA, 0])), 0);
+}
+
+#[test]
+fn a_shutdown_completes_and_ends_the_work() {
+    for notification in [1, 2] {
+        let mut rig = Rig::with_queue(&[]);
+        rig.pages.store_u32(CC, CC_ENABLE | notification << 14).expect("mapped");
+        rig.poll();
+        assert_eq!(rig.csts(), 1 | 2 << 2, "ready, shutdown complete");
+        rig.submit(1, &[transfer(READ, 0, 1, [DATA, 0])]);
+        rig.poll();
+        assert!(rig.answers(1).is_empty());
+        rig.pages.store_u32(CC, 0).expect("mapped");
+        rig.poll();
+        assert_eq!(rig.csts(), 0);
+        rig.enable();
+    }
+}
+
+#[test]
+fn a_doorbell_is_zeroed_when_its_queue_is_made() {
+    let mut rig = Rig::enabled(&[]);
+    rig.pages.store_u64(doorbells(1), 0x0000_0003_0000_0005).expect("mapped");
+    rig.make_pair(1, 16, 1);
+    assert_eq!(rig.pages.load_u64(doorbells(1)).expect("mapped"), 0);
+    rig.poll();
+    assert!(rig.answers(1).is_empty());
+}
+
+#[test]
+fn doorbells_of_queues_that_are_not_there_do_nothing() {
+    let mut rig = Rig::enabled(&[]);
+    for id in 1..=100 {
+        rig.pages.store_u64(doorbells(id), u64::MAX).expect("mapped");
+    }
+    rig.poll();
+    assert_eq!(rig.csts(), 1);
+}
+
+#[test]
+fn one_interrupt_is_raised_for_a_batch() {
+    let mut rig = Rig::with_queue(&[]);
+    rig.raised();
+    let answers = rig.run(1, &[transfer(READ, 0, 1, [DATA, 0]); 10]);
+    assert_eq!(answers.len(), 10);
+    assert_eq!(rig.raised(), [1]);
+    assert_eq!(answers[9].head, 10);
+}
+
+#[test]
+fn the_pin_follows_the_completion_queue() {
+    let mut rig = Rig::with_queue(&[]);
+    let pin = |rig: &Rig| rig.interrupts.asserted.load(std::sync::atomic::Ordering::SeqCst);
+    rig.poll();
+    assert!(!pin(&rig), "all completions were taken");
+    rig.submit(1, &[transfer(READ, 0, 1, [DATA, 0])]);
+    rig.poll();
+    assert!(pin(&rig));
+    assert_eq!(rig.answers(1).len(), 1);
+    rig.poll();
+    assert!(!pin(&rig));
+}
+
+#[test]
+fn a_masked_vector_is_raised_when_it_is_unmasked() {
+    let mut rig = Rig::with_queue(&[]);
+    rig.pages.store_u32(INTMS, 1 << 1).expect("mapped");
+    rig.poll();
+    rig.raised();
+    rig.submit(1, &[transfer(READ, 0, 1, [DATA, 0])]);
+    rig.poll();
+    assert!(rig.raised().is_empty());
+    assert!(!rig.interrupts.asserted.load(std::sync::atomic::Ordering::SeqCst));
+    rig.pages.store_u32(INTMC, 1 << 1).expect("mapped");
+    rig.poll();
+    assert_eq!(rig.raised(), [1]);
+    assert!(rig.interrupts.asserted.load(std::sync::atomic::Ordering::SeqCst));
+    assert_eq!(rig.pages.load_u32(INTMS).expect("mapped"), 0);
+}
+
+#[test]
+fn without_bus_mastering_the_controller_is_fatal_and_a_reset_mends_it() {
+    let mut rig = Rig::with_queue(&[]);
+    rig.raised();
+    rig.allow(Permissions { memory: true, ..Permissions::default() });
+    rig.submit(1, &[transfer(WRITE, 0, 1, [DATA, 0])]);
+    rig.poll();
+    assert_eq!(rig.csts(), 1 | 2, "ready and fatal");
+    assert!(rig.raised().is_empty());
+    rig.allow(Permissions { memory: true, master: true, ..Permissions::default() });
+    rig.pages.store_u32(CC, 0).expect("mapped");
+    rig.poll();
+    rig.enable();
+}
