@@ -3,6 +3,7 @@
 extern crate alloc;
 
 mod addr;
+pub mod areas;
 mod arena;
 mod dirty;
 pub mod fmt;

@@ -1,0 +1,419 @@
+//! Areas: disjoint ranges of IOVAs, each with a value, and the holes between them.
+//!
+//! A B+ tree in one vector. Every item knows the first and last address below it and the largest hole inside, so that
+//! finding an area, and finding the first hole of a size, both look at one node a level. Neighbours are never merged:
+//! what was inserted is what is removed.
+
+mod free;
+mod node;
+#[cfg(test)]
+mod tests;
+
+use alloc::vec::Vec;
+use core::fmt;
+
+use crate::{Iova, IovaRange};
+use ioasis_uapi::{Errno, Error, Result};
+use node::{Item, NODE_ITEMS, Node};
+
+pub use free::{Ranges, Wanted};
+
+/// Levels of a full tree of 2^32 areas, with room to spare.
+const HEIGHT_MAX: usize = 16;
+
+/// Disjoint ranges with a value each, ordered by address.
+#[derive(Clone)]
+pub struct Areas<T> {
+    nodes: Vec<Node>,
+    free_nodes: Vec<u32>,
+    values: Vec<Option<T>>,
+    free_values: Vec<u32>,
+    root: u32,
+    /// Levels above the leaves.
+    height: usize,
+    len: usize,
+}
+
+impl<T> Default for Areas<T> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<T: fmt::Debug> fmt::Debug for Areas<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_map().entries(self.iter(IovaRange::ALL)).finish()
+    }
+}
+
+/// The way from the root to a leaf: node and slot at each level, the root first.
+#[derive(Clone, Copy)]
+struct Path([(u32, usize); HEIGHT_MAX]);
+
+impl<T> Areas<T> {
+    /// No area.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self {
+            nodes: Vec::new(),
+            free_nodes: Vec::new(),
+            values: Vec::new(),
+            free_values: Vec::new(),
+            root: 0,
+            height: 0,
+            len: 0,
+        }
+    }
+
+    /// How many areas there are.
+    #[must_use]
+    pub const fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The way to the first area whose last address is not below `at`; its slot is past the end if there is none.
+    #[inline]
+    fn descend(&self, at: u64) -> Path {
+        let mut path = Path([(0, 0); HEIGHT_MAX]);
+        let mut node = self.root;
+        for level in 0..=self.height {
+            let here = &self.nodes[node as usize];
+            let mut slot = here.lower_bound(at);
+            if level < self.height {
+                slot = slot.min(here.len() - 1);
+            }
+            path.0[level] = (node, slot);
+            node = here.id(slot);
+        }
+        path
+    }
+
+    /// The first area that ends at or after `at`.
+    #[inline]
+    fn first_from(&self, at: u64) -> Option<(u32, usize, Item)> {
+        if self.nodes.is_empty() {
+            return None;
+        }
+        let (node, slot) = self.descend(at).0[self.height];
+        let item = self.nodes[node as usize].get(slot)?;
+        Some((node, slot, item))
+    }
+
+    /// The first area that shares an address with `range`.
+    #[must_use]
+    #[inline]
+    pub fn first(&self, range: IovaRange) -> Option<(IovaRange, &T)> {
+        let (_, _, item) = self.first_from(range.start().0)?;
+        (item.first <= range.last().0).then(|| (item.range(), self.value(item.id)))
+    }
+
+    /// The area that `at` lies in.
+    #[must_use]
+    #[inline]
+    pub fn get(&self, at: Iova) -> Option<(IovaRange, &T)> {
+        let (_, _, item) = self.first_from(at.0)?;
+        (item.first <= at.0).then(|| (item.range(), self.value(item.id)))
+    }
+
+    /// The area that `at` lies in, its value to be changed.
+    #[must_use]
+    pub fn get_mut(&mut self, at: Iova) -> Option<(IovaRange, &mut T)> {
+        let (_, _, item) = self.first_from(at.0)?;
+        if item.first > at.0 {
+            return None;
+        }
+        Some((item.range(), self.values[item.id as usize].as_mut().expect(LIVE)))
+    }
+
+    /// The areas that share an address with `range`, ascending.
+    pub fn iter(&self, range: IovaRange) -> Iter<'_, T> {
+        let place = self.first_from(range.start().0).map(|(node, slot, _)| (node, slot));
+        Iter { areas: self, place, last: range.last().0 }
+    }
+
+    /// Inserts an area.
+    ///
+    /// # Errors
+    ///
+    /// `EEXIST` if it shares an address with another, `ENOMEM` without memory; the value is dropped then.
+    pub fn insert(&mut self, range: IovaRange, value: T) -> Result<()> {
+        self.reserve()?;
+        let item = Item { first: range.start().0, last: range.last().0, hole: 0, id: 0 };
+        if self.nodes.is_empty() {
+            self.nodes.push(Node::EMPTY);
+        }
+        let mut path = self.descend(item.first);
+        let (leaf, slot) = path.0[self.height];
+        if self.nodes[leaf as usize].get(slot).is_some_and(|next| next.first <= item.last) {
+            return Err(Error::at(Errno::EEXIST, "over an area", item.first));
+        }
+        let id = self.take_value(value);
+        self.len += 1;
+        let mut entry = Some(Item { id, ..item });
+        for level in (0..=self.height).rev() {
+            let (node, slot) = path.0[level];
+            if level < self.height {
+                let child = self.nodes[node as usize].id(slot);
+                let summary = self.nodes[child as usize].summary(child);
+                let settled = self.nodes[node as usize].set(slot, summary) && entry.is_none();
+                if settled {
+                    return Ok(());
+                }
+                // What split off stands behind the node it came from.
+                path.0[level].1 += 1;
+            }
+            if let Some(added) = entry.take() {
+                entry = self.insert_item(node, path.0[level].1, added);
+            }
+        }
+        if let Some(right) = entry {
+            self.grow(right);
+        }
+        Ok(())
+    }
+
+    /// Inserts into a node; returns what has to follow it in the parent, if it was full.
+    #[inline]
+    fn insert_item(&mut self, node: u32, slot: usize, item: Item) -> Option<Item> {
+        let here = &mut self.nodes[node as usize];
+        if here.len() < NODE_ITEMS {
+            here.insert(slot, item);
+            return None;
+        }
+        // Areas often come in ascending order: then leave the left node full.
+        let keep = if slot == NODE_ITEMS { NODE_ITEMS - 1 } else { NODE_ITEMS / 2 };
+        let mut right = here.split_off(keep);
+        if slot > keep {
+            right.insert(slot - keep, item);
+        } else {
+            here.insert(slot, item);
+        }
+        let id = self.take_node(right);
+        Some(self.nodes[id as usize].summary(id))
+    }
+
+    /// Puts a root above the old one and `right`.
+    fn grow(&mut self, right: Item) {
+        let left = self.nodes[self.root as usize].summary(self.root);
+        let mut root = Node::EMPTY;
+        root.insert(0, left);
+        root.insert(1, right);
+        self.root = self.take_node(root);
+        self.height += 1;
+        assert!(self.height < HEIGHT_MAX, "fewer than 2^32 areas");
+    }
+
+    /// Removes the area that `at` lies in.
+    pub fn remove(&mut self, at: Iova) -> Option<(IovaRange, T)> {
+        if self.nodes.is_empty() {
+            return None;
+        }
+        let path = self.descend(at.0);
+        let (leaf, slot) = path.0[self.height];
+        let item = self.nodes[leaf as usize].get(slot).filter(|item| item.first <= at.0)?;
+        self.nodes[leaf as usize].remove(slot);
+        self.len -= 1;
+        let value = self.values[item.id as usize].take().expect(LIVE);
+        self.free_values.push(item.id);
+        for level in (0..self.height).rev() {
+            let (node, slot) = path.0[level];
+            if self.mend(node, slot) {
+                break;
+            }
+        }
+        while self.height > 0 && self.nodes[self.root as usize].len() == 1 {
+            self.free_nodes.push(self.root);
+            self.root = self.nodes[self.root as usize].id(0);
+            self.height -= 1;
+        }
+        Some((item.range(), value))
+    }
+
+    /// Brings the item for a child up to date after something was removed from it, and fills a child that became
+    /// too empty; true if nothing changes further up.
+    #[inline]
+    fn mend(&mut self, node: u32, slot: usize) -> bool {
+        let child = self.nodes[node as usize].id(slot);
+        if self.nodes[child as usize].len() >= NODE_ITEMS / 4 {
+            let summary = self.nodes[child as usize].summary(child);
+            return self.nodes[node as usize].set(slot, summary);
+        }
+        // Only a root has a single child, and it was shortened then.
+        let left_slot = if slot > 0 { slot - 1 } else { 0 };
+        let left = self.nodes[node as usize].id(left_slot);
+        let right = self.nodes[node as usize].id(left_slot + 1);
+        let mut both = self.nodes[right as usize];
+        if self.nodes[left as usize].len() + both.len() <= NODE_ITEMS {
+            self.nodes[left as usize].append(&both);
+            self.free_nodes.push(right);
+            self.nodes[node as usize].remove(left_slot + 1);
+        } else {
+            self.nodes[left as usize].share(&mut both);
+            self.nodes[right as usize] = both;
+            let summary = both.summary(right);
+            self.nodes[node as usize].set(left_slot + 1, summary);
+        }
+        let summary = self.nodes[left as usize].summary(left);
+        self.nodes[node as usize].set(left_slot, summary);
+        false
+    }
+
+    /// Provides for one insertion, whatever it splits, so that nothing fails half way, and that every removal can
+    /// note what it frees.
+    fn reserve(&mut self) -> Result<()> {
+        let nodes = self.height + 2;
+        if self.nodes.capacity() - self.nodes.len() < nodes {
+            self.nodes.try_reserve(nodes).map_err(|_| NO_MEMORY)?;
+            let room = self.nodes.capacity() - self.free_nodes.len();
+            self.free_nodes.try_reserve(room).map_err(|_| NO_MEMORY)?;
+        }
+        if self.values.capacity() == self.values.len() && self.free_values.is_empty() {
+            self.values.try_reserve(1).map_err(|_| NO_MEMORY)?;
+            let room = self.values.capacity() - self.free_values.len();
+            self.free_values.try_reserve(room).map_err(|_| NO_MEMORY)?;
+        }
+        if self.len >= u32::MAX as usize / 2 {
+            return Err(NO_MEMORY);
+        }
+        Ok(())
+    }
+
+    fn take_node(&mut self, node: Node) -> u32 {
+        if let Some(id) = self.free_nodes.pop() {
+            self.nodes[id as usize] = node;
+            return id;
+        }
+        self.nodes.push(node);
+        u32::try_from(self.nodes.len() - 1).expect("fewer than 2^32 nodes")
+    }
+
+    #[inline]
+    fn take_value(&mut self, value: T) -> u32 {
+        if let Some(id) = self.free_values.pop() {
+            self.values[id as usize] = Some(value);
+            return id;
+        }
+        self.values.push(Some(value));
+        u32::try_from(self.values.len() - 1).expect("fewer than 2^32 areas")
+    }
+
+    fn value(&self, id: u32) -> &T {
+        self.values[id as usize].as_ref().expect(LIVE)
+    }
+
+    /// Offers the holes of at least `span + 1` bytes that touch `window`, ascending, each as far as it lies in the
+    /// window, until `accept` takes something from one.
+    pub fn find_hole<R>(
+        &self,
+        window: IovaRange,
+        span: u64,
+        mut accept: impl FnMut(IovaRange) -> Option<R>,
+    ) -> Option<R> {
+        let mut search = Search { from: window.start().0, last: window.last().0, span };
+        if !self.is_empty() {
+            match self.find_in(self.root, 0, &mut search, &mut accept) {
+                Found::Taken(taken) => return Some(taken),
+                Found::End => return None,
+                Found::Nothing => {}
+            }
+        }
+        search.offer(search.last, &mut accept)
+    }
+
+    fn find_in<R>(
+        &self,
+        node: u32,
+        level: usize,
+        search: &mut Search,
+        accept: &mut impl FnMut(IovaRange) -> Option<R>,
+    ) -> Found<R> {
+        let here = &self.nodes[node as usize];
+        for slot in here.lower_bound(search.from)..here.len() {
+            let item = here.item(slot);
+            if item.first > search.from
+                && let Some(taken) = search.offer(item.first - 1, accept)
+            {
+                return Found::Taken(taken);
+            }
+            if item.first > search.last {
+                return Found::End;
+            }
+            if level < self.height && item.hole > search.span {
+                match self.find_in(item.id, level + 1, search, accept) {
+                    Found::Nothing => {}
+                    found => return found,
+                }
+            }
+            let Some(after) = item.last.checked_add(1) else { return Found::End };
+            search.from = after;
+            if after > search.last {
+                return Found::End;
+            }
+        }
+        Found::Nothing
+    }
+}
+
+/// The rest of the window.
+struct Search {
+    from: u64,
+    last: u64,
+    span: u64,
+}
+
+impl Search {
+    /// Offers the hole that begins at `from` and ends at `last`.
+    #[inline]
+    fn offer<R>(&self, last: u64, accept: &mut impl FnMut(IovaRange) -> Option<R>) -> Option<R> {
+        let last = last.min(self.last);
+        if last < self.from || last - self.from < self.span {
+            return None;
+        }
+        accept(IovaRange::closed(Iova(self.from), Iova(last)).ok()?)
+    }
+}
+
+enum Found<R> {
+    Taken(R),
+    /// The window, or the address space, is over.
+    End,
+    Nothing,
+}
+
+/// Areas in ascending order.
+#[derive(Debug)]
+pub struct Iter<'a, T> {
+    areas: &'a Areas<T>,
+    place: Option<(u32, usize)>,
+    last: u64,
+}
+
+impl<'a, T> Iterator for Iter<'a, T> {
+    type Item = (IovaRange, &'a T);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let (node, slot) = self.place?;
+        let here = &self.areas.nodes[node as usize];
+        let item = here.item(slot);
+        if item.first > self.last {
+            self.place = None;
+            return None;
+        }
+        self.place = if slot + 1 < here.len() {
+            Some((node, slot + 1))
+        } else {
+            let next = item.last.checked_add(1).and_then(|after| self.areas.first_from(after));
+            next.map(|(node, slot, _)| (node, slot))
+        };
+        Some((item.range(), self.areas.value(item.id)))
+    }
+}
+
+const LIVE: &str = "a leaf's id names a value";
+const NO_MEMORY: Error = Error::new(Errno::ENOMEM, "no memory for an area");

@@ -1,0 +1,161 @@
+//! A node: items in ascending order, each a range with the largest hole inside it.
+
+use crate::{Iova, IovaRange};
+
+/// Items of a node: a search and an insertion touch few cache lines, a million areas make five levels.
+pub(super) const NODE_ITEMS: usize = 16;
+
+/// An area in a leaf, a subtree above.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Item {
+    /// First address.
+    pub(super) first: u64,
+    /// Last address.
+    pub(super) last: u64,
+    /// Bytes of the largest hole inside; none in an area.
+    pub(super) hole: u64,
+    /// Value or node.
+    pub(super) id: u32,
+}
+
+impl Item {
+    pub(super) fn range(self) -> IovaRange {
+        IovaRange::closed(Iova(self.first), Iova(self.last)).expect("an item is not empty")
+    }
+}
+
+#[derive(Clone, Copy)]
+pub(super) struct Node {
+    len: u32,
+    ids: [u32; NODE_ITEMS],
+    /// Above `len`: the largest number, so that a search ends there.
+    lasts: [u64; NODE_ITEMS],
+    firsts: [u64; NODE_ITEMS],
+    holes: [u64; NODE_ITEMS],
+}
+
+impl Node {
+    pub(super) const EMPTY: Self = Self {
+        len: 0,
+        ids: [0; NODE_ITEMS],
+        lasts: [u64::MAX; NODE_ITEMS],
+        firsts: [0; NODE_ITEMS],
+        holes: [0; NODE_ITEMS],
+    };
+
+    #[inline]
+    pub(super) const fn len(&self) -> usize {
+        self.len as usize
+    }
+
+    #[inline]
+    pub(super) fn id(&self, slot: usize) -> u32 {
+        self.ids[slot % NODE_ITEMS]
+    }
+
+    /// The first slot whose last address is not below `at`.
+    #[inline]
+    pub(super) fn lower_bound(&self, at: u64) -> usize {
+        let below = self.lasts.iter().map(|&last| usize::from(last < at)).sum::<usize>();
+        below.min(self.len())
+    }
+
+    #[inline]
+    pub(super) fn get(&self, slot: usize) -> Option<Item> {
+        (slot < self.len()).then(|| self.item(slot))
+    }
+
+    #[inline]
+    pub(super) fn item(&self, slot: usize) -> Item {
+        Item {
+            first: self.firsts[slot],
+            last: self.lasts[slot],
+            hole: self.holes[slot],
+            id: self.ids[slot],
+        }
+    }
+
+    /// Puts `item` at `slot`; true if that is what stood there.
+    #[inline]
+    pub(super) fn set(&mut self, slot: usize, item: Item) -> bool {
+        let same = self.firsts[slot] == item.first
+            && self.lasts[slot] == item.last
+            && self.holes[slot] == item.hole
+            && self.ids[slot] == item.id;
+        self.firsts[slot] = item.first;
+        self.lasts[slot] = item.last;
+        self.holes[slot] = item.hole;
+        self.ids[slot] = item.id;
+        same
+    }
+
+    /// Makes room at `slot`. The node is not full.
+    #[inline]
+    pub(super) fn insert(&mut self, slot: usize, item: Item) {
+        let len = self.len();
+        self.firsts.copy_within(slot..len, slot + 1);
+        self.lasts.copy_within(slot..len, slot + 1);
+        self.holes.copy_within(slot..len, slot + 1);
+        self.ids.copy_within(slot..len, slot + 1);
+        self.len += 1;
+        self.set(slot, item);
+    }
+
+    #[inline]
+    pub(super) fn remove(&mut self, slot: usize) {
+        let len = self.len();
+        self.firsts.copy_within(slot + 1..len, slot);
+        self.lasts.copy_within(slot + 1..len, slot);
+        self.holes.copy_within(slot + 1..len, slot);
+        self.ids.copy_within(slot + 1..len, slot);
+        self.lasts[len - 1] = u64::MAX;
+        self.len -= 1;
+    }
+
+    /// Keeps `keep` items and returns the rest.
+    pub(super) fn split_off(&mut self, keep: usize) -> Self {
+        let mut right = Self::EMPTY;
+        for slot in keep..self.len() {
+            right.insert(slot - keep, self.item(slot));
+        }
+        self.truncate(keep);
+        right
+    }
+
+    /// Adds the items of `right`; there is room.
+    pub(super) fn append(&mut self, right: &Self) {
+        for slot in 0..right.len() {
+            self.insert(self.len(), right.item(slot));
+        }
+    }
+
+    /// Moves items between two neighbours until both hold as many.
+    pub(super) fn share(&mut self, right: &mut Self) {
+        let half = (self.len() + right.len()) / 2;
+        while self.len() < half {
+            self.insert(self.len(), right.item(0));
+            right.remove(0);
+        }
+        while self.len() > half {
+            right.insert(0, self.item(self.len() - 1));
+            self.truncate(self.len() - 1);
+        }
+    }
+
+    fn truncate(&mut self, len: usize) {
+        self.lasts[len..].fill(u64::MAX);
+        self.len = u32::try_from(len).expect("a node has few items");
+    }
+
+    /// The item that stands for this node in its parent. The node is not empty.
+    #[inline]
+    pub(super) fn summary(&self, id: u32) -> Item {
+        let len = self.len();
+        let mut hole = self.holes[0];
+        for slot in 1..len {
+            let before = self.firsts[slot] - self.lasts[slot - 1] - 1;
+            hole = hole.max(before).max(self.holes[slot]);
+        }
+        Item { first: self.firsts[0], last: self.lasts[len - 1], hole, id }
+    }
+}

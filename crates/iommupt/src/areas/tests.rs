@@ -1,0 +1,214 @@
+//! Areas against a list, and the rule for choosing an IOVA against a search that looks everywhere.
+
+extern crate std;
+
+use alloc::vec::Vec;
+
+use proptest::prelude::*;
+
+use super::{Areas, Ranges, Wanted};
+use crate::{Iova, IovaRange};
+use ioasis_uapi::Errno;
+
+fn closed(start: u64, last: u64) -> IovaRange {
+    IovaRange::closed(Iova(start), Iova(last)).expect("a range")
+}
+
+fn listed(areas: &Areas<u64>) -> Vec<(u64, u64, u64)> {
+    areas.iter(IovaRange::ALL).map(|(range, &n)| (range.start().0, range.last().0, n)).collect()
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Insert(u64, u64),
+    Remove(u64),
+    Iterate(u64, u64),
+}
+
+fn steps(space: u64) -> impl Strategy<Value = Vec<Step>> {
+    let one = prop_oneof![
+        4 => (0..space, 0..8_u64).prop_map(|(start, span)| Step::Insert(start, start + span)),
+        3 => (0..space).prop_map(Step::Remove),
+        1 => (0..space, 0..64_u64).prop_map(|(start, span)| Step::Iterate(start, start + span)),
+    ];
+    prop::collection::vec(one, 0..1500)
+}
+
+fn check(steps: Vec<Step>) {
+    let mut areas = Areas::new();
+    let mut list: Vec<(u64, u64, u64)> = Vec::new();
+    for (n, step) in (0..).zip(steps) {
+        match step {
+            Step::Insert(start, last) => {
+                let taken = list.iter().any(|&(low, high, _)| low <= last && start <= high);
+                match areas.insert(closed(start, last), n) {
+                    Ok(()) => assert!(!taken),
+                    Err(error) => assert_eq!((error.errno, taken), (Errno::EEXIST, true)),
+                }
+                if !taken {
+                    list.push((start, last, n));
+                    list.sort_unstable();
+                }
+            }
+            Step::Remove(at) => {
+                let place = list.iter().position(|&(low, high, _)| low <= at && at <= high);
+                assert_eq!(areas.get(Iova(at)).is_some(), place.is_some());
+                let removed =
+                    areas.remove(Iova(at)).map(|(range, n)| (range.start().0, range.last().0, n));
+                assert_eq!(removed, place.map(|place| list.remove(place)));
+            }
+            Step::Iterate(start, last) => {
+                let found: Vec<u64> =
+                    areas.iter(closed(start, last)).map(|(range, _)| range.start().0).collect();
+                let expected: Vec<u64> = list
+                    .iter()
+                    .filter(|&&(low, high, _)| low <= last && start <= high)
+                    .map(|&(low, ..)| low)
+                    .collect();
+                assert_eq!(found, expected);
+            }
+        }
+        assert_eq!(areas.len(), list.len());
+    }
+    assert_eq!(listed(&areas), list);
+}
+
+/// Every hole of the list, by looking at all of it.
+fn holes(list: &[(u64, u64)], window: (u64, u64)) -> Vec<(u64, u64)> {
+    let mut holes = Vec::new();
+    let mut from = Some(window.0);
+    for &(start, last) in list {
+        let Some(at) = from else { break };
+        if start > at {
+            holes.push((at, (start - 1).min(window.1)));
+        }
+        from = last.checked_add(1).map(|after| after.max(at));
+    }
+    if let Some(at) = from {
+        holes.push((at, window.1));
+    }
+    holes.retain(|&(start, last)| start <= last);
+    holes
+}
+
+/// The rule, read from the source and written down without any cleverness.
+fn reference(list: &[(u64, u64)], wanted: Wanted, allowed: &[(u64, u64)]) -> Result<u64, Errno> {
+    let Wanted { length, address, alignment } = wanted;
+    if length == 0 || length >= u64::MAX / 2 {
+        return Err(Errno::EOVERFLOW);
+    }
+    let mut align = length.next_power_of_two();
+    if address != 0 && 1 << address.trailing_zeros() < align {
+        align = 1 << address.trailing_zeros();
+    }
+    if align > 0x20_0000 {
+        align = 0x20_0000;
+    }
+    if align < alignment {
+        return Err(Errno::EINVAL);
+    }
+    let candidate = |start: u64, last: u64| {
+        let at = (start.checked_add(align - 1)? / align * align) | (address % 4096);
+        (at < last && last - at >= length - 1).then_some(at)
+    };
+    let all = [(0, u64::MAX)];
+    for &(start, last) in if allowed.is_empty() { &all } else { allowed } {
+        let (start, last) = (start.max(4096), last.min(u64::MAX - 4096));
+        let Some(from) = candidate(start, last) else { continue };
+        for (start, last) in holes(list, (from, last)) {
+            if let Some(at) = candidate(start, last) {
+                return Ok(at);
+            }
+        }
+    }
+    Err(Errno::ENOSPC)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, cases: 200, ..ProptestConfig::default() })]
+
+    #[test]
+    fn areas_agree_with_a_list(steps in steps(400)) {
+        check(steps);
+    }
+
+    #[test]
+    fn many_areas_agree_with_a_list(steps in steps(20_000)) {
+        check(steps);
+    }
+
+    #[test]
+    fn the_iova_is_the_one_linux_chooses(
+        pages in prop::collection::btree_set(0..200_u64, 0..150),
+        bytes in prop::collection::btree_set(0..40_000_u64, 0..20),
+        reserved in prop::collection::vec((0..200_u64, 1..4_u64), 0..4),
+        allowed in prop::collection::vec((0..200_u64, 1..60_u64), 0..3),
+        wanted in (1..9000_u64, prop_oneof![Just(0), 1..0x40_0000_u64, (0..64_u64).prop_map(|n| n << 12)],
+                   0..13_u32),
+    ) {
+        let mut areas = Areas::new();
+        let mut list = Vec::new();
+        for page in pages {
+            let (start, last) = (page << 12, (page << 12) + 0xfff);
+            areas.insert(closed(start, last), ()).expect("a page");
+            list.push((start, last));
+        }
+        for byte in bytes {
+            let start = (200 << 12) + byte * 3;
+            areas.insert(closed(start, start + 1), ()).expect("two bytes");
+            list.push((start, start + 1));
+        }
+        let ranges = |ranges: &[(u64, u64)]| -> Ranges {
+            ranges.iter().map(|&(page, n)| closed(page << 12, ((page + n) << 12) - 1)).collect()
+        };
+        let (reserved, allowed) = (ranges(&reserved), ranges(&allowed));
+        list.extend(reserved.iter().map(|range| (range.start().0, range.last().0)));
+        list.sort_unstable();
+        let wanted = Wanted { length: wanted.0, address: wanted.1, alignment: 1 << wanted.2 };
+        let spans: Vec<(u64, u64)> =
+            allowed.iter().map(|range| (range.start().0, range.last().0)).collect();
+        let found = areas.find_free(wanted, &allowed, &reserved);
+        prop_assert_eq!(
+            found.map(|iova| iova.0).map_err(|error| error.errno),
+            reference(&list, wanted, &spans)
+        );
+    }
+}
+
+#[test]
+fn the_first_page_is_never_chosen() {
+    let areas = Areas::<()>::new();
+    let wanted = Wanted { length: 0x1000, address: 0, alignment: 1 };
+    let found = areas.find_free(wanted, &Ranges::new(), &Ranges::new());
+    assert_eq!(found, Ok(Iova(0x1000)));
+}
+
+#[test]
+fn a_span_whose_last_byte_is_the_candidate_is_refused() {
+    let mut areas = Areas::new();
+    areas.insert(closed(0, 0x1000), ()).expect("inserted");
+    areas.insert(closed(0x1002, u64::MAX), ()).expect("inserted");
+    let wanted = Wanted { length: 1, address: 0, alignment: 1 };
+    let found = areas.find_free(wanted, &Ranges::new(), &Ranges::new());
+    assert_eq!(found.expect_err("one byte is left").errno, Errno::ENOSPC);
+}
+
+#[test]
+fn an_area_may_end_at_the_last_address() {
+    let mut areas = Areas::new();
+    areas.insert(closed(u64::MAX - 1, u64::MAX), 7).expect("inserted");
+    assert_eq!(areas.get(Iova(u64::MAX)).map(|(_, &n)| n), Some(7));
+    assert_eq!(areas.iter(IovaRange::ALL).count(), 1);
+    assert_eq!(areas.remove(Iova(u64::MAX)), Some((closed(u64::MAX - 1, u64::MAX), 7)));
+    assert!(areas.is_empty());
+}
+
+#[test]
+fn ranges_merge_what_touches() {
+    let mut ranges: Ranges = [closed(10, 19), closed(40, 49), closed(30, 39)].into_iter().collect();
+    assert_eq!(ranges.iter().collect::<Vec<_>>(), [closed(10, 19), closed(30, 49)]);
+    ranges.insert(closed(15, u64::MAX));
+    assert_eq!(ranges.iter().collect::<Vec<_>>(), [closed(10, u64::MAX)]);
+    assert_eq!(ranges.first(closed(0, 9)), None);
+    assert_eq!(ranges.first(closed(0, 10)), Some(closed(10, u64::MAX)));
+}
