@@ -11,6 +11,8 @@ mod tools;
 mod uapi_check;
 mod workspace;
 
+use std::process::ExitCode;
+
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
@@ -42,16 +44,24 @@ enum Task {
     UapiCheck(uapi_check::Args),
 }
 
-fn main() -> Result<()> {
-    let cli = Cli::parse();
+fn main() -> ExitCode {
+    let done = run(Cli::parse().task);
+    done.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+fn run(task: Task) -> Result<ExitCode> {
     let workspace = Workspace::find()?;
-    match cli.task {
-        Task::Test => ci::test(&workspace),
-        Task::Ci(args) => ci::run(&workspace, &args),
-        Task::Demo(args) => demo::run(&workspace, &args),
-        Task::Bench(args) => bench::run(&workspace, &args),
-        Task::Soak(args) => soak::run(&workspace, &args),
-        Task::Fuzz(args) => fuzz::run(&workspace, &args),
-        Task::UapiCheck(args) => uapi_check::run(&workspace, &args),
+    match task {
+        Task::Test => return ci::test(&workspace),
+        Task::Ci(args) => return ci::run(&workspace, &args),
+        Task::Demo(args) => demo::run(&workspace, &args)?,
+        Task::Bench(args) => bench::run(&workspace, &args)?,
+        Task::Soak(args) => soak::run(&workspace, &args)?,
+        Task::Fuzz(args) => fuzz::run(&workspace, &args)?,
+        Task::UapiCheck(args) => uapi_check::run(&workspace, &args)?,
     }
+    Ok(ExitCode::SUCCESS)
 }
