@@ -1,0 +1,130 @@
+//! The command line.
+
+use std::ffi::OsString;
+use std::fmt::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::{Args, CommandFactory, Parser, Subcommand};
+
+use crate::machine::Description;
+
+/// Exit status when the client could not be started; the shells' 127 stays the client's own.
+pub(crate) const FAILED_TO_START: u8 = 125;
+
+/// Run programs on a machine with an IOMMU, VFIO and PCI devices that are not there.
+#[derive(Debug, Parser)]
+#[command(name = "ioasis", version, arg_required_else_help = true)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// Run CMD with the devices asked for
+    Run(Run),
+    /// List the device models and their options
+    Models,
+    /// Say what works on this host, what does not, and how to mend it
+    Doctor,
+    /// Print a completion script for a shell
+    Completions {
+        /// The shell to complete in
+        shell: clap_complete::Shell,
+    },
+    /// Write the manual pages into a folder
+    Man {
+        /// The folder, which must exist
+        folder: PathBuf,
+    },
+}
+
+#[derive(Debug, Args)]
+struct Run {
+    /// Add a device: a model and its options, e.g. nvme,image=disk.img; `ioasis models` lists them.
+    /// Every model takes address=0000:01:00.0, group=N and iommu=N; a comma in a value is written twice
+    #[arg(long = "device", value_name = "MODEL[,key=value]...")]
+    devices: Vec<String>,
+
+    /// Take IOMMUs and devices from a machine file
+    #[arg(long, value_name = "FILE.toml")]
+    machine: Option<PathBuf>,
+
+    /// Print every VFIO and IOMMUFD call with its result and, on error, the reason in words
+    #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true)]
+    trace: Option<Option<PathBuf>>,
+
+    /// End what CMD left behind when CMD ends, instead of waiting for it
+    #[arg(long)]
+    kill_on_exit: bool,
+
+    /// Show the host's own PCI devices beside the simulated ones
+    #[arg(long)]
+    host_devices: bool,
+
+    /// The program to run and its arguments
+    #[arg(last = true, required = true, value_name = "CMD")]
+    command: Vec<OsString>,
+}
+
+/// Does what the arguments ask for; the exit status of `run` is the client's.
+pub(crate) fn run(arguments: Arguments) -> Result<ExitCode> {
+    match arguments.action {
+        Action::Run(run) => start(run),
+        Action::Models => {
+            print!("{}", models());
+            Ok(ExitCode::SUCCESS)
+        }
+        Action::Doctor => todo!(),
+        Action::Completions { shell } => {
+            let mut command = Arguments::command();
+            clap_complete::generate(shell, &mut command, "ioasis", &mut std::io::stdout());
+            Ok(ExitCode::SUCCESS)
+        }
+        Action::Man { folder } => {
+            clap_mangen::generate_to(Arguments::command(), &folder)
+                .with_context(|| format!("cannot write manual pages into {}", folder.display()))?;
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+fn start(run: Run) -> Result<ExitCode> {
+    let mut description = Description::default();
+    if let Some(path) = &run.machine {
+        description.read(path)?;
+    }
+    for device in &run.devices {
+        description.add(device)?;
+    }
+    description.place()?;
+    todo!()
+}
+
+/// What `ioasis models` prints: every model with its options.
+fn models() -> String {
+    let mut text = String::new();
+    for model in ioasis_pci::models() {
+        let _ = writeln!(text, "{}: {}", model.name, model.summary);
+        for option in model.options {
+            let _ = writeln!(
+                text,
+                "    {}=  {}: {} (default: {})",
+                option.name, option.meaning, option.accepted, option.default
+            );
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+}
