@@ -8,6 +8,9 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
+use ioasis_supervisor::view::{self, HostPci};
+use ioasis_supervisor::{Leftovers, RunOptions};
+
 use crate::machine::Description;
 
 /// Exit status when the client could not be started; the shells' 127 stays the client's own.
@@ -100,7 +103,20 @@ fn start(run: Run) -> Result<ExitCode> {
         description.add(device)?;
     }
     description.place()?;
-    todo!()
+    let host_pci = if run.host_devices { HostPci::Shown } else { HostPci::Hidden };
+    let leftovers = if run.kill_on_exit { Leftovers::Kill } else { Leftovers::Await };
+    let options = RunOptions {
+        command: run.command,
+        leftovers,
+        view: view::Options { host_pci, ..view::Options::default() },
+    };
+    match ioasis_supervisor::run(options) {
+        Ok(status) => ioasis_supervisor::exit_like(status),
+        Err(failure) => {
+            eprintln!("ioasis: {failure}");
+            Ok(ExitCode::from(failure.status))
+        }
+    }
 }
 
 /// What `ioasis models` prints: every model with its options.
