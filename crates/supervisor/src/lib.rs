@@ -1,5 +1,6 @@
 //! Runs a program whose IOMMUFD and VFIO calls are answered here.
 
+pub mod doctor;
 mod filter;
 mod launch;
 mod removal;
