@@ -51,6 +51,8 @@ pub struct Account {
     pub ipc_lock: bool,
     /// `CAP_SYS_RESOURCE`: may change the accounting mode.
     pub sys_resource: bool,
+    /// `CAP_SYS_RAWIO`: may use devices without an IOMMU.
+    pub sys_rawio: bool,
 }
 
 /// Something addresses lead into: a process by virtual address, or a file by offset.
@@ -58,14 +60,34 @@ pub trait AddressSpace: Debug + Send + Sync {
     /// Equal for two handles of the same space, different otherwise, for as long as either lives.
     fn key(&self) -> u128;
 
-    /// The memory behind `length` bytes from `address`, in order and without gaps. This is the moment pages are
-    /// pinned: shared memory found here stays reachable whatever its owner unmaps later.
+    /// The memory behind `length` bytes from `address`, in order and without gaps; both are multiples of 4 KiB. This is
+    /// the moment pages are pinned: shared memory found here stays reachable whatever its owner unmaps later. A `need`
+    /// with [`Prot::MMIO`] accepts device memory too, a client's mapping of a BAR for instance.
     ///
     /// # Errors
     ///
     /// `EFAULT` where nothing is mapped, or not with `need`; `EINVAL` for a file that cannot be pinned or ends
     /// before the range does.
     fn pin(&self, address: u64, length: u64, need: Prot) -> Result<Vec<Extent>>;
+
+    /// What an address means here.
+    fn kind(&self) -> Kind;
+
+    /// Whether the memory, that of a dma-buf, has been taken away for now: it is not mapped then.
+    fn is_revoked(&self) -> bool {
+        false
+    }
+}
+
+/// What an address of an [`AddressSpace`] means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A virtual address of a process.
+    User,
+    /// An offset into a file.
+    File,
+    /// An offset into a dma-buf: device memory that may be revoked.
+    DmaBuf,
 }
 
 /// A stretch of a backing.
@@ -100,6 +122,11 @@ pub trait Backing: Debug + Send + Sync {
     ///
     /// `EFAULT` when the memory is gone.
     fn read(&self, pieces: &[Piece], buf: &mut [u8]) -> Result<()>;
+
+    /// Whether it is device memory, a BAR: nobody pays for pinning that.
+    fn is_device(&self) -> bool {
+        false
+    }
 
     /// Writes `buf` to `pieces`, one after another; their lengths add up to `buf.len()`.
     ///

@@ -1,5 +1,57 @@
 //! IOMMUFD in user space: address spaces, page tables, accounting, the VFIO container.
+//!
+//! A [`Machine`] is what all opens share: one simulated physical space, one ledger. A [`Context`] is one open of `/dev/iommu`,
+//! a [`Container`](type1::Container) one of `/dev/vfio/vfio`. Devices are [`Endpoint`]s behind an [`Iommu`]; what they do with addresses is
+//! [`Endpoint::read`] and [`Endpoint::write`]. Calls come as bytes through `ioctl` or typed through the methods beneath.
+//!
+//! The crate knows no PCI device and no file descriptor: a VMM gives it memory of its own ([`Memory`]), a supervisor
+//! that of other processes ([`Client`]).
 
+/// An error with the errno's C name: `refuse!(EINVAL, "why")` or `refuse!(EINVAL, "why", value)`.
+macro_rules! refuse {
+    ($errno:ident, $why:expr) => {
+        Err(ioasis_uapi::Error::new(ioasis_uapi::Errno::$errno, $why))
+    };
+    ($errno:ident, $why:expr, $at:expr) => {
+        Err(ioasis_uapi::Error::at(ioasis_uapi::Errno::$errno, $why, $at))
+    };
+}
+
+mod access;
+pub mod account;
 mod client;
+mod cmd;
+mod context;
+mod device;
+mod dma;
+mod domain;
+pub mod faultlog;
+mod format;
+mod hwinfo;
+mod hwpt;
+pub mod inject;
+mod ioas;
+mod iommu;
+mod machine;
+mod memory;
+mod object;
+mod pages;
+mod phys;
+#[cfg(test)]
+mod testing;
+pub mod type1;
 
-pub use client::{Account, AddressSpace, Backing, Client, Extent, Piece};
+pub use access::{Access, AccessKind, AccessUser};
+pub use client::{Account, AddressSpace, Backing, Client, Extent, Kind, Piece};
+pub use context::{Context, CopyRequest, MapRequest};
+pub use device::Bound;
+pub use dma::{DmaFault, Segment};
+pub use ioas::{Place, Unmapped};
+pub use ioasis_iommupt::{Iova, IovaRange, Pa, Prot, Run};
+pub use iommu::{
+    Endpoint, EndpointConfig, Group, Iommu, Kind as IommuKind, ReservedKind, ReservedRegion,
+};
+pub use machine::{Machine, Params};
+pub use memory::Memory;
+pub use pages::PAGE_SIZE;
+pub use phys::{Phys, Window};

@@ -1,0 +1,428 @@
+//! Device: an endpoint bound to a context, and what it is attached to.
+//!
+//! The devices of one group are attached together: the first one attaches the group, the others follow and only add
+//! their reserved ranges. Linux: `drivers/iommu/iommufd/device.c`.
+//!
+//! Lock order: `Ioas::hwpts` -> `DeviceGroup::attaches` -> `Ioas::space`.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Weak};
+
+use ioasis_sys::sync::Mutex;
+use ioasis_uapi::{Errno, Error, Result};
+
+use crate::context::Context;
+use crate::hwpt::{Hwpt, Origin};
+use crate::inject::step;
+use crate::ioas::Ioas;
+use crate::iommu::{Attachment, Endpoint, Group};
+use crate::object::{Head, Held, KeepId, Object, Tracked};
+
+/// The requester ID itself, without a PASID.
+pub(crate) const NO_PASID: u32 = 0;
+
+/// What the devices of a group have attached under one PASID.
+#[derive(Debug)]
+struct Attach {
+    hwpt: Held<Hwpt>,
+    /// Devices that asked for it.
+    devices: Vec<Arc<Device>>,
+}
+
+/// A group, as one context sees it.
+#[derive(Debug)]
+pub(crate) struct DeviceGroup {
+    group: Arc<Group>,
+    attaches: Mutex<BTreeMap<u32, Attach>>,
+}
+
+impl DeviceGroup {
+    pub(crate) fn new(group: &Arc<Group>) -> Arc<Self> {
+        Arc::new(Self { group: Arc::clone(group), attaches: Mutex::default() })
+    }
+
+    pub(crate) fn group(&self) -> &Arc<Group> {
+        &self.group
+    }
+}
+
+/// An endpoint bound to a context.
+#[derive(Debug)]
+pub(crate) struct Device {
+    head: Head,
+    endpoint: Arc<Endpoint>,
+    group: Arc<DeviceGroup>,
+}
+
+impl Tracked for Device {
+    const ABSENT: &'static str = "no device has this id";
+
+    fn head(&self) -> &Head {
+        &self.head
+    }
+
+    fn of(object: &Object) -> Option<&Arc<Self>> {
+        if let Object::Device(device) = object { Some(device) } else { None }
+    }
+}
+
+/// Whether an attachment is the first or takes the place of another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Change {
+    Attach,
+    Replace,
+}
+
+impl Device {
+    pub(crate) fn new(head: Head, endpoint: &Arc<Endpoint>, group: Arc<DeviceGroup>) -> Arc<Self> {
+        Arc::new(Self { head, endpoint: Arc::clone(endpoint), group })
+    }
+
+    pub(crate) fn endpoint(&self) -> &Arc<Endpoint> {
+        &self.endpoint
+    }
+
+    pub(crate) fn is_attached(&self, pasid: u32) -> bool {
+        let attaches = self.group.attaches.lock();
+        attaches.get(&pasid).is_some_and(|attach| attach.has(self))
+    }
+
+    fn check_pasid(&self, attaches: &BTreeMap<u32, Attach>, hwpt: &Hwpt, pasid: u32) -> Result<()> {
+        let other_uses = if pasid == NO_PASID {
+            attaches.keys().any(|&other| other != NO_PASID)
+        } else {
+            if !hwpt.pasid {
+                return refuse!(
+                    EINVAL,
+                    "the HWPT was not made for PASIDs",
+                    u64::from(hwpt.head().id())
+                );
+            }
+            let rid = attaches.get(&NO_PASID);
+            if rid.is_some_and(|attach| !attach.hwpt.pasid) {
+                return refuse!(EINVAL, "the device's own HWPT was not made for PASIDs");
+            }
+            false
+        };
+        if other_uses && !hwpt.pasid {
+            return refuse!(
+                EINVAL,
+                "the device has PASIDs attached and the HWPT was not made for PASIDs"
+            );
+        }
+        Ok(())
+    }
+
+    /// Points the hardware at `hwpt`.
+    fn switch(&self, pasid: u32, hwpt: Option<&Hwpt>) {
+        let attachment = hwpt.map(|hwpt| Attachment {
+            domain: Arc::clone(&hwpt.domain),
+            ioas: Arc::downgrade(hwpt.ioas.arc()),
+        });
+        if pasid == NO_PASID {
+            self.group.group.attach(attachment);
+        } else {
+            self.endpoint.attach_pasid(pasid, attachment);
+        }
+    }
+
+    fn attach_hwpt(self: &Arc<Self>, pasid: u32, hwpt: &Held<Hwpt>) -> Result<()> {
+        step("an attachment")?;
+        let mut attaches = self.group.attaches.lock();
+        let current = attaches.get(&pasid);
+        if current.is_some_and(|attach| attach.has(self)) {
+            return refuse!(EBUSY, "the device is attached already");
+        }
+        if current.is_some_and(|attach| !Arc::ptr_eq(attach.hwpt.arc(), hwpt.arc())) {
+            return refuse!(EINVAL, "the group is attached to another HWPT");
+        }
+        let first = current.is_none();
+        if pasid == NO_PASID {
+            self.endpoint.reserve_in(&hwpt.ioas)?;
+        }
+        if first {
+            let allowed =
+                self.check_pasid(&attaches, hwpt, pasid).and_then(|()| hwpt.check_device(self));
+            if let Err(error) = allowed {
+                if pasid == NO_PASID {
+                    hwpt.ioas.unreserve(self.endpoint.token());
+                }
+                return Err(error);
+            }
+            self.switch(pasid, Some(hwpt));
+        }
+        let attach = attaches
+            .entry(pasid)
+            .or_insert_with(|| Attach { hwpt: hwpt.clone(), devices: Vec::new() });
+        attach.devices.push(Arc::clone(self));
+        Ok(())
+    }
+
+    /// Moves the whole group to `hwpt`; returns what it was attached to before.
+    fn replace_hwpt(self: &Arc<Self>, pasid: u32, hwpt: &Held<Hwpt>) -> Result<Option<Held<Hwpt>>> {
+        step("an attachment")?;
+        let mut attaches = self.group.attaches.lock();
+        let Some(attach) = attaches.get(&pasid).filter(|attach| attach.has(self)) else {
+            return refuse!(EINVAL, "the device is not attached");
+        };
+        if Arc::ptr_eq(attach.hwpt.arc(), hwpt.arc()) {
+            return Ok(None);
+        }
+        let moves = pasid == NO_PASID && !Arc::ptr_eq(attach.hwpt.ioas.arc(), hwpt.ioas.arc());
+        let reserved = if moves { reserve_all(&attach.devices, &hwpt.ioas) } else { Ok(()) };
+        reserved?;
+        let allowed =
+            self.check_pasid(&attaches, hwpt, pasid).and_then(|()| hwpt.check_device(self));
+        let attach = attaches.get_mut(&pasid).expect("the attachment was found before");
+        if let Err(error) = allowed {
+            if moves {
+                attach
+                    .devices
+                    .iter()
+                    .for_each(|device| hwpt.ioas.unreserve(device.endpoint.token()));
+            }
+            return Err(error);
+        }
+        self.switch(pasid, Some(hwpt));
+        let old = std::mem::replace(&mut attach.hwpt, hwpt.clone());
+        if moves {
+            attach.devices.iter().for_each(|device| old.ioas.unreserve(device.endpoint.token()));
+        }
+        Ok(Some(old))
+    }
+
+    fn detach_hwpt(&self, pasid: u32) -> Option<Held<Hwpt>> {
+        let mut attaches = self.group.attaches.lock();
+        let attach = attaches.get_mut(&pasid).filter(|attach| attach.has(self))?;
+        attach.devices.retain(|device| device.head.id() != self.head.id());
+        let hwpt = attach.hwpt.clone();
+        if attach.devices.is_empty() {
+            self.switch(pasid, None);
+            attaches.remove(&pasid);
+        }
+        if pasid == NO_PASID {
+            hwpt.ioas.unreserve(self.endpoint.token());
+        }
+        Some(hwpt)
+    }
+}
+
+fn reserve_all(devices: &[Arc<Device>], ioas: &Ioas) -> Result<()> {
+    for (index, device) in devices.iter().enumerate() {
+        if let Err(error) = device.endpoint.reserve_in(ioas) {
+            devices[..index].iter().for_each(|done| ioas.unreserve(done.endpoint.token()));
+            return Err(error);
+        }
+    }
+    Ok(())
+}
+
+impl Attach {
+    fn has(&self, device: &Device) -> bool {
+        self.devices.iter().any(|other| other.head.id() == device.head.id())
+    }
+}
+
+/// A page table to attach to.
+enum Target {
+    Ioas(Held<Ioas>),
+    Hwpt(Held<Hwpt>),
+    Other,
+}
+
+/// A device bound to a context. Dropping it detaches and unbinds.
+#[derive(Debug)]
+pub struct Bound {
+    context: Arc<Context>,
+    device: Held<Device>,
+}
+
+impl Bound {
+    pub(crate) fn new(context: &Arc<Context>, device: &Arc<Device>) -> Self {
+        Self { context: Arc::clone(context), device: Held::new(device) }
+    }
+
+    /// The device's object id.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.device.id()
+    }
+
+    /// The context it is bound to.
+    #[must_use]
+    pub fn context(&self) -> &Arc<Context> {
+        &self.context
+    }
+
+    /// The hardware's view of the device.
+    #[must_use]
+    pub fn endpoint(&self) -> &Arc<Endpoint> {
+        self.device.endpoint()
+    }
+
+    /// Whether it is attached without a PASID.
+    #[must_use]
+    pub fn is_attached(&self) -> bool {
+        self.device.is_attached(NO_PASID)
+    }
+
+    /// Attaches to an IOAS or HWPT; returns the id of the HWPT used.
+    ///
+    /// # Errors
+    ///
+    /// `ENOENT` without such an object, `EINVAL` for one of another type or a HWPT that does not fit the device, `EBUSY` when attached already,
+    /// `EADDRINUSE` over reserved ranges, `EFAULT` and `ENOMEM` of filling.
+    pub fn attach(&self, pt_id: u32) -> Result<u32> {
+        self.change(NO_PASID, pt_id, Change::Attach)
+    }
+
+    /// Moves from what it is attached to, with its whole group, in one step.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` when not attached, else as [`attach`](Self::attach); the old attachment stays.
+    pub fn replace(&self, pt_id: u32) -> Result<u32> {
+        self.change(NO_PASID, pt_id, Change::Replace)
+    }
+
+    /// Detaches, if attached. No DMA reaches memory when it returns.
+    pub fn detach(&self) {
+        self.detach_pasid(NO_PASID);
+    }
+
+    /// Attaches one PASID.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` for a PASID the device cannot send or a page table not made for PASIDs, else as [`attach`](Self::attach).
+    pub fn attach_pasid(&self, pasid: u32, pt_id: u32) -> Result<u32> {
+        self.check_width(pasid)?;
+        self.change(pasid, pt_id, Change::Attach)
+    }
+
+    /// Moves one PASID.
+    ///
+    /// # Errors
+    ///
+    /// As [`attach_pasid`](Self::attach_pasid), and `EINVAL` when the PASID is not attached.
+    pub fn replace_pasid(&self, pasid: u32, pt_id: u32) -> Result<u32> {
+        self.check_width(pasid)?;
+        self.change(pasid, pt_id, Change::Replace)
+    }
+
+    /// Whether the PASID is attached.
+    #[must_use]
+    pub fn is_pasid_attached(&self, pasid: u32) -> bool {
+        self.device.is_attached(pasid)
+    }
+
+    /// Detaches one PASID, if attached.
+    pub fn detach_pasid(&self, pasid: u32) {
+        if let Some(hwpt) = self.device.detach_hwpt(pasid) {
+            self.context.put_hwpt(hwpt);
+        }
+    }
+
+    fn check_width(&self, pasid: u32) -> Result<()> {
+        let endpoint = self.device.endpoint();
+        let bits = endpoint.config().pasid_bits.min(endpoint.iommu().pasid_bits);
+        if pasid != NO_PASID && u64::from(pasid) >= 1 << bits.min(20) {
+            return refuse!(EINVAL, "the PASID is wider than the device sends", u64::from(pasid));
+        }
+        Ok(())
+    }
+
+    fn change(&self, pasid: u32, pt_id: u32, change: Change) -> Result<u32> {
+        let target = self.context.objects().inspect(pt_id, |object| match object {
+            Object::Ioas(ioas) => Target::Ioas(Held::new(ioas)),
+            Object::Hwpt(hwpt) => Target::Hwpt(Held::new(hwpt)),
+            _ => Target::Other,
+        })?;
+        match target {
+            Target::Hwpt(hwpt) => self.change_to(pasid, &hwpt, change).map(|()| hwpt.id()),
+            Target::Ioas(ioas) => self.change_to_ioas(pasid, &ioas, change),
+            Target::Other => refuse!(EINVAL, "the object is no page table", u64::from(pt_id)),
+        }
+    }
+
+    fn change_to(&self, pasid: u32, hwpt: &Held<Hwpt>, change: Change) -> Result<()> {
+        match change {
+            Change::Attach => self.device.arc().attach_hwpt(pasid, hwpt),
+            Change::Replace => {
+                let old = self.device.arc().replace_hwpt(pasid, hwpt)?;
+                if let Some(old) = old {
+                    self.context.put_hwpt(old);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Attaches to an automatic HWPT of `ioas` that suits the device, making one if there is none.
+    fn change_to_ioas(&self, pasid: u32, ioas: &Held<Ioas>, change: Change) -> Result<u32> {
+        let mut hwpts = ioas.hwpts.lock();
+        let candidates: Vec<Arc<Hwpt>> = hwpts.iter().filter_map(Weak::upgrade).collect();
+        let mut old = None;
+        for hwpt in candidates.iter().filter(|hwpt| hwpt.origin == Origin::Automatic) {
+            let held = Held::new(hwpt);
+            let attached = match change {
+                Change::Attach => self.device.arc().attach_hwpt(pasid, &held),
+                Change::Replace => {
+                    self.device.arc().replace_hwpt(pasid, &held).map(|replaced| old = replaced)
+                }
+            };
+            match attached {
+                // It does not suit the device; every other error is the client's.
+                Err(Error { errno: Errno::EINVAL, .. }) => {}
+                Err(error) => return Err(error),
+                Ok(()) => {
+                    drop(hwpts);
+                    if let Some(old) = old {
+                        self.context.put_hwpt(old);
+                    }
+                    return Ok(held.id());
+                }
+            }
+        }
+        let reservation = self.context.objects().reserve()?;
+        let head = Head::new(reservation.id());
+        let hwpt = Hwpt::paging(head, ioas.clone(), &self.device, 0, Origin::Automatic)?;
+        let held = Held::new(&hwpt);
+        if change == Change::Attach {
+            // Attached before it is filled, so that the device's reserved ranges are judged first.
+            self.device.arc().attach_hwpt(pasid, &held)?;
+            if let Err(error) = hwpt.join(&mut hwpts) {
+                self.device.detach_hwpt(pasid);
+                return Err(error);
+            }
+        } else {
+            hwpt.join(&mut hwpts)?;
+            match self.device.arc().replace_hwpt(pasid, &held) {
+                Ok(replaced) => old = replaced,
+                Err(error) => {
+                    hwpt.leave(&mut hwpts);
+                    return Err(error);
+                }
+            }
+        }
+        reservation.publish(Object::Hwpt(hwpt));
+        drop(hwpts);
+        if let Some(old) = old {
+            self.context.put_hwpt(old);
+        }
+        Ok(held.id())
+    }
+}
+
+impl Drop for Bound {
+    fn drop(&mut self) {
+        let pasids: Vec<u32> = self.device.group.attaches.lock().keys().copied().collect();
+        pasids.into_iter().for_each(|pasid| self.detach_pasid(pasid));
+        let object = self.context.objects().evict(self.device.id(), KeepId::No);
+        drop(object);
+        self.device.group.group.disown();
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,203 @@
+//! Domain: one hardware page table, what devices translate through.
+//!
+//! The writer is taken by one caller at a time; readers walk without a lock. A range handed to
+//! [`Domain::clear`] is out of reach of every device when [`Machine::quiesce`](crate::Machine) has been waited for.
+//!
+//! `Domain::writer` comes after `Ioas::space` and before nothing.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use ioasis_iommupt::{Dirty, Iova, IovaRange, Prot, Run, TableReader, TableWriter};
+use ioasis_sys::sync::Mutex;
+use ioasis_uapi::Result;
+
+use crate::inject::step;
+use crate::iommu::Iommu;
+use crate::machine::Machine;
+use crate::pages::PAGE_SIZE;
+
+/// The largest leaf a mapping may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LeafMax {
+    /// Whatever the format has.
+    Format,
+    /// A page of 4 KiB.
+    Page,
+}
+
+/// What a domain must be able to do, fixed when it is made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct DomainUse {
+    /// Dirty bits are read: only devices behind an IOMMU that sets them may attach.
+    pub(crate) dirty_tracking: bool,
+    /// No-snoop transactions are forced to snoop.
+    pub(crate) enforce_coherency: bool,
+}
+
+/// One hardware page table.
+#[derive(Debug)]
+pub struct Domain {
+    token: u64,
+    machine: Arc<Machine>,
+    iommu: Arc<Iommu>,
+    wants: DomainUse,
+    aperture: IovaRange,
+    page_sizes: u64,
+    writer: Mutex<Box<dyn TableWriter>>,
+    reader: Arc<dyn TableReader>,
+    tracking: AtomicBool,
+}
+
+impl Domain {
+    /// An empty table in the format of `iommu`.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM` without table memory.
+    pub(crate) fn new(
+        machine: &Arc<Machine>,
+        iommu: &Arc<Iommu>,
+        wants: DomainUse,
+    ) -> Result<Arc<Self>> {
+        step("a domain")?;
+        let writer = iommu.make_table(&machine.quiesce)?;
+        let reader = writer.reader();
+        let aperture =
+            writer.aperture().intersect(iommu.aperture).unwrap_or_else(|| writer.aperture());
+        Ok(Arc::new(Self {
+            token: machine.token(),
+            machine: Arc::clone(machine),
+            iommu: Arc::clone(iommu),
+            wants,
+            aperture,
+            page_sizes: writer.page_sizes() & iommu.page_sizes,
+            writer: Mutex::new(writer),
+            reader,
+            tracking: AtomicBool::new(false),
+        }))
+    }
+
+    /// A number no one else on the machine has.
+    pub(crate) fn token(&self) -> u64 {
+        self.token
+    }
+
+    /// The machine whose physical space the leaves point into.
+    pub(crate) fn machine(&self) -> &Arc<Machine> {
+        &self.machine
+    }
+
+    /// The IOMMU that walks this table.
+    #[must_use]
+    pub fn iommu(&self) -> &Arc<Iommu> {
+        &self.iommu
+    }
+
+    /// What the domain was made for.
+    pub(crate) fn wants(&self) -> DomainUse {
+        self.wants
+    }
+
+    /// The IOVAs that can be mapped.
+    #[must_use]
+    pub fn aperture(&self) -> IovaRange {
+        self.aperture
+    }
+
+    /// Bit `n` set: leaves of `1 << n` bytes exist.
+    #[must_use]
+    pub fn page_sizes(&self) -> u64 {
+        self.page_sizes
+    }
+
+    /// Bytes of the smallest leaf.
+    #[must_use]
+    pub fn page_size_min(&self) -> u64 {
+        1 << self.page_sizes.trailing_zeros()
+    }
+
+    /// For translating threads.
+    #[must_use]
+    pub fn reader(&self) -> &Arc<dyn TableReader> {
+        &self.reader
+    }
+
+    pub(crate) fn map(
+        &self,
+        iova: Iova,
+        runs: &[Run],
+        prot: Prot,
+        leaf_max: LeafMax,
+    ) -> Result<()> {
+        step("a page table")?;
+        if !prot.intersects(Prot::READ | Prot::WRITE) {
+            // Linux's compatibility layer accepts a mapping without permissions; no device may reach it.
+            return Ok(());
+        }
+        let mut writer = self.writer.lock();
+        if leaf_max == LeafMax::Format {
+            return writer.map(iova, runs, prot);
+        }
+        let mut next = iova.0;
+        for run in runs {
+            let mut done = 0;
+            while done < run.length {
+                let length = (run.length - done).min(PAGE_SIZE - (next & (PAGE_SIZE - 1)));
+                let page = Run { pa: ioasis_iommupt::Pa(run.pa.0 + done), length };
+                if let Err(error) = writer.map(Iova(next), &[page], prot) {
+                    if next > iova.0 {
+                        let mapped =
+                            IovaRange::closed(iova, Iova(next - 1)).expect("something was mapped");
+                        writer.clear(mapped);
+                    }
+                    return Err(error);
+                }
+                done += length;
+                next = next.wrapping_add(length);
+            }
+        }
+        Ok(())
+    }
+
+    /// Empties `range`, whose ends are ends of areas.
+    pub(crate) fn clear(&self, range: IovaRange) {
+        if let Some(range) = range.intersect(self.aperture) {
+            self.writer.lock().clear(range);
+        }
+    }
+
+    /// Splits a leaf that straddles `at`.
+    pub(crate) fn cut(&self, at: Iova) -> Result<()> {
+        step("a page table to split a leaf")?;
+        self.writer.lock().cut(at)
+    }
+
+    /// Whether dirty tracking is on.
+    pub(crate) fn is_tracking(&self) -> bool {
+        self.tracking.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn set_tracking(&self, tracking: bool) {
+        self.tracking.store(tracking, Ordering::Release);
+    }
+
+    /// Reports the dirty ranges inside `range`.
+    pub(crate) fn read_dirty(
+        &self,
+        range: IovaRange,
+        dirty: Dirty,
+        found: &mut dyn FnMut(IovaRange),
+    ) {
+        if let Some(range) = range.intersect(self.aperture) {
+            self.writer.lock().read_dirty(range, dirty, found);
+        }
+    }
+
+    /// Marks what is mapped inside `range` dirty.
+    pub(crate) fn set_dirty(&self, range: IovaRange) {
+        if let Some(range) = range.intersect(self.aperture) {
+            self.writer.lock().set_dirty(range);
+        }
+    }
+}

@@ -1,0 +1,63 @@
+//! Failing the nth fallible step of a call, on purpose.
+//!
+//! Every step of the core that can fail for want of memory or of another resource passes [`step`] first. A test, or
+//! a client that asks for it, arms the calling thread with `n`; the nth step from there on then fails once, and what
+//! the call had built must be gone. The counter belongs to the thread, as Linux's `fail-nth` belongs to the task.
+
+use std::cell::Cell;
+
+use ioasis_uapi::{Errno, Error, Result};
+
+thread_local! {
+    static REMAINING: Cell<u32> = const { Cell::new(0) };
+}
+
+/// Makes the `nth` step from here on fail on this thread; 0 disarms.
+pub fn arm(nth: u32) {
+    REMAINING.set(nth);
+}
+
+/// Disarms this thread and says how many steps were left before the failure: 0 when it happened, or nothing was armed.
+pub fn disarm() -> u32 {
+    REMAINING.replace(0)
+}
+
+/// One step that may fail; `what` is what could not be had.
+///
+/// # Errors
+///
+/// `ENOMEM` when this is the armed step.
+pub fn step(what: &'static str) -> Result<()> {
+    match REMAINING.get() {
+        0 => Ok(()),
+        1 => {
+            REMAINING.set(0);
+            Err(Error::new(Errno::ENOMEM, what))
+        }
+        nth => {
+            REMAINING.set(nth - 1);
+            Ok(())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_nth_step_fails_once() {
+        arm(3);
+        let answers: Vec<bool> = (0..5).map(|_| step("a step").is_ok()).collect();
+        assert_eq!(answers, [true, true, false, true, true]);
+        assert_eq!(disarm(), 0);
+    }
+
+    #[test]
+    fn an_unreached_failure_is_reported() {
+        arm(3);
+        assert!(step("a step").is_ok());
+        assert_eq!(disarm(), 2);
+        assert!(step("a step").is_ok());
+    }
+}

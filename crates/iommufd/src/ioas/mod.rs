@@ -1,0 +1,583 @@
+//! IOAS: one I/O address space, its areas, and the domains that show them to devices.
+//!
+//! Invariants: areas are disjoint and overlap no reserved range; every domain maps exactly the areas; the pages of an
+//! area are held once while there is any domain. A failed call changes nothing, except that UNMAP keeps what it removed
+//! before the area it stopped at, as in Linux. Linux: `drivers/iommu/iommufd/io_pagetable.c`.
+//!
+//! Lock order: `Ioas::hwpts` -> `Ioas::space` -> `Domain::writer`, `Pages::pins`. `Ioas::space` of two IOASes is never held at once
+//! except by CHANGE_PROCESS, which locks them in the order of their ids. It is held while pages are pinned.
+//!
+//! DIFFERS: Linux lets other calls see an area whose pages are still being pinned (they get EBUSY); here they wait.
+
+mod area;
+mod change;
+mod space;
+mod split;
+mod unmap;
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Weak};
+
+use ioasis_iommupt::{Iova, IovaRange, Prot, Run};
+use ioasis_sys::sync::Mutex;
+use ioasis_uapi::Result;
+
+pub(crate) use area::{Area, Areas};
+pub(crate) use space::MemoryRange;
+use space::{AllowedSet, ReservedSet, find_free};
+pub(crate) use split::CutRule;
+pub use unmap::Unmapped;
+
+use crate::access::Access;
+use crate::domain::{Domain, LeafMax};
+use crate::hwpt::Hwpt;
+use crate::inject::step;
+use crate::machine::Machine;
+use crate::object::Head;
+use crate::pages::{PAGE_SIZE, PageRange, Pages};
+
+/// Where a mapping goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// At this IOVA.
+    Fixed(Iova),
+    /// Wherever there is room.
+    Anywhere,
+}
+
+/// A part of a pages object that is to be mapped.
+#[derive(Clone, Debug)]
+pub(crate) struct Slice {
+    pub(crate) pages: Arc<Pages>,
+    pub(crate) start_byte: u64,
+    pub(crate) length: u64,
+}
+
+/// A range that was unmapped, and by whom; kept for the fault log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PastUnmap {
+    pub(crate) range: IovaRange,
+    pub(crate) pid: u32,
+}
+
+/// Unmaps remembered for the fault log.
+const PAST_UNMAPS: usize = 64;
+
+/// Areas of one IOAS. Linux has no limit but the memory charged to the client; ours is taken from the supervisor's.
+const AREAS_MAX: usize = 1 << 22;
+
+/// What the lock of an IOAS guards.
+#[derive(Debug)]
+pub(crate) struct Space {
+    pub(crate) areas: Areas,
+    reserved: ReservedSet,
+    allowed: AllowedSet,
+    domains: Vec<Arc<Domain>>,
+    pub(crate) accesses: Vec<Arc<Access>>,
+    alignment: u64,
+    huge_pages: bool,
+    past_unmaps: VecDeque<PastUnmap>,
+    /// Kept so that a map does not allocate it anew.
+    runs: Vec<Run>,
+}
+
+/// One I/O address space.
+#[derive(Debug)]
+pub struct Ioas {
+    pub(crate) head: Head,
+    machine: Arc<Machine>,
+    /// Every HWPT on this IOAS, in order of creation; also keeps two attaches from making two auto domains.
+    pub(crate) hwpts: Mutex<Vec<Weak<Hwpt>>>,
+    space: Mutex<Space>,
+}
+
+impl Ioas {
+    /// An empty IOAS.
+    #[must_use]
+    pub(crate) fn new(machine: &Arc<Machine>, head: Head) -> Self {
+        let space = Space {
+            areas: Areas::default(),
+            reserved: ReservedSet::default(),
+            allowed: AllowedSet::default(),
+            domains: Vec::new(),
+            accesses: Vec::new(),
+            alignment: 1,
+            huge_pages: true,
+            past_unmaps: VecDeque::with_capacity(PAST_UNMAPS),
+            runs: Vec::new(),
+        };
+        Self {
+            head,
+            machine: Arc::clone(machine),
+            hwpts: Mutex::default(),
+            space: Mutex::new(space),
+        }
+    }
+
+    /// The machine it belongs to.
+    pub(crate) fn machine(&self) -> &Arc<Machine> {
+        &self.machine
+    }
+
+    pub(crate) fn lock(&self) -> ioasis_sys::sync::MutexGuard<'_, Space> {
+        self.space.lock()
+    }
+
+    pub(crate) fn try_lock(&self) -> Option<ioasis_sys::sync::MutexGuard<'_, Space>> {
+        self.space.try_lock()
+    }
+
+    /// Maps all of `pages`.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` misaligned, too little aligned for an allocated IOVA, or over a reserved range; `EOVERFLOW` past the end;
+    /// `EEXIST` over an area; `ENOSPC` without room; `EPERM` writable where the pages are not; `EFAULT` and `ENOMEM` of
+    /// pinning.
+    pub(crate) fn map(&self, slices: &[Slice], place: Place, prot: Prot) -> Result<Iova> {
+        let mut space = self.space.lock();
+        let length = slices.iter().map(|slice| slice.length).sum();
+        let iova = space.place(slices, place, length)?;
+        let mut next = iova.0;
+        for (index, slice) in slices.iter().enumerate() {
+            if let Err(error) = space.add_area(slice, Iova(next), prot) {
+                if index > 0 {
+                    let done =
+                        IovaRange::closed(iova, Iova(next - 1)).expect("a slice was mapped before");
+                    space.drop_areas(&self.machine, done);
+                }
+                return Err(error);
+            }
+            next = next.wrapping_add(slice.length);
+        }
+        Ok(iova)
+    }
+
+    /// The pieces of pages behind `range`: what COPY maps again.
+    ///
+    /// # Errors
+    ///
+    /// `ENOENT` unless areas cover every byte.
+    pub(crate) fn slices(&self, range: IovaRange) -> Result<Vec<Slice>> {
+        step("the source of a copy")?;
+        let space = self.space.lock();
+        let mut slices = Vec::new();
+        space.cover(range, |area, part| {
+            slices.push(Slice {
+                pages: Arc::clone(&area.pages),
+                start_byte: area.byte_at(part.start()),
+                length: part.span() + 1,
+            });
+            Ok(())
+        })?;
+        Ok(slices)
+    }
+
+    /// The ranges that may be mapped, and the alignment a mapping must have.
+    #[must_use]
+    pub fn iova_ranges(&self) -> (Vec<IovaRange>, u64) {
+        let space = self.space.lock();
+        (space.reserved.holes(), space.alignment)
+    }
+
+    /// Limits automatic allocation to `ranges`; none lifts the limit.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` where they overlap each other, `EADDRINUSE` where they hit a reserved range.
+    pub fn allow(&self, ranges: &[IovaRange]) -> Result<()> {
+        step("allowed ranges")?;
+        let mut allowed = AllowedSet::default();
+        ranges.iter().try_for_each(|&range| allowed.add(range))?;
+        let mut space = self.space.lock();
+        if let Some(hit) = allowed.iter().find_map(|range| space.reserved.hit(range)) {
+            return refuse!(EADDRINUSE, "an allowed range is reserved", hit.start().0);
+        }
+        space.allowed = allowed;
+        Ok(())
+    }
+
+    /// Keeps `range` from being mapped, until `owner` takes it back.
+    ///
+    /// # Errors
+    ///
+    /// `EADDRINUSE` where an area or an allowed range is.
+    pub(crate) fn reserve(&self, range: IovaRange, owner: u64) -> Result<()> {
+        self.space.lock().reserve(range, owner)
+    }
+
+    /// Gives back all that `owner` reserved.
+    pub(crate) fn unreserve(&self, owner: u64) {
+        self.space.lock().reserved.remove(owner);
+    }
+
+    /// Shows the areas to the devices of `domain`, now and from now on.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` when its smallest leaf is larger than a page, `EADDRINUSE` when areas or allowed ranges do not fit it,
+    /// `EFAULT` and `ENOMEM` of pinning; nothing has changed then.
+    pub(crate) fn add_domain(&self, domain: &Arc<Domain>) -> Result<()> {
+        step("a domain's place in an IOAS")?;
+        let mut space = self.space.lock();
+        if domain.page_size_min() > PAGE_SIZE {
+            return refuse!(
+                EINVAL,
+                "the IOMMU's smallest page is larger than 4 KiB",
+                domain.page_size_min()
+            );
+        }
+        let alignment = space.alignment.max(domain.page_size_min());
+        space.check_alignment(alignment)?;
+        let aperture = domain.aperture();
+        let outside = [
+            aperture.start().0.checked_sub(1).map(|last| (0, last)),
+            aperture.last().0.checked_add(1).map(|start| (start, u64::MAX)),
+        ];
+        for (start, last) in outside.into_iter().flatten() {
+            let range = IovaRange::closed(Iova(start), Iova(last))
+                .expect("an aperture's complement is a range");
+            if let Err(error) = space.reserve(range, domain.token()) {
+                space.reserved.remove(domain.token());
+                return Err(error);
+            }
+        }
+        if let Err(error) = space.fill_domain(domain) {
+            space.reserved.remove(domain.token());
+            return Err(error);
+        }
+        space.alignment = alignment;
+        space.domains.push(Arc::clone(domain));
+        Ok(())
+    }
+
+    /// Takes `domain`, which no device uses any more, off the IOAS.
+    pub(crate) fn remove_domain(&self, domain: &Domain) {
+        let mut space = self.space.lock();
+        let space = &mut *space;
+        let at = space.domains.iter().position(|other| other.token() == domain.token());
+        space.domains.swap_remove(at.expect("a domain leaves the IOAS it was added to"));
+        space.reserved.remove(domain.token());
+        if space.domains.is_empty() {
+            for area in space.areas.iter_mut().filter(|area| area.filled) {
+                area.filled = false;
+                area.pages.release(area.page_range());
+            }
+        }
+        space.alignment = space.natural_alignment();
+    }
+
+    /// Whether mappings may use leaves larger than a page.
+    #[must_use]
+    pub fn huge_pages(&self) -> bool {
+        self.space.lock().huge_pages
+    }
+
+    /// Lets mappings use leaves larger than a page, or forbids it.
+    ///
+    /// # Errors
+    ///
+    /// Forbidding: `EINVAL` when there are both domains and areas, `EADDRINUSE` when an area is not page aligned.
+    pub fn set_huge_pages(&self, allowed: bool) -> Result<()> {
+        let mut space = self.space.lock();
+        if space.huge_pages == allowed {
+            return Ok(());
+        }
+        if !allowed {
+            if !space.domains.is_empty() && !space.areas.is_empty() {
+                return refuse!(EINVAL, "huge pages cannot be forbidden over existing mappings");
+            }
+            space.check_alignment(space.alignment.max(PAGE_SIZE))?;
+        }
+        space.huge_pages = allowed;
+        space.alignment = space.natural_alignment();
+        Ok(())
+    }
+
+    /// How many areas there are.
+    #[must_use]
+    pub fn areas(&self) -> usize {
+        self.space.lock().areas.len()
+    }
+
+    /// The range of the first area that shares an IOVA with `range`.
+    pub(crate) fn first_area(&self, range: IovaRange) -> Option<IovaRange> {
+        self.space.lock().areas.first(range).map(|area| area.range)
+    }
+
+    /// The range of the area `iova` lies in.
+    pub(crate) fn area_at(&self, iova: Iova) -> Option<IovaRange> {
+        self.space.lock().areas.at(iova).map(|area| area.range)
+    }
+
+    /// The end of `range` that lies inside an area which `range` does not hold whole.
+    pub(crate) fn cut_by(&self, range: IovaRange) -> Option<Iova> {
+        let space = self.space.lock();
+        let cuts =
+            |end: &Iova| space.areas.at(*end).is_some_and(|area| !range.contains(area.range));
+        [range.start(), range.last()].into_iter().find(cuts)
+    }
+
+    /// Whether a device could be translating through it.
+    pub(crate) fn has_domains(&self) -> bool {
+        !self.space.lock().domains.is_empty()
+    }
+
+    /// What the domains have in common: page sizes, and whether all force snooping. `None` without a domain.
+    pub(crate) fn domains_summary(&self) -> Option<(u64, bool)> {
+        let space = self.space.lock();
+        space
+            .domains
+            .iter()
+            .map(|domain| (domain.page_sizes(), domain.wants().enforce_coherency))
+            .reduce(|(sizes, coherent), (other_sizes, other_coherent)| {
+                (sizes & other_sizes, coherent && other_coherent)
+            })
+    }
+
+    /// Runs `each` on every domain.
+    pub(crate) fn each_domain(&self, mut each: impl FnMut(&Domain)) {
+        self.space.lock().domains.iter().for_each(|domain| each(domain));
+    }
+}
+
+impl Space {
+    /// Checks the shape of a mapping and says where it goes.
+    fn place(&self, slices: &[Slice], place: Place, length: u64) -> Result<Iova> {
+        step("an area")?;
+        if self.areas.len() >= AREAS_MAX {
+            return refuse!(ENOMEM, "the IOAS has as many areas as it can hold");
+        }
+        if length == 0 || !length.is_multiple_of(self.alignment) {
+            return refuse!(EINVAL, "length is no multiple of the IOAS alignment", length);
+        }
+        match place {
+            Place::Fixed(iova) => self.check_fixed(iova, length).map(|()| iova),
+            Place::Anywhere => {
+                let first = slices.first().expect("a mapping has pages");
+                let address = first.pages.address_of(first.start_byte);
+                let memory = MemoryRange { address, length };
+                find_free(&self.areas, &self.reserved, &self.allowed, memory, self.alignment)
+            }
+        }
+    }
+
+    fn check_fixed(&self, iova: Iova, length: u64) -> Result<()> {
+        if !iova.0.is_multiple_of(self.alignment) {
+            return refuse!(EINVAL, "iova is no multiple of the IOAS alignment", iova.0);
+        }
+        let range = IovaRange::new(iova, length)?;
+        if let Some(hit) = self.reserved.hit(range) {
+            return refuse!(
+                EINVAL,
+                "the IOVA range is reserved, or outside the IOMMU's aperture",
+                hit.start().0
+            );
+        }
+        if let Some(area) = self.areas.first(range) {
+            return refuse!(EEXIST, "the IOVA range is mapped already", area.range.start().0);
+        }
+        Ok(())
+    }
+
+    /// Adds one area and fills every domain with it.
+    fn add_area(&mut self, slice: &Slice, iova: Iova, prot: Prot) -> Result<()> {
+        if prot.contains(Prot::WRITE) && !slice.pages.writable() {
+            return refuse!(EPERM, "the pages were not mapped writable", iova.0);
+        }
+        let page_offset = slice.start_byte % PAGE_SIZE;
+        if !page_offset.is_multiple_of(self.alignment) {
+            return refuse!(
+                EINVAL,
+                "the memory's place in its page is no multiple of the IOAS alignment",
+                page_offset
+            );
+        }
+        let range = IovaRange::new(iova, slice.length)?;
+        let mut area = Area {
+            range,
+            pages: Arc::clone(&slice.pages),
+            start_byte: slice.start_byte,
+            prot,
+            filled: false,
+            accesses: 0,
+            locks: 0,
+            prevent_access: false,
+        };
+        self.fill_area(&mut area)?;
+        self.areas.insert(area);
+        Ok(())
+    }
+
+    fn leaf_max(&self) -> LeafMax {
+        if self.huge_pages { LeafMax::Format } else { LeafMax::Page }
+    }
+
+    fn fill_area(&mut self, area: &mut Area) -> Result<()> {
+        if self.domains.is_empty() || area.pages.is_revoked() {
+            return Ok(());
+        }
+        let pages = PageRange::of_bytes(area.start_byte, area.length());
+        area.pages.hold(pages)?;
+        self.runs.clear();
+        area.pages.runs(area.start_byte, area.length(), &mut self.runs);
+        let leaf_max = self.leaf_max();
+        for (index, domain) in self.domains.iter().enumerate() {
+            if let Err(error) = domain.map(area.range.start(), &self.runs, area.prot, leaf_max) {
+                self.domains[..index].iter().for_each(|filled| filled.clear(area.range));
+                self.domains.first().expect("one refused").machine().quiesce.wait();
+                area.pages.release(pages);
+                return Err(error);
+            }
+        }
+        area.filled = true;
+        Ok(())
+    }
+
+    /// Fills `domain`, which no device uses yet, with every area.
+    fn fill_domain(&mut self, domain: &Arc<Domain>) -> Result<()> {
+        let leaf_max = self.leaf_max();
+        let first_domain = self.domains.is_empty();
+        let mut refused = None;
+        for area in self.areas.iter_mut() {
+            if area.pages.is_revoked() {
+                continue;
+            }
+            if let Err(error) = fill_domain_area(domain, area, &mut self.runs, leaf_max) {
+                refused = Some(error);
+                break;
+            }
+        }
+        let Some(error) = refused else { return Ok(()) };
+        if first_domain {
+            for area in self.areas.iter_mut().filter(|area| area.filled) {
+                area.filled = false;
+                area.pages.release(area.page_range());
+            }
+        }
+        Err(error)
+    }
+
+    fn reserve(&mut self, range: IovaRange, owner: u64) -> Result<()> {
+        step("a reserved range")?;
+        if let Some(area) = self.areas.first(range) {
+            return refuse!(
+                EADDRINUSE,
+                "a mapping lies in a range that must be reserved",
+                area.range.start().0
+            );
+        }
+        if self.allowed.hit(range) {
+            return refuse!(EADDRINUSE, "an allowed range must be reserved", range.start().0);
+        }
+        self.reserved.add(range, owner);
+        Ok(())
+    }
+
+    /// The alignment that domains, accesses and options ask for.
+    fn natural_alignment(&self) -> u64 {
+        let domains = self.domains.iter().map(|domain| domain.page_size_min());
+        let accesses = self.accesses.iter().map(|access| access.alignment());
+        let option = if self.huge_pages { 1 } else { PAGE_SIZE };
+        domains.chain(accesses).fold(option, u64::max)
+    }
+
+    /// Sets the alignment to what is asked for now.
+    pub(crate) fn relax_alignment(&mut self) {
+        self.alignment = self.natural_alignment();
+    }
+
+    /// Raises the alignment to `alignment` if it is less.
+    pub(crate) fn raise_alignment(&mut self, alignment: u64) -> Result<()> {
+        let alignment = self.alignment.max(alignment);
+        self.check_alignment(alignment)?;
+        self.alignment = alignment;
+        Ok(())
+    }
+
+    fn check_alignment(&self, alignment: u64) -> Result<()> {
+        if alignment <= self.alignment {
+            return Ok(());
+        }
+        let mask = alignment - 1;
+        let misaligned = self.areas.iter().find(|area| {
+            (area.range.start().0 | area.length() | (area.start_byte % PAGE_SIZE)) & mask != 0
+        });
+        match misaligned {
+            Some(area) => refuse!(
+                EADDRINUSE,
+                "a mapping is less aligned than is needed",
+                area.range.start().0
+            ),
+            None => Ok(()),
+        }
+    }
+
+    /// Walks the areas over `range`, with the part of each that lies in it.
+    ///
+    /// # Errors
+    ///
+    /// `ENOENT` at the first byte that no area covers, and whatever `each` returns.
+    pub(crate) fn cover(
+        &self,
+        range: IovaRange,
+        mut each: impl FnMut(&Area, IovaRange) -> Result<()>,
+    ) -> Result<()> {
+        let mut next = Some(range.start());
+        for area in self.areas.overlapping(range) {
+            if next.is_none_or(|next| area.range.start() > next) {
+                break;
+            }
+            let part = area.range.intersect(range).expect("an overlapping area overlaps");
+            each(area, part)?;
+            next = part.last().0.checked_add(1).map(Iova);
+            if part.last() == range.last() {
+                return Ok(());
+            }
+        }
+        let gap = next.map_or(u64::MAX, |next| next.0);
+        refuse!(ENOENT, "nothing is mapped at the IOVA", gap)
+    }
+
+    /// Who unmapped `iova`, as far back as is remembered.
+    pub(crate) fn past_unmap(&self, iova: Iova) -> Option<PastUnmap> {
+        let hit = |past: &&PastUnmap| past.range.start() <= iova && iova <= past.range.last();
+        self.past_unmaps.iter().rev().find(hit).copied()
+    }
+
+    fn remember_unmap(&mut self, past: PastUnmap) {
+        if self.past_unmaps.len() == PAST_UNMAPS {
+            self.past_unmaps.pop_front();
+        }
+        self.past_unmaps.push_back(past);
+    }
+}
+
+fn fill_domain_area(
+    domain: &Domain,
+    area: &mut Area,
+    runs: &mut Vec<Run>,
+    leaf_max: LeafMax,
+) -> Result<()> {
+    if !area.filled {
+        area.pages.hold(area.page_range())?;
+        area.filled = true;
+    }
+    runs.clear();
+    area.pages.runs(area.start_byte, area.length(), runs);
+    domain.map(area.range.start(), runs, area.prot, leaf_max)
+}
+
+impl Drop for Ioas {
+    fn drop(&mut self) {
+        let space = self.space.get_mut();
+        while let Some(area) = space.areas.pop() {
+            if area.filled {
+                area.pages.release(area.page_range());
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,377 @@
+//! The simulated hardware: IOMMUs, groups, and the endpoints behind them.
+//!
+//! An [`Endpoint`] is a device as the IOMMU sees it: a requester ID and what it translates through. Endpoints that the IOMMU
+//! cannot tell apart share a [`Group`], and with it one owner and one attachment.
+//!
+//! Lock order: `Group::ownership` is a leaf. `Group::attachment` is swapped under the lock of whoever owns the group.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Weak};
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use ioasis_iommupt::{Iova, IovaRange, Quiesce, TableWriter};
+use ioasis_sys::sync::Mutex;
+use ioasis_uapi::Result;
+
+use crate::domain::Domain;
+use crate::ioas::Ioas;
+use crate::machine::Machine;
+
+/// Whose hardware an IOMMU imitates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Intel VT-d, scalable mode.
+    Vtd,
+    /// AMD-Vi.
+    Amd,
+    /// Arm SMMUv3.
+    Smmuv3,
+    /// RISC-V IOMMU.
+    Riscv,
+}
+
+/// What one simulated IOMMU can do.
+#[derive(Clone, Debug)]
+pub struct Iommu {
+    /// Whose hardware it imitates; chooses the page-table format.
+    pub kind: Kind,
+    /// IOVAs it can translate.
+    pub aperture: IovaRange,
+    /// Bit `n` set: leaves of `1 << n` bytes may be used, where the format has them.
+    pub page_sizes: u64,
+    /// Sets dirty bits.
+    pub dirty_tracking: bool,
+    /// Can force no-snoop transactions to snoop.
+    pub enforce_coherency: bool,
+    /// DMA is coherent with the processor's caches; without it no device can be bound.
+    pub cache_coherent: bool,
+    /// Width of a PASID, 0 without PASIDs.
+    pub pasid_bits: u32,
+    /// Can translate in two stages.
+    pub nesting: bool,
+    /// Isolates interrupts of different devices.
+    pub isolated_msi: bool,
+}
+
+/// Page sizes of 4 KiB, 2 MiB and 1 GiB, which every format has.
+const PAGE_SIZES: u64 = (1 << 12) | (1 << 21) | (1 << 30);
+
+impl Iommu {
+    /// An IOMMU of this kind with everything a current one has, translating 48 bits.
+    #[must_use]
+    pub fn new(kind: Kind) -> Self {
+        Self {
+            kind,
+            aperture: IovaRange::closed(Iova(0), Iova((1 << 48) - 1))
+                .expect("an aperture is not empty"),
+            page_sizes: PAGE_SIZES,
+            dirty_tracking: true,
+            enforce_coherency: matches!(kind, Kind::Vtd | Kind::Amd),
+            cache_coherent: true,
+            pasid_bits: 20,
+            nesting: true,
+            isolated_msi: true,
+        }
+    }
+
+    /// The ranges that devices behind this kind of IOMMU cannot use: where interrupts go.
+    #[must_use]
+    pub fn reserved(&self) -> Vec<ReservedRegion> {
+        let region = |start, last, kind| ReservedRegion {
+            range: IovaRange::closed(Iova(start), Iova(last)).expect("a region is not empty"),
+            kind,
+        };
+        match self.kind {
+            // VT-d 3.14: DMA writes to 0xfeexxxxx are interrupt requests.
+            Kind::Vtd => vec![region(0xfee0_0000, 0xfeef_ffff, ReservedKind::Msi)],
+            // AMD-Vi 2.1.4, table 3: interrupts, and the HyperTransport range.
+            Kind::Amd => vec![
+                region(0xfee0_0000, 0xfeef_ffff, ReservedKind::Msi),
+                region(0xfd_0000_0000, 0xff_ffff_ffff, ReservedKind::Reserved),
+            ],
+            // Linux's choice for doorbells that must be mapped: MSI_IOVA_BASE, MSI_IOVA_LENGTH.
+            Kind::Smmuv3 | Kind::Riscv => vec![region(0x800_0000, 0x80f_ffff, ReservedKind::SwMsi)],
+        }
+    }
+
+    /// The registers GET_HW_INFO shows, under their type; `wanted` is the type asked for, or the default.
+    ///
+    /// # Errors
+    ///
+    /// `EOPNOTSUPP` for a type this hardware does not have.
+    pub(crate) fn hw_info(&self, wanted: u32) -> Result<(u32, Vec<u8>)> {
+        crate::hwinfo::describe(self, wanted)
+    }
+
+    /// An empty page table in the format of this IOMMU.
+    pub(crate) fn make_table(&self, quiesce: &Arc<dyn Quiesce>) -> Result<Box<dyn TableWriter>> {
+        crate::format::make_table(self, quiesce)
+    }
+}
+
+/// Why a range cannot be mapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReservedKind {
+    /// Identity mapped by firmware.
+    Direct,
+    /// Identity mapped by firmware until somebody else owns the device: no obstacle.
+    DirectRelaxable,
+    /// Not translated.
+    Reserved,
+    /// Writes there are interrupts.
+    Msi,
+    /// Where software maps the interrupt doorbell.
+    SwMsi,
+}
+
+/// A range of IOVAs that a device cannot use for memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReservedRegion {
+    /// Which.
+    pub range: IovaRange,
+    /// Why.
+    pub kind: ReservedKind,
+}
+
+/// What the endpoints of a group translate through.
+#[derive(Debug)]
+pub(crate) struct Attachment {
+    pub(crate) domain: Arc<Domain>,
+    /// For the fault log.
+    pub(crate) ioas: Weak<Ioas>,
+}
+
+#[derive(Debug, Default)]
+struct Ownership {
+    owner: Option<u64>,
+    claims: u32,
+    kernel_drivers: u32,
+}
+
+/// Endpoints the IOMMU cannot tell apart.
+#[derive(Debug)]
+pub struct Group {
+    number: u32,
+    token: u64,
+    machine: Arc<Machine>,
+    iommu: Arc<Iommu>,
+    ownership: Mutex<Ownership>,
+    attachment: ArcSwapOption<Attachment>,
+}
+
+impl Group {
+    /// Group `number` behind `iommu`, owned by nobody, all DMA blocked.
+    #[must_use]
+    pub fn new(machine: &Arc<Machine>, iommu: &Arc<Iommu>, number: u32) -> Arc<Self> {
+        Arc::new(Self {
+            number,
+            token: machine.token(),
+            machine: Arc::clone(machine),
+            iommu: Arc::clone(iommu),
+            ownership: Mutex::default(),
+            attachment: ArcSwapOption::empty(),
+        })
+    }
+
+    /// Its number in `/sys/kernel/iommu_groups`.
+    #[must_use]
+    pub fn number(&self) -> u32 {
+        self.number
+    }
+
+    /// The IOMMU it is behind.
+    #[must_use]
+    pub fn iommu(&self) -> &Arc<Iommu> {
+        &self.iommu
+    }
+
+    /// A number no one else on the machine has.
+    pub(crate) fn token(&self) -> u64 {
+        self.token
+    }
+
+    /// A host driver begins to use an endpoint of the group.
+    ///
+    /// # Errors
+    ///
+    /// `EBUSY` while a user owns the group.
+    pub fn kernel_driver_attached(&self) -> Result<()> {
+        let mut ownership = self.ownership.lock();
+        if ownership.claims > 0 {
+            return refuse!(EBUSY, "a user owns the group", u64::from(self.number));
+        }
+        ownership.kernel_drivers += 1;
+        Ok(())
+    }
+
+    /// A host driver let go of an endpoint of the group.
+    pub fn kernel_driver_detached(&self) {
+        let mut ownership = self.ownership.lock();
+        ownership.kernel_drivers = ownership.kernel_drivers.saturating_sub(1);
+    }
+
+    /// Makes `owner` the only one who attaches this group.
+    ///
+    /// # Errors
+    ///
+    /// `EPERM` while somebody else owns it, or a host driver uses it.
+    pub(crate) fn claim(&self, owner: u64) -> Result<()> {
+        let mut ownership = self.ownership.lock();
+        if ownership.kernel_drivers > 0 {
+            return refuse!(
+                EPERM,
+                "a host driver uses a device of the group",
+                u64::from(self.number)
+            );
+        }
+        if ownership.claims > 0 && ownership.owner != Some(owner) {
+            return refuse!(
+                EPERM,
+                "another open of /dev/iommu or a container owns the group",
+                u64::from(self.number)
+            );
+        }
+        ownership.owner = Some(owner);
+        ownership.claims += 1;
+        Ok(())
+    }
+
+    /// Gives one claim back; with the last, DMA is blocked.
+    pub(crate) fn disown(&self) {
+        let mut ownership = self.ownership.lock();
+        ownership.claims = ownership.claims.checked_sub(1).expect("a claim is given back once");
+        if ownership.claims == 0 {
+            ownership.owner = None;
+            drop(ownership);
+            self.attach(None);
+        }
+    }
+
+    /// Whether a user owns the group.
+    #[must_use]
+    pub fn is_owned(&self) -> bool {
+        self.ownership.lock().claims > 0
+    }
+
+    /// Makes all endpoints translate through `attachment`, or blocks them. No DMA uses what was there before when it returns.
+    pub(crate) fn attach(&self, attachment: Option<Attachment>) {
+        let old = self.attachment.swap(attachment.map(Arc::new));
+        if old.is_some() {
+            self.machine.quiesce.wait();
+        }
+    }
+
+    pub(crate) fn attachment(&self) -> arc_swap::Guard<Option<Arc<Attachment>>> {
+        self.attachment.load()
+    }
+}
+
+/// How an [`Endpoint`] is made.
+#[derive(Clone, Debug)]
+pub struct EndpointConfig {
+    /// What messages call it, a PCI address for instance.
+    pub name: String,
+    /// Bus, device and function as they travel with each transaction.
+    pub requester_id: u16,
+    /// Ranges it cannot use for memory.
+    pub reserved: Vec<ReservedRegion>,
+    /// Width of the PASIDs it can send, 0 without.
+    pub pasid_bits: u32,
+    /// PASIDs with execute permission.
+    pub pasid_exec: bool,
+    /// PASIDs in privileged mode.
+    pub pasid_privileged: bool,
+    /// Translates ahead (ATS).
+    pub ats: bool,
+}
+
+/// A device as the IOMMU sees it.
+#[derive(Debug)]
+pub struct Endpoint {
+    config: EndpointConfig,
+    token: u64,
+    machine: Arc<Machine>,
+    group: Arc<Group>,
+    /// What each PASID translates through.
+    pasids: ArcSwap<BTreeMap<u32, Arc<Attachment>>>,
+}
+
+impl Endpoint {
+    /// A device in `group`.
+    #[must_use]
+    pub fn new(group: &Arc<Group>, config: EndpointConfig) -> Arc<Self> {
+        let machine = Arc::clone(&group.machine);
+        Arc::new(Self {
+            config,
+            token: machine.token(),
+            machine,
+            group: Arc::clone(group),
+            pasids: ArcSwap::default(),
+        })
+    }
+
+    /// Makes transactions with `pasid` translate through `attachment`, or blocks them. The owner of the group calls it,
+    /// one call at a time.
+    pub(crate) fn attach_pasid(&self, pasid: u32, attachment: Option<Attachment>) {
+        let mut pasids = BTreeMap::clone(&self.pasids.load());
+        match attachment {
+            Some(attachment) => pasids.insert(pasid, Arc::new(attachment)),
+            None => pasids.remove(&pasid),
+        };
+        self.pasids.store(Arc::new(pasids));
+        self.machine.quiesce.wait();
+    }
+
+    /// What transactions with `pasid` translate through.
+    pub(crate) fn pasid_attachment(&self, pasid: u32) -> Option<Arc<Attachment>> {
+        self.pasids.load().get(&pasid).cloned()
+    }
+
+    /// How it was made.
+    #[must_use]
+    pub fn config(&self) -> &EndpointConfig {
+        &self.config
+    }
+
+    /// The group it is in.
+    #[must_use]
+    pub fn group(&self) -> &Arc<Group> {
+        &self.group
+    }
+
+    /// The IOMMU it is behind.
+    #[must_use]
+    pub fn iommu(&self) -> &Arc<Iommu> {
+        &self.group.iommu
+    }
+
+    /// A number no one else on the machine has: the owner of its reserved ranges.
+    pub(crate) fn token(&self) -> u64 {
+        self.token
+    }
+
+    pub(crate) fn machine(&self) -> &Arc<Machine> {
+        &self.machine
+    }
+
+    /// Ranges that must stay unmapped in whatever it is attached to.
+    pub(crate) fn reserved(&self) -> impl Iterator<Item = IovaRange> {
+        let binds = |region: &&ReservedRegion| region.kind != ReservedKind::DirectRelaxable;
+        self.config.reserved.iter().filter(binds).map(|region| region.range)
+    }
+
+    /// Keeps its reserved ranges free in `ioas`.
+    ///
+    /// # Errors
+    ///
+    /// `EADDRINUSE` where something is mapped or allowed; nothing is reserved then.
+    pub(crate) fn reserve_in(&self, ioas: &Ioas) -> Result<()> {
+        for range in self.reserved() {
+            if let Err(error) = ioas.reserve(range, self.token) {
+                ioas.unreserve(self.token);
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,71 @@
+//! What all opens of one simulated machine share.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+
+use ioasis_iommupt::Quiesce;
+
+use crate::account::Ledger;
+use crate::faultlog::FaultLog;
+use crate::format::DmaSections;
+use crate::phys::Phys;
+
+/// Module parameters that the core reads.
+#[derive(Debug)]
+pub struct Params {
+    /// `vfio_iommu_type1.allow_unsafe_interrupts` and `iommufd.allow_unsafe_interrupts`.
+    pub allow_unsafe_interrupts: AtomicBool,
+    /// `vfio_iommu_type1.dma_entry_limit`: mappings a container may have, read when it is opened.
+    pub dma_entry_limit: AtomicU32,
+    /// `vfio_iommu_type1.disable_hugepages`.
+    pub disable_hugepages: AtomicBool,
+    /// `vfio.enable_unsafe_noiommu_mode`.
+    pub enable_unsafe_noiommu_mode: AtomicBool,
+}
+
+impl Default for Params {
+    fn default() -> Self {
+        Self {
+            allow_unsafe_interrupts: AtomicBool::new(false),
+            dma_entry_limit: AtomicU32::new(u32::from(u16::MAX)),
+            disable_hugepages: AtomicBool::new(false),
+            enable_unsafe_noiommu_mode: AtomicBool::new(false),
+        }
+    }
+}
+
+/// The physical space, the ledger and the parameters of one simulated machine.
+#[derive(Debug)]
+pub struct Machine {
+    /// What output addresses mean.
+    pub phys: Phys,
+    /// Who pays for what.
+    pub ledger: Ledger,
+    /// Module parameters.
+    pub params: Params,
+    /// DMA that was refused.
+    pub faults: FaultLog,
+    /// Knows when no DMA uses what was taken away.
+    pub(crate) quiesce: Arc<dyn Quiesce>,
+    tokens: AtomicU64,
+}
+
+impl Machine {
+    /// An empty machine.
+    #[must_use]
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self {
+            phys: Phys::default(),
+            ledger: Ledger::default(),
+            params: Params::default(),
+            faults: FaultLog::default(),
+            quiesce: Arc::new(DmaSections::default()),
+            tokens: AtomicU64::new(1),
+        })
+    }
+
+    /// A number no one else on this machine has.
+    pub(crate) fn token(&self) -> u64 {
+        self.tokens.fetch_add(1, Ordering::Relaxed)
+    }
+}

@@ -1,0 +1,125 @@
+//! A client and a machine for tests.
+
+use std::sync::Arc;
+
+use ioasis_iommupt::Prot;
+use ioasis_uapi::{Errno, Error, Result};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+use crate::{
+    Account, AddressSpace, Client, Context, Endpoint, EndpointConfig, Group, Iommu, IommuKind,
+    Machine, Memory,
+};
+
+/// First address of the client's memory.
+pub(crate) const BASE: u64 = 0x10_0000_0000;
+/// Bytes of the client's memory.
+pub(crate) const SIZE: usize = 4 << 20;
+/// Where [`TestClient::call`] puts the struct: the last pages are for arguments.
+pub(crate) const ARG: u64 = BASE + SIZE as u64 - 0x8000;
+
+/// A client whose memory is local.
+#[derive(Debug)]
+pub(crate) struct TestClient {
+    pub(crate) memory: Memory,
+    pub(crate) account: Account,
+}
+
+pub(crate) const ACCOUNT: Account = Account {
+    pid: 100,
+    uid: 1000,
+    memlock_pages: Some(1 << 20),
+    ipc_lock: false,
+    sys_resource: false,
+    sys_rawio: false,
+};
+
+impl TestClient {
+    pub(crate) fn new() -> Self {
+        Self { memory: Memory::new(BASE, SIZE).unwrap(), account: ACCOUNT }
+    }
+
+    /// Puts `cmd` into memory, calls, and reads it back.
+    pub(crate) fn call<T>(&self, context: &Arc<Context>, ioctl: u32, cmd: &mut T) -> Result<i64>
+    where
+        T: FromBytes + IntoBytes + Immutable,
+    {
+        self.memory.write(ARG, cmd.as_bytes()).unwrap();
+        let answer = context.ioctl(self, ioctl, ARG);
+        self.memory.read(ARG, cmd.as_mut_bytes()).unwrap();
+        answer
+    }
+}
+
+impl Client for TestClient {
+    fn read(&self, address: u64, buf: &mut [u8]) -> Result<()> {
+        self.memory.read(address, buf)
+    }
+
+    fn write(&self, address: u64, buf: &[u8]) -> Result<()> {
+        self.memory.write(address, buf)
+    }
+
+    fn memory(&self) -> Arc<dyn AddressSpace> {
+        Arc::new(self.memory.clone())
+    }
+
+    fn file_memory(&self, fd: i32) -> Result<Arc<dyn AddressSpace>> {
+        Err(Error::at(Errno::EBADF, "no file is open", u64::from(fd.unsigned_abs())))
+    }
+
+    fn account(&self) -> Account {
+        self.account
+    }
+}
+
+/// A machine with one VT-d IOMMU and devices in groups of their own.
+#[derive(Debug)]
+pub(crate) struct TestMachine {
+    pub(crate) machine: Arc<Machine>,
+    pub(crate) iommu: Arc<Iommu>,
+    groups: std::cell::Cell<u32>,
+}
+
+impl TestMachine {
+    pub(crate) fn new() -> Self {
+        Self::with(Iommu::new(IommuKind::Vtd))
+    }
+
+    pub(crate) fn with(iommu: Iommu) -> Self {
+        Self { machine: Machine::new(), iommu: Arc::new(iommu), groups: std::cell::Cell::new(0) }
+    }
+
+    pub(crate) fn group(&self) -> Arc<Group> {
+        self.groups.set(self.groups.get() + 1);
+        Group::new(&self.machine, &self.iommu, self.groups.get())
+    }
+
+    pub(crate) fn endpoint(&self) -> Arc<Endpoint> {
+        self.endpoint_in(&self.group())
+    }
+
+    pub(crate) fn endpoint_in(&self, group: &Arc<Group>) -> Arc<Endpoint> {
+        Endpoint::new(
+            group,
+            EndpointConfig {
+                name: "0000:01:00.0".into(),
+                requester_id: 0x100,
+                reserved: self.iommu.reserved(),
+                pasid_bits: 20,
+                pasid_exec: false,
+                pasid_privileged: false,
+                ats: false,
+            },
+        )
+    }
+
+    /// Nothing is held, pinned or charged any more.
+    pub(crate) fn assert_clean(&self) {
+        assert_eq!(self.machine.ledger.processes(), []);
+        assert_eq!(self.machine.phys.windows(), 0);
+    }
+}
+
+/// Read and write.
+pub(crate) const RW: Prot = Prot::READ.union(Prot::WRITE);

@@ -1,0 +1,347 @@
+//! The type1 driver's rules on an IOAS: what a container does once SET_IOMMU chose it.
+//!
+//! Each area is one MAP_DMA, never cut. Linux: `drivers/vfio/vfio_iommu_type1.c`.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use ioasis_iommupt::{Iova, IovaRange, Prot};
+use ioasis_uapi::vfio as abi;
+use ioasis_uapi::{Errno, Error, Result};
+use zerocopy::IntoBytes;
+
+use super::argument::{Chain, read};
+use super::compat::push_ranges;
+use super::container::{GroupKind, Member};
+use crate::Client;
+use crate::account::Rule;
+use crate::context::{MapRequest, map_pages};
+use crate::domain::{Domain, DomainUse};
+use crate::inject::step;
+use crate::ioas::{Ioas, Place};
+use crate::iommu::{Attachment, Group};
+use crate::machine::Machine;
+use crate::object::Head;
+use crate::pages::PAGE_SIZE;
+
+/// One page table and the groups that translate through it.
+#[derive(Debug)]
+struct GroupDomain {
+    domain: Arc<Domain>,
+    groups: Vec<Arc<Group>>,
+}
+
+/// What GET_INFO shows as the largest dirty bitmap: 256 MiB, `DIRTY_BITMAP_SIZE_MAX`.
+const DIRTY_BITMAP_SIZE_MAX: u64 = 256 << 20;
+
+/// The driver of one container.
+#[derive(Debug)]
+pub(super) struct Type1 {
+    machine: Arc<Machine>,
+    v2: bool,
+    ioas: Arc<Ioas>,
+    domains: Vec<GroupDomain>,
+    emulated: Vec<Arc<Group>>,
+    /// Mappings that may still be made.
+    avail: u32,
+}
+
+impl Type1 {
+    /// Whether the driver, not opened yet, has the extension.
+    pub(super) fn offers(number: u32) -> bool {
+        matches!(number, abi::TYPE1_IOMMU | abi::TYPE1v2_IOMMU | abi::UNMAP_ALL)
+    }
+
+    /// The driver, for the IOMMU type that SET_IOMMU names.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` for a number that is an extension but no IOMMU type.
+    pub(super) fn open(machine: &Arc<Machine>, number: u32) -> Result<Self> {
+        step("the type1 driver")?;
+        let v2 = match number {
+            abi::TYPE1_IOMMU => false,
+            abi::TYPE1v2_IOMMU => true,
+            _ => return refuse!(EINVAL, "the extension is no IOMMU type", u64::from(number)),
+        };
+        Ok(Self {
+            machine: Arc::clone(machine),
+            v2,
+            ioas: Arc::new(Ioas::new(machine, Head::outside())),
+            domains: Vec::new(),
+            emulated: Vec::new(),
+            avail: machine.params.dma_entry_limit.load(Ordering::Relaxed),
+        })
+    }
+
+    pub(super) fn check_extension(&self, number: u32) -> bool {
+        match number {
+            abi::DMA_CC_IOMMU => {
+                self.domains.iter().all(|domain| domain.domain.wants().enforce_coherency)
+            }
+            abi::UPDATE_VADDR => self.emulated.is_empty(),
+            _ => Self::offers(number),
+        }
+    }
+
+    pub(super) fn ioctl(&mut self, client: &dyn Client, cmd: u32, arg: u64) -> Result<i64> {
+        match cmd {
+            abi::IOMMU_GET_INFO => self.get_info(client, arg),
+            abi::IOMMU_MAP_DMA => self.map_dma(client, arg),
+            abi::IOMMU_UNMAP_DMA => self.unmap_dma(client, arg),
+            _ => refuse!(ENOTTY, "no such ioctl on a type1 container", u64::from(cmd)),
+        }
+    }
+
+    /// Attaches a group: an existing page table if one suits it, else one of its own that shows all mappings.
+    pub(super) fn attach(&mut self, member: &Member) -> Result<()> {
+        step("a group in a container")?;
+        let known = |group: &Arc<Group>| member.is(group);
+        if self.emulated.iter().any(known)
+            || self.domains.iter().any(|domain| domain.groups.iter().any(known))
+        {
+            return refuse!(
+                EINVAL,
+                "the group is attached already",
+                u64::from(member.group.number())
+            );
+        }
+        if member.kind == GroupKind::Emulated {
+            self.emulated.push(Arc::clone(&member.group));
+            return Ok(());
+        }
+        for &range in &member.reserved {
+            if let Err(error) = self.ioas.reserve(range, member.token) {
+                self.ioas.unreserve(member.token);
+                return Err(conflict(error));
+            }
+        }
+        let attached = self.attach_domain(member);
+        if attached.is_err() {
+            self.ioas.unreserve(member.token);
+        }
+        attached
+    }
+
+    fn attach_domain(&mut self, member: &Member) -> Result<()> {
+        let iommu = member.group.iommu();
+        let unsafe_allowed = self.machine.params.allow_unsafe_interrupts.load(Ordering::Relaxed);
+        if !iommu.isolated_msi && !unsafe_allowed {
+            return refuse!(
+                EPERM,
+                "the group's interrupts are not isolated (allow_unsafe_interrupts is off)"
+            );
+        }
+        let wants = DomainUse { dirty_tracking: false, enforce_coherency: iommu.enforce_coherency };
+        let suits =
+            |at: &GroupDomain| Arc::ptr_eq(at.domain.iommu(), iommu) && at.domain.wants() == wants;
+        let at = match self.domains.iter().position(suits) {
+            Some(at) => at,
+            None => {
+                let domain = Domain::new(&self.machine, iommu, wants)?;
+                self.ioas.add_domain(&domain).map_err(conflict)?;
+                self.domains.push(GroupDomain { domain, groups: Vec::new() });
+                self.domains.len() - 1
+            }
+        };
+        let entry = &mut self.domains[at];
+        entry.groups.push(Arc::clone(&member.group));
+        let ioas = Arc::downgrade(&self.ioas);
+        member.group.attach(Some(Attachment { domain: Arc::clone(&entry.domain), ioas }));
+        Ok(())
+    }
+
+    /// Detaches a group; with the last of a page table that goes, with the last of all every mapping.
+    pub(super) fn detach(&mut self, member: &Member) {
+        self.emulated.retain(|group| !member.is(group));
+        if let Some(at) = self
+            .domains
+            .iter()
+            .position(|domain| domain.groups.iter().any(|group| member.is(group)))
+        {
+            member.group.attach(None);
+            self.domains[at].groups.retain(|group| !member.is(group));
+            if self.domains[at].groups.is_empty() {
+                let gone = self.domains.swap_remove(at);
+                self.ioas.remove_domain(&gone.domain);
+            }
+        }
+        self.ioas.unreserve(member.token);
+        if self.domains.is_empty() && self.emulated.is_empty() {
+            let _everything = self.ioas.unmap_all(0);
+        }
+    }
+
+    /// Page sizes all domains have; without one, every size from a page up.
+    fn page_sizes(&self) -> u64 {
+        let common = self.ioas.domains_summary().map_or(u64::MAX, |(sizes, _)| sizes);
+        if common & (PAGE_SIZE - 1) == 0 { common } else { (common & !(PAGE_SIZE - 1)) | PAGE_SIZE }
+    }
+
+    fn page_size_min(&self) -> u64 {
+        1 << self.page_sizes().trailing_zeros()
+    }
+
+    fn get_info(&self, client: &dyn Client, arg: u64) -> Result<i64> {
+        let min_size = std::mem::offset_of!(abi::IommuType1Info, cap_offset);
+        let mut info: abi::IommuType1Info = read(client, arg, min_size)?;
+        let argsz = usize::try_from(info.argsz).expect("32 bits fit usize");
+        let header = |id| abi::InfoCapHeader { id, version: 1, next: 0 };
+        let mut chain = Chain::new(size_of::<abi::IommuType1Info>());
+        let migration = abi::IommuType1InfoCapMigration {
+            header: header(abi::IOMMU_TYPE1_INFO_CAP_MIGRATION),
+            flags: 0,
+            __padding: 0,
+            pgsize_bitmap: self.page_size_min(),
+            max_dirty_bitmap_size: DIRTY_BITMAP_SIZE_MAX,
+        };
+        chain.push(&migration, &[]);
+        let avail = abi::IommuType1InfoDmaAvail {
+            header: header(abi::IOMMU_TYPE1_INFO_DMA_AVAIL),
+            avail: self.avail,
+        };
+        chain.push(&avail, &[]);
+        if !self.domains.is_empty() {
+            push_ranges(&mut chain, &self.ioas.iova_ranges().0);
+        }
+        info.flags = abi::IOMMU_INFO_PGSIZES | abi::IOMMU_INFO_CAPS;
+        info.iova_pgsizes = self.page_sizes();
+        info.cap_offset = 0;
+        if info.argsz < chain.total() {
+            info.argsz = chain.total();
+        } else {
+            client.write(arg.wrapping_add(size_of_val(&info) as u64), chain.bytes())?;
+            info.cap_offset = u32::try_from(size_of_val(&info)).expect("a struct is short");
+        }
+        let bytes = info.as_bytes();
+        client.write(arg, &bytes[..argsz.min(bytes.len())])?;
+        Ok(0)
+    }
+
+    fn map_dma(&mut self, client: &dyn Client, arg: u64) -> Result<i64> {
+        let map: abi::IommuType1DmaMap = read(client, arg, size_of::<abi::IommuType1DmaMap>())?;
+        let known = abi::DMA_MAP_FLAG_READ | abi::DMA_MAP_FLAG_WRITE;
+        if map.flags & !known != 0 {
+            return refuse!(EINVAL, "unknown MAP_DMA flags", u64::from(map.flags));
+        }
+        if map.size == 0 {
+            return refuse!(EINVAL, "size is zero");
+        }
+        let range = IovaRange::new(Iova(map.iova), map.size)?;
+        if map.vaddr.checked_add(map.size - 1).is_none() {
+            return refuse!(EOVERFLOW, "the mapped memory wraps", map.vaddr);
+        }
+        let mut prot = Prot::empty();
+        prot.set(Prot::READ, map.flags & abi::DMA_MAP_FLAG_READ != 0);
+        prot.set(Prot::WRITE, map.flags & abi::DMA_MAP_FLAG_WRITE != 0);
+        if prot.is_empty() {
+            return refuse!(EINVAL, "neither READ nor WRITE is set");
+        }
+        check_aligned(self.page_size_min(), map.size, map.iova, map.vaddr)?;
+        if let Some(area) = self.ioas.first_area(range) {
+            return refuse!(EEXIST, "the IOVA range is mapped already", area.start().0);
+        }
+        if self.avail == 0 {
+            return refuse!(ENOSPC, "the container has as many mappings as dma_entry_limit allows");
+        }
+        let account = client.account();
+        let request = MapRequest {
+            space: client.memory(),
+            address: map.vaddr,
+            length: map.size,
+            place: Place::Fixed(range.start()),
+            // Device memory too: another device's BAR is mapped by the client's address of it.
+            prot: prot | Prot::MMIO,
+            account,
+        };
+        map_pages(&self.machine, &self.ioas, request, Rule::type1(&account))?;
+        self.avail -= 1;
+        Ok(0)
+    }
+
+    fn unmap_dma(&mut self, client: &dyn Client, arg: u64) -> Result<i64> {
+        let mut unmap: abi::IommuType1DmaUnmap =
+            read(client, arg, size_of::<abi::IommuType1DmaUnmap>())?;
+        if unmap.flags & !abi::DMA_UNMAP_FLAG_ALL != 0 {
+            return refuse!(EINVAL, "unknown UNMAP_DMA flags", u64::from(unmap.flags));
+        }
+        let range = self.unmap_range(&unmap)?;
+        unmap.size = self.remove(range, client.account().pid)?;
+        client.write(arg, unmap.as_bytes())?;
+        Ok(0)
+    }
+
+    /// What an UNMAP_DMA names.
+    fn unmap_range(&self, unmap: &abi::IommuType1DmaUnmap) -> Result<IovaRange> {
+        let page = self.page_size_min();
+        if !unmap.iova.is_multiple_of(page) {
+            return refuse!(EINVAL, "iova is not page aligned", unmap.iova);
+        }
+        if unmap.flags & abi::DMA_UNMAP_FLAG_ALL != 0 {
+            if unmap.iova != 0 || unmap.size != 0 {
+                return refuse!(
+                    EINVAL,
+                    "with ALL, iova and size must be 0",
+                    unmap.iova | unmap.size
+                );
+            }
+            return Ok(IovaRange::ALL);
+        }
+        if unmap.size == 0 || !unmap.size.is_multiple_of(page) {
+            return refuse!(EINVAL, "size is zero or not page aligned", unmap.size);
+        }
+        IovaRange::new(Iova(unmap.iova), unmap.size)
+    }
+
+    /// Removes the mappings a range names under the rules of the IOMMU type; returns the bytes.
+    fn remove(&mut self, range: IovaRange, pid: u32) -> Result<u64> {
+        let range = if self.v2 {
+            if range != IovaRange::ALL
+                && let Some(cut) = self.ioas.cut_by(range)
+            {
+                return refuse!(EINVAL, "the range cuts a mapping", cut.0);
+            }
+            range
+        } else {
+            // A mapping goes whole when its first byte is in the range; one that began before stops everything.
+            match self.ioas.area_at(range.start()) {
+                Some(first) if first.start() < range.start() => return Ok(0),
+                _ => self
+                    .ioas
+                    .area_at(range.last())
+                    .map_or(Ok(range), |last| IovaRange::closed(range.start(), last.last()))?,
+            }
+        };
+        let before = self.ioas.areas();
+        let unmapped = self.ioas.unmap(range, pid);
+        let gone = u32::try_from(before - self.ioas.areas()).unwrap_or(u32::MAX);
+        self.avail = self.avail.saturating_add(gone);
+        unmapped.result.map(|()| unmapped.bytes)
+    }
+}
+
+fn check_aligned(page: u64, size: u64, iova: u64, vaddr: u64) -> Result<()> {
+    let misaligned = [
+        (size, "size is not page aligned"),
+        (iova, "iova is not page aligned"),
+        (vaddr, "vaddr is not page aligned"),
+    ];
+    match misaligned.into_iter().find(|(value, _)| !value.is_multiple_of(page)) {
+        Some((value, why)) => refuse!(EINVAL, why, value),
+        None => Ok(()),
+    }
+}
+
+/// Type1 says `EINVAL` where iommufd says `EADDRINUSE`.
+fn conflict(error: Error) -> Error {
+    if error.errno == Errno::EADDRINUSE { Error { errno: Errno::EINVAL, ..error } } else { error }
+}
+
+impl Drop for Type1 {
+    fn drop(&mut self) {
+        for entry in self.domains.drain(..) {
+            entry.groups.iter().for_each(|group| group.attach(None));
+            self.ioas.remove_domain(&entry.domain);
+        }
+    }
+}
