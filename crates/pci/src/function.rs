@@ -295,10 +295,10 @@ impl Function {
         if offset.checked_add(length as u64).is_none_or(|end| end > found.size) {
             return Err(Error::at(Errno::EINVAL, "access past the end of the BAR", offset));
         }
+        let session = self.session().ok_or(Error::new(Errno::ENODEV, "the device is not open"))?;
         if found.kind != BarKind::Io && !self.memory_enabled() {
             return Err(Error::at(Errno::EIO, "memory decoding is off", offset));
         }
-        let session = self.session().ok_or(Error::new(Errno::ENODEV, "the device is not open"))?;
         Ok((found, session))
     }
 

@@ -10,6 +10,8 @@ mod bus;
 mod capability;
 mod config;
 mod description;
+#[cfg(test)]
+mod fake;
 mod function;
 mod gate;
 mod model;

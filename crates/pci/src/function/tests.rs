@@ -1,1 +1,286 @@
+use std::time::{Duration, Instant};
 
+use super::*;
+use crate::bus::{Bus, Line, Segment};
+use crate::description::{PAGE_SIZE, Vectors};
+use crate::fake::{Interrupts, Memory};
+use crate::model::Progress;
+use std::sync::atomic::{AtomicU32, AtomicUsize};
+
+/// A model with a mapped page, a trapped page, and an MSI-X table behind them, that counts what is asked of it.
+#[derive(Debug)]
+struct Probe(Arc<Counts>);
+
+#[derive(Debug, Default)]
+struct Counts {
+    polls: AtomicUsize,
+    resets: AtomicUsize,
+    trapped: AtomicU32,
+    /// Nanoseconds, from a common begin, of the last poll that found something.
+    found: Mutex<Option<Instant>>,
+}
+
+const TRAPPED: u64 = PAGE_SIZE;
+const TABLE: u32 = 0x2000;
+const PENDING: u32 = 0x3000;
+
+impl Model for Probe {
+    fn description(&self) -> Description {
+        let mapped = 0..PAGE_SIZE;
+        let bar = Bar {
+            size: 0x4000,
+            kind: BarKind::Memory64,
+            prefetchable: false,
+            mappable: vec![mapped],
+        };
+        let io = Bar { size: 32, kind: BarKind::Io, prefetchable: false, mappable: Vec::new() };
+        Description {
+            ids: Ids {
+                vendor: 1,
+                device: 2,
+                subsystem_vendor: 3,
+                subsystem_device: 4,
+                class: 5,
+                revision: 6,
+            },
+            bars: [Some(bar), None, Some(io), None, None, None],
+            vectors: Vectors { intx: true, msi: 0, msix: 4 },
+            msix: Some(MsixTable {
+                table_bar: 0,
+                table_offset: TABLE,
+                pba_bar: 0,
+                pba_offset: PENDING,
+            }),
+        }
+    }
+
+    fn reset(&mut self, bus: &Bus<'_>) -> Result<()> {
+        self.0.resets.fetch_add(1, Ordering::SeqCst);
+        bus.pages(0).fill(0, 4096, 0)
+    }
+
+    fn poll(&mut self, bus: &Bus<'_>) -> Result<Progress> {
+        self.0.polls.fetch_add(1, Ordering::SeqCst);
+        match bus.pages(0).load_u32(0)? {
+            0 => return Ok(Progress::Idle),
+            1 => bus.set_line(Line::Asserted),
+            2 => bus.set_line(Line::Deasserted),
+            _ => {
+                let mut bytes = [0; 4];
+                let _ = bus.read(&[Segment { iova: 0x1000, length: 4 }], &mut bytes);
+            }
+        }
+        *self.0.found.lock() = Some(Instant::now());
+        bus.pages(0).store_u32(0, 0)?;
+        Ok(Progress::Worked)
+    }
+
+    fn bar_read(&mut self, _bus: &Bus<'_>, bar: usize, offset: u64, bytes: &mut [u8]) {
+        let value = self.0.trapped.load(Ordering::SeqCst).to_le_bytes();
+        bytes.fill(u8::try_from(offset & 0xff).expect("a byte") ^ value[0]);
+        assert!(bar == 0 || bar == 2, "the BARs there are");
+    }
+
+    fn bar_write(&mut self, _bus: &Bus<'_>, _bar: usize, _offset: u64, bytes: &[u8]) {
+        self.0.trapped.fetch_add(u32::try_from(bytes.len()).expect("at most 8"), Ordering::SeqCst);
+    }
+}
+
+struct Rig {
+    function: Function,
+    counts: Arc<Counts>,
+    pages: Arc<Mapping>,
+    interrupts: Arc<Interrupts>,
+}
+
+fn closed() -> Rig {
+    let counts = Arc::new(Counts::default());
+    let model = Box::new(Probe(Arc::clone(&counts)));
+    let address = Bdf::new(0, 1, 0, 0).expect("an address");
+    let function = Function::new(address, model, &mut Windows::default());
+    let pages = Arc::new(Mapping::anonymous(4096).expect("memory"));
+    Rig { function, counts, pages, interrupts: Arc::new(Interrupts::default()) }
+}
+
+impl Rig {
+    fn open(&self) {
+        let memory = Arc::new(Memory::new(0x1000, 4096));
+        let irq = Arc::clone(&self.interrupts);
+        let pages = [Some(Arc::clone(&self.pages)), None, None, None, None, None];
+        self.function.open(Session { dma: memory, irq, pages }).expect("opened");
+    }
+
+    /// Stores a command to the mapped page, and waits until the worker took it.
+    fn store(&self, command: u32) {
+        self.pages.store_u32(0, command).expect("mapped");
+        wait(|| self.pages.load_u32(0).expect("mapped") == 0);
+    }
+}
+
+fn opened() -> Rig {
+    let rig = closed();
+    rig.open();
+    rig
+}
+
+fn wait(done: impl Fn() -> bool) {
+    let begin = Instant::now();
+    while !done() {
+        assert!(begin.elapsed() < Duration::from_secs(10), "it happens");
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn a_closed_function_polls_nothing() {
+    let rig = closed();
+    std::thread::sleep(Duration::from_millis(20));
+    assert_eq!(rig.counts.polls.load(Ordering::SeqCst), 0);
+    assert_eq!(
+        rig.function.bar_read(0, TRAPPED, &mut [0]).expect_err("closed").errno,
+        Errno::ENODEV
+    );
+    rig.open();
+    wait(|| rig.counts.polls.load(Ordering::SeqCst) > 0);
+    rig.function.close();
+    let polls = rig.counts.polls.load(Ordering::SeqCst);
+    std::thread::sleep(Duration::from_millis(20));
+    assert_eq!(rig.counts.polls.load(Ordering::SeqCst), polls);
+    rig.function.close();
+}
+
+#[test]
+fn every_open_begins_from_the_start() {
+    let rig = opened();
+    rig.function.config_write(4, &[7, 4]).expect("COMMAND");
+    assert!(rig.function.bus_master() && rig.function.intx_disabled());
+    let resets = rig.counts.resets.load(Ordering::SeqCst);
+    rig.function.close();
+    rig.open();
+    assert!(!rig.function.bus_master() && rig.function.memory_enabled());
+    assert_eq!(rig.counts.resets.load(Ordering::SeqCst), resets + 2, "at close and at open");
+}
+
+#[test]
+fn accesses_go_to_whoever_owns_the_offset() {
+    let rig = opened();
+    let mut bytes = [0; 8];
+    rig.function.bar_write(0, 64, &0x1122_3344_u32.to_le_bytes()).expect("mapped page");
+    assert_eq!(rig.pages.load_u32(64), Ok(0x1122_3344));
+    rig.function.bar_read(0, u64::from(TABLE) + 8, &mut bytes).expect("table");
+    assert_eq!(bytes, [0xff; 8]);
+    rig.function.bar_write(0, u64::from(TABLE), &[0; 8]).expect("dropped");
+    rig.function.bar_read(0, u64::from(PENDING), &mut bytes).expect("pending bits");
+    assert_eq!(bytes, [0; 8]);
+    assert_eq!(rig.counts.trapped.load(Ordering::SeqCst), 0);
+    rig.function.bar_write(0, TRAPPED, &[1, 2, 3]).expect("trapped page");
+    assert_eq!(rig.counts.trapped.load(Ordering::SeqCst), 3);
+    rig.function.bar_read(2, 4, &mut bytes[..1]).expect("I/O");
+    assert_eq!(bytes[0], 4 ^ 3);
+}
+
+#[test]
+fn a_long_access_is_cut_into_aligned_pieces() {
+    let rig = opened();
+    let mut bytes = [0; 15];
+    rig.function.bar_read(0, TRAPPED + 1, &mut bytes).expect("trapped page");
+    // 1 byte at 1, 2 at 2, 4 at 4, 8 at 8: each filled with its own offset.
+    assert_eq!(bytes, [1, 2, 2, 4, 4, 4, 4, 8, 8, 8, 8, 8, 8, 8, 8]);
+}
+
+#[test]
+fn accesses_outside_are_refused() {
+    let rig = opened();
+    for (bar, offset) in [(1, 0), (3, 0), (9, 0), (0, 0x4000), (0, 0x3ffd), (0, u64::MAX), (2, 29)]
+    {
+        let error = rig.function.bar_read(bar, offset, &mut [0; 4]).expect_err("outside");
+        assert_eq!(error.errno, Errno::EINVAL, "BAR {bar} at {offset:#x}");
+    }
+}
+
+#[test]
+fn memory_answers_only_while_it_is_decoded() {
+    let rig = opened();
+    rig.function.config_write(4, &[1, 0]).expect("COMMAND");
+    assert_eq!(rig.function.bar_read(0, 0, &mut [0]).expect_err("off").errno, Errno::EIO);
+    rig.function.bar_read(2, 0, &mut [0]).expect("I/O does not care");
+    let polls = rig.counts.polls.load(Ordering::SeqCst);
+    rig.pages.store_u32(0, 1).expect("mapped");
+    std::thread::sleep(Duration::from_millis(20));
+    assert!(rig.counts.polls.load(Ordering::SeqCst) <= polls + 1, "at most the one under way");
+    rig.function.config_write(4, &[2, 0]).expect("COMMAND");
+    wait(|| rig.pages.load_u32(0) == Ok(0));
+    rig.function.config_write(0x44, &[3, 0]).expect("D3hot");
+    assert!(rig.function.in_d3hot() && !rig.function.memory_enabled());
+    rig.function.reset().expect("pages");
+    assert!(rig.function.memory_enabled(), "a reset brings D0");
+}
+
+#[test]
+fn the_reset_bit_resets_the_model() {
+    let rig = opened();
+    let resets = rig.counts.resets.load(Ordering::SeqCst);
+    rig.pages.store_u32(128, 7).expect("mapped");
+    rig.function.config_write(0x78, &[0, 0x80]).expect("device control");
+    assert_eq!(rig.counts.resets.load(Ordering::SeqCst), resets + 1);
+    assert_eq!(rig.pages.load_u32(128), Ok(0));
+}
+
+#[test]
+fn the_pin_shows_in_the_status_register_and_falls_at_reset() {
+    let rig = opened();
+    let status = || {
+        let mut bytes = [0; 2];
+        rig.function.config_read(6, &mut bytes).expect("STATUS");
+        bytes[0]
+    };
+    rig.store(1);
+    assert_eq!(status(), 0x18);
+    assert!(rig.interrupts.asserted.load(Ordering::SeqCst));
+    rig.store(2);
+    assert_eq!(status(), 0x10);
+    rig.store(1);
+    rig.function.reset().expect("pages");
+    assert_eq!(status(), 0x10);
+    assert!(!rig.interrupts.asserted.load(Ordering::SeqCst));
+}
+
+#[test]
+fn pages_that_vanish_kill_the_device_until_a_reset() {
+    let file = rustix::fs::memfd_create("bar", rustix::fs::MemfdFlags::empty()).expect("a memfd");
+    rustix::fs::ftruncate(&file, 4096).expect("a page");
+    let access = ioasis_sys::mapping::Access::ReadWrite;
+    let pages = Mapping::file(std::os::fd::AsFd::as_fd(&file), 0, 4096, access).expect("mapped");
+    let rig = Rig { pages: Arc::new(pages), ..closed() };
+    rig.open();
+    wait(|| rig.counts.polls.load(Ordering::SeqCst) > 0);
+    rustix::fs::ftruncate(&file, 0).expect("gone");
+    assert_eq!(rig.function.bar_read(0, 0, &mut [0; 4]).expect_err("gone").errno, Errno::EFAULT);
+    std::thread::sleep(Duration::from_millis(20));
+    let polls = rig.counts.polls.load(Ordering::SeqCst);
+    std::thread::sleep(Duration::from_millis(20));
+    assert_eq!(rig.counts.polls.load(Ordering::SeqCst), polls, "nothing is polled");
+    assert_eq!(rig.function.reset().expect_err("still gone").errno, Errno::EFAULT);
+    rustix::fs::ftruncate(&file, 4096).expect("back");
+    rig.function.reset().expect("pages");
+    rig.store(1);
+}
+
+#[test]
+fn bars_do_not_overlap_on_the_bus() {
+    let mut windows = Windows::default();
+    let mut seen: Vec<std::ops::Range<u64>> = Vec::new();
+    for bus in 0..20 {
+        let address = Bdf::new(0, bus, 0, 0).expect("an address");
+        let model = Box::new(Probe(Arc::default()));
+        let function = Function::new(address, model, &mut windows);
+        for index in 0..BARS {
+            let Some(bar) = function.bar(index) else { continue };
+            let start = function.bar_address(index);
+            assert!(start != 0 && start.is_multiple_of(bar.size));
+            let range = start..start + bar.size;
+            assert!(seen.iter().all(|other| range.end <= other.start || other.end <= range.start));
+            seen.push(range);
+        }
+    }
+}

@@ -6,3 +6,5 @@ mod io;
 mod prp;
 mod registers;
 mod rig;
+
+pub(super) use rig::image_path;

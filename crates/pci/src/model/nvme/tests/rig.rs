@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use ioasis_sys::mapping::Mapping;
-use ioasis_sys::sync::Mutex;
 
-use crate::bus::{Bus, Dma, DmaFault, Irq, Line, Segment, Session};
+use crate::bus::{Bus, Dma, Irq, Session};
+use crate::fake::{Interrupts, Memory};
 use crate::gate::{Gate, Permissions};
 use crate::model::nvme::admin;
 use crate::model::nvme::command::{COMMAND_BYTES, COMPLETION_BYTES, Command};
@@ -30,74 +30,6 @@ pub(super) const DATA: u64 = MEMORY + (1 << 20);
 
 /// CC: enabled, entries of 64 and 16 bytes, pages of 4 KiB.
 pub(super) const CC_ENABLE: u32 = 0x0046_0001;
-
-#[derive(Debug)]
-pub(super) struct Memory(Mutex<Vec<u8>>);
-
-impl Memory {
-    fn range(segment: Segment) -> Result<std::ops::Range<usize>, DmaFault> {
-        let fault = DmaFault { iova: segment.iova };
-        let start = segment.iova.checked_sub(MEMORY).ok_or(fault)?;
-        let start = usize::try_from(start).map_err(|_| fault)?;
-        let end =
-            start.checked_add(segment.length).filter(|&end| end <= MEMORY_BYTES).ok_or(fault)?;
-        Ok(start..end)
-    }
-
-    pub(super) fn put(&self, iova: u64, bytes: &[u8]) {
-        let range = Self::range(Segment { iova, length: bytes.len() }).expect("in memory");
-        self.0.lock()[range].copy_from_slice(bytes);
-    }
-
-    pub(super) fn get(&self, iova: u64, length: usize) -> Vec<u8> {
-        self.0.lock()[Self::range(Segment { iova, length }).expect("in memory")].to_vec()
-    }
-}
-
-impl Dma for Memory {
-    fn read(&self, segments: &[Segment], buf: &mut [u8]) -> Result<(), DmaFault> {
-        let mut rest = buf;
-        for &segment in segments {
-            let range = Self::range(segment)?;
-            let (piece, after) = rest.split_at_mut(segment.length);
-            piece.copy_from_slice(&self.0.lock()[range]);
-            rest = after;
-        }
-        assert!(rest.is_empty(), "lengths add up");
-        Ok(())
-    }
-
-    fn write(&self, segments: &[Segment], buf: &[u8]) -> Result<(), DmaFault> {
-        let mut rest = buf;
-        for &segment in segments {
-            let range = Self::range(segment)?;
-            if segment.iova + segment.length as u64 > READ_ONLY {
-                return Err(DmaFault { iova: segment.iova.max(READ_ONLY) });
-            }
-            let (piece, after) = rest.split_at(segment.length);
-            self.0.lock()[range].copy_from_slice(piece);
-            rest = after;
-        }
-        assert!(rest.is_empty(), "lengths add up");
-        Ok(())
-    }
-}
-
-#[derive(Debug, Default)]
-pub(super) struct Interrupts {
-    pub(super) raised: Mutex<Vec<u16>>,
-    pub(super) asserted: AtomicBool,
-}
-
-impl Irq for Interrupts {
-    fn raise(&self, vector: u16) {
-        self.raised.lock().push(vector);
-    }
-
-    fn set_line(&self, line: Line) {
-        self.asserted.store(line == Line::Asserted, Ordering::SeqCst);
-    }
-}
 
 /// A completion as the driver reads it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -145,7 +77,7 @@ impl Drop for Rig {
 }
 
 /// A path for an image of its own.
-pub(super) fn image_path() -> PathBuf {
+pub(in crate::model::nvme) fn image_path() -> PathBuf {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let number = COUNT.fetch_add(1, Ordering::Relaxed);
     std::env::temp_dir().join(format!("ioasis-nvme-{}-{number}", std::process::id()))
@@ -171,7 +103,8 @@ impl Rig {
         }
         let model = create("nvme", &all).expect("good options");
         let pages = Arc::new(Mapping::anonymous(16 << 10).expect("memory"));
-        let memory = Arc::new(Memory(Mutex::new(vec![0; MEMORY_BYTES])));
+        let memory = Arc::new(Memory::new(MEMORY, MEMORY_BYTES));
+        memory.set_read_only_from(READ_ONLY);
         let interrupts = Arc::new(Interrupts::default());
         let dma: Arc<dyn Dma> = Arc::<Memory>::clone(&memory);
         let irq: Arc<dyn Irq> = Arc::<Interrupts>::clone(&interrupts);
