@@ -90,6 +90,7 @@ impl Shared {
             && let Ok(status) = spawn::wait_for(pid)
         {
             self.set_status(status);
+            spawn::reap(pid);
         }
     }
 }

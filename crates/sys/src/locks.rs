@@ -49,6 +49,38 @@ pub fn lock(file: impl AsFd, lock: Lock) -> Result<Result<(), Holder>> {
     }
 }
 
+/// Locks one byte of `file`, which need not exist, until its last descriptor and mapping are gone. Readers and writers
+/// of a file take the lock that their access mode allows.
+///
+/// # Errors
+///
+/// `EBADF` when `file` is not open for what `lock` needs, `EAGAIN` if another open file holds it.
+pub fn lock_byte(file: impl AsFd, byte: u32, lock: Lock) -> Result<()> {
+    let mut request = at_byte(byte, lock);
+    // SAFETY: 1. the descriptor is open, `request` a local struct flock, and F_OFD_SETLK only reads it.
+    if unsafe { libc::fcntl(file.as_fd().as_raw_fd(), libc::F_OFD_SETLK, &raw mut request) } == 0 {
+        return Ok(());
+    }
+    Err(Error::at(last_errno(), "a byte of the file cannot be locked", byte.into()))
+}
+
+/// Whether another open file than `file`, on the same inode, holds a lock on the byte.
+#[must_use]
+pub fn is_byte_locked(file: impl AsFd, byte: u32) -> bool {
+    let mut request = at_byte(byte, Lock::Exclusive);
+    // SAFETY: 1. the descriptor is open and `request` a local struct flock, which F_OFD_GETLK overwrites.
+    let answered =
+        unsafe { libc::fcntl(file.as_fd().as_raw_fd(), libc::F_OFD_GETLK, &raw mut request) } == 0;
+    answered && i32::from(request.l_type) != libc::F_UNLCK
+}
+
+fn at_byte(byte: u32, lock: Lock) -> libc::flock {
+    let mut request = whole_file(lock);
+    request.l_start = byte.into();
+    request.l_len = 1;
+    request
+}
+
 fn whole_file(lock: Lock) -> libc::flock {
     let kind = match lock {
         Lock::Shared => libc::F_RDLCK,
@@ -163,5 +195,21 @@ mod tests {
         let read_only = File::open(&path).expect("the same file");
         assert_eq!(lock(&read_only, Lock::Exclusive).expect_err("O_RDONLY").errno, Errno::EBADF);
         std::fs::remove_file(path).expect("cleanup");
+    }
+
+    #[test]
+    fn a_locked_byte_tells_whether_its_open_file_is_still_there() {
+        let path = std::env::temp_dir().join(format!("ioasis-locks-{}", std::process::id()));
+        let open = || std::fs::File::options().read(true).write(true).create(true).truncate(false).open(&path);
+        let (ours, first, second) = (open().unwrap(), open().unwrap(), open().unwrap());
+        std::fs::remove_file(&path).unwrap();
+        lock_byte(&first, 1, Lock::Exclusive).unwrap();
+        lock_byte(&second, 2, Lock::Shared).unwrap();
+        assert_eq!(lock_byte(&second, 1, Lock::Shared).map_err(|error| error.errno), Err(Errno::EAGAIN));
+        let copy = first.try_clone().unwrap();
+        drop(first);
+        assert!(is_byte_locked(&ours, 1) && is_byte_locked(&ours, 2) && !is_byte_locked(&ours, 3));
+        drop((copy, second));
+        assert!(!is_byte_locked(&ours, 1) && !is_byte_locked(&ours, 2));
     }
 }

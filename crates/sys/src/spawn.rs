@@ -143,7 +143,7 @@ pub fn reap(pid: u32) {
     }
 }
 
-/// Waits for the child `pid` to end, and reaps it.
+/// Waits for the child `pid` to end. It stays a zombie until [`reap`].
 ///
 /// # Errors
 ///
@@ -152,7 +152,8 @@ pub fn wait_for(pid: u32) -> Result<ExitStatus> {
     let gone = Error::at(Errno::from_raw(libc::ECHILD), "no such child", pid.into());
     let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(gone)?;
     loop {
-        match rustix::process::waitid(WaitId::Pid(pid), WaitIdOptions::EXITED) {
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+        match rustix::process::waitid(WaitId::Pid(pid), options) {
             Ok(Some(status)) => return Ok(exit_status(&status)),
             Ok(None) | Err(rustix::io::Errno::INTR) => {}
             Err(_) => return Err(gone),

@@ -1,0 +1,199 @@
+//! Runs as whole: processes, signals, exit status, and what is left when any of the three processes is killed.
+
+mod bench;
+
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+use bench::{Folder, children, compile, finished, ioasis, is_alive, kill, wait_until};
+
+#[test]
+fn exit_status_and_termination_signal_pass_through() {
+    let status = |script: &str| ioasis().args(["sh", "-c", script]).status().unwrap();
+    assert_eq!(status("exit 7").code(), Some(7));
+    assert_eq!(status("kill -TERM $$").signal(), Some(15));
+    assert_eq!(status("kill -SEGV $$").signal(), Some(11));
+}
+
+#[test]
+fn a_program_that_cannot_be_started_says_why() {
+    for (program, code) in [("/no/such/program", 127), ("/etc/passwd", 126)] {
+        let output = ioasis().arg(program).output().unwrap();
+        assert_eq!(output.status.code(), Some(code));
+        assert!(String::from_utf8_lossy(&output.stderr).contains(program));
+    }
+}
+
+#[test]
+fn input_and_output_are_the_programs() {
+    let mut child =
+        ioasis().arg("cat").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    std::io::Write::write_all(&mut child.stdin.take().unwrap(), b"through\n").unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.stdout, b"through\n");
+}
+
+#[test]
+fn a_run_inside_a_run_is_refused_with_a_reason() {
+    let mut outer = ioasis();
+    outer.arg(ioasis().get_program());
+    let output = outer.arg("true").output().unwrap();
+    assert_eq!(output.status.code(), Some(125));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("seccomp listener"));
+}
+
+#[test]
+fn a_listener_of_the_programs_own_is_refused_with_a_reason() {
+    let folder = Folder::new("listener");
+    let output = ioasis().arg(compile(&folder, "listener", &[])).output().unwrap();
+    assert_eq!(output.status.code(), Some(16), "EBUSY");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("listener"), "{output:?}");
+}
+
+#[test]
+fn a_run_lasts_as_long_as_what_the_program_left_behind() {
+    let folder = Folder::new("daemon");
+    let (daemon, file) = (compile(&folder, "daemon", &["-static"]), folder.path("ended"));
+    let status = ioasis().args([&daemon, &file, "300"]).status().unwrap();
+    assert_eq!(status.code(), Some(3));
+    assert_eq!(std::fs::read(file).unwrap(), b"ended");
+}
+
+#[test]
+fn what_the_program_left_behind_is_killed_if_asked() {
+    let folder = Folder::new("kill");
+    let (daemon, file) = (compile(&folder, "daemon", &[]), folder.path("ended"));
+    let start = Instant::now();
+    let status = ioasis().args(["--kill-on-exit", &daemon, &file, "60000"]).status().unwrap();
+    assert_eq!(status.code(), Some(3));
+    assert!(start.elapsed() < Duration::from_secs(30) && !std::path::Path::new(&file).exists());
+}
+
+#[test]
+fn a_signal_sent_to_the_run_reaches_the_program() {
+    let script = "trap 'echo caught; exit 5' TERM; echo ready; while :; do sleep 0.02; done";
+    let mut run = ready(&["sh", "-c", script]);
+    kill(run.child.id(), "TERM");
+    assert_eq!(run.child.wait().unwrap().code(), Some(5));
+    assert_eq!(run.rest(), "caught\n");
+}
+
+#[test]
+fn ctrl_c_reaches_the_program_once() {
+    let folder = Folder::new("terminal");
+    let terminal = compile(&folder, "terminal", &["-lutil"]);
+    let script = "trap 'echo caught' INT; echo ready; sleep 0.5; exit 6";
+    let program = ioasis().get_program().to_owned();
+    let output = bench::bounded(
+        std::process::Command::new(terminal).arg(program).args(["sh", "-c", script]),
+    );
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!((output.status.code(), text.matches("caught").count()), (Some(6), 1), "{text}");
+    // And a program without a handler ends of it, as the run does.
+    let program = ioasis().get_program().to_owned();
+    let terminal = compile(&folder, "terminal", &["-lutil"]);
+    let script = "echo ready; exec sleep 30";
+    let output = bench::bounded(
+        std::process::Command::new(terminal).arg(program).args(["sh", "-c", script]),
+    );
+    assert_eq!(output.status.code(), Some(128 + 2));
+}
+
+#[test]
+fn a_user_without_privileges_can_run_programs() {
+    let Some(mut command) = bench::unprivileged() else { return };
+    let output = command
+        .args(["sh", "-c", "id -u; ls /dev/vfio; grep CapEff /proc/self/status"])
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(text.starts_with("65534\n") && text.contains("vfio"), "{output:?}");
+    assert!(text.contains("0000000000000000"), "{text}");
+}
+
+#[test]
+fn a_program_survives_its_supervisor() {
+    let folder = Folder::new("supervisor");
+    let busy = compile(&folder, "busy", &["-pthread"]);
+    let mut run = ready(&[&busy, "1500", "3"]);
+    std::thread::sleep(Duration::from_millis(200));
+    let supervisor = run.supervisor();
+    kill(supervisor, "KILL");
+    let status = finished(&mut run.child);
+    assert_eq!(status.code(), Some(0), "its other calls go on");
+    let gone: u64 = run.rest().split_whitespace().next().unwrap().parse().unwrap();
+    assert!(gone > 0, "its devices are gone");
+    assert!(!is_alive(supervisor));
+}
+
+#[test]
+fn a_program_survives_the_watchdog_and_the_next_one_stands_in_too() {
+    let folder = Folder::new("watchdog");
+    let busy = compile(&folder, "busy", &["-pthread"]);
+    let mut run = ready(&[&busy, "2000", "2"]);
+    let (supervisor, client) = (run.supervisor(), run.client());
+    kill(run.child.id(), "KILL");
+    run.child.wait().unwrap();
+    wait_until("another watchdog", || children(supervisor).len() == 2);
+    let next = children(supervisor).into_iter().find(|&pid| pid != client).unwrap();
+    kill(next, "KILL");
+    wait_until("a third watchdog", || {
+        children(supervisor).iter().any(|&pid| pid != client && pid != next && is_alive(pid))
+    });
+    std::thread::sleep(Duration::from_millis(100));
+    let third = children(supervisor).into_iter().find(|&pid| pid != client && pid != next).unwrap();
+    kill(supervisor, "KILL");
+    let text = run.rest();
+    let gone: u64 = text.split_whitespace().next().unwrap().parse().unwrap();
+    assert!(gone > 0, "the third watchdog answers: {text}");
+    wait_until("the end of all", || ![supervisor, client, third].into_iter().any(is_alive));
+}
+
+#[test]
+fn killing_either_at_any_moment_hangs_nothing_and_leaves_nothing() {
+    let folder = Folder::new("moments");
+    let busy = compile(&folder, "busy", &["-pthread"]);
+    for moment in 0..20 {
+        let mut run = ready(&[&busy, "500", "2"]);
+        let (supervisor, client) = (run.supervisor(), run.client());
+        std::thread::sleep(Duration::from_micros(moment * 20_000));
+        kill(if moment % 2 == 0 { supervisor } else { run.child.id() }, "KILL");
+        let status = finished(&mut run.child);
+        assert!(moment % 2 == 1 || status.code() == Some(0), "{status} at {moment}");
+        run.rest();
+        wait_until("the end of all", || ![supervisor, client].into_iter().any(is_alive));
+    }
+}
+
+/// A run whose program has printed "ready".
+struct Ready {
+    child: Child,
+    output: BufReader<std::process::ChildStdout>,
+}
+
+fn ready(command: &[&str]) -> Ready {
+    let mut child = ioasis().args(command).stdout(Stdio::piped()).spawn().unwrap();
+    let mut output = BufReader::new(child.stdout.take().unwrap());
+    let mut line = String::new();
+    output.read_line(&mut line).unwrap();
+    assert_eq!(line, "ready\n");
+    Ready { child, output }
+}
+
+impl Ready {
+    fn rest(&mut self) -> String {
+        let mut text = String::new();
+        self.output.read_to_string(&mut text).unwrap();
+        text
+    }
+
+    fn supervisor(&self) -> u32 {
+        children(self.child.id())[0]
+    }
+
+    fn client(&self) -> u32 {
+        children(self.supervisor())[0]
+    }
+}
