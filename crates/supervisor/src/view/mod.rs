@@ -14,6 +14,7 @@
 mod dev;
 mod function;
 mod mounts;
+pub mod status;
 mod sysfs;
 mod tree;
 
