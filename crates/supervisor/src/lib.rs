@@ -3,6 +3,7 @@
 pub mod doctor;
 mod filter;
 mod launch;
+pub mod memory;
 mod removal;
 mod resolve;
 mod run;

@@ -1,0 +1,156 @@
+//! Client memory: what IOAS_MAP and MAP_DMA find behind a client's addresses, and IOAS_MAP_FILE inside a file.
+//!
+//! Shared memory (memfd, tmpfs, hugetlbfs, shared anonymous, System V) is mapped here as well, once per file, and then
+//! reached with a copy: the bytes stay in reach after the client unmapped them or ended, as pinned pages do. Private
+//! memory is reached by address through `process_vm_readv` and `_writev`, as is shared memory whose file we may not
+//! open: without privileges, a shared anonymous mapping that no fd refers to.
+//!
+//! What follows from reaching by address:
+//!
+//! - A transfer follows the client's page tables at that moment. A page that the client and the device share is the
+//!   same page without anything being done at pin time: no copy-on-write break is needed, because whatever page the
+//!   client next writes is the one the next transfer reads.
+//! - DIFFERS: memory the client unmaps without unmapping the IOVA answers `EFAULT`, and memory it then maps at the same
+//!   address is what the device reaches. On Linux the device goes on to reach the old pages.
+//! - DIFFERS: nothing of a client that has ended or executed another program is reached, shared memory excepted.
+//!
+//! And of shared memory: DIFFERS: pages are allocated when first touched, not when pinned, so that mapping a terabyte
+//! costs nothing; a file system that is full by then is `EFAULT` to the device. A page truncated or punched away is gone
+//! for the device too.
+//!
+//! The same page is the same (backing, offset): the key of a file is its device and inode, that of private memory a
+//! number no other memory has. Files that are written back to somewhere are reached by address too: a client can be the
+//! file system behind them, and need not answer.
+//!
+//! Lock order: `Memory::processes` -> `Memory::files` -> `MappedFile::file`.
+
+mod file;
+mod locate;
+mod mapped;
+mod process;
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+
+use ioasis_iommupt::Prot;
+use ioasis_sys::mapping::Access;
+use ioasis_sys::process::Process;
+use ioasis_sys::sync::Mutex;
+use ioasis_uapi::Result;
+
+pub use file::FileMemory;
+pub use process::ProcessMemory;
+
+use locate::KernelMounts;
+use mapped::MappedFile;
+use process::PrivateMemory;
+
+/// All client memory of one run.
+#[derive(Debug)]
+pub struct Memory {
+    /// The file system our own device files live on: BARs, which are device memory and never pinned. Immutable.
+    own_device: Option<u64>,
+    /// Immutable.
+    kernel_mounts: KernelMounts,
+    /// Files mapped here, as long as somebody holds an extent of them.
+    files: Mutex<HashMap<FileId, Weak<MappedFile>>>,
+    /// By thread-group id.
+    processes: Mutex<HashMap<u32, Weak<PrivateMemory>>>,
+    next: AtomicU64,
+}
+
+/// A file, by what `stat` says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct FileId {
+    device: u64,
+    inode: u64,
+}
+
+/// Set in the key of private memory only: device numbers have 32 bits.
+const PRIVATE_KEY: u128 = 1 << 127;
+
+impl FileId {
+    fn key(self) -> u128 {
+        assert!(self.device >> 63 == 0, "device numbers leave room for the mark of private memory");
+        u128::from(self.device) << 64 | u128::from(self.inode)
+    }
+}
+
+impl Memory {
+    /// No memory known yet. `own_device` is the `st_dev` of the file system that holds our own device files.
+    #[must_use]
+    pub fn new(own_device: Option<u64>) -> Arc<Self> {
+        Arc::new(Self {
+            own_device,
+            kernel_mounts: KernelMounts::find(),
+            files: Mutex::new(HashMap::new()),
+            processes: Mutex::new(HashMap::new()),
+            next: AtomicU64::new(0),
+        })
+    }
+
+    /// The memory `process` has now: the same key as long as it neither ends nor executes another program.
+    ///
+    /// # Errors
+    ///
+    /// `ESRCH` when the process is gone, `EACCES` when it is not ours to look at.
+    pub fn process(self: &Arc<Self>, process: &Arc<Process>) -> Result<Arc<ProcessMemory>> {
+        let mut processes = self.processes.lock();
+        let known = processes
+            .get(&process.pid())
+            .and_then(Weak::upgrade)
+            .filter(|known| known.is_current());
+        let private = match known {
+            Some(known) => known,
+            None => {
+                processes.retain(|_, memory| memory.strong_count() > 0);
+                let number = self.next.fetch_add(1, Ordering::Relaxed);
+                let private =
+                    Arc::new(PrivateMemory::new(PRIVATE_KEY | u128::from(number), process)?);
+                processes.insert(process.pid(), Arc::downgrade(&private));
+                private
+            }
+        };
+        Ok(Arc::new(ProcessMemory::new(Arc::clone(self), private)))
+    }
+
+    /// The memory of the file behind `fd`, whatever it is: whether it can be pinned shows when it is.
+    ///
+    /// # Errors
+    ///
+    /// `EIO`, `ENOMEM`: nothing can be learnt about `fd`.
+    pub fn file(self: &Arc<Self>, fd: OwnedFd) -> Result<Arc<FileMemory>> {
+        FileMemory::new(Arc::clone(self), fd).map(Arc::new)
+    }
+
+    /// The one mapped file there is for `id`, able to do `access`; `open` opens it if need be, or knows that it cannot.
+    fn mapped(
+        &self,
+        id: FileId,
+        access: Access,
+        open: impl FnOnce() -> Result<Option<OwnedFd>>,
+    ) -> Result<Option<Arc<MappedFile>>> {
+        let mut files = self.files.lock();
+        let known = files.get(&id).and_then(Weak::upgrade);
+        if let Some(file) = known.as_ref().filter(|file| file.permits(access)) {
+            return Ok(Some(Arc::clone(file)));
+        }
+        let Some(fd) = open()? else { return Ok(None) };
+        if let Some(file) = known {
+            file.replace(fd, access);
+            return Ok(Some(file));
+        }
+        files.retain(|_, file| file.strong_count() > 0);
+        let file = Arc::new(MappedFile::new(id, fd, access)?);
+        files.insert(id, Arc::downgrade(&file));
+        Ok(Some(file))
+    }
+}
+
+fn access(need: Prot) -> Access {
+    if need.contains(Prot::WRITE) { Access::ReadWrite } else { Access::Read }
+}
