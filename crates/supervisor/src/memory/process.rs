@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use ioasis_iommufd::{AddressSpace, Backing, Extent, Piece};
 use ioasis_iommupt::Prot;
@@ -12,9 +12,9 @@ use ioasis_uapi::{Errno, Error, Result};
 
 use super::{FileId, Memory, access, locate};
 
-/// How long a process is believed to have the memory it had. `process_vm_readv` takes a pid, and a pid passes to another
+/// Microseconds a process is believed to have the memory it had. `process_vm_readv` takes a pid, and a pid passes to another
 /// process after some 32 000 others were handed out: that takes far longer.
-const BELIEVED: Duration = Duration::from_millis(1);
+const BELIEVED_US: u64 = 1000;
 
 /// The memory of one process, by address: what is private, and what is shared but cannot be opened.
 #[derive(Debug)]
@@ -23,7 +23,7 @@ pub(super) struct PrivateMemory {
     process: Arc<Process>,
     mm: Arc<Mm>,
     made: Instant,
-    /// When `mm` was last seen alive, in nanoseconds after `made`.
+    /// When `mm` was last seen alive, in microseconds after `made`.
     seen: AtomicU64,
     gone: AtomicBool,
 }
@@ -44,11 +44,10 @@ impl PrivateMemory {
         live
     }
 
-    /// The same, asked of the kernel once in [`BELIEVED`].
+    /// The same, asked of the kernel once in [`BELIEVED_US`].
     fn check(&self, address: u64) -> Result<()> {
-        let now = u64::try_from(self.made.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        let fresh =
-            now.saturating_sub(self.seen.load(Ordering::Relaxed)) < BELIEVED.as_nanos() as u64;
+        let now = u64::try_from(self.made.elapsed().as_micros()).unwrap_or(u64::MAX);
+        let fresh = now.saturating_sub(self.seen.load(Ordering::Relaxed)) < BELIEVED_US;
         if fresh && !self.gone.load(Ordering::Relaxed) {
             return Ok(());
         }
