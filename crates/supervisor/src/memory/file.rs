@@ -3,7 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use ioasis_iommufd::{AddressSpace, Extent};
+use ioasis_iommufd::{AddressSpace, Extent, Kind};
 use ioasis_iommupt::Prot;
 use ioasis_sys::because;
 use ioasis_sys::mapping::Access;
@@ -55,6 +55,10 @@ impl FileMemory {
 }
 
 impl AddressSpace for FileMemory {
+    fn kind(&self) -> Kind {
+        Kind::File
+    }
+
     fn key(&self) -> u128 {
         self.id.key()
     }

@@ -22,7 +22,7 @@
 //! number no other memory has. Files that are written back to somewhere are reached by address too: a client can be the
 //! file system behind them, and need not answer.
 //!
-//! Lock order: `Memory::processes` -> `Memory::files` -> `MappedFile::file`.
+//! Lock order: `Memory::files` -> `MappedFile::file`. The others are leaves.
 
 mod file;
 mod locate;
@@ -32,10 +32,11 @@ mod process;
 mod tests;
 
 use std::collections::HashMap;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
+use ioasis_iommufd::Backing;
 use ioasis_iommupt::Prot;
 use ioasis_sys::mapping::Access;
 use ioasis_sys::process::Process;
@@ -58,6 +59,8 @@ pub struct Memory {
     kernel_mounts: KernelMounts,
     /// Files mapped here, as long as somebody holds an extent of them.
     files: Mutex<HashMap<FileId, Weak<MappedFile>>>,
+    /// What stands behind our own device files, by their inode.
+    devices: Mutex<HashMap<FileId, Weak<dyn Backing>>>,
     /// By thread-group id.
     processes: Mutex<HashMap<u32, Weak<PrivateMemory>>>,
     next: AtomicU64,
@@ -88,6 +91,7 @@ impl Memory {
             own_device,
             kernel_mounts: KernelMounts::find(),
             files: Mutex::new(HashMap::new()),
+            devices: Mutex::new(HashMap::new()),
             processes: Mutex::new(HashMap::new()),
             next: AtomicU64::new(0),
         })
@@ -125,6 +129,20 @@ impl Memory {
     /// `EIO`, `ENOMEM`: nothing can be learnt about `fd`.
     pub fn file(self: &Arc<Self>, fd: OwnedFd) -> Result<Arc<FileMemory>> {
         FileMemory::new(Arc::clone(self), fd).map(Arc::new)
+    }
+
+    /// Says that a client's mapping of `file`, one of our own device files, is a mapping of `backing`, whose offsets are
+    /// those of the file. Forgotten when the backing is dropped.
+    ///
+    /// # Errors
+    ///
+    /// `EIO`, `ENOMEM`: nothing can be learnt about `file`.
+    pub fn add_device(&self, file: impl AsFd, backing: &Arc<dyn Backing>) -> Result<()> {
+        let (id, _) = locate::identify(file)?;
+        let mut devices = self.devices.lock();
+        devices.retain(|_, device| device.strong_count() > 0);
+        devices.insert(id, Arc::downgrade(backing));
+        Ok(())
     }
 
     /// The one mapped file there is for `id`, able to do `access`; `open` opens it if need be, or knows that it cannot.

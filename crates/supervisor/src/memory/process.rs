@@ -1,10 +1,10 @@
 //! A client's address space.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Instant;
 
-use ioasis_iommufd::{AddressSpace, Backing, Extent, Piece};
+use ioasis_iommufd::{AddressSpace, Backing, Extent, Kind, Piece};
 use ioasis_iommupt::Prot;
 use ioasis_sys::mapping::Access;
 use ioasis_sys::process::{Mm, Process, Vma};
@@ -116,13 +116,23 @@ impl ProcessMemory {
         Ok(Extent { backing: Arc::clone(&self.private) as Arc<dyn Backing>, offset: first, length })
     }
 
+    /// The extent of a device file of ours: a BAR, which is VM_PFNMAP on Linux. pin_user_pages refuses it (mm/gup.c,
+    /// check_vma_flags); the type1 container takes it all the same (vfio_iommu_type1.c, follow_fault_pfn).
+    fn device(&self, id: FileId, offset: u64, length: u64, need: Prot) -> Result<Extent> {
+        let known = self.memory.devices.lock().get(&id).and_then(Weak::upgrade);
+        match known {
+            Some(backing) if need.contains(Prot::MMIO) => Ok(Extent { backing, offset, length }),
+            _ => Err(Error::at(Errno::EFAULT, "device memory cannot be pinned", offset)),
+        }
+    }
+
     /// The extent of the file behind a shared mapping; `None` when we may not open it.
     fn shared(&self, vma: &Vma, first: u64, length: u64, need: Prot) -> Result<Option<Extent>> {
-        if self.memory.own_device == Some(vma.device) {
-            // Linux: a BAR is VM_PFNMAP, which pin_user_pages refuses (mm/gup.c, check_vma_flags).
-            return Err(Error::at(Errno::EFAULT, "device memory cannot be pinned", first));
-        }
         let id = FileId { device: vma.device, inode: vma.inode };
+        let offset = vma.offset + (first - vma.start);
+        if self.memory.own_device == Some(vma.device) {
+            return self.device(id, offset, length, need).map(Some);
+        }
         let process = &self.private.process;
         let access = access(need);
         // Where the client may write, so may we, now: a page read today may be mapped for writing tomorrow.
@@ -137,7 +147,6 @@ impl ProcessMemory {
             Ok(if in_memory { locate::open(process, vma, wanted) } else { None })
         };
         let Some(file) = self.memory.mapped(id, wanted, open)? else { return Ok(None) };
-        let offset = vma.offset + (first - vma.start);
         let size = file.size()?;
         if offset.checked_add(length).is_none_or(|end| end > size) {
             return Err(Error::at(Errno::EFAULT, "the file ends before the mapping does", first));
@@ -152,6 +161,10 @@ impl ProcessMemory {
 }
 
 impl AddressSpace for ProcessMemory {
+    fn kind(&self) -> Kind {
+        Kind::User
+    }
+
     fn key(&self) -> u128 {
         self.private.key
     }

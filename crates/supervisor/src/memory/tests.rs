@@ -469,6 +469,23 @@ fn our_own_device_files_are_never_pinned() {
 }
 
 #[test]
+fn a_mapping_of_a_device_file_is_the_device_to_who_asks_for_device_memory() {
+    let fd = memfd(2);
+    let _mapping = shared(&fd, Access::ReadWrite);
+    let client = Client::idle();
+    let memory = Memory::new(Some(rustix::fs::fstat(&fd).expect("fstat").st_dev));
+    let bar = Memory::new(None).file(memfd(2)).expect("memory").pin(0, 2 * PAGE, BOTH);
+    let bar = one(bar.expect("pinned")).backing;
+    memory.add_device(&fd, &bar).expect("added");
+    let start = client.mapping_of(&fd).start;
+    let space = memory.process(&client.process).expect("memory");
+    assert_eq!(errno(space.pin(start + PAGE, PAGE, BOTH)), Some(Errno::EFAULT));
+    let extent = one(space.pin(start + PAGE, PAGE, BOTH | Prot::MMIO).expect("device memory"));
+    assert!(Arc::ptr_eq(&extent.backing, &bar));
+    assert_eq!(extent.offset, PAGE);
+}
+
+#[test]
 fn a_file_that_is_written_back_is_pinned_for_reading_only() {
     let path = std::env::current_exe()
         .expect("this program")
