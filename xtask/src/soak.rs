@@ -34,14 +34,29 @@ struct Job {
     step: u64,
 }
 
-/// Every job. A crate adds its own line here; its tests read `IOASIS_SEQUENCES` and `IOASIS_SEED`.
+/// Every job. A crate adds its own here. Tests on proptest's default configuration take count and seed from proptest's
+/// variables, others read `IOASIS_SEQUENCES` and `IOASIS_SEED`; both are set.
 const JOBS: &[Job] = &[
     Job {
         name: "properties",
-        what: "every property test of every crate",
-        work: Work::Tests(&["--workspace", "-E", "test(/propert|random|model/)"]),
+        what: "every test of every crate, property tests at full counts",
+        work: Work::Tests(&["--workspace"]),
         total: 100_000,
         step: 10_000,
+    },
+    Job {
+        name: "iommufd",
+        what: "the tests of ioasis-iommufd",
+        work: Work::Tests(&["-p", "ioasis-iommufd"]),
+        total: 1_000_000,
+        step: 50_000,
+    },
+    Job {
+        name: "vfio",
+        what: "the tests of ioasis-vfio",
+        work: Work::Tests(&["-p", "ioasis-vfio"]),
+        total: 1_000_000,
+        step: 50_000,
     },
     Job {
         name: "fuzz",

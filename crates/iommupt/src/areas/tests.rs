@@ -125,7 +125,7 @@ fn reference(list: &[(u64, u64)], wanted: Wanted, allowed: &[(u64, u64)]) -> Res
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, cases: 200, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn areas_agree_with_a_list(steps in steps(400)) {

@@ -303,7 +303,6 @@ fn apply(rig: &mut Rig, model: &mut [u8], step: &Step) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
     #[test]
     fn the_image_is_what_the_commands_say(steps in steps()) {
         let mut rig = Rig::with_queue(&[]);

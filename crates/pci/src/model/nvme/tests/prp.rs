@@ -102,7 +102,6 @@ fn the_last_page_of_all_does_not_wrap() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(256))]
     #[test]
     fn every_legal_shape_covers_its_pages(
         offset in (0..1024_u64).prop_map(|word| word * 4),
