@@ -2,6 +2,7 @@
 
 mod admin;
 mod events;
+mod hostile;
 mod io;
 mod prp;
 mod registers;

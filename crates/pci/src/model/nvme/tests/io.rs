@@ -236,6 +236,22 @@ fn a_read_only_namespace_refuses_every_change() {
 }
 
 #[test]
+fn a_disk_that_takes_no_more_is_a_write_fault() {
+    use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+    use std::os::fd::AsRawFd;
+    let file = memfd_create("image", MemfdFlags::ALLOW_SEALING).expect("a memfd");
+    rustix::fs::ftruncate(&file, 1 << 20).expect("1 MiB");
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let mut rig = Rig::with_queue(&[("image", &path)]);
+    assert_eq!(rig.status(1, transfer(WRITE, 0, 8, [DATA, 0])), 0);
+    fcntl_add_seals(&file, SealFlags::FUTURE_WRITE | SealFlags::WRITE).expect("sealed");
+    let commands = [transfer(WRITE, 0, 8, [DATA, 0]), transfer(READ, 0, 8, [DATA, 0])];
+    let statuses: Vec<_> = rig.run(1, &commands).iter().map(|answer| answer.status).collect();
+    assert_eq!(statuses, [0x280, 0]);
+    assert_eq!(rig.status(1, transfer(WRITE_ZEROES, 0, 8, [0, 0])), 0x280);
+}
+
+#[test]
 fn writes_complete_with_the_cache_off_and_with_forced_access() {
     let mut rig = Rig::with_queue(&[]);
     let mut forced = transfer(WRITE, 0, 8, [DATA, 0]);

@@ -90,14 +90,15 @@ fn owned(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
 impl Rig {
     /// A controller with a 1 MiB image and 8 queues, reset, not enabled.
     pub(super) fn new(options: &[(&str, &str)]) -> Self {
-        let image = image_path();
+        let given = options.iter().find(|(name, _)| *name == "image");
+        let image = given.map_or_else(image_path, |(_, path)| PathBuf::from(path));
         let mut all = owned(&[("image", image.to_str().expect("a plain path"))]);
         for default in [("size", "1M"), ("queues", "8")] {
             if !options.iter().any(|(name, _)| *name == default.0) {
                 all.extend(owned(&[default]));
             }
         }
-        all.extend(owned(options));
+        all.extend(owned(options).into_iter().filter(|(name, _)| name != "image"));
         if options.iter().any(|(name, _)| *name == "ro") {
             std::fs::write(&image, vec![0x5a; 1 << 20]).expect("an image");
         }
