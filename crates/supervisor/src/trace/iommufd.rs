@@ -1,6 +1,6 @@
 //! The ioctls of /dev/iommu, in the order of linux/iommufd.h.
 
-use ioasis_uapi::iommufd as uapi;
+use ioasis_uapi::iommufd::{self as uapi, test};
 
 use super::layout::Show::{Choice, Dec, Flags, Hex, Reserved, Signed, Words};
 use super::layout::{Field, Names, fields};
@@ -69,7 +69,59 @@ const HW_QUEUE: Names = &[
 const TRACKING: Names = &[(uapi::HWPT_DIRTY_TRACKING_ENABLE as u64, "ENABLE")];
 const NO_CLEAR: Names = &[(uapi::HWPT_GET_DIRTY_BITMAP_NO_CLEAR as u64, "NO_CLEAR")];
 const INPUT_TYPE: Names = &[(uapi::HW_INFO_FLAG_INPUT_TYPE as u64, "INPUT_TYPE")];
+const TEST_OPS: Names = &[
+    (test::TEST_OP_ADD_RESERVED as u64, "ADD_RESERVED"),
+    (test::TEST_OP_MOCK_DOMAIN as u64, "MOCK_DOMAIN"),
+    (test::TEST_OP_MD_CHECK_MAP as u64, "MD_CHECK_MAP"),
+    (test::TEST_OP_MD_CHECK_REFS as u64, "MD_CHECK_REFS"),
+    (test::TEST_OP_CREATE_ACCESS as u64, "CREATE_ACCESS"),
+    (test::TEST_OP_DESTROY_ACCESS_PAGES as u64, "DESTROY_ACCESS_PAGES"),
+    (test::TEST_OP_ACCESS_PAGES as u64, "ACCESS_PAGES"),
+    (test::TEST_OP_ACCESS_RW as u64, "ACCESS_RW"),
+    (test::TEST_OP_SET_TEMP_MEMORY_LIMIT as u64, "SET_TEMP_MEMORY_LIMIT"),
+    (test::TEST_OP_MOCK_DOMAIN_REPLACE as u64, "MOCK_DOMAIN_REPLACE"),
+    (test::TEST_OP_ACCESS_REPLACE_IOAS as u64, "ACCESS_REPLACE_IOAS"),
+    (test::TEST_OP_MOCK_DOMAIN_FLAGS as u64, "MOCK_DOMAIN_FLAGS"),
+    (test::TEST_OP_DIRTY as u64, "DIRTY"),
+    (test::TEST_OP_MD_CHECK_IOTLB as u64, "MD_CHECK_IOTLB"),
+    (test::TEST_OP_TRIGGER_IOPF as u64, "TRIGGER_IOPF"),
+    (test::TEST_OP_DEV_CHECK_CACHE as u64, "DEV_CHECK_CACHE"),
+    (test::TEST_OP_TRIGGER_VEVENT as u64, "TRIGGER_VEVENT"),
+    (test::TEST_OP_PASID_ATTACH as u64, "PASID_ATTACH"),
+    (test::TEST_OP_PASID_REPLACE as u64, "PASID_REPLACE"),
+    (test::TEST_OP_PASID_DETACH as u64, "PASID_DETACH"),
+    (test::TEST_OP_PASID_CHECK_HWPT as u64, "PASID_CHECK_HWPT"),
+    (test::TEST_OP_DMABUF_GET as u64, "DMABUF_GET"),
+    (test::TEST_OP_DMABUF_REVOKE as u64, "DMABUF_REVOKE"),
+];
+const PERMISSIONS: Names = &[
+    (uapi::PGFAULT_PERM_READ as u64, "READ"),
+    (uapi::PGFAULT_PERM_WRITE as u64, "WRITE"),
+    (uapi::PGFAULT_PERM_EXEC as u64, "EXEC"),
+    (uapi::PGFAULT_PERM_PRIV as u64, "PRIV"),
+];
+const FAULT: Names = &[
+    (uapi::PGFAULT_FLAGS_PASID_VALID as u64, "PASID_VALID"),
+    (uapi::PGFAULT_FLAGS_LAST_PAGE as u64, "LAST_PAGE"),
+];
+const RESPONSE: Names =
+    &[(uapi::PAGE_RESP_SUCCESS as u64, "SUCCESS"), (uapi::PAGE_RESP_INVALID as u64, "INVALID")];
+const LOST: Names = &[(uapi::VEVENTQ_FLAG_LOST_EVENTS as u64, "LOST_EVENTS")];
 const NONE: Names = &[];
+
+/// What is read from a fault queue.
+pub(super) const PAGE_FAULT: &[Field] = fields!(uapi::HwptPgfault {
+    flags: In Flags(FAULT), dev_id: In Dec, pasid: In Dec, grpid: In Dec, perm: In Flags(PERMISSIONS),
+    __reserved: In Reserved, addr: In Hex, length: In Dec, cookie: In Dec,
+});
+
+/// What is written to a fault queue.
+pub(super) const PAGE_RESPONSE: &[Field] =
+    fields!(uapi::HwptPageResponse { cookie: In Dec, code: In Choice(RESPONSE) });
+
+/// What every event of an event queue starts with.
+pub(super) const EVENT: &[Field] =
+    fields!(uapi::VeventHeader { flags: In Flags(LOST), sequence: In Dec });
 
 /// What `data_uptr` of uapi::HWPT_ALLOC leads to, by data type.
 pub(super) fn hwpt_data(data_type: u32) -> Option<&'static [Field]> {
@@ -276,6 +328,14 @@ pub(super) static TABLE: &[Row] = &[
         fields!(uapi::HwQueueAlloc {
             size: In Dec, flags: In Flags(NONE), viommu_id: In Dec, type_: In Choice(HW_QUEUE), index: In Dec,
             out_hw_queue_id: Out Dec, nesting_parent_iova: In Hex, length: In Hex,
+        }),
+        Tail::None,
+    ),
+    row(
+        test::TEST_CMD,
+        "IOMMU_TEST_CMD",
+        fields!(test::TestCmd {
+            size: In Dec, op: In Choice(TEST_OPS), id: In Dec, __reserved: In Reserved, body: In Words,
         }),
         Tail::None,
     ),

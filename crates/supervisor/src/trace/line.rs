@@ -2,11 +2,12 @@
 
 use std::fmt::{self, Write as _};
 
+use ioasis_uapi::iommufd::{HwptPageResponse, HwptPgfault};
 use ioasis_uapi::{Result, vfio};
 
-use super::layout::{Names, choice, flags, number};
+use super::layout::{Argument, Names, choice, flags, number, show};
 use super::value::{Value, quote};
-use super::{Returned, reason};
+use super::{Kind, Returned, iommufd, reason};
 
 /// The direction of an access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -301,4 +302,17 @@ pub(super) fn data(access: &Access<'_>, good: bool) -> Value {
         text.push_str(" ...");
     }
     Value::Plain(format!("[{text}]"))
+}
+
+/// What a read or write on a queue moved. The events of an event queue differ by hardware: the first one's header is
+/// shown, and how many bytes follow it.
+pub(super) fn records(kind: Kind, way: Way, bytes: &[u8]) -> Value {
+    let (fields, size) = match (kind, way) {
+        (Kind::FaultQueue, Way::Read) => (iommufd::PAGE_FAULT, size_of::<HwptPgfault>()),
+        (Kind::FaultQueue, Way::Write) => (iommufd::PAGE_RESPONSE, size_of::<HwptPageResponse>()),
+        _ => (iommufd::EVENT, bytes.len().max(1)),
+    };
+    let record =
+        |bytes| Value::Struct(show(fields, Argument { before: bytes, after: bytes, good: true }));
+    Value::List(bytes.chunks_exact(size).map(record).collect(), false)
 }

@@ -54,6 +54,10 @@ pub enum Kind {
     Group,
     /// A device, from a group or a cdev.
     Device,
+    /// A fault queue; answers no ioctl.
+    FaultQueue,
+    /// A queue of virtual events; answers no ioctl.
+    EventQueue,
 }
 
 /// A file of the client's.
@@ -182,6 +186,17 @@ impl Trace {
         self.call(pid, name, &arguments, result, Returned::Number);
     }
 
+    /// Writes the line of a read or write on a fault or event queue; `bytes` are what was moved.
+    pub fn queue(&self, pid: u32, file: File<'_>, way: Way, bytes: &[u8], result: Result<i64>) {
+        let arguments = [
+            ("fd", opened(file.fd, file.path)),
+            ("records", line::records(file.kind, way, bytes)),
+            ("length", Value::Dec(bytes.len() as u64)),
+        ];
+        let name = if way == Way::Read { "read" } else { "write" };
+        self.call(pid, name, &arguments, result, Returned::Number);
+    }
+
     /// Writes the line of a mmap of a device.
     pub fn mmap(&self, pid: u32, file: File<'_>, map: Map, result: Result<i64>) {
         let arguments = [
@@ -266,6 +281,7 @@ fn find(kind: Kind, request: u32) -> Option<&'static Row> {
         Kind::Container => &[vfio::CONTAINER],
         Kind::Group => &[vfio::GROUP],
         Kind::Device => &[vfio::DEVICE],
+        Kind::FaultQueue | Kind::EventQueue => &[],
     };
     tables.iter().flat_map(|table| table.iter()).find(|row| row.request == request)
 }

@@ -38,6 +38,8 @@ const fn file(kind: Kind) -> File<'static> {
         Kind::Container => File { fd: 5, path: "/dev/vfio/vfio", kind },
         Kind::Group => File { fd: 6, path: "/dev/vfio/7", kind },
         Kind::Device => File { fd: 9, path: "0000:01:00.0", kind },
+        Kind::FaultQueue => File { fd: 70, path: "fault queue 3", kind },
+        Kind::EventQueue => File { fd: 71, path: "veventq 4", kind },
     }
 }
 
@@ -276,7 +278,7 @@ fn no_argument_bytes_can_upset_the_trace() {
             Kind::Iommufd => super::iommufd::TABLE.iter().map(|row| row.request).collect(),
             Kind::Container => super::vfio::CONTAINER.iter().map(|row| row.request).collect(),
             Kind::Group => super::vfio::GROUP.iter().map(|row| row.request).collect(),
-            Kind::Device => super::vfio::DEVICE.iter().map(|row| row.request).collect(),
+            _ => super::vfio::DEVICE.iter().map(|row| row.request).collect(),
         };
         let request = rows[usize::try_from((seed >> 32) % rows.len() as u64).unwrap()];
         let row = find(kind, request).unwrap();
@@ -339,6 +341,28 @@ fn opens_accesses_and_maps_have_lines_of_their_own() {
          [pid 7] pread(9<0000:01:00.0>, region 9+0x9000, ..., 4) = -1 EINVAL (beyond the region: 0x9000)\n\
          [pid 7] mmap(9<0000:01:00.0>, BAR0+0x1000, 0x1000, PROT_READ|PROT_WRITE, MAP_SHARED) = 0x7f000000\n\
          [pid 7] openat(\"/sys/bus/pci/drivers/vfio-pci/bind\") = -1 EACCES (read-only here)\n"
+    );
+}
+
+#[test]
+fn faults_and_their_responses_are_decoded() {
+    let fault =
+        words(&[(2, 4), (1, 4), (0, 4), (5, 4), (3, 4), (0, 4), (0x1_0000, 8), (0, 4), (9, 4)]);
+    let response = words(&[(9, 4), (1, 4)]);
+    let event = words(&[(0, 4), (7, 4), (0, 8), (0, 8)]);
+    let text = traced(Format::Text, |trace| {
+        trace.queue(7, file(Kind::FaultQueue), Way::Read, &fault, Ok(40));
+        trace.queue(7, file(Kind::FaultQueue), Way::Read, &[], Ok(0));
+        trace.queue(7, file(Kind::FaultQueue), Way::Write, &response, Ok(8));
+        trace.queue(7, file(Kind::EventQueue), Way::Read, &event, Ok(24));
+    });
+    assert_eq!(
+        text,
+        "[pid 7] read(70<fault queue 3>, [{flags=LAST_PAGE, dev_id=1, pasid=0, grpid=5, perm=READ|WRITE, \
+         addr=0x10000, length=0, cookie=9}], 40) = 40\n\
+         [pid 7] read(70<fault queue 3>, [], 0) = 0\n\
+         [pid 7] write(70<fault queue 3>, [{cookie=9, code=INVALID}], 8) = 8\n\
+         [pid 7] read(71<veventq 4>, [{flags=0, sequence=7}], 24) = 24\n"
     );
 }
 
