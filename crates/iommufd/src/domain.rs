@@ -37,7 +37,7 @@ pub(crate) struct DomainUse {
 
 /// One hardware page table.
 #[derive(Debug)]
-pub struct Domain {
+pub(crate) struct Domain {
     token: u64,
     machine: Arc<Machine>,
     iommu: Arc<Iommu>,
@@ -90,7 +90,7 @@ impl Domain {
 
     /// The IOMMU that walks this table.
     #[must_use]
-    pub fn iommu(&self) -> &Arc<Iommu> {
+    pub(crate) fn iommu(&self) -> &Arc<Iommu> {
         &self.iommu
     }
 
@@ -101,25 +101,25 @@ impl Domain {
 
     /// The IOVAs that can be mapped.
     #[must_use]
-    pub fn aperture(&self) -> IovaRange {
+    pub(crate) fn aperture(&self) -> IovaRange {
         self.aperture
     }
 
     /// Bit `n` set: leaves of `1 << n` bytes exist.
     #[must_use]
-    pub fn page_sizes(&self) -> u64 {
+    pub(crate) fn page_sizes(&self) -> u64 {
         self.page_sizes
     }
 
     /// Bytes of the smallest leaf.
     #[must_use]
-    pub fn page_size_min(&self) -> u64 {
+    pub(crate) fn page_size_min(&self) -> u64 {
         1 << self.page_sizes.trailing_zeros()
     }
 
     /// For translating threads.
     #[must_use]
-    pub fn reader(&self) -> &Arc<dyn TableReader> {
+    pub(crate) fn reader(&self) -> &Arc<dyn TableReader> {
         &self.reader
     }
 

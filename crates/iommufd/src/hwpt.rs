@@ -25,7 +25,7 @@ pub(crate) enum Origin {
 
 /// One hardware page table.
 #[derive(Debug)]
-pub struct Hwpt {
+pub(crate) struct Hwpt {
     head: Head,
     pub(crate) ioas: Held<Ioas>,
     pub(crate) domain: Arc<Domain>,

@@ -18,7 +18,7 @@ pub struct Memory {
 
 /// The bytes of a [`Memory`].
 #[derive(Debug)]
-pub struct LocalBacking {
+pub(crate) struct LocalBacking {
     mapping: Mapping,
 }
 

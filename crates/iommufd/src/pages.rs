@@ -27,7 +27,7 @@ const PAGE_LG2: u32 = 12;
 
 /// Where the memory comes from.
 #[derive(Clone, Debug)]
-pub struct Origin {
+pub(crate) struct Origin {
     /// The process or file.
     pub space: Arc<dyn AddressSpace>,
     /// First byte.
@@ -75,7 +75,7 @@ struct Pins {
 
 /// The memory behind one MAP call.
 #[derive(Debug)]
-pub struct Pages {
+pub(crate) struct Pages {
     machine: Arc<Machine>,
     count: u64,
     need: Prot,
@@ -89,7 +89,7 @@ impl Pages {
     /// # Errors
     ///
     /// `EINVAL` if `length` is zero or a page short of everything, `EOVERFLOW` if the range wraps.
-    pub fn new(
+    pub(crate) fn new(
         machine: &Arc<Machine>,
         origin: Origin,
         length: u64,
@@ -123,7 +123,7 @@ impl Pages {
 
     /// The first mapped byte, counted from the start of its page.
     #[must_use]
-    pub fn start_byte(&self) -> u64 {
+    pub(crate) fn start_byte(&self) -> u64 {
         self.pins.lock().origin.address & (PAGE_SIZE - 1)
     }
 
@@ -134,7 +134,7 @@ impl Pages {
 
     /// Whether the MAP call that made it asked for WRITEABLE.
     #[must_use]
-    pub fn writable(&self) -> bool {
+    pub(crate) fn writable(&self) -> bool {
         self.need.contains(Prot::WRITE)
     }
 
@@ -145,13 +145,13 @@ impl Pages {
 
     /// What the origin is.
     #[must_use]
-    pub fn kind(&self) -> Kind {
+    pub(crate) fn kind(&self) -> Kind {
         self.kind
     }
 
     /// Pages pinned now that somebody pays for.
     #[must_use]
-    pub fn pinned(&self) -> u64 {
+    pub(crate) fn pinned(&self) -> u64 {
         self.pins.lock().pinned
     }
 
@@ -362,7 +362,7 @@ impl Pages {
 
     /// The output address of byte `start_byte`, if its page is pinned.
     #[must_use]
-    pub fn pinned_at(&self, start_byte: u64) -> Option<Pa> {
+    pub(crate) fn pinned_at(&self, start_byte: u64) -> Option<Pa> {
         self.pins.lock().run_at(start_byte, 1).map(|run| run.pa)
     }
 }

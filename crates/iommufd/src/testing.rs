@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use ioasis_iommupt::Prot;
-use ioasis_uapi::{Errno, Error, Result};
+use ioasis_uapi::Result;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::{
@@ -23,6 +23,8 @@ pub(crate) const ARG: u64 = BASE + SIZE as u64 - 0x8000;
 pub(crate) struct TestClient {
     pub(crate) memory: Memory,
     pub(crate) account: Account,
+    /// Nothing can be written back.
+    pub(crate) read_only: bool,
 }
 
 pub(crate) const ACCOUNT: Account = Account {
@@ -36,7 +38,7 @@ pub(crate) const ACCOUNT: Account = Account {
 
 impl TestClient {
     pub(crate) fn new() -> Self {
-        Self { memory: Memory::new(BASE, SIZE).unwrap(), account: ACCOUNT }
+        Self { memory: Memory::new(BASE, SIZE).unwrap(), account: ACCOUNT, read_only: false }
     }
 
     /// Puts `cmd` into memory, calls, and reads it back.
@@ -57,6 +59,9 @@ impl Client for TestClient {
     }
 
     fn write(&self, address: u64, buf: &[u8]) -> Result<()> {
+        if self.read_only {
+            return refuse!(EFAULT, "the client's memory is read-only", address);
+        }
         self.memory.write(address, buf)
     }
 
@@ -65,7 +70,7 @@ impl Client for TestClient {
     }
 
     fn file_memory(&self, fd: i32) -> Result<Arc<dyn AddressSpace>> {
-        Err(Error::at(Errno::EBADF, "no file is open", u64::from(fd.unsigned_abs())))
+        refuse!(EBADF, "no file is open", u64::from(fd.unsigned_abs()))
     }
 
     fn account(&self) -> Account {

@@ -1,1 +1,176 @@
+use super::*;
+use crate::testing::{ACCOUNT, BASE, RW, TestClient, TestMachine};
+use crate::{Iommu, IommuKind, Iova, MapRequest, Place};
 
+fn errno<T>(result: Result<T>) -> Errno {
+    match result {
+        Ok(_) => panic!("the call was accepted"),
+        Err(error) => error.errno,
+    }
+}
+
+#[test]
+fn a_group_belongs_to_one_context() {
+    let machine = TestMachine::new();
+    let group = machine.group();
+    let (one, other) = (machine.endpoint_in(&group), machine.endpoint_in(&group));
+    let (context, stranger) = (Context::new(&machine.machine), Context::new(&machine.machine));
+    let bound = context.bind(&one).unwrap();
+    assert_eq!(errno(stranger.bind(&other)), Errno::EPERM);
+    let second = context.bind(&other).unwrap();
+    drop(bound);
+    assert_eq!(errno(stranger.bind(&one)), Errno::EPERM);
+    drop(second);
+    stranger.bind(&one).unwrap();
+}
+
+#[test]
+fn a_group_a_host_driver_uses_is_not_bound() {
+    let machine = TestMachine::new();
+    let group = machine.group();
+    let endpoint = machine.endpoint_in(&group);
+    let context = Context::new(&machine.machine);
+    group.kernel_driver_attached().unwrap();
+    assert_eq!(errno(context.bind(&endpoint)), Errno::EPERM);
+    group.kernel_driver_detached();
+    let bound = context.bind(&endpoint).unwrap();
+    assert_eq!(errno(group.kernel_driver_attached()), Errno::EBUSY);
+    drop(bound);
+}
+
+#[test]
+fn unsafe_interrupts_need_the_parameter_and_incoherent_dma_has_none() {
+    let machine = TestMachine::with(Iommu { isolated_msi: false, ..Iommu::new(IommuKind::Vtd) });
+    let context = Context::new(&machine.machine);
+    assert_eq!(errno(context.bind(&machine.endpoint())), Errno::EPERM);
+    machine
+        .machine
+        .params
+        .allow_unsafe_interrupts
+        .store(true, std::sync::atomic::Ordering::Relaxed);
+    context.bind(&machine.endpoint()).unwrap();
+    let machine = TestMachine::with(Iommu { cache_coherent: false, ..Iommu::new(IommuKind::Vtd) });
+    assert_eq!(errno(Context::new(&machine.machine).bind(&machine.endpoint())), Errno::EINVAL);
+}
+
+#[test]
+fn a_bound_device_cannot_be_destroyed_and_its_id_is_free_after_it() {
+    let machine = TestMachine::new();
+    let context = Context::new(&machine.machine);
+    let bound = context.bind(&machine.endpoint()).unwrap();
+    let id = bound.id();
+    assert_eq!(errno(context.destroy(id)), Errno::EBUSY);
+    drop(bound);
+    assert_eq!(errno(context.destroy(id)), Errno::ENOENT);
+    assert_eq!(context.alloc_ioas(), Ok(id));
+}
+
+#[test]
+fn attaching_says_what_is_wrong_with_the_page_table() {
+    let machine = TestMachine::new();
+    let context = Context::new(&machine.machine);
+    let bound = context.bind(&machine.endpoint()).unwrap();
+    assert_eq!(errno(bound.attach(99)), Errno::ENOENT);
+    assert_eq!(errno(bound.attach(bound.id())), Errno::EINVAL);
+    let ioas = context.alloc_ioas().unwrap();
+    assert_eq!(errno(bound.replace(ioas)), Errno::EINVAL, "there is nothing to replace");
+    let hwpt = bound.attach(ioas).unwrap();
+    assert_eq!(errno(bound.attach(hwpt)), Errno::EBUSY);
+    assert_eq!(bound.replace(hwpt), Ok(hwpt), "the same again changes nothing");
+}
+
+#[test]
+fn devices_of_one_group_follow_each_other_and_are_moved_together() {
+    let machine = TestMachine::new();
+    let group = machine.group();
+    let context = Context::new(&machine.machine);
+    let (ioas, elsewhere) = (context.alloc_ioas().unwrap(), context.alloc_ioas().unwrap());
+    let one = context.bind(&machine.endpoint_in(&group)).unwrap();
+    let other = context.bind(&machine.endpoint_in(&group)).unwrap();
+    let hwpt = one.attach(ioas).unwrap();
+    let manual = {
+        let held = context.ioas(elsewhere).unwrap();
+        let (reservation, hwpt) = context.make_hwpt(&held, &one.device, 0).unwrap();
+        let id = reservation.id();
+        reservation.publish(Object::Hwpt(hwpt));
+        id
+    };
+    assert_eq!(errno(other.attach(manual)), Errno::EINVAL);
+    assert_eq!(other.attach(hwpt), Ok(hwpt));
+    assert_eq!(one.replace(manual), Ok(manual));
+    assert_eq!(other.replace(manual), Ok(manual), "it is there already");
+    one.detach();
+    assert!(other.is_attached());
+    assert_eq!(errno(context.destroy(manual)), Errno::EBUSY);
+    other.detach();
+    context.destroy(manual).unwrap();
+}
+
+#[test]
+fn two_devices_share_an_automatic_hwpt_only_behind_one_iommu() {
+    let machine = TestMachine::new();
+    let context = Context::new(&machine.machine);
+    let ioas = context.alloc_ioas().unwrap();
+    let one = context.bind(&machine.endpoint()).unwrap();
+    let other = context.bind(&machine.endpoint()).unwrap();
+    let hwpt = one.attach(ioas).unwrap();
+    assert_eq!(other.attach(ioas), Ok(hwpt));
+    let far_iommu = Arc::new(Iommu::new(IommuKind::Vtd));
+    let far_group = Group::new(&machine.machine, &far_iommu, 9);
+    let far = context.bind(&machine.endpoint_in(&far_group)).unwrap();
+    assert_eq!(errno(far.attach(hwpt)), Errno::EINVAL);
+    assert_ne!(far.attach(ioas), Ok(hwpt));
+}
+
+#[test]
+fn a_replace_that_fails_leaves_the_old_attachment() {
+    let (machine, client) = (TestMachine::new(), TestClient::new());
+    let context = Context::new(&machine.machine);
+    let (ioas, blocked) = (context.alloc_ioas().unwrap(), context.alloc_ioas().unwrap());
+    let request = |iova| MapRequest {
+        space: Arc::new(client.memory.clone()),
+        address: BASE,
+        length: 0x1000,
+        place: Place::Fixed(Iova(iova)),
+        prot: RW,
+        account: ACCOUNT,
+    };
+    context.map(ioas, request(0x1000)).unwrap();
+    context.map(blocked, request(0xfee0_0000)).unwrap();
+    let bound = context.bind(&machine.endpoint()).unwrap();
+    let hwpt = bound.attach(ioas).unwrap();
+    assert_eq!(errno(bound.replace(blocked)), Errno::EADDRINUSE);
+    assert_eq!(bound.replace(hwpt), Ok(hwpt));
+    let segment = crate::Segment { iova: Iova(0x1000), length: 4 };
+    bound.endpoint().write([segment], b"here").unwrap();
+    context.destroy(blocked).unwrap();
+}
+
+#[test]
+fn pasids_need_page_tables_made_for_them() {
+    let machine = TestMachine::new();
+    let context = Context::new(&machine.machine);
+    let ioas = context.alloc_ioas().unwrap();
+    let bound = context.bind(&machine.endpoint()).unwrap();
+    let make = |flags| {
+        let held = context.ioas(ioas).unwrap();
+        let (reservation, hwpt) = context.make_hwpt(&held, &bound.device, flags).unwrap();
+        let id = reservation.id();
+        reservation.publish(Object::Hwpt(hwpt));
+        id
+    };
+    let (plain, able) = (make(0), make(ioasis_uapi::iommufd::HWPT_ALLOC_PASID));
+    assert_eq!(errno(bound.attach_pasid(1 << 20, able)), Errno::EINVAL);
+    assert_eq!(errno(bound.attach_pasid(5, plain)), Errno::EINVAL);
+    assert_eq!(errno(bound.attach_pasid(5, ioas)), Errno::EINVAL);
+    bound.attach(plain).unwrap();
+    assert_eq!(errno(bound.attach_pasid(5, able)), Errno::EINVAL);
+    bound.replace(able).unwrap();
+    bound.attach_pasid(5, able).unwrap();
+    assert_eq!(errno(bound.attach_pasid(5, able)), Errno::EBUSY);
+    assert_eq!(errno(bound.replace(plain)), Errno::EINVAL);
+    assert_eq!(errno(bound.replace_pasid(6, able)), Errno::EINVAL);
+    bound.detach_pasid(6);
+    bound.detach_pasid(5);
+    bound.replace(plain).unwrap();
+}

@@ -83,7 +83,7 @@ pub(crate) struct Space {
 
 /// One I/O address space.
 #[derive(Debug)]
-pub struct Ioas {
+pub(crate) struct Ioas {
     pub(crate) head: Head,
     machine: Arc<Machine>,
     /// Every HWPT on this IOAS, in order of creation; also keeps two attaches from making two auto domains.
@@ -175,7 +175,7 @@ impl Ioas {
 
     /// The ranges that may be mapped, and the alignment a mapping must have.
     #[must_use]
-    pub fn iova_ranges(&self) -> (Vec<IovaRange>, u64) {
+    pub(crate) fn iova_ranges(&self) -> (Vec<IovaRange>, u64) {
         let space = self.space.lock();
         (space.reserved.holes(), space.alignment)
     }
@@ -185,7 +185,7 @@ impl Ioas {
     /// # Errors
     ///
     /// `EINVAL` where they overlap each other, `EADDRINUSE` where they hit a reserved range.
-    pub fn allow(&self, ranges: &[IovaRange]) -> Result<()> {
+    pub(crate) fn allow(&self, ranges: &[IovaRange]) -> Result<()> {
         step("allowed ranges")?;
         let mut allowed = AllowedSet::default();
         ranges.iter().try_for_each(|&range| allowed.add(range))?;
@@ -269,7 +269,7 @@ impl Ioas {
 
     /// Whether mappings may use leaves larger than a page.
     #[must_use]
-    pub fn huge_pages(&self) -> bool {
+    pub(crate) fn huge_pages(&self) -> bool {
         self.space.lock().huge_pages
     }
 
@@ -278,7 +278,7 @@ impl Ioas {
     /// # Errors
     ///
     /// Forbidding: `EINVAL` when there are both domains and areas, `EADDRINUSE` when an area is not page aligned.
-    pub fn set_huge_pages(&self, allowed: bool) -> Result<()> {
+    pub(crate) fn set_huge_pages(&self, allowed: bool) -> Result<()> {
         let mut space = self.space.lock();
         if space.huge_pages == allowed {
             return Ok(());
@@ -296,7 +296,7 @@ impl Ioas {
 
     /// How many areas there are.
     #[must_use]
-    pub fn areas(&self) -> usize {
+    pub(crate) fn areas(&self) -> usize {
         self.space.lock().areas.len()
     }
 

@@ -32,7 +32,7 @@ enum Stop {
 
 impl Ioas {
     /// Removes every area that lies in `range`; `pid` is who asks. When it returns, no device reaches the memory.
-    pub fn unmap(&self, range: IovaRange, pid: u32) -> Unmapped {
+    pub(crate) fn unmap(&self, range: IovaRange, pid: u32) -> Unmapped {
         let mut bytes = 0;
         let mut waiting: Option<(IovaRange, u32)> = None;
         loop {
@@ -71,7 +71,7 @@ impl Ioas {
     }
 
     /// Removes everything.
-    pub fn unmap_all(&self, pid: u32) -> Unmapped {
+    pub(crate) fn unmap_all(&self, pid: u32) -> Unmapped {
         self.unmap(IovaRange::ALL, pid)
     }
 }

@@ -187,3 +187,6 @@ fn unmap_dma(context: &Context, client: &dyn Client, arg: u64) -> Result<i64> {
     unmapped.result?;
     Ok(0)
 }
+
+#[cfg(test)]
+mod tests;

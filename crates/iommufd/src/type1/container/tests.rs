@@ -1,1 +1,328 @@
+use super::*;
+use crate::testing::{ARG, BASE, TestClient, TestMachine};
+use crate::{Iommu, IommuKind, Iova, Segment};
+use ioasis_uapi::Errno;
+use zerocopy::{FromBytes, Immutable, IntoBytes};
 
+struct Fixture {
+    machine: TestMachine,
+    client: TestClient,
+    container: Arc<Container>,
+    endpoint: Arc<Endpoint>,
+}
+
+impl Fixture {
+    /// A container with one group and no IOMMU yet.
+    fn bare() -> Self {
+        let machine = TestMachine::new();
+        let endpoint = machine.endpoint();
+        let container = Container::new(&machine.machine);
+        let fixture = Self { machine, client: TestClient::new(), container, endpoint };
+        fixture.add(&fixture.endpoint).unwrap();
+        fixture
+    }
+
+    fn with_iommu(number: u32) -> Self {
+        let fixture = Self::bare();
+        fixture.set_iommu(number).unwrap();
+        fixture
+    }
+
+    fn add(&self, endpoint: &Arc<Endpoint>) -> Result<()> {
+        let member =
+            Member::new(GroupKind::Iommu, endpoint.group(), std::slice::from_ref(endpoint));
+        self.container.add_group(&self.client.account, member)
+    }
+
+    fn ioctl(&self, code: u32, arg: u64) -> Result<i64> {
+        self.container.ioctl(&self.client, code, arg)
+    }
+
+    fn set_iommu(&self, number: u32) -> Result<i64> {
+        self.ioctl(abi::SET_IOMMU, u64::from(number))
+    }
+
+    fn call<T: FromBytes + IntoBytes + Immutable>(&self, code: u32, cmd: &mut T) -> Result<i64> {
+        self.client.memory.write(ARG, cmd.as_bytes()).unwrap();
+        let answer = self.ioctl(code, ARG);
+        self.client.memory.read(ARG, cmd.as_mut_bytes()).unwrap();
+        answer
+    }
+
+    fn map(&self, flags: u32, iova: u64, vaddr: u64, size: u64) -> Result<i64> {
+        self.call(
+            abi::IOMMU_MAP_DMA,
+            &mut abi::IommuType1DmaMap { argsz: 32, flags, vaddr, iova, size },
+        )
+    }
+
+    /// Maps the memory at `BASE + iova` at `iova`.
+    fn map_same(&self, iova: u64, size: u64) -> Result<i64> {
+        self.map(RW, iova, BASE + iova, size)
+    }
+
+    fn unmap(&self, flags: u32, iova: u64, size: u64) -> Result<u64> {
+        let mut cmd = abi::IommuType1DmaUnmap { argsz: 24, flags, iova, size };
+        let answer = self.call(abi::IOMMU_UNMAP_DMA, &mut cmd);
+        if answer.is_err() {
+            assert_eq!(cmd.size, size, "a refused unmap writes nothing back");
+        }
+        answer.map(|_| cmd.size)
+    }
+
+    /// The chain of capabilities as ids, and the struct.
+    fn info(&self, argsz: u32) -> (abi::IommuType1Info, Vec<u16>) {
+        let mut bytes = [0_u8; 512];
+        bytes[..4].copy_from_slice(&argsz.to_ne_bytes());
+        self.call(abi::IOMMU_GET_INFO, &mut bytes).unwrap();
+        let info = abi::IommuType1Info::read_from_prefix(&bytes).unwrap().0;
+        let mut ids = Vec::new();
+        let mut at = if argsz >= 24 { info.cap_offset as usize } else { 0 };
+        while at != 0 {
+            let header = abi::InfoCapHeader::read_from_prefix(&bytes[at..]).unwrap().0;
+            ids.push(header.id);
+            at = header.next as usize;
+        }
+        (info, ids)
+    }
+}
+
+const RW: u32 = abi::DMA_MAP_FLAG_READ | abi::DMA_MAP_FLAG_WRITE;
+
+fn errno<T: std::fmt::Debug>(result: Result<T>) -> Errno {
+    result.unwrap_err().errno
+}
+
+#[test]
+fn before_set_iommu_everything_else_is_einval() {
+    let fixture = Fixture::bare();
+    for code in [abi::IOMMU_GET_INFO, abi::IOMMU_MAP_DMA, abi::IOMMU_UNMAP_DMA, 0x3b81, 0x1234] {
+        assert_eq!(errno(fixture.ioctl(code, 0)), Errno::EINVAL);
+    }
+    assert_eq!(fixture.ioctl(abi::GET_API_VERSION, 0), Ok(0));
+    fixture.set_iommu(abi::TYPE1v2_IOMMU).unwrap();
+    for code in [0x3b81, 0x1234, abi::IOMMU_ENABLE] {
+        assert_eq!(errno(fixture.ioctl(code, 0)), Errno::ENOTTY);
+    }
+}
+
+#[test]
+fn set_iommu_wants_a_group_a_known_type_and_to_be_the_only_one() {
+    let fixture = Fixture::bare();
+    let empty = Container::new(&fixture.machine.machine);
+    assert_eq!(errno(empty.ioctl(&fixture.client, abi::SET_IOMMU, 1)), Errno::EINVAL);
+    for number in [0, 2, 4, 6, 7, 8, 10, 99] {
+        assert_eq!(errno(fixture.set_iommu(number)), Errno::ENODEV, "{number}");
+    }
+    assert_eq!(errno(fixture.set_iommu(abi::UNMAP_ALL)), Errno::EINVAL, "an extension and no type");
+    fixture.set_iommu(1).unwrap();
+    assert_eq!(errno(fixture.set_iommu(1)), Errno::EINVAL);
+}
+
+#[test]
+fn extensions_are_those_of_the_moment() {
+    let fixture = Fixture::bare();
+    let all = |fixture: &Fixture| -> Vec<u64> {
+        (0..12).filter(|&number| fixture.ioctl(abi::CHECK_EXTENSION, number) == Ok(1)).collect()
+    };
+    assert_eq!(all(&fixture), [1, 3, 9]);
+    fixture.set_iommu(3).unwrap();
+    assert_eq!(all(&fixture), [1, 3, 4, 9, 10]);
+}
+
+#[test]
+fn a_map_is_refused_in_type1s_order() {
+    let fixture = Fixture::with_iommu(abi::TYPE1v2_IOMMU);
+    let mut cmd = abi::IommuType1DmaMap { argsz: 31, flags: RW, ..Default::default() };
+    assert_eq!(errno(fixture.call(abi::IOMMU_MAP_DMA, &mut cmd)), Errno::EINVAL);
+    assert_eq!(errno(fixture.ioctl(abi::IOMMU_MAP_DMA, 0)), Errno::EFAULT);
+    fixture.map_same(0x1000, 0x1000).unwrap();
+    let refused = [
+        (Errno::EINVAL, (RW | 1 << 31, u64::MAX, 0, 2)),
+        (Errno::EINVAL, (RW, u64::MAX, u64::MAX, 0)),
+        (Errno::EOVERFLOW, (0, u64::MAX - 0xfff, BASE, 0x2000)),
+        (Errno::EOVERFLOW, (RW, 0, u64::MAX - 0xfff, 0x2000)),
+        (Errno::EINVAL, (0, 0x1000, BASE, 0x1000)),
+        (Errno::EINVAL, (RW, 0x1000, BASE, 0x800)),
+        (Errno::EINVAL, (RW, 0x1800, BASE, 0x1000)),
+        (Errno::EINVAL, (RW, 0x1000, BASE + 0x800, 0x1000)),
+        (Errno::EEXIST, (RW, 0x1000, 0x1000, 0x1000)),
+        (Errno::EINVAL, (RW, 0xfee0_0000, 0x1000, 0x1000)),
+        (Errno::EINVAL, (RW, 1 << 48, 0x1000, 0x1000)),
+        (Errno::EFAULT, (RW, 0x2000, 0x1000, 0x1000)),
+    ];
+    for (expected, (flags, iova, vaddr, size)) in refused {
+        assert_eq!(
+            errno(fixture.map(flags, iova, vaddr, size)),
+            expected,
+            "{flags:#x} {iova:#x} {vaddr:#x} {size:#x}"
+        );
+    }
+    assert_eq!(fixture.unmap(abi::DMA_UNMAP_FLAG_ALL, 0, 0), Ok(0x1000));
+}
+
+#[test]
+fn an_unmap_is_refused_in_type1s_order() {
+    let fixture = Fixture::with_iommu(abi::TYPE1v2_IOMMU);
+    fixture.map_same(0x1000, 0x2000).unwrap();
+    let refused = [
+        (Errno::EINVAL, (1 << 31, 0x1000, 0x2000)),
+        (Errno::EINVAL, (0, 0x800, 0x1000)),
+        (Errno::EINVAL, (abi::DMA_UNMAP_FLAG_ALL, 0x1000, 0)),
+        (Errno::EINVAL, (abi::DMA_UNMAP_FLAG_ALL, 0, 0x1000)),
+        (Errno::EINVAL, (0, 0x1000, 0)),
+        (Errno::EINVAL, (0, 0x1000, 0x1800)),
+        (Errno::EOVERFLOW, (0, 0x2000, u64::MAX - 0xfff)),
+    ];
+    for (expected, (flags, iova, size)) in refused {
+        assert_eq!(
+            errno(fixture.unmap(flags, iova, size)),
+            expected,
+            "{flags:#x} {iova:#x} {size:#x}"
+        );
+    }
+    assert_eq!(fixture.unmap(0, 0x10_0000, 0x1000), Ok(0), "nothing there is no error");
+    assert_eq!(fixture.unmap(0, 0, 0x10000), Ok(0x2000));
+}
+
+#[test]
+fn v2_never_cuts_a_mapping_and_refuses_before_it_removes() {
+    let fixture = Fixture::with_iommu(abi::TYPE1v2_IOMMU);
+    for iova in [0x1000, 0x3000] {
+        fixture.map_same(iova, 0x2000).unwrap();
+    }
+    assert_eq!(errno(fixture.unmap(0, 0x1000, 0x3000)), Errno::EINVAL);
+    assert_eq!(errno(fixture.unmap(0, 0x2000, 0x3000)), Errno::EINVAL);
+    assert_eq!(fixture.unmap(0, 0x1000, 0x4000), Ok(0x4000), "both were still there");
+}
+
+#[test]
+fn v1_removes_whole_mappings_whose_first_byte_is_named() {
+    let fixture = Fixture::with_iommu(abi::TYPE1_IOMMU);
+    for iova in [0x1000, 0x3000] {
+        fixture.map_same(iova, 0x2000).unwrap();
+    }
+    assert_eq!(fixture.unmap(0, 0x2000, 0x2000), Ok(0), "it began before: nothing goes");
+    assert_eq!(fixture.unmap(0, 0x1000, 0x1000), Ok(0x2000), "more than was asked for");
+    assert_eq!(fixture.unmap(0, 0, 0x4000), Ok(0x2000));
+}
+
+#[test]
+fn mappings_are_counted_against_the_limit_and_shown() {
+    let fixture = Fixture::bare();
+    fixture.machine.machine.params.dma_entry_limit.store(2, Ordering::Relaxed);
+    fixture.set_iommu(abi::TYPE1v2_IOMMU).unwrap();
+    fixture.map_same(0x1000, 0x1000).unwrap();
+    fixture.map_same(0x2000, 0x1000).unwrap();
+    assert_eq!(errno(fixture.map_same(0x3000, 0x1000)), Errno::ENOSPC);
+    assert_eq!(fixture.unmap(abi::DMA_UNMAP_FLAG_ALL, 0, 0), Ok(0x2000));
+    fixture.map_same(0x3000, 0x1000).unwrap();
+}
+
+#[test]
+fn info_raises_argsz_only_when_it_is_too_small_and_shows_whole_chains() {
+    let fixture = Fixture::with_iommu(abi::TYPE1v2_IOMMU);
+    let (info, ids) = fixture.info(16);
+    assert_eq!((info.cap_offset, ids), (0, vec![]), "cap_offset is beyond what the client has");
+    let total = info.argsz;
+    assert_eq!(total, 24 + 32 + 16 + 16 + 2 * 16);
+    let (info, ids) = fixture.info(total - 1);
+    assert_eq!((info.argsz, info.cap_offset, ids), (total, 0, vec![]));
+    let (info, ids) = fixture.info(total + 8);
+    assert_eq!((info.argsz, ids), (total + 8, vec![2, 3, 1]));
+    assert_eq!(info.iova_pgsizes, 1 << 12 | 1 << 21 | 1 << 30);
+    assert_eq!(info.flags, 3);
+}
+
+#[test]
+fn pages_are_charged_to_the_process_even_with_ipc_lock_and_dma_reaches_them() {
+    let mut fixture = Fixture::with_iommu(abi::TYPE1v2_IOMMU);
+    fixture.client.account.ipc_lock = true;
+    fixture.client.account.memlock_pages = Some(0);
+    fixture.map_same(0x1000, 0x2000).unwrap();
+    let charges = fixture.machine.machine.ledger.process(fixture.client.account.pid);
+    assert_eq!((charges.locked, charges.pinned), (2, 2));
+    fixture.endpoint.write([Segment { iova: Iova(0x2ffc), length: 4 }], b"dma!").unwrap();
+    let mut seen = [0; 4];
+    fixture.client.memory.read(BASE + 0x2ffc, &mut seen).unwrap();
+    assert_eq!(&seen, b"dma!");
+    fixture.client.account.ipc_lock = false;
+    assert_eq!(errno(fixture.map_same(0x4000, 0x1000)), Errno::ENOMEM);
+}
+
+#[test]
+fn the_last_group_takes_the_iommu_and_every_mapping_with_it() {
+    let fixture = Fixture::with_iommu(abi::TYPE1v2_IOMMU);
+    let second = fixture.machine.endpoint();
+    fixture.map_same(0x1000, 0x1000).unwrap();
+    fixture.add(&second).unwrap();
+    fixture.container.remove_group(fixture.endpoint.group());
+    second.write([Segment { iova: Iova(0x1000), length: 1 }], &[1]).unwrap();
+    assert!(fixture.endpoint.write([Segment { iova: Iova(0x1000), length: 1 }], &[1]).is_err());
+    fixture.container.remove_group(second.group());
+    assert!(!fixture.container.has_iommu());
+    fixture.machine.assert_clean();
+    assert_eq!(errno(fixture.map_same(0x1000, 0x1000)), Errno::EINVAL);
+}
+
+#[test]
+fn a_group_that_conflicts_with_the_mappings_is_refused() {
+    let fixture = Fixture::with_iommu(abi::TYPE1v2_IOMMU);
+    let (machine, far) =
+        (&fixture.machine, Iommu { isolated_msi: false, ..Iommu::new(IommuKind::Amd) });
+    let group = Group::new(&machine.machine, &Arc::new(far), 7);
+    let endpoint = machine.endpoint_in(&group);
+    assert_eq!(errno(fixture.add(&endpoint)), Errno::EPERM, "interrupts are not isolated");
+    assert!(!group.is_owned());
+    let smmu = Group::new(&machine.machine, &Arc::new(Iommu::new(IommuKind::Smmuv3)), 8);
+    let mut config = endpoint.config().clone();
+    config.reserved = Iommu::new(IommuKind::Smmuv3).reserved();
+    let endpoint = Endpoint::new(&smmu, config);
+    fixture.map(RW, 0x800_0000, BASE, 0x1000).unwrap();
+    assert_eq!(
+        errno(fixture.add(&endpoint)),
+        Errno::EINVAL,
+        "a mapping lies where its doorbell must"
+    );
+    fixture.unmap(abi::DMA_UNMAP_FLAG_ALL, 0, 0).unwrap();
+    fixture.add(&endpoint).unwrap();
+}
+
+#[test]
+fn a_group_serves_one_container() {
+    let fixture = Fixture::bare();
+    let other = Container::new(&fixture.machine.machine);
+    let member = || Member::new(GroupKind::Iommu, fixture.endpoint.group(), &[]);
+    assert_eq!(errno(other.add_group(&fixture.client.account, member())), Errno::EPERM);
+    fixture.container.remove_group(fixture.endpoint.group());
+    other.add_group(&fixture.client.account, member()).unwrap();
+    drop(other);
+    assert!(!fixture.endpoint.group().is_owned());
+}
+
+#[test]
+fn groups_without_an_iommu_stay_among_themselves() {
+    let mut fixture = Fixture::bare();
+    let group = fixture.machine.group();
+    let member = Member::new(GroupKind::NoIommu, &group, &[]);
+    assert_eq!(
+        errno(fixture.container.add_group(&fixture.client.account, member.clone())),
+        Errno::EPERM
+    );
+    fixture.client.account.sys_rawio = true;
+    assert_eq!(
+        errno(fixture.container.add_group(&fixture.client.account, member.clone())),
+        Errno::EPERM
+    );
+    let alone = Container::new(&fixture.machine.machine);
+    alone.add_group(&fixture.client.account, member).unwrap();
+    assert_eq!(
+        errno(alone.ioctl(&fixture.client, abi::SET_IOMMU, 8)),
+        Errno::ENODEV,
+        "the parameter is off"
+    );
+    fixture.machine.machine.params.enable_unsafe_noiommu_mode.store(true, Ordering::Relaxed);
+    assert_eq!(errno(alone.ioctl(&fixture.client, abi::SET_IOMMU, 1)), Errno::ENODEV);
+    alone.ioctl(&fixture.client, abi::SET_IOMMU, 8).unwrap();
+    assert_eq!(errno(alone.ioctl(&fixture.client, abi::IOMMU_GET_INFO, ARG)), Errno::ENOTTY);
+}

@@ -1,0 +1,131 @@
+use super::*;
+use crate::testing::ARG;
+use crate::{Iommu, IommuKind};
+
+fn alloc(device: u32, pt_id: u32, flags: u32) -> abi::HwptAlloc {
+    abi::HwptAlloc { size: 48, flags, dev_id: device, pt_id, ..Default::default() }
+}
+
+#[test]
+fn a_hwpt_is_refused_in_linuxs_order() {
+    let fixture = Fixture::new();
+    let (bound, ioas) = (fixture.device(), fixture.ioas());
+    let good = alloc(bound.id(), ioas, 0);
+    let mut refused = [
+        (Errno::EOPNOTSUPP, abi::HwptAlloc { __reserved: 1, data_len: 1, ..good }),
+        (Errno::EINVAL, abi::HwptAlloc { data_len: 1, dev_id: 99, ..good }),
+        (Errno::EINVAL, abi::HwptAlloc { data_type: 1, dev_id: 99, ..good }),
+        (Errno::ENOENT, abi::HwptAlloc { dev_id: 99, pt_id: 99, ..good }),
+        (Errno::ENOENT, abi::HwptAlloc { dev_id: ioas, pt_id: 99, ..good }),
+        (Errno::EINVAL, abi::HwptAlloc { pt_id: 99, flags: 1 << 31, ..good }),
+        (Errno::EINVAL, abi::HwptAlloc { pt_id: bound.id(), ..good }),
+        (Errno::EOPNOTSUPP, abi::HwptAlloc { flags: 1 << 31, ..good }),
+    ];
+    for (errno, cmd) in &mut refused {
+        let shown = *cmd;
+        assert_eq!(fixture.errno(abi::HWPT_ALLOC, cmd), *errno, "{shown:?}");
+    }
+}
+
+#[test]
+fn a_manual_hwpt_stays_until_it_is_destroyed_and_is_never_picked() {
+    let fixture = Fixture::new();
+    let (bound, ioas) = (fixture.device(), fixture.ioas());
+    let mut cmd = alloc(bound.id(), ioas, 0);
+    fixture.call(abi::HWPT_ALLOC, &mut cmd).unwrap();
+    let manual = cmd.out_hwpt_id;
+    assert_eq!(fixture.destroy(ioas).unwrap_err().errno, Errno::EBUSY);
+    let automatic = bound.attach(ioas).unwrap();
+    assert_ne!(automatic, manual);
+    assert_eq!(bound.replace(manual), Ok(manual));
+    assert_eq!(
+        fixture.destroy(automatic).unwrap_err().errno,
+        Errno::ENOENT,
+        "it went with its last device"
+    );
+    assert_eq!(fixture.destroy(manual).unwrap_err().errno, Errno::EBUSY);
+    bound.detach();
+    fixture.destroy(manual).unwrap();
+    fixture.destroy(ioas).unwrap();
+}
+
+#[test]
+fn a_hwpt_that_cannot_be_filled_leaves_nothing() {
+    let fixture = Fixture::new();
+    let (bound, ioas) = (fixture.device(), fixture.ioas());
+    fixture.map_at(ioas, 0x1000, 0, 0x1000).unwrap();
+    let mut bad = map(ioas, RW, 0x2000, 0x1000);
+    fixture.call(abi::IOAS_MAP, &mut bad).unwrap();
+    assert_eq!(fixture.errno(abi::HWPT_ALLOC, &mut alloc(bound.id(), ioas, 0)), Errno::EFAULT);
+    fixture.machine.assert_clean();
+    fixture.destroy(ioas).unwrap();
+}
+
+fn hw_info(
+    fixture: &Fixture,
+    device: u32,
+    room: u32,
+    flags: u32,
+    kind: u32,
+) -> (Result<i64>, abi::HwInfo) {
+    let mut cmd = abi::HwInfo {
+        size: 40,
+        flags,
+        dev_id: device,
+        data_len: room,
+        data_uptr: ARG + 0x1000,
+        data_type: kind,
+        ..Default::default()
+    };
+    let answer = fixture.call(abi::GET_HW_INFO, &mut cmd);
+    (answer, cmd)
+}
+
+#[test]
+fn hw_info_is_cut_to_the_buffer_and_the_rest_of_the_buffer_is_zeroed() {
+    let fixture = Fixture::new();
+    let bound = fixture.device();
+    fixture.client.memory.write(ARG + 0x1000, &[0xaa; 64]).unwrap();
+    let (answer, cmd) = hw_info(&fixture, bound.id(), 40, 0, 99);
+    answer.unwrap();
+    assert_eq!((cmd.data_len, cmd.data_type), (24, abi::HW_INFO_TYPE_INTEL_VTD));
+    let mut seen = [0; 41];
+    fixture.client.memory.read(ARG + 0x1000, &mut seen).unwrap();
+    assert_ne!(seen[8..16], [0; 8]);
+    assert_eq!(seen[24..], [[0; 16].as_slice(), &[0xaa]].concat());
+    let (answer, cmd) = hw_info(&fixture, bound.id(), 0, 0, 0);
+    assert_eq!((answer, cmd.data_len), (Ok(0), 24), "a question for the size");
+    assert_eq!(
+        cmd.out_capabilities,
+        abi::HW_CAP_DIRTY_TRACKING | abi::HW_CAP_PCI_ATS_NOT_SUPPORTED
+    );
+    assert_eq!(cmd.out_max_pasid_log2, 20);
+}
+
+#[test]
+fn hw_info_is_refused_in_linuxs_order() {
+    let fixture = Fixture::new();
+    let bound = fixture.device();
+    assert_eq!(hw_info(&fixture, 99, 0, 2, 0).0.unwrap_err().errno, Errno::EOPNOTSUPP);
+    assert_eq!(hw_info(&fixture, 99, 0, 1, 99).0.unwrap_err().errno, Errno::ENOENT);
+    assert_eq!(hw_info(&fixture, bound.id(), 0, 1, 99).0.unwrap_err().errno, Errno::EOPNOTSUPP);
+    assert_eq!(hw_info(&fixture, bound.id(), 24, 1, abi::HW_INFO_TYPE_INTEL_VTD).0, Ok(0));
+    let mut cmd = abi::HwInfo { size: 40, dev_id: bound.id(), data_len: 1, ..Default::default() };
+    assert_eq!(fixture.errno(abi::GET_HW_INFO, &mut cmd), Errno::EFAULT);
+}
+
+#[test]
+fn every_kind_of_iommu_describes_itself() {
+    let kinds = [
+        (IommuKind::Vtd, abi::HW_INFO_TYPE_INTEL_VTD, 24),
+        (IommuKind::Amd, abi::HW_INFO_TYPE_AMD, 16),
+        (IommuKind::Smmuv3, abi::HW_INFO_TYPE_ARM_SMMUV3, 40),
+        (IommuKind::Riscv, abi::HW_INFO_TYPE_NONE, 0),
+    ];
+    for (kind, data_type, length) in kinds {
+        let fixture = Fixture::on(TestMachine::with(Iommu::new(kind)));
+        let bound = fixture.device();
+        let (answer, cmd) = hw_info(&fixture, bound.id(), 64, 0, 0);
+        assert_eq!((answer, cmd.data_type, cmd.data_len), (Ok(0), data_type, length), "{kind:?}");
+    }
+}
