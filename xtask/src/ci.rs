@@ -23,6 +23,8 @@ pub(crate) enum Stage {
     Clippy,
     /// Every test, optimised, with cargo-nextest
     Tests,
+    /// The tests that run under many schedules of their threads
+    Schedules,
     /// The examples in documentation
     Doctests,
     /// Documentation builds without a warning
@@ -34,10 +36,11 @@ pub(crate) enum Stage {
 }
 
 impl Stage {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 8] = [
         Self::Fmt,
         Self::Clippy,
         Self::Tests,
+        Self::Schedules,
         Self::Doctests,
         Self::Doc,
         Self::UapiCheck,
@@ -135,6 +138,7 @@ fn check(workspace: &Workspace, stage: Stage) -> Result<Tally> {
             }
             return Ok(counted(process::tee(cargo)?, nextest_tally));
         }
+        Stage::Schedules => return schedules(workspace),
         Stage::Doctests => {
             cargo.args(["test", "--doc", "--workspace", "--release", "--locked"]);
             return Ok(counted(process::tee(cargo)?, libtest_tally));
@@ -153,6 +157,23 @@ fn check(workspace: &Workspace, stage: Stage) -> Result<Tally> {
         }
     }
     Ok(Tally::PASSED)
+}
+
+/// Runs the tests whose names end in `in_any_schedule`, each with the scheduler of its package. Other tests do not run
+/// under such a scheduler.
+fn schedules(workspace: &Workspace) -> Result<Tally> {
+    let mut total = Tally::default();
+    for (scheduler, package) in &workspace.schedulers {
+        let mut cargo = workspace.cargo();
+        cargo.env("RUSTFLAGS", format!("--cfg {scheduler}"));
+        cargo.arg("nextest").arg("run").arg("--target-dir").arg(workspace.target.join(scheduler));
+        cargo.args(["-p", package, "--lib", "--release", "--locked", "--no-fail-fast"]);
+        cargo.args(["--color", "never", "-E", "test(/in_any_schedule$/)"]);
+        let tally = counted(process::tee(cargo)?, nextest_tally);
+        // What the filter leaves out is not skipped: it ran in the other stage.
+        total = total.add(Tally { skipped: 0, ..tally });
+    }
+    Ok(total)
 }
 
 /// How many sequences a property test runs, for our own tests and for proptest's default configuration.

@@ -26,6 +26,7 @@ pub(crate) struct Args {
 
 /// Runs the task.
 pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<()> {
+    ensure!(!workspace.fuzz_targets.is_empty(), "there are no fuzz targets");
     crate::tools::ensure_subcommand(workspace, "cargo-fuzz")?;
     let targets = match &args.target {
         Some(target) => vec![target.clone()],

@@ -18,9 +18,15 @@ pub(crate) struct Workspace {
     pub(crate) target: PathBuf,
     /// Every bench target as (package, bench).
     pub(crate) benches: Vec<(String, String)>,
+    /// Every package that is built with another scheduler behind its threads, as (configuration, package).
+    pub(crate) schedulers: Vec<(&'static str, String)>,
     /// Every fuzz target, by name.
     pub(crate) fuzz_targets: Vec<String>,
 }
+
+/// The configurations that replace locks and threads. A package that has tests for one depends on the crate behind it
+/// under `[target.'cfg(..)'.dependencies]`.
+const SCHEDULERS: [&str; 2] = ["ioasis_shuttle", "loom"];
 
 impl Workspace {
     /// Asks cargo.
@@ -55,7 +61,15 @@ impl Workspace {
     fn read(metadata: &Value) -> Option<Self> {
         let path = |key: &str| metadata[key].as_str().map(PathBuf::from);
         let mut benches = Vec::new();
+        let mut schedulers = Vec::new();
         for package in metadata["packages"].as_array()? {
+            for scheduler in SCHEDULERS {
+                let target = format!("cfg({scheduler})");
+                let mut dependencies = package["dependencies"].as_array()?.iter();
+                if dependencies.any(|dependency| dependency["target"] == target.as_str()) {
+                    schedulers.push((scheduler, name(package)?));
+                }
+            }
             for target in package["targets"].as_array()? {
                 if target["kind"].as_array()?.iter().any(|kind| kind == "bench") {
                     benches.push((name(package)?, name(target)?));
@@ -66,6 +80,7 @@ impl Workspace {
             root: path("workspace_root")?,
             target: path("target_directory")?,
             benches,
+            schedulers,
             fuzz_targets: Vec::new(),
         })
     }
@@ -100,15 +115,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn benches_are_found_among_the_targets() {
+    fn benches_and_schedulers_are_found_in_the_metadata() {
         let metadata = serde_json::json!({
             "workspace_root": "/w", "target_directory": "/w/target",
-            "packages": [{ "name": "a", "targets": [
-                { "name": "a", "kind": ["lib"] }, { "name": "walk", "kind": ["bench"] },
-            ]}],
+            "packages": [{
+                "name": "a",
+                "targets": [{ "name": "a", "kind": ["lib"] }, { "name": "walk", "kind": ["bench"] }],
+                "dependencies": [{ "target": null }, { "target": "cfg(loom)" }],
+            }],
         });
         let workspace = Workspace::read(&metadata).expect("it is cargo's shape");
         assert_eq!(workspace.benches, [("a".to_owned(), "walk".to_owned())]);
+        assert_eq!(workspace.schedulers, [("loom", "a".to_owned())]);
         assert_eq!(workspace.target, PathBuf::from("/w/target"));
     }
 }

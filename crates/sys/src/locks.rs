@@ -200,12 +200,17 @@ mod tests {
     #[test]
     fn a_locked_byte_tells_whether_its_open_file_is_still_there() {
         let path = std::env::temp_dir().join(format!("ioasis-locks-{}", std::process::id()));
-        let open = || std::fs::File::options().read(true).write(true).create(true).truncate(false).open(&path);
+        let open = || {
+            std::fs::File::options().read(true).write(true).create(true).truncate(false).open(&path)
+        };
         let (ours, first, second) = (open().unwrap(), open().unwrap(), open().unwrap());
         std::fs::remove_file(&path).unwrap();
         lock_byte(&first, 1, Lock::Exclusive).unwrap();
         lock_byte(&second, 2, Lock::Shared).unwrap();
-        assert_eq!(lock_byte(&second, 1, Lock::Shared).map_err(|error| error.errno), Err(Errno::EAGAIN));
+        assert_eq!(
+            lock_byte(&second, 1, Lock::Shared).map_err(|error| error.errno),
+            Err(Errno::EAGAIN)
+        );
         let copy = first.try_clone().unwrap();
         drop(first);
         assert!(is_byte_locked(&ours, 1) && is_byte_locked(&ours, 2) && !is_byte_locked(&ours, 3));
