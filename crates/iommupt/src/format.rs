@@ -18,8 +18,8 @@ pub enum Entry {
 
 /// A page table format. Level 0 holds only leaves; the root is at [`TOP_LEVEL`](Self::TOP_LEVEL).
 ///
-/// A leaf may span several items of one table (AMD's page sizes, Arm's contiguous hint, Svnapot): all of them then
-/// hold the same word, apart from their dirty state.
+/// A leaf may span several items of one table (AMD's page sizes, Arm's contiguous hint, Svnapot): each of them is then
+/// a word that tells the whole leaf's address and size, and has dirty state of its own.
 pub trait Format: Debug + Send + Sync + 'static {
     /// For people and file names.
     const NAME: &'static str;
@@ -37,6 +37,8 @@ pub trait Format: Debug + Send + Sync + 'static {
     const SIGN_EXTENDED: bool = false;
     /// lg2 of the output addresses that fit a word.
     const OA_LG2: u32;
+    /// Whether the manual demands that a leaf is made invalid before leaves of another size replace it.
+    const BREAK_BEFORE_MAKE: bool = false;
 
     /// Bit `n` set: a leaf of `1 << n` bytes can stand at `level`.
     fn sizes(level: u32) -> u64;
@@ -62,7 +64,7 @@ pub trait Format: Debug + Send + Sync + 'static {
     /// `EOPNOTSUPP` for what the format cannot say.
     fn attrs(prot: Prot) -> Result<u64>;
 
-    /// A leaf of `1 << lg2` bytes with these bits. `oa` is a multiple of the size.
+    /// The word of an item that maps `oa`, in a leaf of `1 << lg2` bytes with these bits.
     fn leaf(oa: u64, level: u32, lg2: u32, attrs: u64) -> u64;
 
     /// The `attrs` that would make this leaf again, dirty state included.

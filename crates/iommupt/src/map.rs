@@ -133,7 +133,7 @@ impl<F: Format> Writer<F> {
                 }
             }
         }
-        self.write(frame, slots.clone(), leaves, per_leaf);
+        self.write(frame, slots.clone(), leaves);
         match fresh {
             Some(fresh) => {
                 self.link_filled(frame, &fresh, slots);
@@ -149,21 +149,13 @@ impl<F: Format> Writer<F> {
     }
 
     #[inline]
-    fn write(&self, frame: u32, slots: Range<usize>, leaves: Leaves, per_leaf: u32) {
+    fn write(&self, frame: u32, slots: Range<usize>, leaves: Leaves) {
         let words = &self.table(frame)[slots];
         let Leaves { pa, lg2, level, attrs, .. } = leaves;
         let mut oa = pa;
-        if per_leaf == 0 {
-            for word in words {
-                word.store(F::leaf(oa, level, lg2, attrs), Ordering::Release);
-                oa += 1 << lg2;
-            }
-        } else {
-            for group in words.chunks_exact(1 << per_leaf) {
-                let leaf = F::leaf(oa, level, lg2, attrs);
-                group.iter().for_each(|word| word.store(leaf, Ordering::Release));
-                oa += 1 << lg2;
-            }
+        for word in words {
+            word.store(F::leaf(oa, level, lg2, attrs), Ordering::Release);
+            oa += 1 << F::item_lg2(level);
         }
     }
 

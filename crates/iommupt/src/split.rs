@@ -6,7 +6,7 @@ use crate::format::{Entry, Format, low_bits};
 use crate::page_table::Writer;
 use crate::tables::Blank;
 use crate::unmap::Node;
-use crate::walk::{Spot, address_of, frame_of, output};
+use crate::walk::{BROKEN, Spot, address_of, frame_of, output};
 use crate::{Iova, IovaRange, Prot};
 use ioasis_uapi::Result;
 
@@ -59,7 +59,7 @@ impl<F: Format> Writer<F> {
                 Entry::Leaf => {
                     let _ = place.fetch_update(Ordering::AcqRel, Ordering::Relaxed, |old| {
                         let leaf_lg2 = F::leaf_lg2(old, node.level);
-                        let oa = F::oa(old, node.level);
+                        let oa = output::<F>(old, node.level, base);
                         let leaf = F::leaf(oa, node.level, leaf_lg2, attrs);
                         Some(if F::is_dirty(old) { F::make_dirty(leaf) } else { leaf })
                     });
@@ -87,7 +87,7 @@ impl<F: Format> Writer<F> {
     }
 
     /// Turns a leaf of several items into as many leaves. Each item is exchanged by itself: a reader finds the old
-    /// or the smaller leaf, and both translate alike.
+    /// or the smaller leaf, and both translate alike; or, where the manual wants a break, waits for the smaller one.
     fn split_group(&mut self, at: u64, spot: Spot, leaf_lg2: u32) {
         let item_lg2 = F::item_lg2(spot.level);
         let first = at & !low_bits(leaf_lg2);
@@ -95,12 +95,22 @@ impl<F: Format> Writer<F> {
         let words = &self.table(frame_of::<F>(spot.table))[slot..];
         // A device may have marked one item for the whole leaf.
         let group = &words[..1 << (leaf_lg2 - item_lg2)];
-        let dirty = group.iter().any(|word| F::is_dirty(word.load(Ordering::Relaxed)));
+        let mut dirty = false;
+        for word in group {
+            let word = if F::BREAK_BEFORE_MAKE {
+                word.swap(BROKEN, Ordering::AcqRel)
+            } else {
+                word.load(Ordering::Relaxed)
+            };
+            dirty |= F::is_dirty(word);
+        }
+        let attrs = F::attrs_of(spot.word, spot.level);
+        let base = F::oa(spot.word, spot.level);
         for (item, word) in group.iter().enumerate() {
-            let iova = first + ((item as u64) << item_lg2);
+            let oa = base + ((item as u64) << item_lg2);
+            let leaf = F::make_clean(F::leaf(oa, spot.level, item_lg2, attrs));
             let _ = word.fetch_update(Ordering::AcqRel, Ordering::Relaxed, |old| {
-                let oa = output::<F>(old, spot.level, iova);
-                let leaf = F::leaf(oa, spot.level, item_lg2, F::attrs_of(old, spot.level));
+                let dirty = dirty || F::is_dirty(old);
                 Some(if dirty { F::make_dirty(leaf) } else { leaf })
             });
         }
@@ -117,15 +127,19 @@ impl<F: Format> Writer<F> {
         let level = spot.level - 1;
         let parent = frame_of::<F>(spot.table);
         let slot = F::index(at, spot.level);
+        let place = &self.table(parent)[slot];
         let mut old = spot.word;
+        if F::BREAK_BEFORE_MAKE {
+            old = place.swap(BROKEN, Ordering::AcqRel);
+        }
         loop {
             let dirty = self.fill_from(frame, old, spot.level);
             // Before the table is seen: the harvest skips what is not touched.
             let touched = self.shared.arena.touched(frame, F::ITEMS_LG2);
             touched.store(u8::from(dirty), Ordering::Relaxed);
             let table = F::table(address_of::<F>(frame), spot.level);
-            let place = &self.table(parent)[slot];
-            match place.compare_exchange(old, table, Ordering::AcqRel, Ordering::Acquire) {
+            let expected = if F::BREAK_BEFORE_MAKE { BROKEN } else { old };
+            match place.compare_exchange(expected, table, Ordering::AcqRel, Ordering::Acquire) {
                 Ok(_) => break,
                 // A reader marked it dirty.
                 Err(now) => old = now,

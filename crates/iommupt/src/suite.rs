@@ -28,20 +28,23 @@ fn range(start: u64, length: u64) -> IovaRange {
 
 const RW: Prot = Prot::READ.union(Prot::WRITE);
 
+/// A number that the end of the last range fits.
+type Wide = u128;
+
 /// What is mapped, as a list, and what was written to, as a list.
 #[derive(Clone, Debug, Default)]
 struct Model {
     /// Start, length, output address, permissions.
-    mapped: Vec<(u64, u64, u64, Prot)>,
-    written: Vec<u64>,
+    mapped: Vec<(Wide, Wide, Wide, Prot)>,
+    written: Vec<Wide>,
 }
 
 impl Model {
-    fn overlaps(&self, start: u64, length: u64) -> bool {
+    fn overlaps(&self, start: Wide, length: Wide) -> bool {
         self.mapped.iter().any(|&(at, bytes, ..)| start < at + bytes && at < start + length)
     }
 
-    fn find(&self, iova: u64) -> Option<(u64, Prot, u64)> {
+    fn find(&self, iova: Wide) -> Option<(Wide, Prot, Wide)> {
         self.mapped
             .iter()
             .find(|&&(at, bytes, ..)| at <= iova && iova < at + bytes)
@@ -49,7 +52,7 @@ impl Model {
     }
 
     /// Removes a range and returns the runs that were there.
-    fn unmap(&mut self, start: u64, length: u64) -> Vec<(u64, u64, u64)> {
+    fn unmap(&mut self, start: Wide, length: Wide) -> Vec<(Wide, Wide, Wide)> {
         let end = start + length;
         let mut kept = Vec::new();
         let mut gone = Vec::new();
@@ -68,11 +71,16 @@ impl Model {
         self.written.retain(|&iova| iova < start || iova >= end);
         merged(gone)
     }
+
+    /// Everything, merged.
+    fn runs(&self) -> Vec<(Wide, Wide, Wide)> {
+        merged(self.mapped.iter().map(|&(at, length, pa, _)| (at, length, pa)).collect())
+    }
 }
 
-fn merged(mut runs: Vec<(u64, u64, u64)>) -> Vec<(u64, u64, u64)> {
+fn merged(mut runs: Vec<(Wide, Wide, Wide)>) -> Vec<(Wide, Wide, Wide)> {
     runs.sort_unstable();
-    let mut all: Vec<(u64, u64, u64)> = Vec::new();
+    let mut all: Vec<(Wide, Wide, Wide)> = Vec::new();
     for (iova, length, pa) in runs {
         match all.last_mut() {
             Some(before) if before.0 + before.1 == iova && before.2 + before.1 == pa => {
@@ -82,6 +90,14 @@ fn merged(mut runs: Vec<(u64, u64, u64)>) -> Vec<(u64, u64, u64)> {
         }
     }
     all
+}
+
+fn wide(iova: Iova, run: Run) -> (Wide, Wide, Wide) {
+    (iova.0.into(), run.length.into(), run.pa.0.into())
+}
+
+fn narrow(address: Wide) -> u64 {
+    u64::try_from(address).expect("an address")
 }
 
 /// A step of a sequence; places and lengths are chosen among those where formats have edges.
@@ -198,56 +214,33 @@ impl<F: Format> Pair<F> {
         let place = |place: Place| place.address::<F>(last);
         let span = |at: Place, length: Length| {
             let at = place(at);
-            (at, length.bytes::<F>(at, last))
+            range(at, length.bytes::<F>(at, last))
         };
         match step {
             Step::Map { at, runs, prot } => self.map(place(at), &runs, prot),
-            Step::Unmap { at, length } => {
-                let (at, length) = span(at, length);
-                let mut old = Vec::new();
-                let unmapped = self.writer.unmap(range(at, length), &mut |iova, run| {
-                    old.push((iova.0, run.length, run.pa.0))
-                });
-                assert_eq!(unmapped, Ok(()));
-                assert_eq!(old, self.model.unmap(at, length), "old runs are merged and ascending");
-            }
+            Step::Unmap { at, length } => self.unmap(span(at, length)),
             Step::Clear { at, length } => {
-                let (at, length) = span(at, length);
-                assert_eq!(self.writer.cut(Iova(at)), Ok(()));
-                if let Some(after) = at.checked_add(length) {
+                let range = span(at, length);
+                assert_eq!(self.writer.cut(range.start()), Ok(()));
+                if let Some(after) = range.last().0.checked_add(1) {
                     assert_eq!(self.writer.cut(Iova(after)), Ok(()));
                 }
-                self.writer.clear(range(at, length));
-                self.model.unmap(at, length);
+                self.writer.clear(range);
+                self.model.unmap(range.start().0.into(), bytes(range));
             }
             Step::Cut { at } => assert_eq!(self.writer.cut(Iova(place(at))), Ok(())),
             Step::Protect { at, length, prot } => {
-                let (at, length) = span(at, length);
-                assert_eq!(self.writer.protect(range(at, length), prot), Ok(()));
+                let range = span(at, length);
+                assert_eq!(self.writer.protect(range, prot), Ok(()));
                 let written = self.model.written.clone();
-                for (iova, length, pa) in self.model.unmap(at, length) {
+                for (iova, length, pa) in self.model.unmap(range.start().0.into(), bytes(range)) {
                     self.model.mapped.push((iova, length, pa, prot));
                 }
                 self.model.written = written;
             }
-            Step::Translate { at, length, need } => {
-                let (at, length) = span(at, length);
-                self.translate(at, length, need);
-            }
-            Step::ReadDirty { at, length, dirty } => {
-                let (at, length) = span(at, length);
-                self.read_dirty(at, length, dirty);
-            }
-            Step::SetDirty { at, length } => {
-                let (at, length) = span(at, length);
-                self.writer.set_dirty(range(at, length));
-                for &(start, bytes, ..) in &self.model.mapped {
-                    let (low, high) = (start.max(at), (start + bytes).min(at + length));
-                    if low < high {
-                        self.model.written.extend([low, high - 1]);
-                    }
-                }
-            }
+            Step::Translate { at, length, need } => self.translate(span(at, length), need),
+            Step::ReadDirty { at, length, dirty } => self.read_dirty(span(at, length), dirty),
+            Step::SetDirty { at, length } => self.set_dirty(span(at, length)),
             Step::Trim => {
                 self.writer.trim();
             }
@@ -265,25 +258,39 @@ impl<F: Format> Pair<F> {
                 Run { pa: Pa(pa), length: bytes.min(oa_last - pa + 1) }
             })
             .collect();
-        let total: u64 = list.iter().map(|run| run.length).sum();
+        let start = Wide::from(at);
+        let total: Wide = list.iter().map(|run| Wide::from(run.length)).sum();
         let mapped = self.writer.map(Iova(at), &list, prot);
-        if total - 1 > last - at {
+        if start + total - 1 > last.into() {
             assert_eq!(mapped.expect_err("past the aperture").errno, Errno::ERANGE);
-        } else if self.model.overlaps(at, total) {
+        } else if self.model.overlaps(start, total) {
             assert_eq!(mapped.expect_err("over a mapping").errno, Errno::EADDRINUSE);
         } else {
             assert_eq!(mapped, Ok(()));
-            let mut iova = at;
+            let mut iova = start;
             for run in list {
-                self.model.mapped.push((iova, run.length, run.pa.0, prot));
-                iova += run.length;
+                self.model.mapped.push((iova, run.length.into(), run.pa.0.into(), prot));
+                iova += Wide::from(run.length);
             }
         }
     }
 
-    fn translate(&mut self, at: u64, length: u64, need: Prot) {
-        assert_eq!(self.reader.iova_to_phys(Iova(at)), self.model.find(at).map(|(pa, ..)| Pa(pa)));
-        let found = self.reader.translate(Iova(at), length, need);
+    fn unmap(&mut self, range: IovaRange) {
+        let mut old = Vec::new();
+        let unmapped = self.writer.unmap(range, &mut |iova, run| old.push(wide(iova, run)));
+        assert_eq!(unmapped, Ok(()));
+        let expected = self.model.unmap(range.start().0.into(), bytes(range));
+        assert_eq!(old, expected, "old runs are merged and ascending");
+    }
+
+    fn translate(&mut self, range: IovaRange, need: Prot) {
+        let (iova, at) = (range.start(), Wide::from(range.start().0));
+        let length = range.span() + 1;
+        assert_eq!(
+            self.reader.iova_to_phys(iova),
+            self.model.find(at).map(|(pa, ..)| Pa(narrow(pa)))
+        );
+        let found = self.reader.translate(iova, length, need);
         let Some((pa, prot, _)) = self.model.find(at) else {
             assert!(found.expect_err("nothing is mapped").missing.is_empty());
             return;
@@ -293,7 +300,7 @@ impl<F: Format> Pair<F> {
             return;
         }
         let mut expected = 0;
-        while expected < length {
+        while expected < Wide::from(length) {
             match self.model.find(at + expected) {
                 Some((next, prot, rest)) if next == pa + expected && prot.contains(need) => {
                     expected += rest;
@@ -301,57 +308,70 @@ impl<F: Format> Pair<F> {
                 _ => break,
             }
         }
-        let length = expected.min(length);
-        assert_eq!(found, Ok(Run { pa: Pa(pa), length }));
+        let length = expected.min(length.into());
+        assert_eq!(found, Ok(Run { pa: Pa(narrow(pa)), length: narrow(length) }));
         if need.contains(Prot::WRITE) {
             self.model.written.extend([at, at + length - 1]);
         }
     }
 
-    fn read_dirty(&mut self, at: u64, length: u64, dirty: Dirty) {
-        let mut found: Vec<(u64, u64)> = Vec::new();
-        self.writer.read_dirty(range(at, length), dirty, &mut |range| {
-            found.push((range.start().0, range.last().0));
-        });
+    fn set_dirty(&mut self, range: IovaRange) {
+        self.writer.set_dirty(range);
+        let (start, end) = (Wide::from(range.start().0), Wide::from(range.last().0) + 1);
+        for &(at, length, ..) in &self.model.mapped {
+            let (low, high) = (start.max(at), end.min(at + length));
+            if low < high {
+                self.model.written.extend([low, high - 1]);
+            }
+        }
+    }
+
+    fn read_dirty(&mut self, range: IovaRange, dirty: Dirty) {
+        let mut found: Vec<IovaRange> = Vec::new();
+        self.writer.read_dirty(range, dirty, &mut |range| found.push(range));
         for pair in found.windows(2) {
-            assert!(pair[0].1 + 1 < pair[1].0, "found ranges are merged and ascending");
+            assert!(pair[0].last().0 + 1 < pair[1].start().0, "found is merged and ascending");
         }
-        for &(start, last) in &found {
-            assert!(at <= start && last < at + length, "nothing outside is reported");
+        for &part in &found {
+            assert!(range.contains(part), "nothing outside is reported");
         }
+        let inside = |ranges: &[IovaRange], iova: Wide| {
+            ranges
+                .iter()
+                .any(|range| (range.start().0.into()..=range.last().0.into()).contains(&iova))
+        };
         for &iova in &self.model.written {
-            if (at..at + length).contains(&iova) {
-                assert!(
-                    found.iter().any(|&(start, last)| start <= iova && iova <= last),
-                    "a write to {iova:#x} is lost"
-                );
+            if inside(&[range], iova) {
+                assert!(inside(&found, iova), "a write to {iova:#x} is lost");
             }
         }
         if dirty == Dirty::Clear {
-            self.model.written.retain(|&iova| iova < at || iova >= at + length);
+            self.model.written.retain(|&iova| !inside(&[range], iova));
             let mut again = 0;
-            self.writer.read_dirty(range(at, length), Dirty::Keep, &mut |_| again += 1);
+            self.writer.read_dirty(range, Dirty::Keep, &mut |_| again += 1);
             assert_eq!(again, 0, "what was cleared is clean");
         }
     }
 
     fn finish(mut self) {
         for &(at, length, pa, _) in &self.model.mapped {
-            assert_eq!(self.reader.iova_to_phys(Iova(at)), Some(Pa(pa)));
-            let (last, end) = (at + length - 1, pa + length - 1);
-            assert_eq!(self.reader.iova_to_phys(Iova(last)), Some(Pa(end)));
+            for (iova, pa) in [(at, pa), (at + length - 1, pa + length - 1)] {
+                let found = self.reader.iova_to_phys(Iova(narrow(iova)));
+                assert_eq!(found, Some(Pa(narrow(pa))));
+            }
         }
         let mut old = Vec::new();
-        let all = self.writer.unmap(IovaRange::ALL, &mut |iova, run| {
-            old.push((iova.0, run.length, run.pa.0));
-        });
+        let all = self.writer.unmap(IovaRange::ALL, &mut |iova, run| old.push(wide(iova, run)));
         assert_eq!(all, Ok(()));
-        let mapped = self.model.mapped.iter().map(|&(at, length, pa, _)| (at, length, pa));
-        assert_eq!(old, merged(mapped.collect()));
+        assert_eq!(old, self.model.runs());
         self.writer.trim();
         let root = 1 << F::ROOT_ITEMS_LG2.saturating_sub(F::ITEMS_LG2);
         assert_eq!(self.writer.tables(), root, "only the root is left");
     }
+}
+
+fn bytes(range: IovaRange) -> Wide {
+    Wide::from(range.span()) + 1
 }
 
 /// Random sequences of all operations agree with the model.
@@ -374,7 +394,7 @@ pub(crate) fn sequences<F: Format>() {
 /// Fails every table allocation of a mapping in turn.
 pub(crate) fn nothing_is_left_of_a_failed_map<F: Format>() {
     let page = 1_u64 << F::GRANULE_LG2;
-    let start = low_bits(F::item_lg2(1)) + 1 - page;
+    let start = low_bits(F::item_lg2(1).min(F::IOVA_LG2 - 1)) + 1 - page;
     let runs: Vec<Run> = (0..4).map(|n| Run { pa: Pa(n * 4 * page), length: page }).collect();
     for tables_max in 1..64 {
         let Ok((mut writer, reader)) = PageTable::<F>::new(Config { tables_max, ..config() })
@@ -426,7 +446,7 @@ pub(crate) fn the_aperture_ends_where_it_says<F: Format>() {
     let run = Run { pa: Pa(low_bits(F::OA_LG2) & !(page - 1)), length: page };
     for iova in [0, top] {
         assert_eq!(writer.map(Iova(iova), &[run], RW), Ok(()));
-        assert_eq!(reader.iova_to_phys(Iova(iova + page - 1)), Some(Pa(low_bits(F::OA_LG2))));
+        assert_eq!(reader.iova_to_phys(Iova(iova + (page - 1))), Some(Pa(low_bits(F::OA_LG2))));
     }
     let beyond = writer.map(Iova(top), &[run, run], RW);
     assert_eq!(beyond.expect_err("past the end").errno, Errno::ERANGE);
@@ -465,9 +485,10 @@ pub(crate) fn tables_are_the_minimum<F: Format>() {
     let config = Config { page_sizes: page, ..config() };
     let (mut writer, _) = PageTable::<F>::new(config).expect("an empty table");
     let before = writer.tables();
-    let length = 4 << F::item_lg2(1);
+    let length = (4 << F::item_lg2(1)).min(low_bits(F::IOVA_LG2) & !(page - 1));
     writer.map(Iova(0), &[Run { pa: Pa(0), length }], RW).expect("mapped");
-    assert_eq!(writer.tables(), before + 4 + F::TOP_LEVEL as usize - 1);
+    let below = [0, 4, 5, 6, 7, 8];
+    assert_eq!(writer.tables(), before + below[F::TOP_LEVEL as usize]);
     writer.clear(range(0, length));
     writer.trim();
     assert_eq!(writer.tables(), before);
@@ -517,5 +538,32 @@ mod instances {
         vtdss_39: crate::fmt::VtdSs<3>;
         vtdss: crate::fmt::VtdSs<4>;
         vtdss_57: crate::fmt::VtdSs<5>;
+        amdv1_1: crate::fmt::AmdV1<1>;
+        amdv1_2: crate::fmt::AmdV1<2>;
+        amdv1_3: crate::fmt::AmdV1<3>;
+        amdv1: crate::fmt::AmdV1<4>;
+        amdv1_5: crate::fmt::AmdV1<5>;
+        amdv1_6: crate::fmt::AmdV1<6>;
+        amdv1_mock: crate::fmt::AmdV1<5, 11>;
+        x86_64: crate::fmt::X86_64<4>;
+        x86_64_57: crate::fmt::X86_64<5>;
+        sv39: crate::fmt::Sv39;
+        sv48: crate::fmt::Sv48;
+        sv57: crate::fmt::Sv57;
+        sv39x4: crate::fmt::Sv39x4;
+        sv48x4: crate::fmt::Sv48x4;
+        sv57x4: crate::fmt::Sv57x4;
+        arm_s1_4k: crate::fmt::ArmS1<12>;
+        arm_s1_16k: crate::fmt::ArmS1<14>;
+        arm_s1_64k: crate::fmt::ArmS1<16>;
+        arm_s1_4k_52: crate::fmt::ArmS1<12, 52>;
+        arm_s1_16k_52: crate::fmt::ArmS1<14, 52>;
+        arm_s1_64k_52: crate::fmt::ArmS1<16, 52>;
+        arm_s2_4k: crate::fmt::ArmS2<12>;
+        arm_s2_16k: crate::fmt::ArmS2<14>;
+        arm_s2_64k: crate::fmt::ArmS2<16>;
+        arm_s2_4k_52: crate::fmt::ArmS2<12, 52>;
+        arm_s2_16k_52: crate::fmt::ArmS2<14, 52>;
+        arm_s2_64k_52: crate::fmt::ArmS2<16, 52>;
     }
 }

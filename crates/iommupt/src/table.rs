@@ -20,6 +20,10 @@ bitflags::bitflags! {
         const MMIO = 1 << 3;
         /// Snooping is not enforced.
         const NO_SNOOP = 1 << 4;
+        /// For privileged requests only.
+        const PRIVILEGED = 1 << 5;
+        /// The same in every address space (PASID) of the device.
+        const GLOBAL = 1 << 6;
     }
 }
 

@@ -15,6 +15,7 @@
 //!   section from before the walk until it has used what the walk found.
 
 use core::fmt;
+use core::hint::spin_loop;
 use core::marker::PhantomData;
 use core::sync::atomic::Ordering;
 
@@ -39,6 +40,9 @@ impl<F: Format> fmt::Debug for Reader<F> {
             .finish()
     }
 }
+
+/// What stands for a leaf between break and make: no format takes it for valid, and software may choose the bit.
+pub(crate) const BROKEN: u64 = 1 << 55;
 
 /// Where a walk ended.
 #[derive(Clone, Copy)]
@@ -74,6 +78,8 @@ impl<F: Format> Reader<F> {
                     table = address;
                     level -= 1;
                 }
+                // The writer is about to store what follows a leaf that had to be made invalid first.
+                Entry::Empty if F::BREAK_BEFORE_MAKE && word == BROKEN => spin_loop(),
                 Entry::Table(_) | Entry::Empty => {
                     return Err(Fault { iova: Iova(iova), level, missing: Prot::empty() });
                 }

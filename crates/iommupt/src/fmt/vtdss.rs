@@ -75,7 +75,7 @@ impl<const LEVELS: u32> Format for VtdSs<LEVELS> {
             attrs |= W;
         }
         if attrs == 0 {
-            return Err(Error::new(Errno::EOPNOTSUPP, "VT-d cannot map without read or write"));
+            return Err(Error::new(Errno::EINVAL, "VT-d cannot map without read or write"));
         }
         if !prot.contains(Prot::NO_SNOOP) {
             attrs |= SNP;

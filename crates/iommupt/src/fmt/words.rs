@@ -1,0 +1,1 @@
+//! Words written by hand from the manuals.
