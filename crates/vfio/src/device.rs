@@ -1,0 +1,307 @@
+//! One device: a function, its place in the machine, and who has it open.
+
+use std::fmt;
+use std::sync::{Arc, OnceLock, Weak};
+
+use ioasis_iommufd::{Bound, Context, Endpoint};
+use ioasis_pci::{BARS, Bdf, Function, Session};
+use ioasis_sys::eventfd::EventFd;
+use ioasis_sys::mapping::Mapping;
+use ioasis_sys::sync::Mutex;
+use ioasis_sys::sync::atomic::{AtomicBool, Ordering};
+use ioasis_uapi::{Errno, Error, Result};
+
+use crate::dma::Translated;
+use crate::ioeventfd::Ioeventfds;
+use crate::irq::Interrupts;
+use crate::{Client, DeviceFile, DeviceMemory, Group};
+
+/// Major number of `/dev/vfio/devices/vfioN`: from the range Linux hands out dynamically.
+const CDEV_MAJOR: u32 = 511;
+
+/// A device of the machine.
+#[derive(Debug)]
+pub struct Device {
+    function: Arc<Function>,
+    bdf: String,
+    index: u32,
+    group: Arc<Group>,
+    endpoint: Arc<Endpoint>,
+    set: Arc<DeviceSet>,
+    slot: usize,
+    interrupts: Arc<Interrupts>,
+    ioeventfds: Ioeventfds,
+    /// A leaf.
+    power: Mutex<Power>,
+    /// The BAR pages of the session; a leaf.
+    pages: Mutex<Pages>,
+    removed: AtomicBool,
+}
+
+type Pages = [Option<Arc<Mapping>>; BARS];
+
+/// Run-time power management. The device wakes for every call, so only the eventfd shows that it slept.
+#[derive(Debug, Default)]
+struct Power {
+    low: bool,
+    wakeup: Option<Arc<EventFd>>,
+}
+
+/// Devices that one bus reset reaches. Linux: `vfio_assign_device_set`.
+pub(crate) struct DeviceSet {
+    devices: OnceLock<Vec<Weak<Device>>>,
+    opens: Mutex<Opens>,
+    /// A root bus has no bridge to reset it.
+    bus: u8,
+}
+
+/// How each device of a set is open, by slot.
+pub(crate) type Opens = Vec<Open>;
+
+/// How a device is open.
+#[derive(Debug, Default)]
+pub(crate) enum Open {
+    #[default]
+    Closed,
+    /// Through its group; bound when the group has an iommufd.
+    Group { file: Weak<DeviceFile>, bound: Option<Bound> },
+    /// Through its own node.
+    Cdev(Bound),
+}
+
+impl Open {
+    /// The device's place in an iommufd.
+    pub(crate) fn bound(&self) -> Option<&Bound> {
+        match self {
+            Self::Closed => None,
+            Self::Group { bound, .. } => bound.as_ref(),
+            Self::Cdev(bound) => Some(bound),
+        }
+    }
+
+    /// The iommufd it is bound to.
+    pub(crate) fn context(&self) -> Option<&Arc<Context>> {
+        self.bound().map(Bound::context)
+    }
+}
+
+impl fmt::Debug for DeviceSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let devices = self.devices();
+        let names: Vec<_> = devices.iter().map(|device| device.name()).collect();
+        f.debug_struct("DeviceSet").field("bus", &self.bus).field("devices", &names).finish()
+    }
+}
+
+impl DeviceSet {
+    pub(crate) fn new(bus: u8, length: usize) -> Arc<Self> {
+        let opens = std::iter::repeat_with(Open::default).take(length).collect();
+        Arc::new(Self { devices: OnceLock::new(), opens: Mutex::new(opens), bus })
+    }
+
+    pub(crate) fn fill(&self, devices: Vec<Weak<Device>>) {
+        assert_eq!(devices.len(), self.opens.lock().len(), "every device has its slot");
+        assert!(self.devices.set(devices).is_ok(), "a set is filled once");
+    }
+
+    pub(crate) fn devices(&self) -> Vec<Arc<Device>> {
+        self.devices.get().into_iter().flatten().filter_map(Weak::upgrade).collect()
+    }
+
+    pub(crate) fn opens(&self) -> &Mutex<Opens> {
+        &self.opens
+    }
+
+    pub(crate) fn can_reset(&self) -> bool {
+        self.bus != 0
+    }
+}
+
+/// Where a device belongs; what the machine knows of it.
+pub(crate) struct Place {
+    pub(crate) index: u32,
+    pub(crate) group: Arc<Group>,
+    pub(crate) endpoint: Arc<Endpoint>,
+    pub(crate) set: Arc<DeviceSet>,
+    pub(crate) slot: usize,
+}
+
+impl Device {
+    pub(crate) fn new(function: Function, place: Place) -> Self {
+        let Place { index, group, endpoint, set, slot } = place;
+        Self {
+            bdf: function.address().to_string(),
+            function: Arc::new(function),
+            index,
+            group,
+            endpoint,
+            set,
+            slot,
+            interrupts: Arc::new(Interrupts::new()),
+            ioeventfds: Ioeventfds::default(),
+            power: Mutex::default(),
+            pages: Mutex::default(),
+            removed: AtomicBool::new(false),
+        }
+    }
+
+    /// Where it sits.
+    #[must_use]
+    pub fn bdf(&self) -> Bdf {
+        self.function.address()
+    }
+
+    /// Where it sits, as GET_DEVICE_FD names it: `0000:01:00.0`.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.bdf
+    }
+
+    /// N of `/dev/vfio/devices/vfioN`.
+    #[must_use]
+    pub fn index(&self) -> u32 {
+        self.index
+    }
+
+    /// Major and minor number of `/dev/vfio/devices/vfioN`; a device without an IOMMU has no such node.
+    #[must_use]
+    pub fn cdev(&self) -> Option<(u32, u32)> {
+        (!self.group.is_no_iommu()).then_some((CDEV_MAJOR, self.index))
+    }
+
+    /// Its group.
+    #[must_use]
+    pub fn group(&self) -> &Arc<Group> {
+        &self.group
+    }
+
+    /// The PCI function.
+    #[must_use]
+    pub fn function(&self) -> &Function {
+        &self.function
+    }
+
+    /// Opens `/dev/vfio/devices/vfioN`. Any number of opens; one of them may bind.
+    ///
+    /// # Errors
+    ///
+    /// `ENODEV` when the device is gone or has no such node; what [`Client::device_memory`] answers.
+    pub fn open_cdev(self: &Arc<Self>, client: &dyn Client) -> Result<Arc<DeviceFile>> {
+        self.present()?;
+        if self.group.is_no_iommu() {
+            return Err(Error::new(
+                Errno::ENODEV,
+                "a device without an IOMMU has no node of its own",
+            ));
+        }
+        Ok(DeviceFile::of_cdev(Arc::clone(self), client.device_memory(self)?))
+    }
+
+    /// The eventfds that tell the device's user it is going away, REQ before ERR. A process that outlives this one
+    /// fires them in its place.
+    #[must_use]
+    pub fn removal_triggers(&self) -> Vec<Arc<EventFd>> {
+        self.interrupts.removal_triggers()
+    }
+
+    /// # Errors
+    ///
+    /// `ENODEV` after the device was removed.
+    pub(crate) fn present(&self) -> Result<()> {
+        if self.removed.load(Ordering::Acquire) {
+            return Err(Error::new(Errno::ENODEV, "the device was removed"));
+        }
+        Ok(())
+    }
+
+    /// The device vanishes: its user is told, it does no DMA any more, and every call answers `ENODEV`; its BAR
+    /// pages read all ones.
+    pub(crate) fn remove(&self) {
+        // Nobody opens it meanwhile.
+        let _opens = self.set.opens.lock();
+        if self.removed.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        self.interrupts.signal_removal();
+        self.function.close();
+        for page in self.pages.lock().iter().flatten() {
+            // What answers no more reads all ones, as on the bus. Pages that are gone need not.
+            let _ = page.fill(0, page.len(), 0xff);
+        }
+    }
+
+    /// The device as its IOMMU sees it.
+    #[must_use]
+    pub fn endpoint(&self) -> &Arc<Endpoint> {
+        &self.endpoint
+    }
+
+    pub(crate) fn set(&self) -> &DeviceSet {
+        &self.set
+    }
+
+    pub(crate) fn slot(&self) -> usize {
+        self.slot
+    }
+
+    pub(crate) fn interrupts(&self) -> &Interrupts {
+        &self.interrupts
+    }
+
+    pub(crate) fn ioeventfds(&self) -> &Ioeventfds {
+        &self.ioeventfds
+    }
+
+    pub(crate) fn shared_function(&self) -> &Arc<Function> {
+        &self.function
+    }
+
+    /// The driver's open: the function comes up with nothing of an earlier user in it.
+    pub(crate) fn begin(&self, memory: &DeviceMemory) -> Result<()> {
+        self.present()?;
+        let irq = Arc::clone(&self.interrupts);
+        let dma = Arc::new(Translated::new(Arc::clone(&self.endpoint)));
+        self.function.open(Session { dma, irq, pages: memory.pages.clone() })?;
+        self.pages.lock().clone_from(&memory.pages);
+        Ok(())
+    }
+
+    /// The driver's close: no DMA, no interrupt and no eventfd after it returns.
+    pub(crate) fn end(&self) {
+        self.leave_low_power();
+        self.function.close();
+        self.ioeventfds.close();
+        self.interrupts.close(&self.function);
+        *self.pages.lock() = Pages::default();
+    }
+
+    /// A reset left the command register and the power state as they are now.
+    pub(crate) fn after_reset(&self) {
+        self.interrupts.command_changed(&self.function);
+    }
+
+    /// # Errors
+    ///
+    /// `EINVAL` when it is in low power already.
+    pub(crate) fn enter_low_power(&self, wakeup: Option<Arc<EventFd>>) -> Result<()> {
+        let mut power = self.power.lock();
+        if power.low {
+            return Err(Error::new(Errno::EINVAL, "the device is in low power already"));
+        }
+        *power = Power { low: true, wakeup };
+        Ok(())
+    }
+
+    pub(crate) fn leave_low_power(&self) {
+        *self.power.lock() = Power::default();
+    }
+
+    /// An access resumes the device: one that asked to be told is told, and is out of low power.
+    pub(crate) fn resume(&self) {
+        let mut power = self.power.lock();
+        if let Some(wakeup) = power.wakeup.take() {
+            wakeup.signal();
+            power.low = false;
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! VFIO_DEVICE_FEATURE. Linux: `vfio_ioctl_device_feature`, `vfio_pci_core_ioctl_feature`.
+
+use std::sync::Arc;
+
+use ioasis_uapi::vfio::{self, DeviceFeature, DeviceLowPowerEntryWithWakeup};
+use ioasis_uapi::{Errno, Error, Result};
+
+use crate::{Client, Device, arg};
+
+/// A call after its header was checked.
+struct Call {
+    flags: u32,
+    /// Bytes after the header, as `argsz` says.
+    room: usize,
+    /// Where they are.
+    address: u64,
+}
+
+/// What a feature's own checks leave to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Todo {
+    /// The call only asked whether the feature exists.
+    Nothing,
+    /// GET or SET.
+    Act,
+}
+
+impl Call {
+    /// Linux: `vfio_check_feature`.
+    fn check(&self, allowed: u32, payload: usize) -> Result<Todo> {
+        let wanted = self.flags & (vfio::DEVICE_FEATURE_GET | vfio::DEVICE_FEATURE_SET);
+        if wanted & !allowed != 0 {
+            return Err(Error::new(Errno::EINVAL, "the feature has no such operation"));
+        }
+        if self.flags & vfio::DEVICE_FEATURE_PROBE != 0 {
+            return Ok(Todo::Nothing);
+        }
+        if wanted == 0 {
+            return Err(Error::new(Errno::EINVAL, "neither GET nor SET"));
+        }
+        if self.room < payload {
+            return Err(Error::at(
+                Errno::EINVAL,
+                "argsz does not cover the payload",
+                payload as u64,
+            ));
+        }
+        Ok(Todo::Act)
+    }
+}
+
+/// Answers DEVICE_FEATURE.
+///
+/// # Errors
+///
+/// `EFAULT`; `EINVAL` for a malformed call; `ENOTTY` for a feature this device does not have; what the feature
+/// itself refuses.
+pub(crate) fn call(client: &dyn Client, device: &Device, address: u64) -> Result<()> {
+    const MIN: usize = size_of::<DeviceFeature>();
+    let DeviceFeature { argsz, flags } = arg::first(client, address, MIN)?;
+    let (get, set) = (vfio::DEVICE_FEATURE_GET, vfio::DEVICE_FEATURE_SET);
+    let probe = vfio::DEVICE_FEATURE_PROBE;
+    if flags & !(vfio::DEVICE_FEATURE_MASK | get | set | probe) != 0 {
+        return Err(Error::at(Errno::EINVAL, "unknown flags", flags.into()));
+    }
+    if flags & probe == 0 && flags & get != 0 && flags & set != 0 {
+        return Err(Error::new(Errno::EINVAL, "GET and SET at once"));
+    }
+    let room = usize::try_from(argsz).unwrap_or(usize::MAX) - MIN;
+    let call = Call { flags, room, address: address.wrapping_add(MIN as u64) };
+    match flags & vfio::DEVICE_FEATURE_MASK {
+        vfio::DEVICE_FEATURE_LOW_POWER_ENTRY => match call.check(set, 0)? {
+            Todo::Act => device.enter_low_power(None),
+            Todo::Nothing => Ok(()),
+        },
+        vfio::DEVICE_FEATURE_LOW_POWER_ENTRY_WITH_WAKEUP => with_wakeup(client, device, &call),
+        vfio::DEVICE_FEATURE_LOW_POWER_EXIT => match call.check(set, 0)? {
+            Todo::Act => {
+                device.leave_low_power();
+                Ok(())
+            }
+            Todo::Nothing => Ok(()),
+        },
+        // DIFFERS from the other migration features, as in Linux: the op exists, the device lacks PRE_COPY.
+        vfio::DEVICE_FEATURE_MIG_PRECOPY_INFOv2 => {
+            Err(Error::new(Errno::EINVAL, "the device has no PRE_COPY state"))
+        }
+        other => Err(Error::at(Errno::ENOTTY, "the device has no such feature", other.into())),
+    }
+}
+
+fn with_wakeup(client: &dyn Client, device: &Device, call: &Call) -> Result<()> {
+    const PAYLOAD: usize = size_of::<DeviceLowPowerEntryWithWakeup>();
+    if call.check(vfio::DEVICE_FEATURE_SET, PAYLOAD)? == Todo::Nothing {
+        return Ok(());
+    }
+    let entry: DeviceLowPowerEntryWithWakeup = arg::copy(client, call.address, PAYLOAD)?;
+    if entry.wakeup_eventfd < 0 {
+        return Err(Error::new(Errno::EINVAL, "the wakeup eventfd is negative"));
+    }
+    let eventfd = client.eventfd(entry.wakeup_eventfd)?;
+    device.enter_low_power(Some(Arc::new(eventfd)))
+}

@@ -1,0 +1,175 @@
+//! What only a file of the device's own node answers: bind, attach, detach. Linux: `drivers/vfio/device_cdev.c`.
+
+use std::sync::atomic::Ordering;
+
+use ioasis_iommufd::Bound;
+use ioasis_uapi::vfio::{self, DeviceAttachIommufdPt, DeviceBindIommufd, DeviceDetachIommufdPt};
+use ioasis_uapi::{Errno, Error, Result};
+use zerocopy::{FromZeros, IntoBytes};
+
+use super::{DeviceFile, Path};
+use crate::device::Open;
+use crate::{Client, IommuFile, arg};
+
+impl DeviceFile {
+    /// Answers DEVICE_BIND_IOMMUFD.
+    ///
+    /// # Errors
+    ///
+    /// `EFAULT`; `E2BIG` for unknown fields; `EINVAL` for a malformed call, a file of a group, and a device that is
+    /// bound; `EBUSY` when the group is open; `EBADF` or `EBADFD` for what is no iommufd; what binding answers.
+    pub(super) fn bind(&self, client: &dyn Client, address: u64) -> Result<()> {
+        let call = read_bind(client, address)?;
+        if call.iommufd < 0 || call.flags & !vfio::DEVICE_BIND_FLAG_TOKEN != 0 {
+            return Err(Error::at(
+                Errno::EINVAL,
+                "unknown flags or a negative fd",
+                call.flags.into(),
+            ));
+        }
+        if self.path != Path::Cdev {
+            return Err(Error::new(Errno::EINVAL, "the file was opened through its group"));
+        }
+        self.device.group().block()?;
+        let done = self.bind_blocked(client, address, &call);
+        if done.is_err() {
+            self.device.group().unblock();
+        }
+        done
+    }
+
+    fn bind_blocked(
+        &self,
+        client: &dyn Client,
+        address: u64,
+        call: &DeviceBindIommufd,
+    ) -> Result<()> {
+        /// Offset of `out_devid`.
+        const OUT_DEVID: u64 = 12;
+        let mut opens = self.device.set().opens().lock();
+        if self.granted.load(Ordering::Acquire) {
+            return Err(Error::new(Errno::EINVAL, "the file is bound"));
+        }
+        check_token(client, call)?;
+        let IommuFile::Iommufd(context) = client.iommu_file(call.iommufd)? else {
+            return Err(Error::new(Errno::EBADFD, "the fd is no iommufd"));
+        };
+        let open = &mut opens[self.device.slot()];
+        if !matches!(open, Open::Closed) {
+            return Err(Error::new(Errno::EINVAL, "another file of the device is bound"));
+        }
+        let bound = context.bind(self.device.endpoint())?;
+        self.device.begin(&self.memory)?;
+        let id = bound.id();
+        if let Err(error) = client.write(address.wrapping_add(OUT_DEVID), id.as_bytes()) {
+            self.device.end();
+            return Err(error);
+        }
+        *open = Open::Cdev(bound);
+        self.granted.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// Answers DEVICE_ATTACH_IOMMUFD_PT; what is attached is replaced.
+    ///
+    /// # Errors
+    ///
+    /// `EFAULT`, after which the attachment is undone; `EINVAL` for a malformed call; what attaching answers.
+    pub(super) fn attach(&self, client: &dyn Client, address: u64) -> Result<()> {
+        /// Up to `pt_id`; `pasid` came later.
+        const MIN: usize = 12;
+        const PT_ID: u64 = 8;
+        let mut call: DeviceAttachIommufdPt = arg::first(client, address, MIN)?;
+        let target = pasid(client, address, call.argsz, call.flags, MIN)?;
+        let opens = self.device.set().opens().lock();
+        let bound = opens[self.device.slot()].bound();
+        let bound = bound.expect("a granted file of the device's own node is bound");
+        call.pt_id = attach(bound, call.pt_id, target)?;
+        let written = client.write(address.wrapping_add(PT_ID), call.pt_id.as_bytes());
+        if written.is_err() {
+            // DIFFERS: Linux detaches the device itself, also when a PASID was attached.
+            detach(bound, target);
+        }
+        written
+    }
+
+    /// Answers DEVICE_DETACH_IOMMUFD_PT; detaching what is not attached succeeds.
+    ///
+    /// # Errors
+    ///
+    /// `EFAULT`; `EINVAL` for a malformed call.
+    pub(super) fn detach(&self, client: &dyn Client, address: u64) -> Result<()> {
+        /// Up to `flags`.
+        const MIN: usize = 8;
+        let call: DeviceDetachIommufdPt = arg::first(client, address, MIN)?;
+        let target = pasid(client, address, call.argsz, call.flags, MIN)?;
+        let opens = self.device.set().opens().lock();
+        let bound = opens[self.device.slot()].bound();
+        let bound = bound.expect("a granted file of the device's own node is bound");
+        detach(bound, target);
+        Ok(())
+    }
+}
+
+/// Attaches the device or one of its PASIDs, or moves what is attached.
+fn attach(bound: &Bound, pt_id: u32, pasid: Option<u32>) -> Result<u32> {
+    match pasid {
+        None if bound.is_attached() => bound.replace(pt_id),
+        None => bound.attach(pt_id),
+        Some(pasid) if bound.is_pasid_attached(pasid) => bound.replace_pasid(pasid, pt_id),
+        Some(pasid) => bound.attach_pasid(pasid, pt_id),
+    }
+}
+
+fn detach(bound: &Bound, pasid: Option<u32>) {
+    match pasid {
+        None => bound.detach(),
+        Some(pasid) => bound.detach_pasid(pasid),
+    }
+}
+
+/// BIND is the one VFIO call that refuses unknown fields.
+fn read_bind(client: &dyn Client, address: u64) -> Result<DeviceBindIommufd> {
+    /// Up to `out_devid`.
+    const MIN: usize = 16;
+    const KNOWN: usize = size_of::<DeviceBindIommufd>();
+    let mut argsz = 0_u32;
+    client.read(address, argsz.as_mut_bytes())?;
+    arg::check_argsz(argsz, MIN)?;
+    let size = usize::try_from(argsz).unwrap_or(usize::MAX);
+    arg::check_tail(client, address, KNOWN, size)?;
+    let mut call = DeviceBindIommufd::new_zeroed();
+    client.read(address, &mut call.as_mut_bytes()[..size.min(KNOWN)])?;
+    Ok(call)
+}
+
+/// No function here has SR-IOV, so a token is never needed and always wrong.
+fn check_token(client: &dyn Client, call: &DeviceBindIommufd) -> Result<()> {
+    if call.flags & vfio::DEVICE_BIND_FLAG_TOKEN == 0 {
+        return Ok(());
+    }
+    let mut token = [0; 16];
+    client.read(call.token_uuid_ptr, &mut token)?;
+    Err(Error::new(Errno::EINVAL, "the device needs no token"))
+}
+
+/// The PASID of an attach or detach call, which lies after the `min` bytes of its first version.
+fn pasid(
+    client: &dyn Client,
+    address: u64,
+    argsz: u32,
+    flags: u32,
+    min: usize,
+) -> Result<Option<u32>> {
+    const _: () = assert!(vfio::DEVICE_ATTACH_PASID == vfio::DEVICE_DETACH_PASID);
+    if flags & !vfio::DEVICE_ATTACH_PASID != 0 {
+        return Err(Error::at(Errno::EINVAL, "unknown flags", flags.into()));
+    }
+    if flags == 0 {
+        return Ok(None);
+    }
+    let mut pasid = 0_u32;
+    arg::check_argsz(argsz, min + size_of::<u32>())?;
+    client.read(address.wrapping_add(min as u64), pasid.as_mut_bytes())?;
+    Ok(Some(pasid))
+}

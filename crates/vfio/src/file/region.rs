@@ -1,0 +1,155 @@
+//! Regions of a device file: reads, writes and mappings by offset. Linux: `drivers/vfio/pci/vfio_pci_rdwr.c`.
+
+use ioasis_pci::{BARS, CONFIG_SIZE, PAGE_SIZE};
+use ioasis_uapi::vfio;
+use ioasis_uapi::{Errno, Error, Result};
+
+use super::DeviceFile;
+use crate::info::is_mappable;
+
+/// Region `index` begins at `(index + 1) << REGION_SHIFT` of the file.
+pub const REGION_SHIFT: u32 = 40;
+
+/// Linux: `MAP_TYPE` and its shared values.
+const MAP_TYPE: u32 = 0xf;
+const MAP_SHARED: u32 = 1;
+const MAP_SHARED_VALIDATE: u32 = 3;
+
+/// Where region `index` begins.
+pub(crate) fn region_offset(index: u32) -> u64 {
+    (u64::from(index) + 1).checked_shl(REGION_SHIFT).unwrap_or(0)
+}
+
+/// The region an offset lies in.
+pub(crate) fn region_index(offset: u64) -> Option<u32> {
+    u32::try_from(offset >> REGION_SHIFT).ok()?.checked_sub(1)
+}
+
+/// The offset inside its region.
+pub(crate) fn region_position(offset: u64) -> u64 {
+    offset & ((1 << REGION_SHIFT) - 1)
+}
+
+/// A region that can be read or written.
+enum Region {
+    Bar(usize),
+    Config,
+}
+
+impl DeviceFile {
+    /// Reads a region at `offset` of the file, at most to its end, and returns the number of bytes.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` before the file is bound, outside the regions, and past the end of a BAR; `EFAULT` past the end of
+    /// configuration space; `EIO` while memory decoding is off; `ENODEV` after the device was removed.
+    pub fn read(&self, offset: u64, buf: &mut [u8]) -> Result<usize> {
+        let Some(region) = self.region(offset, buf.len())? else { return Ok(0) };
+        let (function, position) = (self.device.function(), region_position(offset));
+        match region {
+            Region::Bar(bar) => {
+                let length = self.clip(bar, position, buf.len())?;
+                function.bar_read(bar, position, &mut buf[..length])?;
+                Ok(length)
+            }
+            Region::Config => {
+                check_config(position, buf.len())?;
+                function.config_read(position, buf)?;
+                Ok(buf.len())
+            }
+        }
+    }
+
+    /// Writes a region as [`DeviceFile::read`] reads it.
+    ///
+    /// # Errors
+    ///
+    /// The same.
+    pub fn write(&self, offset: u64, buf: &[u8]) -> Result<usize> {
+        let Some(region) = self.region(offset, buf.len())? else { return Ok(0) };
+        let (function, position) = (self.device.function(), region_position(offset));
+        match region {
+            Region::Bar(bar) => {
+                let length = self.clip(bar, position, buf.len())?;
+                function.bar_write(bar, position, &buf[..length])?;
+                Ok(length)
+            }
+            Region::Config => {
+                check_config(position, buf.len())?;
+                function.config_write(position, buf)?;
+                self.device.interrupts().command_changed(function);
+                Ok(buf.len())
+            }
+        }
+    }
+
+    /// Whether `length` bytes at `offset` of the file may be mapped with the flags of mmap(2). The mapping itself is
+    /// one of the file's memory.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` before the file is bound, for a private mapping, and for what is no mappable part of one BAR;
+    /// `ENODEV` after the device was removed.
+    // DIFFERS: a page stays accessible while memory decoding is off, where Linux raises SIGBUS.
+    pub fn mmap(&self, offset: u64, length: u64, flags: u32) -> Result<()> {
+        self.usable()?;
+        self.device.present()?;
+        let refused = |why| Err(Error::at(Errno::EINVAL, why, offset));
+        if !matches!(flags & MAP_TYPE, MAP_SHARED | MAP_SHARED_VALIDATE) {
+            return refused("a device is mapped shared");
+        }
+        let bar = match region_index(offset) {
+            Some(index) if (index as usize) < BARS => self.device.function().bar(index as usize),
+            _ => None,
+        };
+        let Some(bar) = bar else { return refused("not a BAR") };
+        let Some(length) = length.checked_next_multiple_of(PAGE_SIZE) else {
+            return refused("longer than any BAR");
+        };
+        if !is_mappable(bar, region_position(offset), length) {
+            return refused("that part of the BAR is not mappable");
+        }
+        self.touch();
+        Ok(())
+    }
+
+    /// The region of an access; none when it has no bytes.
+    fn region(&self, offset: u64, length: usize) -> Result<Option<Region>> {
+        self.usable()?;
+        self.device.present()?;
+        if length == 0 {
+            return Ok(None);
+        }
+        let region = match region_index(offset) {
+            Some(index) if (index as usize) < BARS => Region::Bar(index as usize),
+            Some(vfio::PCI_CONFIG_REGION_INDEX) => Region::Config,
+            _ => return Err(Error::at(Errno::EINVAL, "no such region, or an empty one", offset)),
+        };
+        self.touch();
+        Ok(Some(region))
+    }
+
+    /// The bytes of an access that lie inside a BAR.
+    fn clip(&self, bar: usize, position: u64, length: usize) -> Result<usize> {
+        let function = self.device.function();
+        let size = match function.bar(bar) {
+            Some(found) if function.bar_address(bar) != 0 => found.size,
+            _ => return Err(Error::at(Errno::EINVAL, "no such BAR", bar as u64)),
+        };
+        if position >= size {
+            return Err(Error::at(Errno::EINVAL, "past the end of the BAR", position));
+        }
+        Ok(usize::try_from(size - position).unwrap_or(length).min(length))
+    }
+}
+
+fn check_config(position: u64, length: usize) -> Result<()> {
+    let fits = usize::try_from(position)
+        .ok()
+        .and_then(|position| position.checked_add(length))
+        .is_some_and(|end| end <= CONFIG_SIZE);
+    if fits {
+        return Ok(());
+    }
+    Err(Error::at(Errno::EFAULT, "past the end of configuration space", position))
+}

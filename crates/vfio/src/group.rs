@@ -1,0 +1,322 @@
+//! Groups: `/dev/vfio/N`. Linux: `drivers/vfio/group.c`.
+
+use std::fmt;
+use std::sync::{Arc, OnceLock, Weak};
+
+use ioasis_iommufd as iommufd;
+use ioasis_iommufd::type1::{GroupKind, Member};
+use ioasis_sys::sync::Mutex;
+use ioasis_sys::sync::atomic::{AtomicBool, Ordering};
+use ioasis_uapi::vfio::{self, GroupStatus};
+use ioasis_uapi::{Errno, Error, Result};
+
+use crate::file::Reply;
+use crate::name::{self, Match};
+use crate::{Client, Device, DeviceFile, IommuFile, arg};
+
+/// Devices that one IOMMU cannot tell apart, or a device without an IOMMU.
+pub struct Group {
+    hardware: Arc<iommufd::Group>,
+    kind: GroupKind,
+    devices: OnceLock<Vec<Weak<Device>>>,
+    state: Mutex<State>,
+    removed: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Its one open file exists, or a device opened through it holds it.
+    opened: bool,
+    /// The last descriptor of that file is gone.
+    closed: bool,
+    /// Bound cdevs of its devices: they and an open group exclude each other.
+    cdevs: u32,
+    /// What SET_CONTAINER set.
+    iommu: Option<IommuFile>,
+    /// Open devices that hold the container.
+    users: u32,
+}
+
+/// An open `/dev/vfio/N`.
+#[derive(Debug)]
+pub struct GroupFile {
+    group: Arc<Group>,
+}
+
+type Handler = fn(&GroupFile, &dyn Client, u64) -> Result<Reply>;
+
+/// The ioctls of a group file, in the order of the header.
+const IOCTLS: [(u32, Handler); 4] = [
+    (vfio::GROUP_GET_STATUS, GroupFile::get_status),
+    (vfio::GROUP_SET_CONTAINER, GroupFile::set_container),
+    (vfio::GROUP_UNSET_CONTAINER, GroupFile::unset_container),
+    (vfio::GROUP_GET_DEVICE_FD, GroupFile::get_device_fd),
+];
+
+impl fmt::Debug for Group {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<_> = self.devices().iter().map(|device| device.bdf()).collect();
+        f.debug_struct("Group")
+            .field("number", &self.number())
+            .field("devices", &names)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Group {
+    pub(crate) fn new(hardware: &Arc<iommufd::Group>, kind: GroupKind) -> Arc<Self> {
+        Arc::new(Self {
+            hardware: Arc::clone(hardware),
+            kind,
+            devices: OnceLock::new(),
+            state: Mutex::default(),
+            removed: AtomicBool::new(false),
+        })
+    }
+
+    pub(crate) fn fill(&self, devices: Vec<Weak<Device>>) {
+        assert!(self.devices.set(devices).is_ok(), "a group is filled once");
+    }
+
+    /// Whether it is this group of the IOMMU's, used like this.
+    pub(crate) fn is(&self, hardware: &Arc<iommufd::Group>, kind: GroupKind) -> bool {
+        Arc::ptr_eq(&self.hardware, hardware) && self.kind == kind
+    }
+
+    /// N of `/dev/vfio/N`.
+    #[must_use]
+    pub fn number(&self) -> u32 {
+        self.hardware.number()
+    }
+
+    /// The name of its node below `/dev/vfio`: `1`, or `noiommu-1`.
+    #[must_use]
+    pub fn node(&self) -> String {
+        let number = self.number();
+        if self.is_no_iommu() { format!("noiommu-{number}") } else { number.to_string() }
+    }
+
+    /// Whether its devices have no IOMMU.
+    #[must_use]
+    pub fn is_no_iommu(&self) -> bool {
+        self.kind == GroupKind::NoIommu
+    }
+
+    /// Its devices.
+    #[must_use]
+    pub fn devices(&self) -> Vec<Arc<Device>> {
+        self.devices.get().into_iter().flatten().filter_map(Weak::upgrade).collect()
+    }
+
+    /// Opens `/dev/vfio/N`: one open at a time.
+    ///
+    /// # Errors
+    ///
+    /// `ENODEV` when its devices are gone; `EPERM` for a group without an IOMMU and a caller without
+    /// `CAP_SYS_RAWIO`; `EBUSY` when it is open, or one of its devices is bound through its own node.
+    pub fn open(self: &Arc<Self>, client: &dyn Client) -> Result<Arc<GroupFile>> {
+        self.present()?;
+        if self.is_no_iommu() && !client.account().sys_rawio {
+            return Err(Error::new(Errno::EPERM, "a group without an IOMMU needs CAP_SYS_RAWIO"));
+        }
+        let mut state = self.state.lock();
+        if state.cdevs != 0 {
+            return Err(Error::new(
+                Errno::EBUSY,
+                "a device of the group is open through its own node",
+            ));
+        }
+        if state.opened {
+            return Err(Error::new(Errno::EBUSY, "the group is open"));
+        }
+        state.opened = true;
+        state.closed = false;
+        Ok(Arc::new(GroupFile { group: Arc::clone(self) }))
+    }
+
+    fn present(&self) -> Result<()> {
+        if self.removed.load(Ordering::Acquire) {
+            return Err(Error::new(Errno::ENODEV, "the group's devices were removed"));
+        }
+        Ok(())
+    }
+
+    pub(crate) fn remove(&self) {
+        self.removed.store(true, Ordering::Release);
+    }
+
+    /// A cdev is about to bind: no group open until [`Group::unblock`].
+    ///
+    /// # Errors
+    ///
+    /// `EBUSY` when the group is open.
+    pub(crate) fn block(&self) -> Result<()> {
+        let mut state = self.state.lock();
+        if state.opened {
+            return Err(Error::new(Errno::EBUSY, "the group is open"));
+        }
+        state.cdevs += 1;
+        Ok(())
+    }
+
+    pub(crate) fn unblock(&self) {
+        let mut state = self.state.lock();
+        assert!(state.cdevs > 0, "a block is undone once");
+        state.cdevs -= 1;
+    }
+
+    /// A device opened through this group is closed for good; `held` says whether it held the container.
+    pub(crate) fn device_closed(&self, held: Hold) {
+        let mut state = self.state.lock();
+        if held == Hold::Container {
+            assert!(state.users > 0, "a hold is given back once");
+            state.users -= 1;
+        }
+        if state.closed && state.users == 0 {
+            self.release(&mut state);
+        }
+    }
+
+    /// The group file is gone and no device holds it.
+    fn release(&self, state: &mut State) {
+        let old = std::mem::take(state);
+        state.cdevs = old.cdevs;
+        if let Some(IommuFile::Container(container)) = old.iommu {
+            container.remove_group(&self.hardware);
+        }
+    }
+
+    /// The group as a container takes it.
+    fn member(&self) -> Member {
+        let endpoints: Vec<_> =
+            self.devices().iter().map(|device| Arc::clone(device.endpoint())).collect();
+        Member::new(self.kind, &self.hardware, &endpoints)
+    }
+}
+
+/// What an open device keeps of its group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Hold {
+    /// The group file, because of its container.
+    Container,
+    /// Nothing: the device is bound to an iommufd itself.
+    Nothing,
+}
+
+impl GroupFile {
+    /// Which group.
+    #[must_use]
+    pub fn group(&self) -> &Arc<Group> {
+        &self.group
+    }
+
+    /// Answers an ioctl.
+    ///
+    /// # Errors
+    ///
+    /// `ENOTTY` for a command a group does not have, `ENODEV` after removal; the others are each command's own.
+    pub fn ioctl(&self, client: &dyn Client, command: u32, address: u64) -> Result<Reply> {
+        let found = IOCTLS.iter().find(|(code, _)| *code == command);
+        let Some((_, handler)) = found else {
+            return Err(Error::at(Errno::ENOTTY, "no such ioctl on a group", command.into()));
+        };
+        self.group.present()?;
+        handler(self, client, address)
+    }
+
+    /// The last descriptor is gone. With a container, open devices keep the group until they are closed.
+    pub fn close(&self) {
+        let mut state = self.group.state.lock();
+        state.closed = true;
+        if state.users == 0 {
+            self.group.release(&mut state);
+        }
+    }
+
+    fn get_status(&self, client: &dyn Client, address: u64) -> Result<Reply> {
+        const MIN: usize = size_of::<GroupStatus>();
+        let mut status: GroupStatus = arg::first(client, address, MIN)?;
+        let state = self.group.state.lock();
+        status.flags = if state.iommu.is_some() {
+            vfio::GROUP_FLAGS_CONTAINER_SET | vfio::GROUP_FLAGS_VIABLE
+        } else if self.group.hardware.is_owned() {
+            0
+        } else {
+            vfio::GROUP_FLAGS_VIABLE
+        };
+        drop(state);
+        arg::write(client, address, &status, MIN)?;
+        Ok(Reply::Value(0))
+    }
+
+    fn set_container(&self, client: &dyn Client, address: u64) -> Result<Reply> {
+        let mut fd = [0; 4];
+        client.read(address, &mut fd)?;
+        let fd = i32::from_ne_bytes(fd);
+        if fd < 0 {
+            return Err(Error::new(Errno::EBADF, "the fd is negative"));
+        }
+        // Whether the fd is open comes first, what is behind it last.
+        let file = match client.iommu_file(fd) {
+            Err(error) if error.errno == Errno::EBADF => return Err(error),
+            file => file,
+        };
+        let group = &self.group;
+        let mut state = group.state.lock();
+        if state.iommu.is_some() {
+            return Err(Error::new(Errno::EINVAL, "the group has a container"));
+        }
+        let file = file?;
+        match &file {
+            IommuFile::Container(container) => {
+                container.add_group(&client.account(), group.member())?;
+            }
+            IommuFile::Iommufd(context) if group.is_no_iommu() => context.compat_set_no_iommu()?,
+            IommuFile::Iommufd(context) => context.compat_create_ioas()?,
+        }
+        state.iommu = Some(file);
+        Ok(Reply::Value(0))
+    }
+
+    fn unset_container(&self, _client: &dyn Client, _address: u64) -> Result<Reply> {
+        let mut state = self.group.state.lock();
+        match &state.iommu {
+            None => return Err(Error::new(Errno::EINVAL, "the group has no container")),
+            Some(IommuFile::Container(_)) if state.users != 0 => {
+                return Err(Error::new(Errno::EBUSY, "a device of the group is open"));
+            }
+            Some(IommuFile::Container(container)) => container.remove_group(&self.group.hardware),
+            Some(IommuFile::Iommufd(_)) => {}
+        }
+        state.iommu = None;
+        Ok(Reply::Value(0))
+    }
+
+    fn get_device_fd(&self, client: &dyn Client, address: u64) -> Result<Reply> {
+        let text = arg::string(client, address, 4096)?;
+        let device = self.find(&text)?;
+        let mut state = self.group.state.lock();
+        let Some(iommu) = state.iommu.clone() else {
+            return Err(Error::new(Errno::EINVAL, "the group has no container"));
+        };
+        let (file, hold) = DeviceFile::of_group(&device, client, &iommu)?;
+        if hold == Some(Hold::Container) {
+            state.users += 1;
+        }
+        Ok(Reply::Open(file))
+    }
+
+    /// The device a name speaks of. No function here has SR-IOV, so no token is ever needed.
+    fn find(&self, text: &[u8]) -> Result<Arc<Device>> {
+        for device in self.group.devices() {
+            match name::parse(text, device.name())? {
+                Match::No => {}
+                Match::Yes { token: None } => return Ok(device),
+                Match::Yes { token: Some(_) } => {
+                    return Err(Error::new(Errno::EINVAL, "the device needs no token"));
+                }
+            }
+        }
+        Err(Error::new(Errno::ENODEV, "the group has no such device"))
+    }
+}

@@ -1,0 +1,107 @@
+//! The devices and groups of one simulated machine.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use ioasis_iommufd::Endpoint;
+use ioasis_iommufd::type1::GroupKind;
+use ioasis_pci::Function;
+
+use crate::device::{DeviceSet, Place};
+use crate::{Device, Group};
+
+/// A function and where it belongs.
+#[derive(Debug)]
+pub struct Placement {
+    /// The function; its address places it on a bus.
+    pub function: Function,
+    /// The function as its IOMMU sees it. The number of its group is N of `/dev/vfio/N`.
+    pub endpoint: Arc<Endpoint>,
+    /// Whether it uses that IOMMU. Devices of one group agree.
+    pub kind: GroupKind,
+}
+
+/// What programs find under `/dev/vfio`.
+#[derive(Debug)]
+pub struct Machine {
+    devices: Vec<Arc<Device>>,
+    groups: Vec<Arc<Group>>,
+}
+
+impl Machine {
+    /// A machine with these devices; the first is vfio0.
+    ///
+    /// # Panics
+    ///
+    /// If two functions have one address, or two groups one number, or a group has devices with and without an
+    /// IOMMU.
+    #[must_use]
+    pub fn new(placements: Vec<Placement>) -> Self {
+        let mut groups = BTreeMap::new();
+        let mut buses: BTreeMap<_, usize> = BTreeMap::new();
+        for Placement { function, endpoint, kind } in &placements {
+            let hardware = endpoint.group();
+            let made =
+                groups.entry(hardware.number()).or_insert_with(|| Group::new(hardware, *kind));
+            assert!(made.is(hardware, *kind), "devices of group {} agree", hardware.number());
+            *buses.entry(bus(function)).or_default() += 1;
+        }
+        let sets: BTreeMap<_, _> =
+            buses.into_iter().map(|(bus, length)| (bus, DeviceSet::new(bus.1, length))).collect();
+        let mut slots = BTreeMap::new();
+        let mut devices: Vec<Arc<Device>> = Vec::new();
+        for (index, Placement { function, endpoint, .. }) in placements.into_iter().enumerate() {
+            let bdf = function.address();
+            assert!(devices.iter().all(|device| device.bdf() != bdf), "{bdf} is placed twice");
+            let bus = bus(&function);
+            let slot: &mut usize = slots.entry(bus).or_default();
+            let place = Place {
+                index: u32::try_from(index).expect("fewer devices than addresses"),
+                group: Arc::clone(&groups[&endpoint.group().number()]),
+                endpoint,
+                set: Arc::clone(&sets[&bus]),
+                slot: *slot,
+            };
+            *slot += 1;
+            devices.push(Arc::new(Device::new(function, place)));
+        }
+        for (bus_of_set, set) in sets {
+            let members = devices.iter().filter(|device| bus(device.function()) == bus_of_set);
+            set.fill(members.map(Arc::downgrade).collect());
+        }
+        for group in groups.values() {
+            let members = devices.iter().filter(|device| Arc::ptr_eq(device.group(), group));
+            group.fill(members.map(Arc::downgrade).collect());
+        }
+        Self { devices, groups: groups.into_values().collect() }
+    }
+
+    /// The devices, in the order of their numbers.
+    #[must_use]
+    pub fn devices(&self) -> &[Arc<Device>] {
+        &self.devices
+    }
+
+    /// The groups, in the order of their numbers.
+    #[must_use]
+    pub fn groups(&self) -> &[Arc<Group>] {
+        &self.groups
+    }
+
+    /// Surprise removal of every device: REQ and ERR eventfds fire, DMA ends, and every later call on a group or
+    /// device answers `ENODEV`.
+    pub fn remove_all(&self) {
+        for device in &self.devices {
+            device.remove();
+        }
+        for group in &self.groups {
+            group.remove();
+        }
+    }
+}
+
+/// Domain and bus of a function. On a root bus, which cannot be reset, every device is for itself.
+fn bus(function: &Function) -> (u16, u8, u8) {
+    let bdf = function.address();
+    (bdf.domain(), bdf.bus(), if bdf.bus() == 0 { bdf.devfn() } else { 0 })
+}
