@@ -1,0 +1,12 @@
+//! Groups and devices through their public surface: a client with memory and descriptors of its own, and a
+//! function whose model does what the tests write to it.
+
+mod cdev;
+mod features;
+mod groups;
+mod infos;
+mod irqs;
+mod regions;
+mod removal;
+mod resets;
+mod rig;
