@@ -8,4 +8,4 @@ pub(crate) mod compat;
 mod container;
 mod exact;
 
-pub use container::Container;
+pub use container::{Container, GroupKind, Member};
