@@ -1,8 +1,10 @@
 //! Runs a program whose IOMMUFD and VFIO calls are answered here.
 
 pub mod doctor;
+mod files;
 mod filter;
 mod launch;
+mod machine;
 pub mod memory;
 mod removal;
 mod resolve;
@@ -12,7 +14,9 @@ mod task;
 pub mod trace;
 pub mod view;
 mod watchdog;
+mod workers;
 
+pub use machine::Machine;
 pub use removal::Failure;
 pub use run::{RunOptions, exit_like, run};
 pub use watchdog::Leftovers;

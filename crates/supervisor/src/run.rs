@@ -17,17 +17,22 @@ use crate::filter;
 use crate::launch::{self, Launched};
 use crate::removal::{Failure, Marks, Note, Removal};
 use crate::serve::Server;
+use crate::trace::Trace;
 use crate::view::{self, View};
+use crate::machine::Machine;
 use crate::watchdog::{Leftovers, Shared, Watchdog, end_descendants, say};
 
 /// What to run, and on what machine.
+#[derive(Debug)]
 pub struct RunOptions {
     /// The program and its arguments; not empty.
     pub command: Vec<OsString>,
     /// What becomes of processes that the program leaves behind.
     pub leftovers: Leftovers,
-    /// The files it sees.
-    pub view: view::Options,
+    /// What it is run on.
+    pub machine: Machine,
+    /// Where a line for every call on our files goes.
+    pub trace: Option<Trace>,
 }
 
 /// Runs a program on a machine.
@@ -116,8 +121,8 @@ impl Notes {
             .map_err(|_| Error::new(ioasis_uapi::Errno::EMFILE, "too many open files"))
     }
 
-    /// Forks another watchdog and returns the socket to watch it by.
-    fn replace_watchdog(&self, shared: &Arc<Shared>, leftovers: Leftovers) -> Result<OwnedFd> {
+    /// Forks another watchdog. Returns the socket to watch it by, and its process id.
+    fn replace_watchdog(&self, shared: &Arc<Shared>, leftovers: Leftovers) -> Result<(OwnedFd, u32)> {
         let mut state = self.state.lock();
         let (theirs, ours) = message::pair()?;
         let supervisor =
@@ -141,10 +146,10 @@ impl Notes {
                 let _ = watchdog.watch();
                 spawn::exit(0)
             }
-            Fork::Parent(_) => {
+            Fork::Parent(child) => {
                 state.1 = ours;
                 drop(state);
-                self.socket()
+                Ok((self.socket()?, child.id()))
             }
         }
     }
@@ -155,15 +160,18 @@ fn supervise(options: RunOptions, shared: Arc<Shared>, socket: OwnedFd, watchdog
     signal::Set::all_but(&signal::BROKEN).block();
     let _ = rustix::process::set_child_subreaper(Some(rustix::process::getpid()));
     let notes = Arc::new(Notes::new(socket));
-    match prepare(&options, &shared, &notes) {
+    let leftovers = options.leftovers;
+    match prepare(options, &shared, &notes) {
         Ok((server, launched)) => {
             let mut supervisor = Supervisor {
                 shared,
                 notes,
                 server,
                 launched,
-                leftovers: options.leftovers,
+                leftovers,
                 watchdog,
+                successor: None,
+                closing: false,
                 started: false,
             };
             if let Err(error) = supervisor.serve() {
@@ -180,20 +188,22 @@ fn supervise(options: RunOptions, shared: Arc<Shared>, socket: OwnedFd, watchdog
 }
 
 fn prepare(
-    options: &RunOptions,
+    options: RunOptions,
     shared: &Arc<Shared>,
     notes: &Arc<Notes>,
 ) -> Result<(Arc<Server>, Launched), Failure> {
     let failed = |error: Error| Failure::before_start(error.why);
-    let view = View::plan(&[], &options.view).map_err(failed)?;
+    let RunOptions { command, machine, trace, .. } = options;
+    let seen = view::Options { files_size: machine.files_size(), ..machine.view.clone() };
+    let view = View::plan(&machine.seen().map_err(failed)?, &seen).map_err(failed)?;
     let queues = launch::queue_fds();
-    let launched = launch::launch(&view, &filter::filter(queues), &options.command)?;
+    let launched = launch::launch(&view, &filter::filter(queues), &command)?;
     shared.set_client(launched.child.id());
     spawn::close_inherited();
     for entry in &launched.lost {
         say(&format!("ioasis: {entry} is not in the program's view\n"));
     }
-    let server = Server::new(&launched, shared, notes).map_err(failed)?;
+    let server = Server::new(&launched, (machine, view, trace), shared, notes).map_err(failed)?;
     let marks = Marks::new(server.files_dev(), &launched.nodes);
     let listener = launched.listener.try_clone().map_err(failed)?;
     notes.tell(Note::Launched { listener, marks });
@@ -209,6 +219,10 @@ struct Supervisor {
     leftovers: Leftovers,
     /// Readable once the watchdog is gone.
     watchdog: OwnedFd,
+    /// The watchdog, if this process made it.
+    successor: Option<u32>,
+    /// A close is on its way.
+    closing: bool,
     started: bool,
 }
 
@@ -217,7 +231,7 @@ impl Supervisor {
     fn serve(&mut self) -> Result<()> {
         let signals = SignalFd::new(&signal::Set::all_but(&signal::BROKEN))?;
         self.launched.start();
-        Server::receive_in_a_thread(&self.server)?;
+        Server::start(&self.server)?;
         loop {
             if self.wait(&signals)? == Wake::End {
                 break;
@@ -225,9 +239,9 @@ impl Supervisor {
             while signals.next().is_some() {}
             self.shared.reap();
             if self.leftovers == Leftovers::Kill && self.shared.status().is_some() {
-                end_descendants(&[]);
+                end_descendants(self.successor.as_slice());
             }
-            self.server.drain();
+            self.closing = self.server.drain();
         }
         self.server.close_all();
         self.shared.reap();
@@ -249,7 +263,7 @@ impl Supervisor {
         }
         let killing = self.leftovers == Leftovers::Kill && self.shared.status().is_some();
         let soon = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
-        let _ = rustix::event::poll(&mut polled, killing.then_some(&soon));
+        let _ = rustix::event::poll(&mut polled, (killing || self.closing).then_some(&soon));
         let ready = |index: usize| polled.get(index).is_some_and(|fd| !fd.revents().is_empty());
         let (ended, watchdog_gone, started) = (ready(0), ready(1), ready(4));
         if started {
@@ -262,7 +276,8 @@ impl Supervisor {
             return Ok(Wake::End);
         }
         if watchdog_gone {
-            self.watchdog = self.notes.replace_watchdog(&self.shared, self.leftovers)?;
+            let (socket, watchdog) = self.notes.replace_watchdog(&self.shared, self.leftovers)?;
+            (self.watchdog, self.successor) = (socket, Some(watchdog));
         }
         Ok(Wake::Work)
     }

@@ -1,68 +1,208 @@
-//! The notification loop.
+//! The notification loop: receives the client's system calls, and answers those that concern our files.
+//!
+//! One thread receives and answers. What may take long is decided again from the start by a worker, with leave to wait:
+//! a path on a slow file system, a device reset. A call is in the supervisor's hands from the moment the kernel wrote it
+//! into its slot until it has been answered and the slot is cleared.
+//!
+//! Lock order: `Files::draining` comes before every other lock; `Server::free` is a leaf.
 
-use std::os::fd::{AsFd, OwnedFd};
+mod access;
+mod client;
+mod ioctl;
+mod look;
+mod open;
+
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use ioasis_sys::notify::{Answer, Listener};
-use ioasis_sys::sync::Mutex;
+use ioasis_iommufd::type1::Container;
+use ioasis_iommufd::{Backing, Context};
+use ioasis_sys::notify::{Answer, Listener, Notification, OnExec};
+use ioasis_sys::seccomp::{Arch, X32_BIT};
+use ioasis_sys::sync::{Condvar, Mutex};
 use ioasis_uapi::{Errno, Error, Result};
+use ioasis_vfio::{DeviceFile, GroupFile};
 use rustix::event::{PollFd, PollFlags, Timespec};
 
+use crate::Machine;
+use crate::files::{Behind, Files};
+use crate::filter::number;
 use crate::launch::Launched;
+use crate::removal::Note;
+use crate::resolve::Wait;
 use crate::run::Notes;
-use crate::watchdog::Shared;
+use crate::task::{Task, Tasks};
+use crate::memory::Memory;
+use crate::trace::{self, Trace};
+use crate::view::{Identity, View};
+use crate::watchdog::{Shared, say};
+use crate::workers::Workers;
+use client::Caller;
+
+/// What stands behind a file of ours.
+#[derive(Debug)]
+pub(crate) enum File {
+    /// `/dev/iommu`.
+    Iommufd(Arc<Context>),
+    /// `/dev/vfio/vfio`.
+    Container(Arc<Container>),
+    /// `/dev/vfio/N`.
+    Group(Arc<GroupFile>),
+    /// A device, by its own node or through its group.
+    Device {
+        device: Arc<DeviceFile>,
+        /// Kept for those who map its BAR pages for DMA.
+        bars: Arc<dyn Backing>,
+        notes: Arc<Notes>,
+    },
+}
+
+impl Behind for File {
+    fn close(&self, inode: u64) {
+        match self {
+            // Dropping them is all.
+            Self::Iommufd(_) | Self::Container(_) => {}
+            Self::Group(group) => group.close(),
+            Self::Device { device, notes, .. } => {
+                device.close();
+                notes.tell(Note::Closed { inode });
+            }
+        }
+    }
+}
+
+/// What becomes of a call.
+#[derive(Debug)]
+enum Decision {
+    /// This answer.
+    Answer(Answer),
+    /// The number of a descriptor of this file, new in the caller.
+    Give(Gift),
+    /// A worker must decide: it may take long.
+    Later,
+}
+
+impl Decision {
+    const CONTINUE: Self = Self::Answer(Answer::Continue);
+
+    const fn error(errno: Errno) -> Self {
+        Self::Answer(Answer::Error(errno))
+    }
+}
+
+/// A file for the caller.
+#[derive(Debug)]
+struct Gift {
+    file: OwnedFd,
+    on_exec: OnExec,
+    line: Line,
+}
+
+/// A line of the trace that waits for its result.
+#[derive(Debug)]
+enum Line {
+    /// Nobody traces.
+    None,
+    /// An open.
+    Open { pid: u32, path: Vec<u8>, flags: u32 },
+    /// An ioctl.
+    Ioctl { task: Task, fd: i32, path: String, kind: trace::Kind, begun: trace::Begun },
+}
 
 /// Answers the client's system calls.
 #[derive(Debug)]
 pub(crate) struct Server {
     listener: Listener,
     shared: Arc<Shared>,
-    files: OwnedFd,
     notes: Arc<Notes>,
+    files: Files<File>,
+    tasks: Tasks,
+    memory: Arc<Memory>,
+    machine: Machine,
+    view: View,
+    nodes: Vec<Identity>,
+    trace: Option<Trace>,
+    workers: Workers,
+    /// Slots that hold no call.
+    free: Mutex<Vec<u32>>,
+    freed: Condvar,
 }
 
 impl Server {
     pub(crate) fn new(
         launched: &Launched,
+        (machine, view, trace): (Machine, View, Option<Trace>),
         shared: &Arc<Shared>,
         notes: &Arc<Notes>,
     ) -> Result<Self> {
         let listener = launched.listener.try_clone()?;
         listener.wake_synchronously();
-        let files = launched
-            .files
-            .try_clone()
-            .map_err(|_| Error::new(Errno::EMFILE, "too many open files"))?;
-        Ok(Self { listener, shared: Arc::clone(shared), files, notes: Arc::clone(notes) })
+        let root = launched.files.try_clone();
+        let root = root.map_err(|_| Error::new(Errno::EMFILE, "too many open files"))?;
+        let files = Files::new(root)?;
+        Ok(Self {
+            listener,
+            shared: Arc::clone(shared),
+            notes: Arc::clone(notes),
+            memory: Memory::new(Some(files.dev())),
+            files,
+            tasks: Tasks::default(),
+            machine,
+            view,
+            nodes: launched.nodes.clone(),
+            trace,
+            workers: Workers::default(),
+            free: Mutex::new((0..shared.slots.count()).collect()),
+            freed: Condvar::new(),
+        })
     }
 
+    /// `st_dev` of the files given to clients.
     pub(crate) fn files_dev(&self) -> u64 {
-        rustix::fs::fstat(&self.files).map_or(0, |stat| stat.st_dev)
+        self.files.dev()
     }
 
-    pub(crate) fn closes(&self) -> &OwnedFd {
-        &self.files
+    /// Readable when a client has closed a file.
+    pub(crate) fn closes(&self) -> BorrowedFd<'_> {
+        self.files.closes()
     }
 
-    pub(crate) fn drain(&self) {}
-    pub(crate) fn close_all(&self) {}
+    /// Closes what clients have closed; whether a close is still on its way.
+    pub(crate) fn drain(&self) -> bool {
+        self.files.drain();
+        self.files.is_closing()
+    }
 
-    pub(crate) fn receive_in_a_thread(server: &Arc<Self>) -> Result<()> {
+    /// Closes everything: no client is left.
+    pub(crate) fn close_all(&self) {
+        self.files.close_all();
+    }
+
+    /// Starts the thread that receives.
+    ///
+    /// # Errors
+    ///
+    /// `EAGAIN` if the system has no thread left.
+    pub(crate) fn start(server: &Arc<Self>) -> Result<()> {
         let server = Arc::clone(server);
-        std::thread::Builder::new()
-            .name("receiver".to_owned())
-            .spawn(move || server.receive())
-            .map(drop)
-            .map_err(|_| Error::new(Errno::EAGAIN, "no thread"))
+        let builder = std::thread::Builder::new().name("receiver".to_owned());
+        let receiver = builder.spawn(move || server.receive());
+        receiver.map(drop).map_err(|_| Error::new(Errno::EAGAIN, "no thread to receive with"))
     }
 
-    fn receive(&self) {
+    fn receive(self: &Arc<Self>) {
+        let mut slot = self.take_slot();
         loop {
-            match self.shared.slots.receive(&self.listener, 0) {
+            match self.shared.slots.receive(&self.listener, slot) {
                 Ok(call) => {
-                    let _ = self.listener.answer(call.id, Answer::Continue);
-                    self.shared.slots.clear(0);
+                    // A program that closed a file and now asks again finds it closed.
+                    self.files.drain();
+                    if !self.settle(slot, &call, Wait::Forbidden) {
+                        self.hand_over(slot, call);
+                        slot = self.take_slot();
+                    }
                 }
+                // Killed before it could be received, or nobody is left.
                 Err(_) if self.is_over() => return,
                 Err(_) => {}
             }
@@ -74,4 +214,128 @@ impl Server {
         let _ = rustix::event::poll(&mut polled, Some(&Timespec::default()));
         polled[0].revents().contains(PollFlags::HUP)
     }
+
+    fn hand_over(self: &Arc<Self>, slot: u32, call: Notification) {
+        let server = Arc::clone(self);
+        self.workers.submit(Box::new(move || {
+            let settled = server.settle(slot, &call, Wait::Allowed);
+            assert!(settled, "a call that may wait is decided");
+            server.free.lock().push(slot);
+            server.freed.notify_one();
+        }));
+    }
+
+    fn take_slot(&self) -> u32 {
+        let mut free = self.free.lock();
+        loop {
+            match free.pop() {
+                Some(slot) => return slot,
+                None => free = self.freed.wait(free),
+            }
+        }
+    }
+
+    /// Decides and answers the call in `slot`, unless it needs a worker.
+    fn settle(&self, slot: u32, call: &Notification, wait: Wait) -> bool {
+        let answer = match self.decide(call, wait) {
+            Decision::Later => return false,
+            Decision::Answer(answer) => answer,
+            Decision::Give(gift) => self.give(call.id, gift),
+        };
+        // The task may have been killed meanwhile.
+        let _ = self.listener.answer(call.id, answer);
+        self.shared.slots.clear(slot);
+        true
+    }
+
+    /// Puts a file among the caller's descriptors. Ours is gone before the caller goes on, so that its close is the last.
+    fn give(&self, id: u64, gift: Gift) -> Answer {
+        use std::os::fd::AsFd;
+        let Gift { file, on_exec, line } = gift;
+        let given = self.listener.add_file(id, file.as_fd(), on_exec);
+        drop(file);
+        self.write_line(line, given.map(i64::from));
+        match given {
+            Ok(fd) => Answer::Value(fd.into()),
+            Err(error) => {
+                self.files.drain();
+                Answer::Error(error.errno)
+            }
+        }
+    }
+
+    fn write_line(&self, line: Line, result: Result<i64>) {
+        let Some(trace) = &self.trace else { return };
+        match line {
+            Line::None => {}
+            Line::Open { pid, path, flags } => {
+                trace.open(pid, &String::from_utf8_lossy(&path), flags.into(), result);
+            }
+            Line::Ioctl { task, fd, path, kind, begun } => {
+                let file = trace::File { fd, path: &path, kind };
+                let memory =
+                    |address, buf: &mut [u8]| task.process.read(address, buf).is_ok();
+                trace.end(task.process.pid(), file, &begun, result, &memory);
+            }
+        }
+    }
+
+    fn decide(&self, call: &Notification, wait: Wait) -> Decision {
+        let Ok(task) = self.tasks.of(&self.listener, call) else { return Decision::CONTINUE };
+        let caller = Caller::new(self, &task);
+        if call.arch != Arch::X86_64.raw() || call.number & X32_BIT != 0 {
+            return foreign_ioctl(&caller, call);
+        }
+        let decided = match call.number {
+            number::IOCTL => return ioctl::ioctl(&caller, call, wait),
+            number::OPEN | number::OPENAT | number::OPENAT2 | number::CREAT => {
+                return open::open(&caller, call, wait);
+            }
+            number::FSTAT | number::NEWFSTATAT | number::STATX => look::stat(&caller, call),
+            number::READLINK | number::READLINKAT => look::readlink(&caller, call, wait),
+            number::PREAD64 | number::PWRITE64 => access::access(&caller, call),
+            number::PREADV | number::PREADV2 | number::PWRITEV | number::PWRITEV2 => {
+                access::vectored(&caller, call)
+            }
+            number::MMAP => access::mmap(&caller, call),
+            number::SECCOMP => {
+                self.explain_listener(&task);
+                Ok(Decision::CONTINUE)
+            }
+            _ => Ok(Decision::CONTINUE),
+        };
+        decided.unwrap_or_else(|error| match error.errno {
+            // What the kernel would find out itself, it also says itself.
+            Errno::EBADF | Errno::EPERM | Errno::ESRCH => Decision::CONTINUE,
+            errno => Decision::error(errno),
+        })
+    }
+
+    /// Says why a client's own listener is about to be refused: the kernel's EBUSY says nothing.
+    fn explain_listener(&self, task: &Task) {
+        let name = task.process.comm().unwrap_or_else(|_| "a process".to_owned());
+        say(&format!(
+            "ioasis: {name} (pid {}) asks for a seccomp listener of its own and gets EBUSY: the kernel allows one, \
+             and `ioasis run` has it\n",
+            task.process.pid()
+        ));
+    }
+}
+
+/// An ioctl by another entry ABI: our files have none there.
+// DIFFERS: Linux answers i386 ioctls through compat_ioctl.
+fn foreign_ioctl(caller: &Caller<'_>, call: &Notification) -> Decision {
+    match caller.opened(signed(call.args[0])) {
+        Ok(Some(_)) => Decision::error(Errno::ENOTTY),
+        _ => Decision::CONTINUE,
+    }
+}
+
+/// The low half of an argument, which is all that the kernel takes of an int.
+fn low(argument: u64) -> u32 {
+    u32::try_from(argument & u64::from(u32::MAX)).expect("a half")
+}
+
+fn signed(argument: u64) -> i32 {
+    low(argument).cast_signed()
 }

@@ -1,0 +1,406 @@
+//! Every file given to a client, by inode.
+//!
+//! A file of ours is an unnamed file on a memory file system of the run's own, so that dup, fork, exec, threads,
+//! SCM_RIGHTS and mmap need no help: whatever descriptor a client uses, its inode says what it is. One open of ours is
+//! one open file of the kernel's, and holds a lock on a byte of its own (fcntl(2), open file description locks). When
+//! its last descriptor and its last mapping are gone, inotify says that something was closed, and the lock is free.
+//!
+//! The event comes a moment before the lock is released (`__fput`, fs/file_table.c), so an inode with an event is looked
+//! at again until the lock is gone: before every answer, and by the main thread now and then. An open of somebody else
+//! on the same inode, through /proc, closes without a lock having gone; that is given up after [`PATIENCE`].
+//!
+//! Lock order: `Files::draining` -> `Files::state` -> `Opened::opens`. A file is closed with `draining` held only.
+
+use std::collections::{BTreeSet, HashMap};
+use std::fmt::Debug;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ioasis_sys::because;
+use ioasis_sys::locks::{self, Lock};
+use ioasis_sys::sync::Mutex;
+use ioasis_uapi::{Errno, Error, Result};
+use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
+use rustix::fs::{Mode, OFlags, fstat};
+
+/// How long after a close event the lock may still be on its way out.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What stands behind a file.
+pub(crate) trait Behind: Debug + Send + Sync {
+    /// The last descriptor and the last mapping of the file `inode` are gone.
+    fn close(&self, inode: u64);
+}
+
+/// How a file looks to who asks the kernel about it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Look {
+    /// What /proc/PID/fd/N is a link to.
+    pub(crate) path: String,
+    /// Device number as `st_rdev` has it.
+    pub(crate) rdev: (u32, u32),
+}
+
+/// An open file of a client's.
+#[derive(Debug)]
+pub(crate) struct Opened<F: Behind> {
+    /// Immutable.
+    pub(crate) inode: u64,
+    /// What it is. Immutable.
+    pub(crate) file: F,
+    /// Immutable.
+    pub(crate) look: Look,
+    /// This process's own open of the inode, which no client gets. Immutable.
+    own: OwnedFd,
+    /// Immutable.
+    watch: i32,
+    opens: Mutex<Opens>,
+}
+
+/// The opens of one inode, by the byte each has locked.
+#[derive(Debug, Default)]
+struct Opens {
+    last: u32,
+    alive: BTreeSet<u32>,
+}
+
+impl<F: Behind> Drop for Opened<F> {
+    /// The table and every call in progress have let go of it.
+    fn drop(&mut self) {
+        self.file.close(self.inode);
+    }
+}
+
+/// A file that is nothing yet: gone unless it is published.
+#[derive(Debug)]
+pub(crate) struct Blank {
+    pub(crate) file: OwnedFd,
+    pub(crate) inode: u64,
+}
+
+/// All files of a run.
+#[derive(Debug)]
+pub(crate) struct Files<F: Behind> {
+    /// Root of the memory file system. Immutable.
+    root: OwnedFd,
+    /// `st_dev` of every file there. Immutable.
+    dev: u64,
+    /// Immutable.
+    inotify: OwnedFd,
+    /// Held from reading close events until the files are closed.
+    draining: Mutex<()>,
+    state: Mutex<State<F>>,
+}
+
+#[derive(Debug)]
+struct State<F: Behind> {
+    by_inode: HashMap<u64, Arc<Opened<F>>>,
+    by_watch: HashMap<i32, u64>,
+    /// Inodes with a close event whose lock may not be free yet.
+    closing: Vec<(u64, Instant)>,
+}
+
+impl<F: Behind> Files<F> {
+    /// No files, to be made below `root`.
+    ///
+    /// # Errors
+    ///
+    /// `EMFILE` when the user's inotify instances are used up (`fs.inotify.max_user_instances`).
+    pub(crate) fn new(root: OwnedFd) -> Result<Self> {
+        let dev = fstat(&root).map_err(because("the file system for files is gone"))?.st_dev;
+        let inotify = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)
+            .map_err(because("no inotify instance is left: raise fs.inotify.max_user_instances"))?;
+        let state =
+            State { by_inode: HashMap::new(), by_watch: HashMap::new(), closing: Vec::new() };
+        Ok(Self { root, dev, inotify, draining: Mutex::new(()), state: Mutex::new(state) })
+    }
+
+    /// `st_dev` of every file given to a client.
+    pub(crate) fn dev(&self) -> u64 {
+        self.dev
+    }
+
+    /// Readable when a file was closed.
+    pub(crate) fn closes(&self) -> BorrowedFd<'_> {
+        self.inotify.as_fd()
+    }
+
+    /// An empty file.
+    ///
+    /// # Errors
+    ///
+    /// `EMFILE`, `ENOSPC`.
+    pub(crate) fn blank(&self) -> Result<Blank> {
+        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+        let file = rustix::fs::openat(&self.root, ".", flags, Mode::from_raw_mode(0o600))
+            .map_err(because("a file for the program cannot be made"))?;
+        let inode = fstat(&file).map_err(because("a file cannot be looked at"))?.st_ino;
+        Ok(Blank { file, inode })
+    }
+
+    /// Makes a blank file one of ours.
+    ///
+    /// # Errors
+    ///
+    /// `ENOSPC` when the user's inotify watches are used up (`fs.inotify.max_user_watches`).
+    pub(crate) fn publish(&self, blank: Blank, file: F, look: Look) -> Result<Arc<Opened<F>>> {
+        let Blank { file: own, inode } = blank;
+        let path = format!("/proc/self/fd/{}", own.as_raw_fd());
+        let close = WatchFlags::CLOSE_WRITE | WatchFlags::CLOSE_NOWRITE;
+        let watch = inotify::add_watch(&self.inotify, path, close)
+            .map_err(because("no inotify watch is left: raise fs.inotify.max_user_watches"))?;
+        let opened =
+            Arc::new(Opened { inode, file, look, own, watch, opens: Mutex::new(Opens::default()) });
+        let mut state = self.state.lock();
+        state.by_watch.insert(watch, inode);
+        let old = state.by_inode.insert(inode, Arc::clone(&opened));
+        assert!(old.is_none(), "an inode is used again only after its file was closed");
+        Ok(opened)
+    }
+
+    /// Another open of a file, to be given to a client: it counts from here on.
+    ///
+    /// # Errors
+    ///
+    /// `EMFILE`.
+    pub(crate) fn open(&self, opened: &Opened<F>, access: OFlags) -> Result<OwnedFd> {
+        let path = format!("/proc/self/fd/{}", opened.own.as_raw_fd());
+        let file = rustix::fs::open(path, access | OFlags::CLOEXEC, Mode::empty())
+            .map_err(because("a file for the program cannot be opened"))?;
+        let lock = if access.contains(OFlags::WRONLY) || access.contains(OFlags::RDWR) {
+            Lock::Exclusive
+        } else {
+            Lock::Shared
+        };
+        let mut opens = opened.opens.lock();
+        opens.last += 1;
+        let byte = opens.last;
+        locks::lock_byte(&file, byte, lock)?;
+        opens.alive.insert(byte);
+        Ok(file)
+    }
+
+    /// The file with this identity, if it is one of ours.
+    pub(crate) fn get(&self, dev: u64, inode: u64) -> Option<Arc<Opened<F>>> {
+        if dev != self.dev {
+            return None;
+        }
+        self.state.lock().by_inode.get(&inode).cloned()
+    }
+
+    /// Takes back a file that could not be given to anybody.
+    pub(crate) fn forget(&self, opened: &Opened<F>) {
+        let _ = inotify::remove_watch(&self.inotify, opened.watch);
+        let taken = self.state.lock().by_inode.remove(&opened.inode);
+        drop(taken);
+    }
+
+    /// Closes what clients have closed. Whoever asks while another does waits for that to be done.
+    pub(crate) fn drain(&self) {
+        let _draining = self.draining.lock();
+        let mut state = self.state.lock();
+        self.read_events(&mut state);
+        if state.closing.is_empty() {
+            return;
+        }
+        let closed = state.take_closed();
+        drop(state);
+        for opened in &closed {
+            // The kernel drops the watch itself once the inode is gone.
+            let _ = inotify::remove_watch(&self.inotify, opened.watch);
+        }
+        drop(closed);
+    }
+
+    /// Whether a close is still on its way, so that [`Files::drain`] must be called again soon.
+    pub(crate) fn is_closing(&self) -> bool {
+        !self.state.lock().closing.is_empty()
+    }
+
+    /// Closes every file, whoever has it open.
+    pub(crate) fn close_all(&self) {
+        let _draining = self.draining.lock();
+        let all = std::mem::take(&mut self.state.lock().by_inode);
+        drop(all);
+    }
+
+    /// How many files are open.
+    #[cfg(test)]
+    fn count(&self) -> usize {
+        self.state.lock().by_inode.len()
+    }
+
+    fn read_events(&self, state: &mut State<F>) {
+        let mut buffer = [MaybeUninit::uninit(); 4096];
+        let mut reader = inotify::Reader::new(&self.inotify, &mut buffer);
+        let now = Instant::now();
+        while let Ok(event) = reader.next() {
+            if event.events().contains(inotify::ReadFlags::QUEUE_OVERFLOW) {
+                state.closing = state.by_inode.keys().map(|&inode| (inode, now)).collect();
+                continue;
+            }
+            if event.events().contains(inotify::ReadFlags::IGNORED) {
+                state.by_watch.remove(&event.wd());
+                continue;
+            }
+            if let Some(&inode) = state.by_watch.get(&event.wd()) {
+                state.closing.retain(|&(other, _)| other != inode);
+                state.closing.push((inode, now));
+            }
+        }
+    }
+}
+
+impl<F: Behind> State<F> {
+    /// Takes out the files that nobody has open any more.
+    fn take_closed(&mut self) -> Vec<Arc<Opened<F>>> {
+        let mut closed = Vec::new();
+        let Self { by_inode, closing, .. } = self;
+        closing.retain(|&(inode, since)| {
+            let Some(opened) = by_inode.get(&inode) else { return false };
+            let mut opens = opened.opens.lock();
+            let before = opens.alive.len();
+            opens.alive.retain(|&byte| locks::is_byte_locked(&opened.own, byte));
+            let (after, none) = (opens.alive.len(), opens.alive.is_empty());
+            drop(opens);
+            if none {
+                closed.extend(by_inode.remove(&inode));
+            }
+            !none && after == before && since.elapsed() < PATIENCE
+        });
+        closed
+    }
+}
+
+impl<F: Behind> Opened<F> {
+    /// A duplicate of this process's own open.
+    ///
+    /// # Errors
+    ///
+    /// `EMFILE`.
+    pub(crate) fn own(&self) -> Result<OwnedFd> {
+        self.own.try_clone().map_err(|_| Error::new(Errno::EMFILE, "too many open files"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    #[derive(Debug)]
+    struct Counted(Arc<AtomicU32>);
+
+    impl Behind for Counted {
+        fn close(&self, _: u64) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    struct Bench {
+        files: Files<Counted>,
+        closed: Arc<AtomicU32>,
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
+            let root = rustix::fs::open("/dev/shm", flags, Mode::empty()).expect("a tmpfs");
+            Self { files: Files::new(root).expect("inotify"), closed: Arc::default() }
+        }
+
+        fn publish(&self) -> Arc<Opened<Counted>> {
+            let blank = self.files.blank().expect("a file");
+            let look = Look { path: "/dev/iommu".to_owned(), rdev: (10, 126) };
+            self.files.publish(blank, Counted(Arc::clone(&self.closed)), look).expect("a watch")
+        }
+
+        fn closed(&self) -> u32 {
+            self.files.drain();
+            self.closed.load(Ordering::SeqCst)
+        }
+    }
+
+    #[test]
+    fn a_file_is_closed_after_its_last_descriptor() {
+        let bench = Bench::new();
+        let opened = bench.publish();
+        let file = bench.files.open(&opened, OFlags::RDWR).expect("an open");
+        drop(opened);
+        let copy = file.try_clone().expect("a copy");
+        drop(file);
+        assert_eq!(bench.closed(), 0);
+        let stat = fstat(&copy).expect("a file");
+        assert!(bench.files.get(stat.st_dev, stat.st_ino).is_some());
+        assert!(bench.files.get(stat.st_dev ^ 1, stat.st_ino).is_none());
+        drop(copy);
+        assert_eq!((bench.closed(), bench.files.count()), (1, 0));
+        assert!(bench.files.get(stat.st_dev, stat.st_ino).is_none());
+    }
+
+    #[test]
+    fn a_mapping_keeps_a_file_open() {
+        use ioasis_sys::mapping::{Access, Mapping};
+        let bench = Bench::new();
+        let opened = bench.publish();
+        let file = bench.files.open(&opened, OFlags::RDWR).expect("an open");
+        drop(opened);
+        rustix::fs::ftruncate(&file, 4096).expect("room");
+        let mapping = Mapping::file(file.as_fd(), 0, 4096, Access::ReadWrite).expect("a mapping");
+        drop(file);
+        assert_eq!(bench.closed(), 0);
+        drop(mapping);
+        assert_eq!(bench.closed(), 1);
+    }
+
+    #[test]
+    fn a_file_opened_twice_is_closed_once() {
+        let bench = Bench::new();
+        let opened = bench.publish();
+        let first = bench.files.open(&opened, OFlags::RDWR).expect("an open");
+        let second = bench.files.open(&opened, OFlags::RDONLY).expect("an open");
+        drop(opened);
+        drop(first);
+        assert_eq!(bench.closed(), 0);
+        drop(second);
+        assert_eq!(bench.closed(), 1);
+    }
+
+    #[test]
+    fn an_open_of_somebody_else_does_not_close_a_file() {
+        let bench = Bench::new();
+        let opened = bench.publish();
+        let file = bench.files.open(&opened, OFlags::RDWR).expect("an open");
+        drop(opened);
+        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+        drop(std::fs::File::open(path).expect("through /proc"));
+        assert_eq!(bench.closed(), 0);
+        assert!(bench.files.is_closing());
+        drop(file);
+        assert_eq!(bench.closed(), 1);
+        assert!(!bench.files.is_closing());
+    }
+
+    #[test]
+    fn a_call_in_progress_keeps_what_it_works_on() {
+        let bench = Bench::new();
+        let in_progress = bench.publish();
+        drop(bench.files.open(&in_progress, OFlags::RDWR).expect("an open"));
+        assert_eq!((bench.closed(), bench.files.count()), (0, 0));
+        drop(in_progress);
+        assert_eq!(bench.closed(), 1);
+    }
+
+    #[test]
+    fn closing_all_leaves_nothing() {
+        let bench = Bench::new();
+        let files: Vec<_> =
+            (0..3).map(|_| bench.files.open(&bench.publish(), OFlags::RDWR).expect("an open")).collect();
+        bench.files.close_all();
+        assert_eq!((bench.closed(), bench.files.count()), (3, 0));
+        drop(files);
+        assert_eq!(bench.closed(), 3);
+    }
+}

@@ -1,0 +1,214 @@
+//! The task that made a call, as `iommufd` and `vfio` ask for it.
+
+use std::cell::RefCell;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use ioasis_iommufd::{Account, AddressSpace, Backing, Extent, Piece, Prot};
+use ioasis_pci::BARS;
+use ioasis_sys::because;
+use ioasis_sys::eventfd::EventFd;
+use ioasis_sys::mapping::{Access, Mapping};
+use ioasis_uapi::{Errno, Error, Result};
+use ioasis_vfio::{Device, DeviceMemory, IommuFile, REGION_SHIFT, VfioFile};
+use rustix::fs::FallocateFlags;
+
+use super::{File, Server};
+use crate::files::{Blank, Opened};
+use crate::task::Task;
+
+/// Regions a device file has room for: six BARs, the ROM, configuration space and VGA.
+const REGIONS: u64 = 9;
+
+/// `CAP_IPC_LOCK`, `CAP_SYS_RAWIO` and `CAP_SYS_RESOURCE` (linux/capability.h).
+const CAP_IPC_LOCK: u32 = 14;
+const CAP_SYS_RAWIO: u32 = 17;
+const CAP_SYS_RESOURCE: u32 = 24;
+
+/// One task, for one call.
+#[derive(Debug)]
+pub(crate) struct Caller<'a> {
+    pub(crate) server: &'a Server,
+    pub(crate) task: &'a Task,
+    /// Device files made for this call and not published yet.
+    blanks: RefCell<Vec<Blank>>,
+}
+
+impl<'a> Caller<'a> {
+    pub(crate) fn new(server: &'a Server, task: &'a Task) -> Self {
+        Self { server, task, blanks: RefCell::default() }
+    }
+
+    /// The file that was made for this call with number `inode`.
+    pub(crate) fn take_blank(&self, inode: u64) -> Option<Blank> {
+        let mut blanks = self.blanks.borrow_mut();
+        let at = blanks.iter().position(|blank| blank.inode == inode)?;
+        Some(blanks.swap_remove(at))
+    }
+
+    /// The file of ours behind the caller's `fd`.
+    ///
+    /// # Errors
+    ///
+    /// `EBADF` if it has no such descriptor.
+    pub(crate) fn opened(&self, fd: i32) -> Result<Option<Arc<Opened<File>>>> {
+        let file = self.task.file(fd)?;
+        let stat = rustix::fs::fstat(&file).map_err(because("a descriptor cannot be looked at"))?;
+        Ok(self.server.files.get(stat.st_dev, stat.st_ino))
+    }
+}
+
+impl ioasis_iommufd::Client for Caller<'_> {
+    fn read(&self, address: u64, buf: &mut [u8]) -> Result<()> {
+        self.task.process.read(address, buf)
+    }
+
+    fn write(&self, address: u64, buf: &[u8]) -> Result<()> {
+        self.task.process.write(address, buf)
+    }
+
+    fn memory(&self) -> Arc<dyn AddressSpace> {
+        match self.server.memory.process(&self.task.process) {
+            Ok(memory) => memory,
+            Err(error) => Arc::new(Unreachable(error)),
+        }
+    }
+
+    fn file_memory(&self, fd: i32) -> Result<Arc<dyn AddressSpace>> {
+        Ok(self.server.memory.file(self.task.file(fd)?)?)
+    }
+
+    fn account(&self) -> Account {
+        let process = &self.task.process;
+        let credentials = process.credentials();
+        let has = |capability| credentials.as_ref().is_ok_and(|found| found.has(capability));
+        Account {
+            pid: process.pid(),
+            uid: credentials.as_ref().map_or(u32::MAX, |found| found.uid),
+            memlock_pages: process.memlock_limit().unwrap_or(Some(0)).map(|bytes| bytes / 4096),
+            ipc_lock: has(CAP_IPC_LOCK),
+            sys_resource: has(CAP_SYS_RESOURCE),
+            sys_rawio: has(CAP_SYS_RAWIO),
+        }
+    }
+}
+
+impl ioasis_vfio::Client for Caller<'_> {
+    fn iommu_file(&self, fd: i32) -> Result<IommuFile> {
+        match self.opened(fd)?.as_deref().map(|opened| &opened.file) {
+            Some(File::Iommufd(context)) => Ok(IommuFile::Iommufd(Arc::clone(context))),
+            Some(File::Container(container)) => Ok(IommuFile::Container(Arc::clone(container))),
+            _ => Err(Error::new(Errno::EBADFD, "neither an iommufd nor a container")),
+        }
+    }
+
+    fn eventfd(&self, fd: i32) -> Result<EventFd> {
+        EventFd::from_fd(self.task.file(fd)?)
+    }
+
+    fn vfio_file(&self, fd: i32) -> Result<VfioFile> {
+        match self.opened(fd)?.as_deref().map(|opened| &opened.file) {
+            Some(File::Group(group)) => Ok(VfioFile::Group(Arc::clone(group))),
+            Some(File::Device { device, .. }) => Ok(VfioFile::Device(Arc::clone(device))),
+            _ => Err(Error::new(Errno::EINVAL, "neither a group nor a device")),
+        }
+    }
+
+    fn device_memory(&self, device: &Device) -> Result<DeviceMemory> {
+        let blank = self.server.files.blank()?;
+        rustix::fs::ftruncate(&blank.file, (REGIONS + 1) << REGION_SHIFT)
+            .map_err(because("a device file cannot be made large enough"))?;
+        let mut pages: [Option<Arc<Mapping>>; BARS] = Default::default();
+        for (bar, mapping) in pages.iter_mut().enumerate() {
+            *mapping = bar_pages(&blank.file, device, bar)?.map(Arc::new);
+        }
+        let inode = blank.inode;
+        self.blanks.borrow_mut().push(blank);
+        Ok(DeviceMemory { inode, pages })
+    }
+}
+
+/// The memory of a process that is gone.
+#[derive(Debug)]
+struct Unreachable(Error);
+
+impl AddressSpace for Unreachable {
+    fn key(&self) -> u128 {
+        u128::MAX
+    }
+
+    fn pin(&self, _: u64, _: u64, _: Prot) -> Result<Vec<Extent>> {
+        Err(Error { errno: Errno::EFAULT, ..self.0 })
+    }
+}
+
+/// The BAR pages of a device file, as memory that an IOVA can stand for.
+#[derive(Debug)]
+pub(crate) struct BarPages {
+    pub(crate) inode: u64,
+    pub(crate) pages: [Option<Arc<Mapping>>; BARS],
+}
+
+impl BarPages {
+    fn at(&self, offset: u64) -> Result<(&Mapping, u64)> {
+        let region = (offset >> REGION_SHIFT).checked_sub(1).and_then(|bar| usize::try_from(bar).ok());
+        let pages = region.and_then(|bar| self.pages.get(bar)).and_then(Option::as_ref);
+        let pages = pages.ok_or(Error::at(Errno::EFAULT, "no BAR pages there", offset))?;
+        Ok((pages, offset & ((1 << REGION_SHIFT) - 1)))
+    }
+}
+
+impl Backing for BarPages {
+    fn key(&self) -> u128 {
+        // Private memory has the highest bit set, files their device number in the upper half.
+        1 << 126 | u128::from(self.inode)
+    }
+
+    fn read(&self, pieces: &[Piece], mut buf: &mut [u8]) -> Result<()> {
+        for piece in pieces {
+            let (part, rest) = buf.split_at_mut(piece.length);
+            let (pages, offset) = self.at(piece.offset)?;
+            pages.read(offset, part)?;
+            buf = rest;
+        }
+        Ok(())
+    }
+
+    fn write(&self, pieces: &[Piece], mut buf: &[u8]) -> Result<()> {
+        for piece in pieces {
+            let (part, rest) = buf.split_at(piece.length);
+            let (pages, offset) = self.at(piece.offset)?;
+            pages.write(offset, part)?;
+            buf = rest;
+        }
+        Ok(())
+    }
+}
+
+/// Offset and length, in a device's file, of what can be mapped of its BARs.
+pub(crate) fn mappable(device: &Device) -> Vec<(u64, u64)> {
+    let of_bar = |bar: usize| {
+        let ranges = device.function().bar(bar).map_or(&[][..], |bar| bar.mappable.as_slice());
+        ranges.iter().map(move |range| (region(bar) + range.start, range.end - range.start))
+    };
+    (0..BARS).flat_map(of_bar).collect()
+}
+
+fn region(bar: usize) -> u64 {
+    (bar as u64 + 1) << REGION_SHIFT
+}
+
+/// Maps the pages of one BAR, all of which exist from the start: a full file system cannot take them away later.
+fn bar_pages(file: &OwnedFd, device: &Device, bar: usize) -> Result<Option<Mapping>> {
+    let Some(described) = device.function().bar(bar) else { return Ok(None) };
+    let Some(last) = described.mappable.last() else { return Ok(None) };
+    for range in &described.mappable {
+        let length = range.end - range.start;
+        rustix::fs::fallocate(file, FallocateFlags::empty(), region(bar) + range.start, length).map_err(
+            |_| Error::at(Errno::ENOMEM, "no memory for the pages of a BAR", length),
+        )?;
+    }
+    let length = usize::try_from(last.end)
+        .map_err(|_| Error::at(Errno::ENOMEM, "a BAR is too large", last.end))?;
+    Mapping::file(file.as_fd(), region(bar), length, Access::ReadWrite).map(Some)
+}

@@ -1,0 +1,124 @@
+//! ioctls on our files.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use ioasis_iommufd::{Backing, Client as _};
+use ioasis_sys::notify::{Answer, Notification, OnExec};
+use ioasis_uapi::{Errno, Error, Result, vfio};
+use ioasis_vfio::{DeviceFile, Reply};
+use rustix::fs::OFlags;
+
+use super::client::{BarPages, Caller, mappable};
+use super::{Decision, File, Gift, Line, low, signed};
+use crate::files::{Blank, Look, Opened};
+use crate::removal::Note;
+use crate::resolve::Wait;
+use crate::trace;
+
+/// What may take longer than other callers should wait.
+const SLOW: [u32; 3] = [vfio::DEVICE_RESET, vfio::DEVICE_PCI_HOT_RESET, vfio::GROUP_GET_DEVICE_FD];
+
+pub(super) fn ioctl(caller: &Caller<'_>, call: &Notification, wait: Wait) -> Decision {
+    let (fd, command, argument) = (signed(call.args[0]), low(call.args[1]), call.args[2]);
+    let Ok(Some(opened)) = caller.opened(fd) else { return Decision::CONTINUE };
+    if wait == Wait::Forbidden && SLOW.contains(&command) {
+        return Decision::Later;
+    }
+    let line = Line::begin(caller, &opened, (fd, command, argument));
+    match answer(caller, &opened, command, argument) {
+        Ok(Reply::Value(value)) => {
+            caller.server.write_line(line, Ok(value));
+            Decision::Answer(Answer::Value(value))
+        }
+        Ok(Reply::Open(device)) => match open_device(caller, &device, OFlags::RDWR, group_look()) {
+            Ok(file) => Decision::Give(Gift { file, on_exec: OnExec::Close, line }),
+            Err(error) => refuse(caller, line, error),
+        },
+        Err(error) => refuse(caller, line, error),
+    }
+}
+
+fn refuse(caller: &Caller<'_>, line: Line, error: Error) -> Decision {
+    caller.server.write_line(line, Err(error));
+    Decision::error(error.errno)
+}
+
+impl Line {
+    fn begin(caller: &Caller<'_>, opened: &Opened<File>, (fd, command, argument): (i32, u32, u64)) -> Self {
+        let Some(trace) = &caller.server.trace else { return Self::None };
+        let (path, kind) = (opened.look.path.clone(), kind(&opened.file));
+        let file = trace::File { fd, path: &path, kind };
+        let memory = |address, buf: &mut [u8]| caller.read(address, buf).is_ok();
+        let begun = trace.begin(file, command, argument, &memory);
+        Self::Ioctl { task: caller.task.clone(), fd, path, kind, begun }
+    }
+}
+
+fn kind(file: &File) -> trace::Kind {
+    match file {
+        File::Iommufd(_) => trace::Kind::Iommufd,
+        File::Container(_) => trace::Kind::Container,
+        File::Group(_) => trace::Kind::Group,
+        File::Device { .. } => trace::Kind::Device,
+    }
+}
+
+fn answer(
+    caller: &Caller<'_>,
+    opened: &Opened<File>,
+    command: u32,
+    argument: u64,
+) -> Result<Reply> {
+    match &opened.file {
+        File::Iommufd(context) => context.ioctl(caller, command, argument).map(Reply::Value),
+        File::Container(container) => container.ioctl(caller, command, argument).map(Reply::Value),
+        File::Group(group) => group.ioctl(caller, command, argument),
+        File::Device { device, .. } => {
+            let reply = device.ioctl(caller, command, argument);
+            if command == vfio::DEVICE_SET_IRQS {
+                tell_triggers(caller, opened.inode, device);
+            }
+            reply
+        }
+    }
+}
+
+/// A device opened through its group is an anonymous inode (drivers/vfio/group.c).
+fn group_look() -> Look {
+    Look { path: "anon_inode:[vfio-device]".to_owned(), rdev: (0, 0) }
+}
+
+/// Another open of `device`'s file, which is published with the first.
+///
+/// # Errors
+///
+/// `EMFILE`, `ENOSPC`.
+pub(super) fn open_device(
+    caller: &Caller<'_>,
+    device: &Arc<DeviceFile>,
+    access: OFlags,
+    look: Look,
+) -> Result<OwnedFd> {
+    let server = caller.server;
+    let inode = device.memory().inode;
+    if let Some(opened) = server.files.get(server.files.dev(), inode) {
+        return server.files.open(&opened, access);
+    }
+    let blank = caller.take_blank(inode).expect("a device file is made by the call that opens it");
+    let bars: Arc<dyn Backing> = Arc::new(BarPages { inode, pages: device.memory().pages.clone() });
+    server.memory.add_device(&blank.file, &bars)?;
+    let copy = blank.file.try_clone();
+    let copy = copy.map_err(|_| Error::new(Errno::EMFILE, "too many open files"))?;
+    let file = File::Device { device: Arc::clone(device), bars, notes: Arc::clone(&server.notes) };
+    let opened = server.files.publish(blank, file, look)?;
+    server.notes.tell(Note::Opened { inode, file: copy, ranges: mappable(device.device()) });
+    server.files.open(&opened, access).inspect_err(|_| server.files.forget(&opened))
+}
+
+/// Keeps the watchdog informed of the eventfds that fire on removal.
+fn tell_triggers(caller: &Caller<'_>, inode: u64, device: &DeviceFile) {
+    let triggers = device.device().removal_triggers();
+    let eventfds = triggers.iter().filter_map(|eventfd| eventfd.as_fd().try_clone_to_owned().ok());
+    caller.server.notes.tell(Note::Triggers { inode, eventfds: eventfds.collect() });
+}

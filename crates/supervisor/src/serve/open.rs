@@ -1,0 +1,129 @@
+//! Opens of our nodes.
+
+use std::os::fd::OwnedFd;
+
+use ioasis_sys::notify::{Notification, OnExec};
+use ioasis_uapi::{Errno, Error, Result};
+use rustix::fs::OFlags;
+
+use super::client::Caller;
+use super::ioctl::open_device;
+use super::{Decision, File, Gift, Line};
+use crate::files::Look;
+use crate::filter::{O_ACCMODE, O_CLOEXEC};
+use crate::resolve::{self, Found, Last, Wait};
+use crate::task::OpenCall;
+use crate::view::Node;
+
+/// An access mode that allows neither reading nor writing; the kernel answers such an open of our nodes.
+const NO_ACCESS: u32 = 3;
+
+pub(super) fn open(caller: &Caller<'_>, call: &Notification, wait: Wait) -> Decision {
+    let Some(Ok(open)) = OpenCall::of(caller.task, call) else { return Decision::CONTINUE };
+    if !open.may_be_ours() {
+        return Decision::CONTINUE;
+    }
+    let last = if open.follows() { Last::Follow } else { Last::Keep };
+    let found = match resolve::resolve(open.from, &open.path, last, wait) {
+        Found::File(file) => file,
+        Found::Nothing => return Decision::CONTINUE,
+        Found::WouldWait => return Decision::Later,
+    };
+    let Some(node) = node(caller, &found) else { return Decision::CONTINUE };
+    drop(found);
+    let access = open.flags & O_ACCMODE;
+    let opened = match node {
+        _ if access == NO_ACCESS => return Decision::CONTINUE,
+        Target::Node(Node::Attribute(_)) if access == 0 => return Decision::CONTINUE,
+        Target::Node(node) => open_node(caller, node, access_of(access)),
+        Target::Anonymous => Err(Error::new(Errno::ENXIO, "an anonymous file cannot be opened by a path")),
+    };
+    let line = Line::Open { pid: caller.task.process.pid(), path: open.path, flags: open.flags };
+    match opened {
+        Ok(file) => {
+            let cloexec = open.flags & O_CLOEXEC != 0;
+            let on_exec = if cloexec { OnExec::Close } else { OnExec::Keep };
+            Decision::Give(Gift { file, on_exec, line })
+        }
+        Err(error) => {
+            caller.server.write_line(line, Err(error));
+            Decision::error(error.errno)
+        }
+    }
+}
+
+fn access_of(flags: u32) -> OFlags {
+    match flags {
+        0 => OFlags::RDONLY,
+        1 => OFlags::WRONLY,
+        _ => OFlags::RDWR,
+    }
+}
+
+/// What a path leads to.
+enum Target {
+    Node(Node),
+    /// A file of ours that has no node.
+    Anonymous,
+}
+
+fn node(caller: &Caller<'_>, file: &OwnedFd) -> Option<Target> {
+    let stat = rustix::fs::fstat(file).ok()?;
+    let server = caller.server;
+    let is_it = |identity: &&crate::view::Identity| {
+        (identity.dev, identity.ino) == (stat.st_dev, stat.st_ino)
+    };
+    if let Some(identity) = server.nodes.iter().find(is_it) {
+        return Some(Target::Node(identity.node));
+    }
+    // A link in /proc/PID/fd leads to the file itself; opening a device anew is opening its node.
+    let opened = server.files.get(stat.st_dev, stat.st_ino)?;
+    Some(match &opened.file {
+        File::Iommufd(_) => Target::Node(Node::Iommu),
+        File::Container(_) => Target::Node(Node::VfioContainer),
+        File::Group(group) => Target::Node(Node::Group(group.group().number())),
+        File::Device { device, .. } if opened.look.rdev != (0, 0) => {
+            Target::Node(Node::Cdev(device.device().index()))
+        }
+        File::Device { .. } => Target::Anonymous,
+    })
+}
+
+fn open_node(caller: &Caller<'_>, node: Node, access: OFlags) -> Result<OwnedFd> {
+    let server = caller.server;
+    let machine = &server.machine;
+    let options = &machine.view;
+    let (file, path, rdev) = match node {
+        Node::Iommu => {
+            let context = ioasis_iommufd::Context::new(&machine.iommu);
+            (File::Iommufd(context), "/dev/iommu".to_owned(), (10, options.iommu_minor))
+        }
+        Node::VfioContainer => {
+            let container = ioasis_iommufd::type1::Container::new(&machine.iommu);
+            (File::Container(container), "/dev/vfio/vfio".to_owned(), (10, 196))
+        }
+        Node::Group(number) | Node::NoIommuGroup(number) => {
+            let group = machine.devices.groups().iter().find(|group| group.number() == number);
+            let group = group.ok_or(Error::at(Errno::ENODEV, "no such group", number.into()))?;
+            let path = format!("/dev/vfio/{}", group.node());
+            (File::Group(group.open(caller)?), path, (options.group_major, number))
+        }
+        Node::Cdev(index) => return open_cdev(caller, index, access),
+        Node::Attribute(number) => {
+            let why = "this attribute cannot be written here";
+            return Err(Error::at(Errno::EACCES, why, number.into()));
+        }
+    };
+    let opened = server.files.publish(server.files.blank()?, file, Look { path, rdev })?;
+    server.files.open(&opened, access).inspect_err(|_| server.files.forget(&opened))
+}
+
+fn open_cdev(caller: &Caller<'_>, index: u32, access: OFlags) -> Result<OwnedFd> {
+    let devices = caller.server.machine.devices.devices();
+    let device = devices.iter().find(|device| device.index() == index);
+    let device = device.ok_or(Error::at(Errno::ENODEV, "no such device", index.into()))?;
+    let rdev = device.cdev().ok_or(Error::at(Errno::ENODEV, "no node of its own", index.into()))?;
+    let file = device.open_cdev(caller)?;
+    let look = Look { path: format!("/dev/vfio/devices/vfio{index}"), rdev };
+    open_device(caller, &file, access, look)
+}
