@@ -1,21 +1,73 @@
-//! Runs its arguments as a program on a machine without devices: what the tests start.
+//! Runs a program on a machine with the devices named: what the tests start.
+//!
+//! `run [--kill-on-exit] [--trace FILE] [--device MODEL[,KEY=VALUE]...]... COMMAND...`; the devices are 0000:01:00.0 in
+//! group 1, 0000:02:00.0 in group 2 and so on.
 
 use std::ffi::OsString;
+use std::path::Path;
+use std::sync::Arc;
 
-use ioasis_supervisor::{Leftovers, RunOptions, exit_like, run, view};
+use ioasis_iommufd::type1::GroupKind;
+use ioasis_iommufd::{Endpoint, EndpointConfig, Group, Iommu, IommuKind};
+use ioasis_pci::{Bdf, Function, Windows};
+use ioasis_supervisor::trace::{Format, Trace};
+use ioasis_supervisor::{Leftovers, Machine, RunOptions, exit_like, run, view};
+use ioasis_vfio::Placement;
 
 fn main() {
-    let mut command: Vec<OsString> = std::env::args_os().skip(1).collect();
-    let kill = command.first().is_some_and(|first| first == "--kill-on-exit");
-    if kill {
-        command.remove(0);
+    let mut arguments = std::env::args_os().skip(1).peekable();
+    let (mut leftovers, mut trace, mut devices) = (Leftovers::Await, None, Vec::new());
+    while let Some(option) = arguments.next_if(|argument| argument.to_string_lossy().starts_with("--")) {
+        match option.to_str() {
+            Some("--kill-on-exit") => leftovers = Leftovers::Kill,
+            Some("--trace") => {
+                let path = arguments.next().expect("a file");
+                trace = Some(Trace::file(Path::new(&path), Format::Text).expect("it can be made"));
+            }
+            Some("--device") => devices.push(arguments.next().expect("a device")),
+            _ => panic!("unknown option {}", option.display()),
+        }
     }
-    let leftovers = if kill { Leftovers::Kill } else { Leftovers::Await };
-    match run(RunOptions { command, leftovers, view: view::Options::default() }) {
+    let command: Vec<OsString> = arguments.collect();
+    match run(RunOptions { command, leftovers, machine: machine(&devices), trace }) {
         Ok(status) => exit_like(status),
         Err(failure) => {
             eprintln!("ioasis: {failure}");
             std::process::exit(failure.status.into())
         }
     }
+}
+
+fn machine(devices: &[OsString]) -> Machine {
+    let iommu_machine = ioasis_iommufd::Machine::new();
+    let iommu = Arc::new(Iommu::new(IommuKind::Vtd));
+    let mut windows = Windows::default();
+    let placements = devices.iter().enumerate().map(|(index, device)| {
+        let mut words = device.to_str().expect("plain text").split(',');
+        let model = words.next().expect("a model");
+        let options: Vec<_> = words
+            .map(|word| word.split_once('=').unwrap_or((word, "on")))
+            .map(|(key, value)| (key.to_owned(), value.to_owned()))
+            .collect();
+        let model = ioasis_pci::create(model, &options).expect("a device as described");
+        let number = u8::try_from(index + 1).expect("a few devices");
+        let bdf = Bdf::new(0, number, 0, 0).expect("an address");
+        let group = Group::new(&iommu_machine, &iommu, number.into());
+        let config = EndpointConfig {
+            name: bdf.to_string(),
+            requester_id: bdf.requester_id(),
+            reserved: Vec::new(),
+            pasid_bits: 0,
+            pasid_exec: false,
+            pasid_privileged: false,
+            ats: false,
+        };
+        Placement {
+            function: Function::new(bdf, model, &mut windows),
+            endpoint: Endpoint::new(&group, config),
+            kind: GroupKind::Iommu,
+        }
+    });
+    let devices = ioasis_vfio::Machine::new(placements.collect());
+    Machine { iommu: iommu_machine, devices, view: view::Options::default(), iommu_of: Vec::new() }
 }

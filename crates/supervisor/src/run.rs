@@ -251,12 +251,12 @@ impl Supervisor {
     }
 
     fn wait(&mut self, signals: &SignalFd) -> Result<Wake> {
-        let start = self.launched.socket();
+        let (start, closes) = (self.launched.socket(), self.server.closes());
         let mut polled = vec![
             PollFd::new(&self.launched.listener, PollFlags::empty()),
             PollFd::new(&self.watchdog, PollFlags::IN),
             PollFd::new(signals, PollFlags::IN),
-            PollFd::new(self.server.closes(), PollFlags::IN),
+            PollFd::new(&closes, PollFlags::IN),
         ];
         if !self.started {
             polled.push(PollFd::new(&start, PollFlags::IN));

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use ioasis_iommufd::{Account, AddressSpace, Backing, Extent, Piece, Prot};
+use ioasis_iommufd::{Account, AddressSpace, Backing, Extent, Kind, Piece, Prot};
 use ioasis_pci::BARS;
 use ioasis_sys::because;
 use ioasis_sys::eventfd::EventFd;
@@ -135,6 +135,10 @@ struct Unreachable(Error);
 impl AddressSpace for Unreachable {
     fn key(&self) -> u128 {
         u128::MAX
+    }
+
+    fn kind(&self) -> Kind {
+        Kind::User
     }
 
     fn pin(&self, _: u64, _: u64, _: Prot) -> Result<Vec<Extent>> {

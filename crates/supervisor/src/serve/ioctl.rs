@@ -11,7 +11,7 @@ use rustix::fs::OFlags;
 
 use super::client::{BarPages, Caller, mappable};
 use super::{Decision, File, Gift, Line, low, signed};
-use crate::files::{Blank, Look, Opened};
+use crate::files::{Look, Opened};
 use crate::removal::Note;
 use crate::resolve::Wait;
 use crate::trace;
