@@ -8,9 +8,12 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
+use ioasis_supervisor::Machine;
+use ioasis_supervisor::trace::{Format, Trace};
 use ioasis_supervisor::view::{self, HostPci};
 use ioasis_supervisor::{Leftovers, RunOptions};
 
+use crate::hardware;
 use crate::machine::Description;
 
 /// Exit status when the client could not be started; the shells' 127 stays the client's own.
@@ -105,11 +108,22 @@ fn start(run: Run) -> Result<ExitCode> {
     description.place()?;
     let host_pci = if run.host_devices { HostPci::Shown } else { HostPci::Hidden };
     let leftovers = if run.kill_on_exit { Leftovers::Kill } else { Leftovers::Await };
-    let options = RunOptions {
-        command: run.command,
-        leftovers,
-        view: view::Options { host_pci, ..view::Options::default() },
+    let trace = match run.trace {
+        None => None,
+        Some(None) => Some(Trace::stderr(Format::Text)?),
+        Some(Some(path)) => Some(
+            Trace::file(&path, Format::Text)
+                .with_context(|| format!("cannot write the trace {}", path.display()))?,
+        ),
     };
+    let (iommu, devices) = hardware::build(&description)?;
+    let machine = Machine {
+        iommu,
+        devices,
+        view: view::Options { host_pci, ..view::Options::default() },
+        iommu_of: vec![0; description.devices.len()],
+    };
+    let options = RunOptions { command: run.command, leftovers, machine, trace };
     match ioasis_supervisor::run(options) {
         Ok(status) => ioasis_supervisor::exit_like(status),
         Err(failure) => {

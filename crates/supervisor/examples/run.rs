@@ -17,7 +17,9 @@ use ioasis_vfio::Placement;
 fn main() {
     let mut arguments = std::env::args_os().skip(1).peekable();
     let (mut leftovers, mut trace, mut devices) = (Leftovers::Await, None, Vec::new());
-    while let Some(option) = arguments.next_if(|argument| argument.to_string_lossy().starts_with("--")) {
+    while let Some(option) =
+        arguments.next_if(|argument| argument.to_string_lossy().starts_with("--"))
+    {
         match option.to_str() {
             Some("--kill-on-exit") => leftovers = Leftovers::Kill,
             Some("--trace") => {

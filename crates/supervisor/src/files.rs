@@ -396,8 +396,9 @@ mod tests {
     #[test]
     fn closing_all_leaves_nothing() {
         let bench = Bench::new();
-        let files: Vec<_> =
-            (0..3).map(|_| bench.files.open(&bench.publish(), OFlags::RDWR).expect("an open")).collect();
+        let files: Vec<_> = (0..3)
+            .map(|_| bench.files.open(&bench.publish(), OFlags::RDWR).expect("an open"))
+            .collect();
         bench.files.close_all();
         assert_eq!((bench.closed(), bench.files.count()), (3, 0));
         drop(files);

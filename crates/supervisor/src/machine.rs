@@ -38,9 +38,11 @@ impl Machine {
 
     /// Bytes of BAR pages that its files may take.
     pub(crate) fn files_size(&self) -> u64 {
-        let bars = self.devices.devices().iter().flat_map(|device| {
-            (0..BARS).filter_map(|bar| device.function().bar(bar))
-        });
+        let bars = self
+            .devices
+            .devices()
+            .iter()
+            .flat_map(|device| (0..BARS).filter_map(|bar| device.function().bar(bar)));
         let pages: u64 =
             bars.flat_map(|bar| &bar.mappable).map(|range| range.end - range.start).sum();
         self.view.files_size.max(pages.saturating_mul(OPENS))

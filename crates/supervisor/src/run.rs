@@ -15,11 +15,11 @@ use rustix::process::{PidfdFlags, Signal};
 
 use crate::filter;
 use crate::launch::{self, Launched};
+use crate::machine::Machine;
 use crate::removal::{Failure, Marks, Note, Removal};
 use crate::serve::Server;
 use crate::trace::Trace;
 use crate::view::{self, View};
-use crate::machine::Machine;
 use crate::watchdog::{Leftovers, Shared, Watchdog, end_descendants, say};
 
 /// What to run, and on what machine.
@@ -122,7 +122,11 @@ impl Notes {
     }
 
     /// Forks another watchdog. Returns the socket to watch it by, and its process id.
-    fn replace_watchdog(&self, shared: &Arc<Shared>, leftovers: Leftovers) -> Result<(OwnedFd, u32)> {
+    fn replace_watchdog(
+        &self,
+        shared: &Arc<Shared>,
+        leftovers: Leftovers,
+    ) -> Result<(OwnedFd, u32)> {
         let mut state = self.state.lock();
         let (theirs, ours) = message::pair()?;
         let supervisor =

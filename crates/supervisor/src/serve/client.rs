@@ -155,7 +155,8 @@ pub(crate) struct BarPages {
 
 impl BarPages {
     fn at(&self, offset: u64) -> Result<(&Mapping, u64)> {
-        let region = (offset >> REGION_SHIFT).checked_sub(1).and_then(|bar| usize::try_from(bar).ok());
+        let region =
+            (offset >> REGION_SHIFT).checked_sub(1).and_then(|bar| usize::try_from(bar).ok());
         let pages = region.and_then(|bar| self.pages.get(bar)).and_then(Option::as_ref);
         let pages = pages.ok_or(Error::at(Errno::EFAULT, "no BAR pages there", offset))?;
         Ok((pages, offset & ((1 << REGION_SHIFT) - 1)))
@@ -208,9 +209,8 @@ fn bar_pages(file: &OwnedFd, device: &Device, bar: usize) -> Result<Option<Mappi
     let Some(last) = described.mappable.last() else { return Ok(None) };
     for range in &described.mappable {
         let length = range.end - range.start;
-        rustix::fs::fallocate(file, FallocateFlags::empty(), region(bar) + range.start, length).map_err(
-            |_| Error::at(Errno::ENOMEM, "no memory for the pages of a BAR", length),
-        )?;
+        rustix::fs::fallocate(file, FallocateFlags::empty(), region(bar) + range.start, length)
+            .map_err(|_| Error::at(Errno::ENOMEM, "no memory for the pages of a BAR", length))?;
     }
     let length = usize::try_from(last.end)
         .map_err(|_| Error::at(Errno::ENOMEM, "a BAR is too large", last.end))?;

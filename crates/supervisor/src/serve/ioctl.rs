@@ -45,7 +45,11 @@ fn refuse(caller: &Caller<'_>, line: Line, error: Error) -> Decision {
 }
 
 impl Line {
-    fn begin(caller: &Caller<'_>, opened: &Opened<File>, (fd, command, argument): (i32, u32, u64)) -> Self {
+    fn begin(
+        caller: &Caller<'_>,
+        opened: &Opened<File>,
+        (fd, command, argument): (i32, u32, u64),
+    ) -> Self {
         let Some(trace) = &caller.server.trace else { return Self::None };
         let (path, kind) = (opened.look.path.clone(), kind(&opened.file));
         let file = trace::File { fd, path: &path, kind };

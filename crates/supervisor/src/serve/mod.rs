@@ -28,11 +28,11 @@ use crate::Machine;
 use crate::files::{Behind, Files};
 use crate::filter::number;
 use crate::launch::Launched;
+use crate::memory::Memory;
 use crate::removal::Note;
 use crate::resolve::Wait;
 use crate::run::Notes;
 use crate::task::{Task, Tasks};
-use crate::memory::Memory;
 use crate::trace::{self, Trace};
 use crate::view::{Identity, View};
 use crate::watchdog::{Shared, say};
@@ -273,8 +273,7 @@ impl Server {
             }
             Line::Ioctl { task, fd, path, kind, begun } => {
                 let file = trace::File { fd, path: &path, kind };
-                let memory =
-                    |address, buf: &mut [u8]| task.process.read(address, buf).is_ok();
+                let memory = |address, buf: &mut [u8]| task.process.read(address, buf).is_ok();
                 trace.end(task.process.pid(), file, &begun, result, &memory);
             }
         }

@@ -36,7 +36,9 @@ pub(super) fn open(caller: &Caller<'_>, call: &Notification, wait: Wait) -> Deci
         _ if access == NO_ACCESS => return Decision::CONTINUE,
         Target::Node(Node::Attribute(_)) if access == 0 => return Decision::CONTINUE,
         Target::Node(node) => open_node(caller, node, access_of(access)),
-        Target::Anonymous => Err(Error::new(Errno::ENXIO, "an anonymous file cannot be opened by a path")),
+        Target::Anonymous => {
+            Err(Error::new(Errno::ENXIO, "an anonymous file cannot be opened by a path"))
+        }
     };
     let line = Line::Open { pid: caller.task.process.pid(), path: open.path, flags: open.flags };
     match opened {
