@@ -319,13 +319,13 @@ enum Count {
 impl Space {
     /// Counts an access, or one less, on every area over `range`.
     fn count_access(&mut self, range: IovaRange, locks: bool, count: Count) {
-        for area in self.areas.overlapping_mut(range) {
+        self.areas.each_mut(range, |area| {
             let counter = if locks { &mut area.locks } else { &mut area.accesses };
             match count {
                 Count::Add => *counter += 1,
                 Count::Remove => *counter -= 1,
             }
-        }
+        });
     }
 
     fn release_pages(&mut self, range: IovaRange) {

@@ -1,10 +1,9 @@
 //! Areas: which IOVAs show which part of which pages.
 
-use std::collections::BTreeMap;
-use std::collections::btree_map;
-use std::ops::Bound;
+use std::convert::Infallible;
 use std::sync::Arc;
 
+use ioasis_iommupt::areas::{Areas as Tree, Ranges, Wanted};
 use ioasis_iommupt::{Iova, IovaRange, Prot};
 
 use crate::pages::{PageRange, Pages};
@@ -33,6 +32,13 @@ impl Area {
         PageRange::of_bytes(self.start_byte, self.length())
     }
 
+    /// Lets go of the pages that are held for the domains.
+    pub(crate) fn unfill(&mut self) {
+        if std::mem::take(&mut self.filled) {
+            self.pages.release(self.page_range());
+        }
+    }
+
     /// Bytes; no area covers the whole 64-bit space.
     pub(crate) fn length(&self) -> u64 {
         self.range.span() + 1
@@ -44,90 +50,171 @@ impl Area {
     }
 }
 
-/// The areas of one IOAS: disjoint, by first IOVA.
+/// The areas of one IOAS: disjoint.
 #[derive(Debug, Default)]
 pub(crate) struct Areas {
-    by_start: BTreeMap<u64, Area>,
+    tree: Tree<Area>,
 }
 
 impl Areas {
     pub(crate) fn is_empty(&self) -> bool {
-        self.by_start.is_empty()
+        self.tree.is_empty()
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.by_start.len()
+        self.tree.len()
     }
 
     /// The area `iova` lies in.
     pub(crate) fn at(&self, iova: Iova) -> Option<&Area> {
-        let (_, area) = self.by_start.range(..=iova.0).next_back()?;
-        (area.range.last() >= iova).then_some(area)
+        self.tree.get(iova).map(|(_, area)| area)
     }
 
     pub(crate) fn at_mut(&mut self, iova: Iova) -> Option<&mut Area> {
-        let (_, area) = self.by_start.range_mut(..=iova.0).next_back()?;
-        (area.range.last() >= iova).then_some(area)
+        self.tree.get_mut(iova).map(|(_, area)| area)
     }
 
     /// The first area that shares an IOVA with `range`.
     pub(crate) fn first(&self, range: IovaRange) -> Option<&Area> {
-        self.overlapping(range).next()
+        self.tree.first(range).map(|(_, area)| area)
     }
 
     /// Every area that shares an IOVA with `range`, ascending.
     pub(crate) fn overlapping(&self, range: IovaRange) -> impl Iterator<Item = &Area> {
-        let start = self.at(range.start()).map_or(range.start().0, |area| area.range.start().0);
-        self.by_start
-            .range((Bound::Included(start), Bound::Included(range.last().0)))
-            .map(|(_, area)| area)
+        self.tree.iter(range).map(|(_, area)| area)
     }
 
-    pub(crate) fn overlapping_mut(&mut self, range: IovaRange) -> impl Iterator<Item = &mut Area> {
-        let start = self.at(range.start()).map_or(range.start().0, |area| area.range.start().0);
-        self.by_start
-            .range_mut((Bound::Included(start), Bound::Included(range.last().0)))
-            .map(|(_, area)| area)
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Area> {
+        self.overlapping(IovaRange::ALL)
     }
 
-    pub(crate) fn iter(&self) -> btree_map::Values<'_, u64, Area> {
-        self.by_start.values()
+    /// Runs `each` on every area that shares an IOVA with `range`, ascending, until it fails.
+    pub(crate) fn try_each_mut<E>(
+        &mut self,
+        range: IovaRange,
+        mut each: impl FnMut(&mut Area) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut left = Some(range);
+        while let Some(range) = left {
+            let Some(start) = self.first(range).map(|area| area.range.start()) else { break };
+            let area = self.at_mut(start).expect("the area is there");
+            let next = area.range.last().0.checked_add(1);
+            each(area)?;
+            left = next.and_then(|next| IovaRange::closed(Iova(next), range.last()).ok());
+        }
+        Ok(())
     }
 
-    pub(crate) fn iter_mut(&mut self) -> btree_map::ValuesMut<'_, u64, Area> {
-        self.by_start.values_mut()
+    /// Runs `each` on every area that shares an IOVA with `range`, ascending.
+    pub(crate) fn each_mut(&mut self, range: IovaRange, mut each: impl FnMut(&mut Area)) {
+        let done: Result<(), Infallible> = self.try_each_mut(range, |area| {
+            each(area);
+            Ok(())
+        });
+        let Ok(()) = done;
     }
 
-    pub(crate) fn insert(&mut self, area: Area) {
-        let old = self.by_start.insert(area.range.start().0, area);
-        assert!(old.is_none(), "areas do not overlap");
+    /// Adds an area where there is none.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    pub(crate) fn insert(&mut self, area: Area) -> ioasis_uapi::Result<()> {
+        self.tree.insert(area.range, area)
     }
 
-    pub(crate) fn remove(&mut self, start: Iova) -> Option<Area> {
-        self.by_start.remove(&start.0)
+    pub(crate) fn remove(&mut self, iova: Iova) -> Option<Area> {
+        self.tree.remove(iova).map(|(_, area)| area)
     }
 
     /// The area nearest to `iova`.
     pub(crate) fn nearest(&self, iova: Iova) -> Option<IovaRange> {
-        let below = self.by_start.range(..=iova.0).next_back().map(|(_, area)| area.range);
-        let above = self.by_start.range(iova.0..).next().map(|(_, area)| area.range);
+        let from = IovaRange::closed(iova, Iova(u64::MAX)).expect("nothing is above the last IOVA");
+        let above = self.first(from).map(|area| area.range);
+        let below = self.below(iova);
         match (below, above) {
             (Some(below), Some(above)) => {
                 let under = iova.0.saturating_sub(below.last().0);
-                let over = above.start().0 - iova.0;
-                Some(if under <= over { below } else { above })
+                let over = above.start().0.saturating_sub(iova.0);
+                Some(if under < over { below } else { above })
             }
             (one, other) => one.or(other),
         }
     }
 
-    /// Removes and returns the first area.
-    pub(crate) fn pop(&mut self) -> Option<Area> {
-        self.by_start.pop_first().map(|(_, area)| area)
+    /// The last area that begins before `iova`.
+    fn below(&self, iova: Iova) -> Option<IovaRange> {
+        let last = Iova(iova.0.checked_sub(1)?);
+        let mut found = self.first(IovaRange::closed(Iova(0), last).ok()?)?.range;
+        let (mut low, mut high) = (found.last().0, last.0);
+        while low < high {
+            let middle = low + (high - low).div_ceil(2);
+            match self.first(IovaRange::closed(Iova(middle), last).ok()?) {
+                Some(area) => {
+                    found = area.range;
+                    low = middle.max(area.range.last().0);
+                }
+                None => high = middle - 1,
+            }
+        }
+        Some(found)
     }
 
-    /// The last IOVA of the hole that starts at `start`, which is in no area; at most `limit`.
-    pub(crate) fn hole_last(&self, start: u64, limit: u64) -> u64 {
-        self.by_start.range(start..).next().map_or(limit, |(&next, _)| limit.min(next - 1))
+    /// The IOVA an automatic mapping gets.
+    ///
+    /// # Errors
+    ///
+    /// `EOVERFLOW`, `EINVAL`, `ENOSPC` as [`find_free`](ioasis_iommupt::areas::Areas::find_free) says.
+    pub(crate) fn find_free(
+        &self,
+        wanted: Wanted,
+        allowed: &Ranges,
+        reserved: &Ranges,
+    ) -> ioasis_uapi::Result<Iova> {
+        self.tree.find_free(wanted, allowed, reserved)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::account::Rule;
+    use crate::machine::Machine;
+    use crate::pages::Origin;
+    use crate::testing::{ACCOUNT, BASE, TestClient};
+
+    fn area(client: &TestClient, start: u64, length: u64) -> Area {
+        let origin = Origin { space: Arc::new(client.memory.clone()), address: BASE };
+        let pages =
+            Pages::new(&Machine::new(), origin, length, Prot::READ, ACCOUNT, Rule::User).unwrap();
+        Area {
+            range: IovaRange::new(Iova(start), length).unwrap(),
+            pages,
+            start_byte: 0,
+            prot: Prot::READ,
+            filled: false,
+            accesses: 0,
+            locks: 0,
+            prevent_access: false,
+        }
+    }
+
+    #[test]
+    fn the_nearest_area_is_found_on_either_side() {
+        let client = TestClient::new();
+        let mut areas = Areas::default();
+        assert_eq!(areas.nearest(Iova(0)), None);
+        for start in [0x1000, 0x2000, 0x10_0000, u64::MAX - 0xfff] {
+            areas.insert(area(&client, start, 0x1000)).unwrap();
+        }
+        let nearest = |iova| areas.nearest(Iova(iova)).unwrap().start().0;
+        assert_eq!(nearest(0), 0x1000);
+        assert_eq!(nearest(0x1800), 0x1000);
+        assert_eq!(nearest(0x3000), 0x2000);
+        assert_eq!(nearest(0xf_0000), 0x10_0000);
+        assert_eq!(nearest(0x11_0000), 0x10_0000);
+        assert_eq!(nearest(u64::MAX), u64::MAX - 0xfff);
+        assert_eq!(nearest(3 << 62), u64::MAX - 0xfff);
+        assert_eq!(nearest(1 << 62), 0x10_0000);
     }
 }

@@ -18,13 +18,13 @@ mod unmap;
 use std::collections::VecDeque;
 use std::sync::{Arc, Weak};
 
+use ioasis_iommupt::areas::{Ranges, Wanted};
 use ioasis_iommupt::{Iova, IovaRange, Prot, Run};
 use ioasis_sys::sync::Mutex;
 use ioasis_uapi::Result;
 
 pub(crate) use area::{Area, Areas};
-pub(crate) use space::MemoryRange;
-use space::{AllowedSet, ReservedSet, find_free};
+use space::{ReservedSet, allow_list};
 pub(crate) use split::CutRule;
 pub use unmap::Unmapped;
 
@@ -71,7 +71,7 @@ const AREAS_MAX: usize = 1 << 22;
 pub(crate) struct Space {
     pub(crate) areas: Areas,
     reserved: ReservedSet,
-    allowed: AllowedSet,
+    allowed: Ranges,
     domains: Vec<Arc<Domain>>,
     pub(crate) accesses: Vec<Arc<Access>>,
     alignment: u64,
@@ -98,7 +98,7 @@ impl Ioas {
         let space = Space {
             areas: Areas::default(),
             reserved: ReservedSet::default(),
-            allowed: AllowedSet::default(),
+            allowed: Ranges::new(),
             domains: Vec::new(),
             accesses: Vec::new(),
             alignment: 1,
@@ -187,8 +187,7 @@ impl Ioas {
     /// `EINVAL` where they overlap each other, `EADDRINUSE` where they hit a reserved range.
     pub(crate) fn allow(&self, ranges: &[IovaRange]) -> Result<()> {
         step("allowed ranges")?;
-        let mut allowed = AllowedSet::default();
-        ranges.iter().try_for_each(|&range| allowed.add(range))?;
+        let allowed = allow_list(ranges)?;
         let mut space = self.space.lock();
         if let Some(hit) = allowed.iter().find_map(|range| space.reserved.hit(range)) {
             return refuse!(EADDRINUSE, "an allowed range is reserved", hit.start().0);
@@ -259,10 +258,7 @@ impl Ioas {
         space.domains.swap_remove(at.expect("a domain leaves the IOAS it was added to"));
         space.reserved.remove(domain.token());
         if space.domains.is_empty() {
-            for area in space.areas.iter_mut().filter(|area| area.filled) {
-                area.filled = false;
-                area.pages.release(area.page_range());
-            }
+            space.areas.each_mut(IovaRange::ALL, Area::unfill);
         }
         space.alignment = space.natural_alignment();
     }
@@ -356,8 +352,8 @@ impl Space {
             Place::Anywhere => {
                 let first = slices.first().expect("a mapping has pages");
                 let address = first.pages.address_of(first.start_byte);
-                let memory = MemoryRange { address, length };
-                find_free(&self.areas, &self.reserved, &self.allowed, memory, self.alignment)
+                let wanted = Wanted { length, address, alignment: self.alignment };
+                self.areas.find_free(wanted, &self.allowed, self.reserved.merged())
             }
         }
     }
@@ -405,8 +401,14 @@ impl Space {
             prevent_access: false,
         };
         self.fill_area(&mut area)?;
-        self.areas.insert(area);
-        Ok(())
+        let (range, filled, pages) = (area.range, area.filled, area.page_range());
+        let inserted = self.areas.insert(area);
+        if inserted.is_err() && filled {
+            self.domains.iter().for_each(|domain| domain.clear(range));
+            self.domains.first().expect("it filled one").machine().quiesce.wait();
+            slice.pages.release(pages);
+        }
+        inserted
     }
 
     fn leaf_max(&self) -> LeafMax {
@@ -438,24 +440,18 @@ impl Space {
     fn fill_domain(&mut self, domain: &Arc<Domain>) -> Result<()> {
         let leaf_max = self.leaf_max();
         let first_domain = self.domains.is_empty();
-        let mut refused = None;
-        for area in self.areas.iter_mut() {
+        let Self { areas, runs, .. } = self;
+        let filled = areas.try_each_mut(IovaRange::ALL, |area| {
             if area.pages.is_revoked() {
-                continue;
+                Ok(())
+            } else {
+                fill_domain_area(domain, area, runs, leaf_max)
             }
-            if let Err(error) = fill_domain_area(domain, area, &mut self.runs, leaf_max) {
-                refused = Some(error);
-                break;
-            }
+        });
+        if filled.is_err() && first_domain {
+            areas.each_mut(IovaRange::ALL, Area::unfill);
         }
-        let Some(error) = refused else { return Ok(()) };
-        if first_domain {
-            for area in self.areas.iter_mut().filter(|area| area.filled) {
-                area.filled = false;
-                area.pages.release(area.page_range());
-            }
-        }
-        Err(error)
+        filled
     }
 
     fn reserve(&mut self, range: IovaRange, owner: u64) -> Result<()> {
@@ -467,7 +463,7 @@ impl Space {
                 area.range.start().0
             );
         }
-        if self.allowed.hit(range) {
+        if self.allowed.first(range).is_some() {
             return refuse!(EADDRINUSE, "an allowed range must be reserved", range.start().0);
         }
         self.reserved.add(range, owner);
@@ -571,11 +567,7 @@ fn fill_domain_area(
 impl Drop for Ioas {
     fn drop(&mut self) {
         let space = self.space.get_mut();
-        while let Some(area) = space.areas.pop() {
-            if area.filled {
-                area.pages.release(area.page_range());
-            }
-        }
+        space.areas.each_mut(IovaRange::ALL, Area::unfill);
     }
 }
 

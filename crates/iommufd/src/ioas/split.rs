@@ -89,7 +89,9 @@ impl super::Space {
             area.pages.release(area.page_range());
         }
         self.areas.remove(start);
-        made.into_iter().for_each(|half| self.areas.insert(half));
+        for half in made {
+            self.areas.insert(half).expect("the place of the whole is free");
+        }
         Ok(())
     }
 }

@@ -113,10 +113,7 @@ impl Space {
             let Some(start) = self.areas.first(range).map(|area| area.range.start()) else {
                 return;
             };
-            let area = self.areas.remove(start).expect("the area is there");
-            if area.filled {
-                area.pages.release(area.page_range());
-            }
+            self.areas.remove(start).expect("the area is there").unfill();
         }
     }
 }
