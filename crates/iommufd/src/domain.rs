@@ -12,6 +12,7 @@ use ioasis_iommupt::{Dirty, Iova, IovaRange, Prot, Run, TableReader, TableWriter
 use ioasis_sys::sync::Mutex;
 use ioasis_uapi::Result;
 
+use crate::format::{Stage, make_table};
 use crate::inject::step;
 use crate::iommu::Iommu;
 use crate::machine::Machine;
@@ -33,6 +34,8 @@ pub(crate) struct DomainUse {
     pub(crate) dirty_tracking: bool,
     /// No-snoop transactions are forced to snoop.
     pub(crate) enforce_coherency: bool,
+    /// Tables of the client's own are translated through it.
+    pub(crate) nest_parent: bool,
 }
 
 /// One hardware page table.
@@ -61,7 +64,8 @@ impl Domain {
         wants: DomainUse,
     ) -> Result<Arc<Self>> {
         step("a domain")?;
-        let writer = iommu.make_table(&machine.quiesce)?;
+        let stage = if wants.nest_parent { Stage::NestParent } else { Stage::Single };
+        let writer = make_table(iommu, stage, &machine.quiesce)?;
         let reader = writer.reader();
         let aperture =
             writer.aperture().intersect(iommu.aperture).unwrap_or_else(|| writer.aperture());
@@ -178,6 +182,7 @@ impl Domain {
         self.tracking.load(Ordering::Acquire)
     }
 
+    /// Turns dirty tracking on or off; dirty bits are kept either way.
     pub(crate) fn set_tracking(&self, tracking: bool) {
         self.tracking.store(tracking, Ordering::Release);
     }
@@ -191,13 +196,6 @@ impl Domain {
     ) {
         if let Some(range) = range.intersect(self.aperture) {
             self.writer.lock().read_dirty(range, dirty, found);
-        }
-    }
-
-    /// Marks what is mapped inside `range` dirty.
-    pub(crate) fn set_dirty(&self, range: IovaRange) {
-        if let Some(range) = range.intersect(self.aperture) {
-            self.writer.lock().set_dirty(range);
         }
     }
 }

@@ -2,16 +2,26 @@
 
 use std::sync::Arc;
 
-use ioasis_iommupt::fmt::VtdSs;
-use ioasis_iommupt::{Config, PageTable, Quiesce, TableWriter};
+use ioasis_iommupt::fmt::{AmdV1, ArmS1, ArmS2, Sv48, Sv48x4, VtdSs};
+use ioasis_iommupt::{Config, Format, PageTable, Quiesce, TableWriter};
 use ioasis_sys::quiesce::Sections;
 use ioasis_uapi::Result;
 
 use crate::iommu::{Iommu, Kind};
 
-/// An empty page table in the format of `iommu`.
+/// Which of two stages a table is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// The only one.
+    Single,
+    /// The second, below tables of the client's own.
+    NestParent,
+}
+
+/// An empty page table in the format Linux would choose for `iommu`.
 pub(crate) fn make_table(
     iommu: &Iommu,
+    stage: Stage,
     quiesce: &Arc<dyn Quiesce>,
 ) -> Result<Box<dyn TableWriter>> {
     let config = Config {
@@ -20,12 +30,19 @@ pub(crate) fn make_table(
         iova_lg2: u64::BITS - iommu.aperture.last().0.leading_zeros(),
         quiesce: Arc::clone(quiesce),
     };
-    match iommu.kind {
-        Kind::Vtd | Kind::Amd | Kind::Smmuv3 | Kind::Riscv => {
-            let (writer, _) = PageTable::<VtdSs>::new(config)?;
-            Ok(Box::new(writer))
-        }
+    match (iommu.kind, stage) {
+        (Kind::Vtd, _) => table::<VtdSs>(config),
+        (Kind::Amd, _) => table::<AmdV1>(config),
+        (Kind::Smmuv3, Stage::Single) => table::<ArmS1>(config),
+        (Kind::Smmuv3, Stage::NestParent) => table::<ArmS2>(config),
+        (Kind::Riscv, Stage::Single) => table::<Sv48>(config),
+        (Kind::Riscv, Stage::NestParent) => table::<Sv48x4>(config),
     }
+}
+
+fn table<F: Format>(config: Config) -> Result<Box<dyn TableWriter>> {
+    let (writer, _) = PageTable::<F>::new(config)?;
+    Ok(Box::new(writer))
 }
 
 /// Tables of 4 KiB one domain may have: 4 GiB, which map 2 TiB as single pages. Linux charges them to the client; ours

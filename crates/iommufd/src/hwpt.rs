@@ -30,8 +30,6 @@ pub(crate) struct Hwpt {
     pub(crate) ioas: Held<Ioas>,
     pub(crate) domain: Arc<Domain>,
     pub(crate) origin: Origin,
-    /// May be the parent of nested ones.
-    pub(crate) nest_parent: bool,
     /// May be attached to a PASID, and to a device that has PASIDs attached.
     pub(crate) pasid: bool,
 }
@@ -87,16 +85,10 @@ impl Hwpt {
         let wants = DomainUse {
             dirty_tracking: flags & abi::HWPT_ALLOC_DIRTY_TRACKING != 0,
             enforce_coherency: iommu.enforce_coherency,
+            nest_parent: flags & abi::HWPT_ALLOC_NEST_PARENT != 0,
         };
         let domain = Domain::new(ioas.machine(), iommu, wants)?;
-        Ok(Arc::new(Self {
-            head,
-            ioas,
-            domain,
-            origin,
-            nest_parent: flags & abi::HWPT_ALLOC_NEST_PARENT != 0,
-            pasid: flags & abi::HWPT_ALLOC_PASID != 0,
-        }))
+        Ok(Arc::new(Self { head, ioas, domain, origin, pasid: flags & abi::HWPT_ALLOC_PASID != 0 }))
     }
 
     /// Fills the domain and enters the HWPT into the list of its IOAS, whose lock the caller holds.

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
-use ioasis_iommupt::{Iova, IovaRange, Quiesce, TableWriter};
+use ioasis_iommupt::{Iova, IovaRange};
 use ioasis_sys::sync::Mutex;
 use ioasis_uapi::Result;
 
@@ -101,11 +101,6 @@ impl Iommu {
     /// `EOPNOTSUPP` for a type this hardware does not have.
     pub(crate) fn hw_info(&self, wanted: u32) -> Result<(u32, Vec<u8>)> {
         crate::hwinfo::describe(self, wanted)
-    }
-
-    /// An empty page table in the format of this IOMMU.
-    pub(crate) fn make_table(&self, quiesce: &Arc<dyn Quiesce>) -> Result<Box<dyn TableWriter>> {
-        crate::format::make_table(self, quiesce)
     }
 }
 

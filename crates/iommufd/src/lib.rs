@@ -23,6 +23,7 @@ mod client;
 mod cmd;
 mod context;
 mod device;
+mod dirty;
 mod dma;
 mod domain;
 pub mod faultlog;

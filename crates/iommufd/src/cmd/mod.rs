@@ -3,6 +3,7 @@
 //! The order of checks is part of the interface and is that of Linux 7.2: `drivers/iommu/iommufd/main.c` for what all commands share,
 //! the file named in each module for the rest. A handler sees the client's bytes only as a decoded copy.
 
+mod dirty;
 mod hwpt;
 mod ioas;
 mod option;
@@ -29,7 +30,7 @@ const fn row(ioctl: u32, min_size: usize, run: fn(&Call<'_>) -> Result<i64>) -> 
 }
 
 /// Every command, in the order of `linux/iommufd.h`.
-const COMMANDS: [Row; 13] = [
+const COMMANDS: [Row; 15] = [
     row(abi::DESTROY, 8, option::destroy),
     row(abi::IOAS_ALLOC, 12, ioas::alloc),
     row(abi::IOAS_ALLOW_IOVAS, 24, ioas::allow_iovas),
@@ -41,6 +42,8 @@ const COMMANDS: [Row; 13] = [
     row(abi::VFIO_IOAS, 12, option::vfio_ioas),
     row(abi::HWPT_ALLOC, 24, hwpt::alloc),
     row(abi::GET_HW_INFO, 32, hwpt::get_hw_info),
+    row(abi::HWPT_SET_DIRTY_TRACKING, 16, dirty::set_tracking),
+    row(abi::HWPT_GET_DIRTY_BITMAP, 48, dirty::get_bitmap),
     row(abi::IOAS_MAP_FILE, 40, ioas::map_file),
     row(abi::IOAS_CHANGE_PROCESS, 8, ioas::change_process),
 ];

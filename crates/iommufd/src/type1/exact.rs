@@ -132,7 +132,8 @@ impl Type1 {
                 "the group's interrupts are not isolated (allow_unsafe_interrupts is off)"
             );
         }
-        let wants = DomainUse { dirty_tracking: false, enforce_coherency: iommu.enforce_coherency };
+        let wants =
+            DomainUse { enforce_coherency: iommu.enforce_coherency, ..DomainUse::default() };
         let suits =
             |at: &GroupDomain| Arc::ptr_eq(at.domain.iommu(), iommu) && at.domain.wants() == wants;
         let at = match self.domains.iter().position(suits) {

@@ -1,5 +1,6 @@
 //! Every command, driven by bytes as a client drives it.
 
+mod dirty;
 mod dispatch;
 mod hwpt;
 mod ioas;
@@ -12,7 +13,7 @@ use ioasis_uapi::{Errno, Result};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::testing::{BASE, TestClient, TestMachine};
-use crate::{Bound, Context};
+use crate::{Bound, Context, Iommu, IommuKind};
 
 /// A client with one open of `/dev/iommu`.
 struct Fixture {
