@@ -39,6 +39,8 @@ mod object;
 mod pages;
 mod phys;
 #[cfg(test)]
+mod sequences;
+#[cfg(test)]
 mod testing;
 pub mod type1;
 

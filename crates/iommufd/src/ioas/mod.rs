@@ -138,6 +138,8 @@ impl Ioas {
         let mut space = self.space.lock();
         let length = slices.iter().map(|slice| slice.length).sum();
         let iova = space.place(slices, place, length)?;
+        // All are judged before the first is filled.
+        slices.iter().try_for_each(|slice| space.check_slice(slice, iova, prot))?;
         let mut next = iova.0;
         for (index, slice) in slices.iter().enumerate() {
             if let Err(error) = space.add_area(slice, Iova(next), prot) {
@@ -376,8 +378,7 @@ impl Space {
         Ok(())
     }
 
-    /// Adds one area and fills every domain with it.
-    fn add_area(&mut self, slice: &Slice, iova: Iova, prot: Prot) -> Result<()> {
+    fn check_slice(&self, slice: &Slice, iova: Iova, prot: Prot) -> Result<()> {
         if prot.contains(Prot::WRITE) && !slice.pages.writable() {
             return refuse!(EPERM, "the pages were not mapped writable", iova.0);
         }
@@ -389,6 +390,11 @@ impl Space {
                 page_offset
             );
         }
+        Ok(())
+    }
+
+    /// Adds one area and fills every domain with it.
+    fn add_area(&mut self, slice: &Slice, iova: Iova, prot: Prot) -> Result<()> {
         let range = IovaRange::new(iova, slice.length)?;
         let mut area = Area {
             range,
