@@ -2,6 +2,7 @@
 //!
 //! The supervisor implements these for another process, a VMM for itself.
 
+use std::any::Any;
 use std::fmt::Debug;
 use std::sync::Arc;
 
@@ -36,6 +37,84 @@ pub trait Client {
 
     /// Who pays for pinned pages.
     fn account(&self) -> Account;
+
+    /// Gives the caller a descriptor of `file` and returns its number. It cannot be taken back: what else may fail comes first, the
+    /// proof that the reply can be written among it ([`write`](Self::write) of the bytes that are there).
+    ///
+    /// # Errors
+    ///
+    /// `EMFILE` when the caller can have no more descriptors; [`ClientFile::close`] was called then.
+    fn install(&self, file: Arc<dyn ClientFile>, on_exec: OnExec) -> Result<i32> {
+        let _ = on_exec;
+        file.close();
+        refuse!(EMFILE, "the client has no descriptors")
+    }
+
+    /// The file behind a descriptor that [`install`](Self::install) gave out.
+    ///
+    /// # Errors
+    ///
+    /// `EBADF` if the caller has no such descriptor, `EBADFD` if it is one of something else.
+    fn installed(&self, fd: i32) -> Result<Arc<dyn ClientFile>> {
+        refuse!(EBADF, "the client has no descriptors", u64::from(fd.unsigned_abs()))
+    }
+}
+
+/// Whether a descriptor survives execve.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnExec {
+    /// `O_CLOEXEC`.
+    Close,
+    /// It stays.
+    Keep,
+}
+
+/// A file that a command makes for the client: a fault queue, an event queue, a dma-buf.
+pub trait ClientFile: Debug + Send + Sync + Any {
+    /// What its link in /proc/PID/fd says: `anon_inode:[iommufd-pgfault]`.
+    fn name(&self) -> &'static str;
+
+    /// How it is read and polled; `None` for a file with neither.
+    fn queue(&self) -> Option<&dyn QueueFile> {
+        None
+    }
+
+    /// The memory IOAS_MAP_FILE finds in it; `None` for a file that holds none.
+    fn memory(&self) -> Option<Arc<dyn AddressSpace>> {
+        None
+    }
+
+    /// The last descriptor is gone; called once.
+    fn close(&self);
+}
+
+/// A file that is read record by record.
+pub trait QueueFile {
+    /// One read(2) of `length` bytes to the caller's `address`; returns the bytes read, 0 when there is nothing.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL`, `ESPIPE`, `EFAULT`, as the kind of queue has it.
+    fn read(&self, client: &dyn Client, address: u64, length: u64) -> Result<u64>;
+
+    /// One write(2) of `length` bytes from the caller's `address`; returns the bytes taken.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL`, `ESPIPE`, `EFAULT`, as the kind of queue has it.
+    fn write(&self, client: &dyn Client, address: u64, length: u64) -> Result<u64>;
+
+    /// Whether there is something to read.
+    fn is_readable(&self) -> bool;
+
+    /// `watcher` is told whenever there begins to be something to read, from whatever thread, with locks of the core held.
+    fn watch(&self, watcher: Arc<dyn QueueWatcher>);
+}
+
+/// Who waits for a queue.
+pub trait QueueWatcher: Debug + Send + Sync {
+    /// There is something to read now. Takes no lock of the core and does not block.
+    fn readable(&self);
 }
 
 /// Who pays for pinned pages, read when a mapping is made.

@@ -12,6 +12,7 @@ use ioasis_sys::sync::Mutex;
 use ioasis_uapi::{Errno, Error, Result};
 
 use crate::context::Context;
+use crate::driver::AttachTo;
 use crate::hwpt::{Hwpt, Origin};
 use crate::inject::step;
 use crate::ioas::Ioas;
@@ -114,7 +115,14 @@ impl Device {
     }
 
     /// Points the hardware at `hwpt`.
-    fn switch(&self, pasid: u32, hwpt: Option<&Hwpt>) {
+    ///
+    /// # Errors
+    ///
+    /// What the device's driver refuses, which is never to be blocked; nothing has changed then.
+    fn switch(&self, pasid: u32, hwpt: Option<&Hwpt>) -> Result<()> {
+        if let Some(driver) = self.endpoint.driver() {
+            driver.attach(pasid, hwpt.map_or(AttachTo::Blocked, Hwpt::attach_to))?;
+        }
         let attachment = hwpt.map(|hwpt| Attachment {
             domain: Arc::clone(&hwpt.domain),
             ioas: Arc::downgrade(hwpt.ioas.arc()),
@@ -124,6 +132,7 @@ impl Device {
         } else {
             self.endpoint.attach_pasid(pasid, attachment);
         }
+        Ok(())
     }
 
     fn attach_hwpt(self: &Arc<Self>, pasid: u32, hwpt: &Held<Hwpt>) -> Result<()> {
@@ -141,15 +150,16 @@ impl Device {
             self.endpoint.reserve_in(&hwpt.ioas)?;
         }
         if first {
-            let allowed =
-                self.check_pasid(&attaches, hwpt, pasid).and_then(|()| hwpt.check_device(self));
+            let allowed = self
+                .check_pasid(&attaches, hwpt, pasid)
+                .and_then(|()| hwpt.check_device(self))
+                .and_then(|()| self.switch(pasid, Some(hwpt)));
             if let Err(error) = allowed {
                 if pasid == NO_PASID {
                     hwpt.ioas.unreserve(self.endpoint.token());
                 }
                 return Err(error);
             }
-            self.switch(pasid, Some(hwpt));
         }
         let attach = attaches
             .entry(pasid)
@@ -171,8 +181,10 @@ impl Device {
         let moves = pasid == NO_PASID && !Arc::ptr_eq(attach.hwpt.ioas.arc(), hwpt.ioas.arc());
         let reserved = if moves { reserve_all(&attach.devices, &hwpt.ioas) } else { Ok(()) };
         reserved?;
-        let allowed =
-            self.check_pasid(&attaches, hwpt, pasid).and_then(|()| hwpt.check_device(self));
+        let allowed = self
+            .check_pasid(&attaches, hwpt, pasid)
+            .and_then(|()| hwpt.check_device(self))
+            .and_then(|()| self.switch(pasid, Some(hwpt)));
         let attach = attaches.get_mut(&pasid).expect("the attachment was found before");
         if let Err(error) = allowed {
             if moves {
@@ -183,7 +195,6 @@ impl Device {
             }
             return Err(error);
         }
-        self.switch(pasid, Some(hwpt));
         let old = std::mem::replace(&mut attach.hwpt, hwpt.clone());
         if moves {
             attach.devices.iter().for_each(|device| old.ioas.unreserve(device.endpoint.token()));
@@ -197,7 +208,7 @@ impl Device {
         attach.devices.retain(|device| device.head.id() != self.head.id());
         let hwpt = attach.hwpt.clone();
         if attach.devices.is_empty() {
-            self.switch(pasid, None);
+            self.switch(pasid, None).expect("a driver lets a device be blocked");
             attaches.remove(&pasid);
         }
         if pasid == NO_PASID {

@@ -12,6 +12,7 @@ use ioasis_iommupt::{Dirty, Iova, IovaRange, Prot, Run, TableReader, TableWriter
 use ioasis_sys::sync::Mutex;
 use ioasis_uapi::Result;
 
+use crate::driver::PagingTable;
 use crate::format::{Stage, make_table};
 use crate::inject::step;
 use crate::iommu::Iommu;
@@ -66,20 +67,31 @@ impl Domain {
         step("a domain")?;
         let stage = if wants.nest_parent { Stage::NestParent } else { Stage::Single };
         let writer = make_table(iommu, stage, &machine.quiesce)?;
-        let reader = writer.reader();
         let aperture =
             writer.aperture().intersect(iommu.aperture).unwrap_or_else(|| writer.aperture());
-        Ok(Arc::new(Self {
+        let page_sizes = writer.page_sizes() & iommu.page_sizes;
+        let table = PagingTable { writer, aperture, page_sizes };
+        Ok(Self::with_table(machine, iommu, wants, table))
+    }
+
+    /// A domain that translates through `table`.
+    pub(crate) fn with_table(
+        machine: &Arc<Machine>,
+        iommu: &Arc<Iommu>,
+        wants: DomainUse,
+        table: PagingTable,
+    ) -> Arc<Self> {
+        Arc::new(Self {
             token: machine.token(),
             machine: Arc::clone(machine),
             iommu: Arc::clone(iommu),
             wants,
-            aperture,
-            page_sizes: writer.page_sizes() & iommu.page_sizes,
-            writer: Mutex::new(writer),
-            reader,
+            aperture: table.aperture,
+            page_sizes: table.page_sizes,
+            reader: table.writer.reader(),
+            writer: Mutex::new(table.writer),
             tracking: AtomicBool::new(false),
-        }))
+        })
     }
 
     /// A number no one else on the machine has.

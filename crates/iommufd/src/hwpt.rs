@@ -10,6 +10,7 @@ use ioasis_uapi::iommufd as abi;
 
 use crate::device::Device;
 use crate::domain::{Domain, DomainUse};
+use crate::driver::AttachTo;
 use crate::inject::step;
 use crate::ioas::Ioas;
 use crate::object::{Head, Held, Object, Tracked};
@@ -69,7 +70,7 @@ impl Hwpt {
         if flags & !PAGING_FLAGS != 0 {
             return refuse!(EOPNOTSUPP, "unknown HWPT_ALLOC flags", u64::from(flags));
         }
-        if flags & abi::HWPT_ALLOC_DIRTY_TRACKING != 0 && !iommu.dirty_tracking {
+        if flags & abi::HWPT_ALLOC_DIRTY_TRACKING != 0 && !device.endpoint().tracks_dirty() {
             return refuse!(EOPNOTSUPP, "the device's IOMMU does not track dirty pages");
         }
         if flags & abi::HWPT_FAULT_ID_VALID != 0 && flags & abi::HWPT_ALLOC_NEST_PARENT != 0 {
@@ -87,7 +88,12 @@ impl Hwpt {
             enforce_coherency: iommu.enforce_coherency,
             nest_parent: flags & abi::HWPT_ALLOC_NEST_PARENT != 0,
         };
-        let domain = Domain::new(ioas.machine(), iommu, wants)?;
+        let domain = match device.endpoint().driver() {
+            Some(driver) => {
+                Domain::with_table(ioas.machine(), iommu, wants, driver.alloc_paging(flags, None)?)
+            }
+            None => Domain::new(ioas.machine(), iommu, wants)?,
+        };
         Ok(Arc::new(Self { head, ioas, domain, origin, pasid: flags & abi::HWPT_ALLOC_PASID != 0 }))
     }
 
@@ -109,6 +115,11 @@ impl Hwpt {
         self.ioas.remove_domain(&self.domain);
     }
 
+    /// What a driver is told about a device that is attached to this.
+    pub(crate) fn attach_to(&self) -> AttachTo {
+        AttachTo::Paging { dirty_tracking: self.domain.wants().dirty_tracking }
+    }
+
     /// Whether `device` may translate through the domain.
     ///
     /// # Errors
@@ -118,6 +129,9 @@ impl Hwpt {
         let iommu = device.endpoint().iommu();
         if !Arc::ptr_eq(iommu, self.domain.iommu()) {
             return refuse!(EINVAL, "the device is behind another IOMMU than the HWPT is for");
+        }
+        if self.domain.wants().dirty_tracking && !device.endpoint().tracks_dirty() {
+            return refuse!(EINVAL, "the device does not track dirty pages and the HWPT does");
         }
         Ok(())
     }

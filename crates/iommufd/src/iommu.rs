@@ -14,6 +14,7 @@ use ioasis_sys::sync::Mutex;
 use ioasis_uapi::Result;
 
 use crate::domain::Domain;
+use crate::driver::Driver;
 use crate::ioas::Ioas;
 use crate::machine::Machine;
 
@@ -287,6 +288,8 @@ pub struct Endpoint {
     token: u64,
     machine: Arc<Machine>,
     group: Arc<Group>,
+    /// Who answers for the IOMMU where it is of no kind this crate knows. Immutable.
+    driver: Option<Arc<dyn Driver>>,
     /// What each PASID translates through.
     pasids: ArcSwap<BTreeMap<u32, Arc<Attachment>>>,
 }
@@ -295,14 +298,58 @@ impl Endpoint {
     /// A device in `group`.
     #[must_use]
     pub fn new(group: &Arc<Group>, config: EndpointConfig) -> Arc<Self> {
+        Self::make(group, config, None)
+    }
+
+    /// A device in `group` whose IOMMU answers through `driver`.
+    #[must_use]
+    pub fn with_driver(
+        group: &Arc<Group>,
+        config: EndpointConfig,
+        driver: Arc<dyn Driver>,
+    ) -> Arc<Self> {
+        Self::make(group, config, Some(driver))
+    }
+
+    fn make(
+        group: &Arc<Group>,
+        config: EndpointConfig,
+        driver: Option<Arc<dyn Driver>>,
+    ) -> Arc<Self> {
         let machine = Arc::clone(&group.machine);
         Arc::new(Self {
             config,
             token: machine.token(),
             machine,
             group: Arc::clone(group),
+            driver,
             pasids: ArcSwap::default(),
         })
+    }
+
+    /// Who answers for an IOMMU of no kind this crate knows.
+    pub(crate) fn driver(&self) -> Option<&Arc<dyn Driver>> {
+        self.driver.as_ref()
+    }
+
+    /// Whether its writes set dirty bits.
+    pub(crate) fn tracks_dirty(&self) -> bool {
+        match &self.driver {
+            Some(driver) => driver.tracks_dirty(),
+            None => self.group.iommu.dirty_tracking,
+        }
+    }
+
+    /// The registers GET_HW_INFO shows, under their type; `wanted` is the type asked for, or the default.
+    ///
+    /// # Errors
+    ///
+    /// `EOPNOTSUPP` for a type this hardware does not have.
+    pub(crate) fn hw_info(&self, wanted: u32) -> Result<(u32, Vec<u8>)> {
+        match &self.driver {
+            Some(driver) => driver.hw_info(wanted),
+            None => self.group.iommu.hw_info(wanted),
+        }
     }
 
     /// Makes transactions with `pasid` translate through `attachment`, or blocks them. The owner of the group calls it,

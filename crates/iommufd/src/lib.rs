@@ -26,6 +26,7 @@ mod device;
 mod dirty;
 mod dma;
 mod domain;
+pub mod driver;
 pub mod faultlog;
 mod format;
 mod hwinfo;
@@ -45,7 +46,10 @@ mod testing;
 pub mod type1;
 
 pub use access::{Access, AccessKind, AccessUser};
-pub use client::{Account, AddressSpace, Backing, Client, Extent, Kind, Piece};
+pub use client::{
+    Account, AddressSpace, Backing, Client, ClientFile, Extent, Kind, OnExec, Piece, QueueFile,
+    QueueWatcher,
+};
 pub use context::{Context, CopyRequest, MapRequest};
 pub use device::Bound;
 pub use dma::{DmaFault, Segment};

@@ -53,7 +53,7 @@ pub(super) fn get_hw_info(call: &Call<'_>) -> Result<i64> {
     let wanted = if chosen { cmd.data_type } else { abi::HW_INFO_TYPE_DEFAULT };
     let device: Held<Device> = call.context.objects().get(cmd.dev_id)?;
     let endpoint = device.endpoint();
-    let (kind, data) = endpoint.iommu().hw_info(wanted)?;
+    let (kind, data) = endpoint.hw_info(wanted)?;
     let room = usize::try_from(cmd.data_len).expect("32 bits fit usize");
     let copied = data.len().min(room);
     if copied > 0 {
@@ -63,7 +63,7 @@ pub(super) fn get_hw_info(call: &Call<'_>) -> Result<i64> {
     cmd.data_len = u32::try_from(data.len()).expect("a hardware description is short");
     cmd.data_type = kind;
     cmd.out_capabilities = 0;
-    if endpoint.iommu().dirty_tracking {
+    if endpoint.tracks_dirty() {
         cmd.out_capabilities |= abi::HW_CAP_DIRTY_TRACKING;
     }
     let config = endpoint.config();
