@@ -6,6 +6,7 @@ mod features;
 mod groups;
 mod infos;
 mod irqs;
+mod kvm;
 mod regions;
 mod removal;
 mod resets;

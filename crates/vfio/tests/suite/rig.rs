@@ -166,7 +166,11 @@ impl Caller {
     }
 
     pub(crate) fn add_group(&self, file: &Arc<GroupFile>) -> i32 {
-        self.add(File::Vfio(VfioFile::Group(Arc::clone(file))))
+        self.add_vfio(VfioFile::Group(Arc::clone(file)))
+    }
+
+    pub(crate) fn add_vfio(&self, file: VfioFile) -> i32 {
+        self.add(File::Vfio(file))
     }
 
     pub(crate) fn add_other(&self) -> i32 {
