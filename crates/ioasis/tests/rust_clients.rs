@@ -1,0 +1,55 @@
+//! A client built on the rust-vmm crates vfio-ioctls and iommufd-ioctls, run whole.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+/// Bytes the client reads of an NVMe namespace.
+const READ: usize = 0x4000;
+
+/// The client, built beside `ioasis`.
+fn client() -> PathBuf {
+    let folder = Path::new(env!("CARGO_BIN_EXE_ioasis")).parent().expect("a folder");
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.args(["build", "--quiet", "--package", "ioasis-rust-client"]);
+    if folder.ends_with("release") {
+        cargo.arg("--release");
+    }
+    let built = cargo.arg("--target-dir").arg(folder.parent().expect("target")).status();
+    assert!(built.expect("cargo").success(), "the client does not compile");
+    folder.join("ioasis-rust-client")
+}
+
+fn run(device: &str, how: &str, model: &str) -> Output {
+    let mut ioasis = Command::new(env!("CARGO_BIN_EXE_ioasis"));
+    ioasis.args(["run", "--device", device, "--"]).arg(client());
+    let output = ioasis.args([how, model, "0000:01:00.0"]).output().expect("ioasis starts");
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{how} {model}: {}\n{error}", output.status);
+    output
+}
+
+#[test]
+fn a_rust_client_copies_a_page_through_testdev_in_three_ways() {
+    for how in ["legacy", "cdev", "iommufd"] {
+        assert_eq!(run("testdev", how, "testdev").stdout, b"ok\n", "{how}");
+    }
+}
+
+#[test]
+fn a_rust_client_reads_an_image_through_nvme_in_three_ways() {
+    let name = format!("rust-client-{}.img", std::process::id());
+    let image = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let bytes: Vec<u8> =
+        (0..1_u32 << 20).flat_map(|i| i.wrapping_mul(0x9e37_79b1).to_le_bytes()).collect();
+    std::fs::write(&image, &bytes).expect("an image");
+    for blocks in [512, 4096] {
+        let device = format!("nvme,image={},lba={blocks}", image.display());
+        for how in ["legacy", "cdev", "iommufd"] {
+            assert!(
+                run(&device, how, "nvme").stdout == bytes[..READ],
+                "{how} with blocks of {blocks}"
+            );
+        }
+    }
+    std::fs::remove_file(&image).expect("the image is still there");
+}
