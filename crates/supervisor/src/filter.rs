@@ -37,9 +37,6 @@ pub(crate) mod number {
 /// Type of every VFIO and IOMMUFD ioctl (`VFIO_TYPE`, `IOMMUFD_TYPE`).
 pub(crate) const IOCTL_TYPE: u32 = ';' as u32;
 
-/// Regions of a device file begin here, so that lower offsets need not be stopped.
-pub(crate) const FAR: u64 = 1 << 40;
-
 pub(crate) const O_ACCMODE: u32 = 0o3;
 pub(crate) const O_CREAT: u32 = 0o100;
 pub(crate) const O_EXCL: u32 = 0o200;
@@ -105,13 +102,15 @@ pub(crate) fn filter(queues: Option<QueueFds>) -> Filter {
     Filter::new(&rules)
 }
 
-/// The high half of [`FAR`].
+/// High half of the lowest offset of any region, 1 << 40: lower ones need not be stopped.
 const FAR_HIGH: u32 = 1 << 8;
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use ioasis_sys::seccomp::{Action, Call};
+
+    const FAR: u64 = 1 << ioasis_vfio::REGION_SHIFT;
 
     fn stops(number: u32, args: [u64; 6]) -> bool {
         let queues = Some(QueueFds { first: 960, end: 1024 });

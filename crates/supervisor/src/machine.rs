@@ -52,7 +52,7 @@ impl Machine {
 fn seen(device: &Device, iommu: usize) -> Result<view::Device> {
     let function = device.function();
     let ids = function.ids();
-    let mut config = vec![0; usize::try_from(CONFIG_SIZE).expect("a page")];
+    let mut config = vec![0; CONFIG_SIZE];
     function.config_read(0, &mut config)?;
     let group = device.group();
     let kind = if group.is_no_iommu() { GroupKind::NoIommu } else { GroupKind::Iommu };

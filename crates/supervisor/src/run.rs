@@ -207,7 +207,7 @@ fn prepare(
     for entry in &launched.lost {
         say(&format!("ioasis: {entry} is not in the program's view\n"));
     }
-    let server = Server::new(&launched, (machine, view, trace), shared, notes).map_err(failed)?;
+    let server = Server::new(&launched, (machine, trace), shared, notes).map_err(failed)?;
     let marks = Marks::new(server.files_dev(), &launched.nodes);
     let listener = launched.listener.try_clone().map_err(failed)?;
     notes.tell(Note::Launched { listener, marks });

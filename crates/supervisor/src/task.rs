@@ -117,6 +117,16 @@ pub(crate) struct OpenCall {
     pub(crate) flags: u32,
 }
 
+/// The low half of an argument, which is all that the kernel takes of an `unsigned int`.
+pub(crate) fn low(argument: u64) -> u32 {
+    u32::try_from(argument & u64::from(u32::MAX)).expect("a half")
+}
+
+/// The same of an `int`.
+pub(crate) fn signed(argument: u64) -> i32 {
+    low(argument).cast_signed()
+}
+
 /// The working directory, as a descriptor (`AT_FDCWD`).
 const AT_FDCWD: i32 = -100;
 const O_WRONLY_CREAT_TRUNC: u32 = 0o1 | O_CREAT | 0o1000;
@@ -125,7 +135,6 @@ impl OpenCall {
     /// The open that `call` is, unless it is another call.
     pub(crate) fn of(task: &Task, call: &Notification) -> Option<Result<Self>> {
         let [first, second, third, fourth, ..] = call.args;
-        let low = |value: u64| u32::try_from(value & u64::from(u32::MAX)).expect("a half");
         let made = |dirfd: i32, path: u64, flags: u32| {
             let from = From { tid: task.tid, pid: task.process.pid(), dirfd };
             Ok(Self { from, path: task.path(path)?, flags })
@@ -133,9 +142,10 @@ impl OpenCall {
         Some(match call.number {
             number::OPEN => made(AT_FDCWD, first, low(second)),
             number::CREAT => made(AT_FDCWD, first, O_WRONLY_CREAT_TRUNC),
-            number::OPENAT => made(low(first).cast_signed(), second, low(third)),
-            number::OPENAT2 => flags_of(task, third, fourth)
-                .and_then(|flags| made(low(first).cast_signed(), second, flags)),
+            number::OPENAT => made(signed(first), second, low(third)),
+            number::OPENAT2 => {
+                flags_of(task, third, fourth).and_then(|flags| made(signed(first), second, flags))
+            }
             _ => return None,
         })
     }

@@ -21,7 +21,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use crate::filter::number;
 use crate::removal::{Failure, Marks, Note, Removal};
 use crate::resolve::{self, Found, Last, Wait};
-use crate::task::{OpenCall, Task};
+use crate::task::{OpenCall, Task, signed};
 
 /// What supervisor and watchdog know of the run together: notification slots and a few words beside them.
 #[derive(Debug)]
@@ -280,9 +280,7 @@ fn orphaned(marks: &Marks, call: &Notification) -> Answer {
         | number::SECCOMP => return Answer::Continue,
         _ => call.args[0],
     };
-    // The kernel takes the low half.
-    let fd = (fd & u64::from(u32::MAX)) as u32;
-    let ours = match task.file(fd.cast_signed()) {
+    let ours = match task.file(signed(fd)) {
         Ok(file) => rustix::fs::fstat(file).is_ok_and(|stat| stat.st_dev == marks.files),
         // It cannot be looked at: only an access where our regions lie, or an ioctl of our type, was stopped.
         Err(error) => error.errno == Errno::EPERM,

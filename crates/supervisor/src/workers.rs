@@ -97,7 +97,9 @@ mod tests {
         let barrier = Arc::new(Barrier::new(9));
         for _ in 0..8 {
             let barrier = Arc::clone(&barrier);
-            workers.submit(Box::new(move || drop(barrier.wait())));
+            workers.submit(Box::new(move || {
+                barrier.wait();
+            }));
         }
         barrier.wait();
     }

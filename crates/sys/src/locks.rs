@@ -200,9 +200,8 @@ mod tests {
     #[test]
     fn a_locked_byte_tells_whether_its_open_file_is_still_there() {
         let path = std::env::temp_dir().join(format!("ioasis-locks-{}", std::process::id()));
-        let open = || {
-            std::fs::File::options().read(true).write(true).create(true).truncate(false).open(&path)
-        };
+        let open =
+            || File::options().read(true).write(true).create(true).truncate(false).open(&path);
         let (ours, first, second) = (open().unwrap(), open().unwrap(), open().unwrap());
         std::fs::remove_file(&path).unwrap();
         lock_byte(&first, 1, Lock::Exclusive).unwrap();

@@ -7,8 +7,9 @@ use ioasis_uapi::{Errno, Error, Result};
 use ioasis_vfio::{DeviceFile, REGION_SHIFT};
 
 use super::client::Caller;
-use super::{Decision, File, low, signed};
+use super::{Decision, File};
 use crate::filter::number;
+use crate::task::{low, signed};
 use crate::trace::{self, Map, Way};
 
 /// Bytes moved by one call at most: more than any region's registers.

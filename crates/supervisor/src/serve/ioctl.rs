@@ -10,10 +10,11 @@ use ioasis_vfio::{DeviceFile, Reply};
 use rustix::fs::OFlags;
 
 use super::client::{BarPages, Caller, mappable};
-use super::{Decision, File, Gift, Line, low, signed};
+use super::{Decision, File, Gift, Line};
 use crate::files::{Look, Opened};
 use crate::removal::Note;
 use crate::resolve::Wait;
+use crate::task::{low, signed};
 use crate::trace;
 
 /// What may take longer than other callers should wait.

@@ -4,11 +4,12 @@ use ioasis_sys::notify::{Answer, Notification};
 use ioasis_uapi::{Errno, Result};
 use rustix::fs::Stat;
 
+use super::Decision;
 use super::client::Caller;
-use super::{Decision, signed};
 use crate::files::Look;
 use crate::filter::number;
 use crate::resolve::{self, From, Wait, WouldWait};
+use crate::task::signed;
 
 /// Bytes of `struct stat` on x86_64 (asm/stat.h).
 const STAT: usize = 144;

@@ -32,9 +32,9 @@ use crate::memory::Memory;
 use crate::removal::Note;
 use crate::resolve::Wait;
 use crate::run::Notes;
-use crate::task::{Task, Tasks};
+use crate::task::{Task, Tasks, signed};
 use crate::trace::{self, Trace};
-use crate::view::{Identity, View};
+use crate::view::Identity;
 use crate::watchdog::{Shared, say};
 use crate::workers::Workers;
 use client::Caller;
@@ -51,7 +51,8 @@ pub(crate) enum File {
     /// A device, by its own node or through its group.
     Device {
         device: Arc<DeviceFile>,
-        /// Kept for those who map its BAR pages for DMA.
+        /// Its BAR pages, for those who map them for DMA: known to [`Memory`] as long as they are here.
+        #[expect(dead_code, reason = "it is held, not used")]
         bars: Arc<dyn Backing>,
         notes: Arc<Notes>,
     },
@@ -119,7 +120,6 @@ pub(crate) struct Server {
     tasks: Tasks,
     memory: Arc<Memory>,
     machine: Machine,
-    view: View,
     nodes: Vec<Identity>,
     trace: Option<Trace>,
     workers: Workers,
@@ -131,7 +131,7 @@ pub(crate) struct Server {
 impl Server {
     pub(crate) fn new(
         launched: &Launched,
-        (machine, view, trace): (Machine, View, Option<Trace>),
+        (machine, trace): (Machine, Option<Trace>),
         shared: &Arc<Shared>,
         notes: &Arc<Notes>,
     ) -> Result<Self> {
@@ -148,7 +148,6 @@ impl Server {
             files,
             tasks: Tasks::default(),
             machine,
-            view,
             nodes: launched.nodes.clone(),
             trace,
             workers: Workers::default(),
@@ -328,13 +327,4 @@ fn foreign_ioctl(caller: &Caller<'_>, call: &Notification) -> Decision {
         Ok(Some(_)) => Decision::error(Errno::ENOTTY),
         _ => Decision::CONTINUE,
     }
-}
-
-/// The low half of an argument, which is all that the kernel takes of an int.
-fn low(argument: u64) -> u32 {
-    u32::try_from(argument & u64::from(u32::MAX)).expect("a half")
-}
-
-fn signed(argument: u64) -> i32 {
-    low(argument).cast_signed()
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// The program that runs its arguments, from this crate's examples.
-pub fn ioasis() -> Command {
+pub(crate) fn ioasis() -> Command {
     Command::new(program())
 }
 
@@ -20,7 +20,7 @@ fn program() -> PathBuf {
 }
 
 /// The same as nobody; `None` where this user already has no privileges to give up.
-pub fn unprivileged() -> Option<Command> {
+pub(crate) fn unprivileged() -> Option<Command> {
     if !rustix::process::geteuid().is_root() {
         return None;
     }
@@ -37,17 +37,17 @@ pub fn unprivileged() -> Option<Command> {
 }
 
 /// A folder of a test's own.
-pub struct Folder(PathBuf);
+pub(crate) struct Folder(PathBuf);
 
 impl Folder {
-    pub fn new(test: &str) -> Self {
+    pub(crate) fn new(test: &str) -> Self {
         let path =
             Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{test}-{}", std::process::id()));
         std::fs::create_dir_all(&path).expect("a folder under target");
         Self(path)
     }
 
-    pub fn path(&self, name: &str) -> String {
+    pub(crate) fn path(&self, name: &str) -> String {
         self.0.join(name).to_str().expect("an UTF-8 path").to_owned()
     }
 }
@@ -59,7 +59,7 @@ impl Drop for Folder {
 }
 
 /// Compiles a client.
-pub fn compile(folder: &Folder, name: &str, flags: &[&str]) -> String {
+pub(crate) fn compile(folder: &Folder, name: &str, flags: &[&str]) -> String {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/clients/{name}.c"));
     let program = folder.path(name);
     let built = Command::new("gcc")
@@ -72,7 +72,7 @@ pub fn compile(folder: &Folder, name: &str, flags: &[&str]) -> String {
 }
 
 /// Waits for something that must come.
-pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     let start = Instant::now();
     while !condition() {
         assert!(start.elapsed() < LIMIT, "{what} does not come");
@@ -81,7 +81,7 @@ pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
 }
 
 /// Waits for a child that must end.
-pub fn finished(child: &mut Child) -> ExitStatus {
+pub(crate) fn finished(child: &mut Child) -> ExitStatus {
     let mut status = None;
     wait_until("the end of a run", || {
         status = child.try_wait().expect("a child");
@@ -91,14 +91,14 @@ pub fn finished(child: &mut Child) -> ExitStatus {
 }
 
 /// The output of a command that must end.
-pub fn bounded(command: &mut Command) -> Output {
+pub(crate) fn bounded(command: &mut Command) -> Output {
     let command = command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
     let mut child = command.spawn().expect("it starts");
     finished(&mut child);
     child.wait_with_output().expect("its output")
 }
 
-pub fn kill(pid: u32, signal: &str) {
+pub(crate) fn kill(pid: u32, signal: &str) {
     let pid = rustix::process::Pid::from_raw(pid.cast_signed()).expect("a process id");
     let signal = match signal {
         "KILL" => rustix::process::Signal::KILL,
@@ -108,13 +108,13 @@ pub fn kill(pid: u32, signal: &str) {
 }
 
 /// Whether a process runs: a zombie does not.
-pub fn is_alive(pid: u32) -> bool {
+pub(crate) fn is_alive(pid: u32) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
 }
 
 /// The children of a process, eldest first.
-pub fn children(pid: u32) -> Vec<u32> {
+pub(crate) fn children(pid: u32) -> Vec<u32> {
     let mut found: Vec<u32> =
         processes().into_iter().filter(|&(_, parent)| parent == pid).map(|(pid, _)| pid).collect();
     found.sort_unstable();
@@ -133,7 +133,7 @@ fn processes() -> Vec<(u32, u32)> {
 }
 
 /// What a run could leave behind: processes of the program, mounts, files of shared memory.
-pub fn census() -> (usize, usize, usize) {
+pub(crate) fn census() -> (usize, usize, usize) {
     let own = program();
     let runs = processes().into_iter().filter(|(pid, _)| {
         std::fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe == own)
@@ -144,6 +144,6 @@ pub fn census() -> (usize, usize, usize) {
 }
 
 /// A number from the environment, for longer runs of a test.
-pub fn count(variable: &str, default: usize) -> usize {
+pub(crate) fn count(variable: &str, default: usize) -> usize {
     std::env::var(variable).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
 }
