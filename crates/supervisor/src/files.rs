@@ -70,6 +70,8 @@ impl<F: Behind> Drop for Opened<F> {
     /// The table and every call in progress have let go of it.
     fn drop(&mut self) {
         self.file.close(self.inode);
+        // Its memory is free at once, though the watchdog may hold the inode a little longer.
+        let _ = rustix::fs::ftruncate(&self.own, 0);
     }
 }
 

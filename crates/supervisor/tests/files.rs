@@ -1,0 +1,112 @@
+//! What a client does with the files it gets, by a C program that checks each step.
+
+mod bench;
+
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Command, Stdio};
+
+use bench::{Folder, bounded, children, compile, finished, ioasis, kill};
+
+/// Runs the client's part `what` on a machine with a testdev.
+fn does(what: &str, flags: &[&str]) {
+    let folder = Folder::new(what);
+    let program = compile(&folder, "files", flags);
+    let output = bounded(with_testdev(&mut ioasis()).args([&program, what, &folder.path("")]));
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && text.ends_with("ok\n"), "{text}{output:?}");
+}
+
+fn with_testdev(command: &mut Command) -> &mut Command {
+    command.args(["--device", "testdev"]).stdin(Stdio::null())
+}
+
+#[test]
+fn a_file_looks_like_its_device_node() {
+    does("look", &[]);
+}
+
+#[test]
+fn copies_of_a_descriptor_are_the_same_file() {
+    does("copies", &["-static"]);
+}
+
+#[test]
+fn a_close_is_done_when_it_returns_and_comes_after_the_last_mapping() {
+    does("closes", &[]);
+}
+
+#[test]
+fn a_node_is_found_by_whatever_path_leads_to_it() {
+    does("paths", &[]);
+}
+
+#[test]
+fn a_call_that_a_signal_meets_is_executed_once() {
+    does("signals", &[]);
+}
+
+#[test]
+fn other_entry_abis_and_other_files_are_left_alone() {
+    does("foreign", &[]);
+}
+
+#[test]
+fn regions_are_read_written_and_mapped() {
+    does("accesses", &[]);
+}
+
+#[test]
+fn memory_that_a_client_takes_away_harms_only_itself() {
+    does("hostile", &[]);
+}
+
+#[test]
+fn threads_open_use_and_close_at_once() {
+    does("threads", &["-pthread", "-static"]);
+}
+
+#[test]
+fn a_descriptor_that_cannot_be_given_leaves_nothing_open() {
+    does("limits", &[]);
+}
+
+#[test]
+fn a_device_opened_twice_through_its_group_is_one_device() {
+    does("group", &[]);
+}
+
+#[test]
+fn a_device_is_gone_with_its_supervisor() {
+    let folder = Folder::new("gone");
+    let program = compile(&folder, "files", &[]);
+    let mut run = with_testdev(&mut ioasis())
+        .args([&program, "gone"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut output = BufReader::new(run.stdout.take().unwrap());
+    let mut text = String::new();
+    output.read_line(&mut text).unwrap();
+    assert_eq!(text, "ready\n");
+    kill(children(run.id())[0], "KILL");
+    output.read_to_string(&mut text).unwrap();
+    assert_eq!((finished(&mut run).code(), text.as_str()), (Some(0), "ready\nok\n"));
+}
+
+#[test]
+fn a_trace_shows_the_calls_with_their_results() {
+    let folder = Folder::new("trace");
+    let (program, trace) = (compile(&folder, "files", &[]), folder.path("trace"));
+    let output =
+        bounded(with_testdev(ioasis().args(["--trace", &trace])).args([&program, "group"]));
+    assert!(output.status.success(), "{output:?}");
+    let text = std::fs::read_to_string(trace).unwrap();
+    for part in [
+        "openat(\"/dev/vfio/1\", O_RDWR) = ",
+        "VFIO_GROUP_GET_DEVICE_FD, \"0000:01:00.0\") = ",
+        "mmap(",
+        "ENXIO",
+    ] {
+        assert!(text.contains(part), "no {part} in {text}");
+    }
+}
