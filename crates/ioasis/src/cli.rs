@@ -11,7 +11,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use ioasis_supervisor::Machine;
 use ioasis_supervisor::trace::{Format, Trace};
 use ioasis_supervisor::view::{self, HostPci};
-use ioasis_supervisor::{Leftovers, RunOptions};
+use ioasis_supervisor::{Leftovers, RunOptions, doctor};
 
 use crate::hardware;
 use crate::machine::Description;
@@ -83,7 +83,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<ExitCode> {
             print!("{}", models());
             Ok(ExitCode::SUCCESS)
         }
-        Action::Doctor => todo!(),
+        Action::Doctor => Ok(doctor()),
         Action::Completions { shell } => {
             let mut command = Arguments::command();
             clap_complete::generate(shell, &mut command, "ioasis", &mut std::io::stdout());
@@ -130,6 +130,22 @@ fn start(run: Run) -> Result<ExitCode> {
             eprintln!("ioasis: {failure}");
             Ok(ExitCode::from(failure.status))
         }
+    }
+}
+
+/// Prints what works on this host; fails when a run cannot.
+fn doctor() -> ExitCode {
+    let checks = doctor::report();
+    for check in &checks {
+        println!("{:<8} {}: {}", check.status.to_string(), check.name, check.detail);
+        if let Some(mend) = &check.mend {
+            println!("         {mend}");
+        }
+    }
+    if checks.iter().any(|check| check.status == doctor::Status::Missing) {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
     }
 }
 
