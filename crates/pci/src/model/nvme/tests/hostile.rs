@@ -69,7 +69,6 @@ fn deeds() -> impl Strategy<Value = Deed> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(300))]
     #[test]
     fn nothing_a_program_does_makes_the_controller_panic(
         deeds in proptest::collection::vec(deeds(), 1..120),
