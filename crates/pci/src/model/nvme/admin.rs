@@ -114,6 +114,7 @@ impl Controller {
         let zeroed = bus.pages(BAR).store_u32(doorbell, 0);
         zeroed.map_err(|_| Status::INTERNAL_ERROR)?;
         self.completions[slot] = Some(CompletionQueue::new(command.prp1, entries, vector));
+        self.count_slots();
         self.io_queues = IoQueues::Made;
         Ok(0)
     }
@@ -136,6 +137,7 @@ impl Controller {
         let zeroed = bus.pages(BAR).store_u32(doorbells(id), 0);
         zeroed.map_err(|_| Status::INTERNAL_ERROR)?;
         self.submissions[slot] = Some(SubmissionQueue::new(completion, command.prp1, entries));
+        self.count_slots();
         if let Some(queue) = &mut self.completions[target] {
             queue.users += 1;
         }
@@ -148,6 +150,7 @@ impl Controller {
         let queue = self.submissions[slot].take().ok_or(Status::INVALID_QUEUE_ID)?;
         let target = self.completions[usize::from(queue.completion)].as_mut();
         target.expect("a submission queue has its completion queue").users -= 1;
+        self.count_slots();
         Ok(0)
     }
 
@@ -159,6 +162,7 @@ impl Controller {
             Some(queue) if queue.users > 0 => Err(Status::INVALID_QUEUE_DELETION),
             Some(_) => {
                 self.completions[slot] = None;
+                self.count_slots();
                 Ok(0)
             }
         }

@@ -38,6 +38,8 @@ pub(super) struct Controller {
     masked: u32,
     pub(super) submissions: Vec<Option<SubmissionQueue>>,
     pub(super) completions: Vec<Option<CompletionQueue>>,
+    /// Slots up to the last that has a queue.
+    used: usize,
     pub(super) io_queues: IoQueues,
     pub(super) features: Features,
     pub(super) events: Events,
@@ -67,6 +69,7 @@ impl Controller {
             masked: 0,
             submissions: Vec::new(),
             completions: Vec::new(),
+            used: 0,
             io_queues: IoQueues::None,
             features: Features::new(queues),
             events: Events::default(),
@@ -84,6 +87,7 @@ impl Controller {
         let slots = usize::from(self.queues) + 1;
         self.submissions = std::iter::repeat_with(|| None).take(slots).collect();
         self.completions = std::iter::repeat_with(|| None).take(slots).collect();
+        self.used = 0;
         self.io_queues = IoQueues::None;
         self.features = Features::new(self.queues);
         self.events = Events::default();
@@ -174,7 +178,15 @@ impl Controller {
         let completion = CompletionQueue::new(completion, completion_entries, Some(0));
         self.submissions[0] = Some(SubmissionQueue::new(ADMIN, submission, submission_entries));
         self.completions[0] = Some(completion);
+        self.count_slots();
         self.set_status(bus, registers::CSTS_READY)
+    }
+
+    /// Queues were made or deleted.
+    pub(super) fn count_slots(&mut self) {
+        let has_queue =
+            |slot: &usize| self.submissions[*slot].is_some() || self.completions[*slot].is_some();
+        self.used = (0..self.completions.len()).rev().find(has_queue).map_or(0, |slot| slot + 1);
     }
 
     /// INTMS sets bits of the mask and shows it; INTMC clears them. INTMC reads 0 here, so that every write to it is
@@ -217,20 +229,16 @@ impl Controller {
     /// Gives every queue its turn, in the order of their identifiers.
     fn serve(&mut self, bus: &Bus<'_>) -> Result<Progress> {
         let mut progress = Progress::Idle;
-        for id in 0..=self.queues {
-            let slot = usize::from(id);
-            if !self.runs() {
-                break;
-            }
-            if self.submissions[slot].is_none() && self.completions[slot].is_none() {
-                continue;
-            }
+        let mut slot = 0;
+        while slot < self.used && self.runs() {
+            let id = u16::try_from(slot).expect("at most 64 queues");
             let pair = bus.pages(BAR).load_u64(doorbells(id))?.to_le_bytes();
             let [tail, head] = [&pair[..4], &pair[4..]]
                 .map(|half| u32::from_le_bytes(half.try_into().expect("four bytes")));
             if self.take_head(slot, head) | self.turn(bus, slot, tail)? {
                 progress = Progress::Worked;
             }
+            slot += 1;
         }
         self.tell_events(bus)?;
         Ok(progress)
