@@ -1,6 +1,7 @@
 //! Device files: the ioctls of an open device. Linux: `drivers/vfio/vfio_main.c`, `device_cdev.c`.
 
 mod cdev;
+mod peer;
 mod region;
 
 use std::sync::Arc;

@@ -7,6 +7,7 @@ mod groups;
 mod infos;
 mod irqs;
 mod kvm;
+mod peers;
 mod regions;
 mod removal;
 mod resets;

@@ -1,0 +1,49 @@
+//! BAR pages as memory that another device reaches: the far end of peer-to-peer DMA.
+//!
+//! Linux's type1 container maps the pages' physical addresses and never takes them away again (`vaddr_get_pfns`). Here
+//! every access asks whether the BAR answers at that moment.
+//!
+//! DIFFERS: nothing is reached while memory decoding is off, in D3hot, or after the last close; what was mapped is
+//! reached again when the BAR comes back.
+
+use ioasis_pci::BARS;
+use ioasis_sys::mapping::Mapping;
+use ioasis_uapi::{Errno, Error, Result};
+
+use super::{DeviceFile, region_index, region_position};
+
+impl DeviceFile {
+    /// Reads BAR pages at `offset` of the file, for another device.
+    ///
+    /// # Errors
+    ///
+    /// `EFAULT` when the BAR does not answer, or there are no pages.
+    pub fn peer_read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        let (pages, position) = self.peer(offset)?;
+        pages.read(position, buf)
+    }
+
+    /// Writes BAR pages at `offset` of the file, for another device; the device looks at what was written.
+    ///
+    /// # Errors
+    ///
+    /// As [`DeviceFile::peer_read`].
+    pub fn peer_write(&self, offset: u64, buf: &[u8]) -> Result<()> {
+        let (pages, position) = self.peer(offset)?;
+        pages.write(position, buf)?;
+        self.device.function().wake();
+        Ok(())
+    }
+
+    fn peer(&self, offset: u64) -> Result<(&Mapping, u64)> {
+        let silent = |why| Error::at(Errno::EFAULT, why, offset);
+        self.usable().map_err(|_| silent("the device of that BAR is closed"))?;
+        self.device.present().map_err(|_| silent("the device of that BAR was removed"))?;
+        if !self.device.function().memory_enabled() {
+            return Err(silent("that BAR does not decode memory"));
+        }
+        let bar = region_index(offset).and_then(|bar| usize::try_from(bar).ok());
+        let pages = bar.filter(|&bar| bar < BARS).and_then(|bar| self.memory.pages[bar].as_deref());
+        Ok((pages.ok_or(silent("no BAR pages there"))?, region_position(offset)))
+    }
+}
