@@ -10,7 +10,7 @@ use ioasis_sys::because;
 use ioasis_sys::eventfd::EventFd;
 use ioasis_sys::mapping::{Access, Mapping};
 use ioasis_uapi::{Errno, Error, Result};
-use ioasis_vfio::{Device, DeviceMemory, IommuFile, REGION_SHIFT, VfioFile};
+use ioasis_vfio::{Device, DeviceFile, DeviceMemory, IommuFile, REGION_SHIFT, VfioFile};
 use rustix::fs::FallocateFlags;
 
 use super::{File, Server};
@@ -150,17 +150,7 @@ impl AddressSpace for Unreachable {
 #[derive(Debug)]
 pub(crate) struct BarPages {
     pub(crate) inode: u64,
-    pub(crate) pages: [Option<Arc<Mapping>>; BARS],
-}
-
-impl BarPages {
-    fn at(&self, offset: u64) -> Result<(&Mapping, u64)> {
-        let region =
-            (offset >> REGION_SHIFT).checked_sub(1).and_then(|bar| usize::try_from(bar).ok());
-        let pages = region.and_then(|bar| self.pages.get(bar)).and_then(Option::as_ref);
-        let pages = pages.ok_or(Error::at(Errno::EFAULT, "no BAR pages there", offset))?;
-        Ok((pages, offset & ((1 << REGION_SHIFT) - 1)))
-    }
+    pub(crate) device: Arc<DeviceFile>,
 }
 
 impl Backing for BarPages {
@@ -172,8 +162,7 @@ impl Backing for BarPages {
     fn read(&self, pieces: &[Piece], mut buf: &mut [u8]) -> Result<()> {
         for piece in pieces {
             let (part, rest) = buf.split_at_mut(piece.length);
-            let (pages, offset) = self.at(piece.offset)?;
-            pages.read(offset, part)?;
+            self.device.peer_read(piece.offset, part)?;
             buf = rest;
         }
         Ok(())
@@ -182,8 +171,7 @@ impl Backing for BarPages {
     fn write(&self, pieces: &[Piece], mut buf: &[u8]) -> Result<()> {
         for piece in pieces {
             let (part, rest) = buf.split_at(piece.length);
-            let (pages, offset) = self.at(piece.offset)?;
-            pages.write(offset, part)?;
+            self.device.peer_write(piece.offset, part)?;
             buf = rest;
         }
         Ok(())

@@ -11,7 +11,7 @@ use rustix::fs::OFlags;
 
 use super::client::{BarPages, Caller, mappable};
 use super::{Decision, File, Gift, Line};
-use crate::files::{Look, Opened};
+use crate::files::{Blank, Look, Opened};
 use crate::removal::Note;
 use crate::resolve::Wait;
 use crate::task::{low, signed};
@@ -98,7 +98,7 @@ fn group_look() -> Look {
 ///
 /// # Errors
 ///
-/// `EMFILE`, `ENOSPC`.
+/// `EMFILE`, `ENOSPC`; `EBUSY` while the file that has the device is being closed.
 pub(super) fn open_device(
     caller: &Caller<'_>,
     device: &Arc<DeviceFile>,
@@ -110,15 +110,31 @@ pub(super) fn open_device(
     if let Some(opened) = server.files.get(server.files.dev(), inode) {
         return server.files.open(&opened, access);
     }
-    let blank = caller.take_blank(inode).expect("a device file is made by the call that opens it");
-    let bars: Arc<dyn Backing> = Arc::new(BarPages { inode, pages: device.memory().pages.clone() });
+    // A device opened twice through its group is one file. That file may be on its way out, while a call on it goes on.
+    // DIFFERS: Linux makes another file then.
+    let Some(blank) = caller.take_blank(inode) else {
+        return Err(Error::new(Errno::EBUSY, "the device is being closed"));
+    };
+    let opened = publish_device(caller, device, blank, look).inspect_err(|_| device.close())?;
+    server.files.open(&opened, access).inspect_err(|_| server.files.forget(&opened))
+}
+
+/// Makes `blank` the file of `device`.
+fn publish_device(
+    caller: &Caller<'_>,
+    device: &Arc<DeviceFile>,
+    blank: Blank,
+    look: Look,
+) -> Result<Arc<Opened<File>>> {
+    let (server, inode) = (caller.server, blank.inode);
+    let bars: Arc<dyn Backing> = Arc::new(BarPages { inode, device: Arc::clone(device) });
     server.memory.add_device(&blank.file, &bars)?;
     let copy = blank.file.try_clone();
     let copy = copy.map_err(|_| Error::new(Errno::EMFILE, "too many open files"))?;
     let file = File::Device { device: Arc::clone(device), bars, notes: Arc::clone(&server.notes) };
     let opened = server.files.publish(blank, file, look)?;
     server.notes.tell(Note::Opened { inode, file: copy, ranges: mappable(device.device()) });
-    server.files.open(&opened, access).inspect_err(|_| server.files.forget(&opened))
+    Ok(opened)
 }
 
 /// Keeps the watchdog informed of the eventfds that fire on removal.
