@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use arc_swap::Guard;
-use ioasis_iommupt::{Iova, Prot, Run, Section};
+use ioasis_iommupt::{Iova, Prot, Run, Section, TableReader};
 use ioasis_uapi::Result;
 
 use crate::faultlog::{Reason, RefusedDma};
@@ -141,6 +141,52 @@ struct Refusal {
     reason: Reason,
 }
 
+fn translate<T: Transfer>(reader: &dyn TableReader, at: Iova, left: u64) -> Result<Run, Refusal> {
+    reader.translate(at, left, T::NEED).map_err(|fault| {
+        let reason = if fault.missing.is_empty() {
+            Reason::NotMapped
+        } else {
+            Reason::Missing(fault.missing)
+        };
+        Refusal { iova: fault.iova, reason }
+    })
+}
+
+/// A transfer of one segment that is one run.
+fn copy_run<T: Transfer>(
+    phys: &Phys,
+    segment: Segment,
+    run: Run,
+    transfer: &mut T,
+) -> Result<(), Refusal> {
+    let gone = Refusal { iova: segment.iova, reason: Reason::MemoryGone };
+    let window = phys.window(run.pa);
+    let Some(window) = window.as_ref() else { return Err(gone) };
+    let piece = Piece { offset: Phys::offset(window, run.pa), length: segment.length };
+    transfer.copy(&*window.backing, &[piece], segment.length).map_err(|_| gone)
+}
+
+/// A transfer of any shape.
+fn gather<T: Transfer>(
+    phys: &Phys,
+    reader: &dyn TableReader,
+    segments: impl Iterator<Item = Segment>,
+    transfer: &mut T,
+) -> Result<(), Refusal> {
+    let mut batch = Batch::empty();
+    for segment in segments {
+        let mut at = segment.iova;
+        let mut left = segment.length as u64;
+        while left > 0 {
+            let run = translate::<T>(reader, at, left)?;
+            batch.add(phys, at, run, transfer)?;
+            at = Iova(at.0.wrapping_add(run.length));
+            left -= run.length;
+        }
+    }
+    batch.flush(transfer)
+}
+
 impl Endpoint {
     /// Fills `buf` from `segments`, one after another; their lengths add up to `buf.len()`.
     ///
@@ -173,7 +219,7 @@ impl Endpoint {
         segments: impl IntoIterator<Item = Segment>,
         mut transfer: T,
     ) -> Result<(), DmaFault> {
-        let machine = Arc::clone(self.machine());
+        let machine = self.machine();
         let section = Section::enter(&*machine.quiesce);
         let attachment = self.group().attachment();
         let refused = self.walk(attachment.as_ref(), segments, &mut transfer);
@@ -190,30 +236,22 @@ impl Endpoint {
         segments: impl IntoIterator<Item = Segment>,
         transfer: &mut T,
     ) -> Result<(), Refusal> {
+        let mut segments = segments.into_iter();
+        let Some(first) = segments.next() else { return Ok(()) };
+        let Some(attachment) = attachment else {
+            return Err(Refusal { iova: first.iova, reason: Reason::Blocked });
+        };
         let phys = &self.machine().phys;
-        let mut batch = Batch::empty();
-        for segment in segments {
-            let Some(attachment) = attachment else {
-                return Err(Refusal { iova: segment.iova, reason: Reason::Blocked });
-            };
-            let reader = attachment.domain.reader();
-            let mut at = segment.iova;
-            let mut left = segment.length as u64;
-            while left > 0 {
-                let run = reader.translate(at, left, T::NEED).map_err(|fault| {
-                    let reason = if fault.missing.is_empty() {
-                        Reason::NotMapped
-                    } else {
-                        Reason::Missing(fault.missing)
-                    };
-                    Refusal { iova: fault.iova, reason }
-                })?;
-                batch.add(phys, at, run, transfer)?;
-                at = Iova(at.0.wrapping_add(run.length));
-                left -= run.length;
+        let reader = &**attachment.domain.reader();
+        let second = segments.next();
+        // Most transfers are one run of memory: those gather nothing.
+        if second.is_none() && first.length > 0 {
+            let run = translate::<T>(reader, first.iova, first.length as u64)?;
+            if run.length == first.length as u64 {
+                return copy_run(phys, first, run, transfer);
             }
         }
-        batch.flush(transfer)
+        gather(phys, reader, [Some(first), second].into_iter().flatten().chain(segments), transfer)
     }
 
     fn record(&self, attachment: Option<&Arc<Attachment>>, refusal: Refusal, need: Prot) {
