@@ -16,7 +16,13 @@ pub(crate) fn ioasis() -> Command {
 fn program() -> PathBuf {
     let tests = std::env::current_exe().expect("a test has a path");
     let target = tests.parent().and_then(Path::parent).expect("target/PROFILE/deps");
-    target.join("examples/run")
+    let program = target.join("examples/run");
+    assert!(
+        program.exists(),
+        "cargo test builds {}; with --test, say --examples too",
+        program.display()
+    );
+    program
 }
 
 /// The same as nobody; `None` where this user already has no privileges to give up.
