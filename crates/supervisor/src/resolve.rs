@@ -255,3 +255,109 @@ pub(crate) fn behind_descriptor_link(
 /// A path cannot be resolved without waiting.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct WouldWait;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsRawFd;
+
+    fn own(dirfd: i32) -> From {
+        let tid = rustix::thread::gettid().as_raw_nonzero().get().unsigned_abs();
+        From { tid, pid: std::process::id(), dirfd }
+    }
+
+    /// Device and inode of what `path` leads to; `None` for nothing.
+    fn found(dirfd: i32, path: &str, last: Last) -> Option<(u64, u64)> {
+        match resolve(own(dirfd), path.as_bytes(), last, Wait::Allowed) {
+            Found::File(file) => {
+                rustix::fs::fstat(file).ok().map(|stat| (stat.st_dev, stat.st_ino))
+            }
+            Found::Nothing => None,
+            Found::WouldWait => panic!("leave to wait was given"),
+        }
+    }
+
+    fn expected(path: &std::path::Path) -> Option<(u64, u64)> {
+        let stat = rustix::fs::stat(path).expect("it is there");
+        Some((stat.st_dev, stat.st_ino))
+    }
+
+    struct Tree(std::path::PathBuf);
+
+    impl Tree {
+        /// a/file, a/b/up -> ../file, a/root -> /proc/self/root, a/loop -> loop.
+        fn new(name: &str) -> Self {
+            let path = std::env::temp_dir().join(format!("ioasis-{name}-{}", std::process::id()));
+            std::fs::create_dir_all(path.join("a/b")).expect("a folder");
+            std::fs::write(path.join("a/file"), b"x").expect("a file");
+            for (target, link) in
+                [("../file", "a/b/up"), ("/proc/self/root", "a/root"), ("loop", "a/loop")]
+            {
+                std::os::unix::fs::symlink(target, path.join(link)).expect("a link");
+            }
+            Self(path)
+        }
+    }
+
+    impl Drop for Tree {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_dir_all(&self.0);
+        }
+    }
+
+    #[test]
+    fn a_path_leads_where_the_kernel_would_find_it() {
+        let tree = Tree::new("paths");
+        let (root, file) = (tree.0.display(), expected(&tree.0.join("a/file")));
+        for path in
+            ["a/file", "a/b/up", "a/b/../file", "a/./b/..//file", &format!("a/root{root}/a/file")]
+        {
+            assert_eq!(found(-100, &format!("{root}/{path}"), Last::Follow), file, "{path}");
+            let dir = rustix::fs::open(&tree.0, OFlags::PATH, Mode::empty()).expect("a folder");
+            assert_eq!(
+                found(dir.as_raw_fd(), path, Last::Follow),
+                file,
+                "{path} from a descriptor"
+            );
+        }
+        for path in ["a/loop", "a/none", "a/file/x", ""] {
+            assert_eq!(found(-100, &format!("{root}/{path}x"), Last::Follow), None, "{path}");
+        }
+        assert_eq!(found(-100, &format!("{root}/a/loop"), Last::Follow), None);
+        let link = found(-100, &format!("{root}/a/b/up"), Last::Keep);
+        assert!(link.is_some() && link != file);
+    }
+
+    #[test]
+    fn a_descriptor_link_leads_to_the_open_file() {
+        let tree = Tree::new("links");
+        let file = std::fs::File::open(tree.0.join("a/file")).expect("a file");
+        std::fs::remove_file(tree.0.join("a/file")).expect("it is there");
+        let stat = rustix::fs::fstat(&file).expect("open");
+        let identity = Some((stat.st_dev, stat.st_ino));
+        let fd = file.as_raw_fd();
+        for path in [
+            format!("/proc/self/fd/{fd}"),
+            format!("/dev/fd/{fd}"),
+            format!("/proc/thread-self/fd/{fd}"),
+        ] {
+            assert_eq!(found(-100, &path, Last::Follow), identity, "{path}");
+            let behind = behind_descriptor_link(own(-100), path.as_bytes(), Wait::Allowed);
+            assert_eq!(
+                behind.expect("leave to wait").map(|stat| (stat.st_dev, stat.st_ino)),
+                identity
+            );
+        }
+        let other = behind_descriptor_link(own(-100), b"/etc/1", Wait::Allowed);
+        assert!(other.expect("leave to wait").is_none());
+    }
+
+    #[test]
+    fn nothing_waits_for_a_name_that_is_not_cached() {
+        let tree = Tree::new("cached");
+        let path = tree.0.join("a/file");
+        let path = path.to_str().expect("plain text").as_bytes();
+        let found = resolve(own(-100), path, Last::Follow, Wait::Forbidden);
+        assert!(matches!(found, Found::File(_)), "it was just made: {found:?}");
+    }
+}

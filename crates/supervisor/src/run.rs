@@ -163,6 +163,7 @@ impl Notes {
 fn supervise(options: RunOptions, shared: Arc<Shared>, socket: OwnedFd, watchdog: OwnedFd) -> ! {
     signal::Set::all_but(&signal::BROKEN).block();
     let _ = rustix::process::set_child_subreaper(Some(rustix::process::getpid()));
+    abort_on_panic();
     let notes = Arc::new(Notes::new(socket));
     let leftovers = options.leftovers;
     match prepare(options, &shared, &notes) {
@@ -191,6 +192,23 @@ fn supervise(options: RunOptions, shared: Arc<Shared>, socket: OwnedFd, watchdog
     }
 }
 
+/// A supervisor that lost a thread would leave calls without an answer: it ends instead, and the watchdog stands in.
+fn abort_on_panic() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        report(panic);
+        std::process::abort();
+    }));
+}
+
+/// Every open file of a client's takes a few descriptors here.
+fn allow_many_descriptors() {
+    let resource = rustix::process::Resource::Nofile;
+    let limit = rustix::process::getrlimit(resource);
+    let limit = rustix::process::Rlimit { current: limit.maximum, ..limit };
+    let _ = rustix::process::setrlimit(resource, limit);
+}
+
 fn prepare(
     options: RunOptions,
     shared: &Arc<Shared>,
@@ -204,6 +222,7 @@ fn prepare(
     let launched = launch::launch(&view, &filter::filter(queues), &command)?;
     shared.set_client(launched.child.id());
     spawn::close_inherited();
+    allow_many_descriptors();
     for entry in &launched.lost {
         say(&format!("ioasis: {entry} is not in the program's view\n"));
     }

@@ -76,6 +76,30 @@ fn a_device_opened_twice_through_its_group_is_one_device() {
 }
 
 #[test]
+fn a_user_without_privileges_drives_a_device() {
+    let folder = Folder::new("unprivileged");
+    let program = compile(&folder, "files", &[]);
+    let Some(mut command) = bench::unprivileged() else { return };
+    for what in ["accesses", "look", "hidden"] {
+        let output = bounded(with_testdev(&mut command).args([&program, what]));
+        assert!(output.status.success(), "{output:?}");
+        command = bench::unprivileged().expect("as before");
+    }
+}
+
+#[test]
+fn a_client_in_namespaces_of_its_own_is_served() {
+    let folder = Folder::new("namespaces");
+    let program = compile(&folder, "files", &["-static"]);
+    let unshare =
+        ["unshare", "--user", "--map-root-user", "--mount", "--pid", "--fork", "--mount-proc"];
+    for what in ["look", "accesses", "copies"] {
+        let output = bounded(with_testdev(&mut ioasis()).args(unshare).args([&program, what]));
+        assert!(output.status.success(), "{output:?}");
+    }
+}
+
+#[test]
 fn a_device_is_gone_with_its_supervisor() {
     let folder = Folder::new("gone");
     let program = compile(&folder, "files", &[]);

@@ -12,6 +12,7 @@
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -435,6 +436,13 @@ static void gone(void)
 	FAILS(ioctl(0, IOMMU_IOAS_ALLOC, 0), ENOTTY);
 }
 
+/* A process that forbids others of its user to look at it is served all the same. */
+static void hidden(void)
+{
+	CHECK(prctl(PR_SET_DUMPABLE, 0) == 0);
+	accesses();
+}
+
 int main(int argc, char **argv)
 {
 	const char *what = argc > 1 ? argv[1] : "";
@@ -463,6 +471,8 @@ int main(int argc, char **argv)
 		limits();
 	else if (!strcmp(what, "group"))
 		group();
+	else if (!strcmp(what, "hidden"))
+		hidden();
 	else if (!strcmp(what, "gone"))
 		gone();
 	else
