@@ -48,6 +48,7 @@ pub(crate) fn build(description: &Description) -> Result<(Arc<iommufd::Machine>,
             pasid_exec: false,
             pasid_privileged: false,
             ats: false,
+            pri: false,
         };
         placements.push(Placement {
             function: Function::new(address, model, &mut windows),

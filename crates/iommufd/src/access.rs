@@ -15,9 +15,10 @@ use ioasis_sys::sync::Mutex;
 use ioasis_uapi::Result;
 
 use crate::Kind;
+use crate::context::Context;
 use crate::inject::step;
 use crate::ioas::{Area, Ioas, Space};
-use crate::object::{Head, Held, Object, Tracked};
+use crate::object::{Head, Held, KeepId, Object, Tracked};
 use crate::pages::{PAGE_SIZE, PageRange};
 
 /// Whoever pins pages through an access.
@@ -49,7 +50,7 @@ struct State {
 
 /// A way to memory behind IOVAs.
 #[derive(Debug)]
-pub struct Access {
+pub(crate) struct Access {
     head: Head,
     token: u64,
     kind: AccessKind,
@@ -138,30 +139,6 @@ impl Access {
         Ok(())
     }
 
-    /// Attaches to `ioas`.
-    ///
-    /// # Errors
-    ///
-    /// `EINVAL` when attached already, else as for [`replace`](Self::replace).
-    pub(crate) fn attach(self: &Arc<Self>, ioas: Held<Ioas>) -> Result<()> {
-        if self.state.lock().ioas.is_some() {
-            return refuse!(EINVAL, "the access is attached already");
-        }
-        self.change_ioas(Some(ioas))
-    }
-
-    /// Moves to `ioas`; pins in the old one are given back first.
-    ///
-    /// # Errors
-    ///
-    /// `ENOENT` when not attached, `EADDRINUSE` when mappings there are less aligned than needed.
-    pub(crate) fn replace(self: &Arc<Self>, ioas: Held<Ioas>) -> Result<()> {
-        if self.state.lock().ioas.is_none() {
-            return refuse!(ENOENT, "the access is not attached");
-        }
-        self.change_ioas(Some(ioas))
-    }
-
     /// Leaves its IOAS, if it has one.
     pub(crate) fn detach(self: &Arc<Self>) {
         if self.state.lock().ioas.is_some() {
@@ -176,7 +153,7 @@ impl Access {
     ///
     /// `EINVAL` for no bytes, bytes that are not whole pages, or a dma-buf; `EOVERFLOW` past the end; `ENOENT` where nothing is mapped or
     /// the access is not attached; `EPERM` without the permission; `EFAULT` and `ENOMEM` of pinning.
-    pub fn pin(&self, iova: Iova, length: u64, need: Prot) -> Result<Vec<Run>> {
+    pub(crate) fn pin(&self, iova: Iova, length: u64, need: Prot) -> Result<Vec<Run>> {
         let range = range_of(iova, length)?;
         let mut state = self.state.lock();
         let State { ioas: Some(ioas), pins, .. } = &mut *state else {
@@ -211,7 +188,7 @@ impl Access {
     /// # Errors
     ///
     /// `EINVAL` unless exactly this range is pinned.
-    pub fn unpin(&self, iova: Iova, length: u64) -> Result<()> {
+    pub(crate) fn unpin(&self, iova: Iova, length: u64) -> Result<()> {
         let range = range_of(iova, length)?;
         let mut state = self.state.lock();
         let key = (range.start().0, range.last().0);
@@ -234,7 +211,7 @@ impl Access {
     /// # Errors
     ///
     /// As [`pin`](Self::pin), without the rule of whole pages.
-    pub fn read(&self, iova: Iova, buf: &mut [u8]) -> Result<()> {
+    pub(crate) fn read(&self, iova: Iova, buf: &mut [u8]) -> Result<()> {
         let mut rest = buf;
         self.copy(iova, rest.len(), Prot::READ, |area, part, length| {
             let (now, later) = std::mem::take(&mut rest).split_at_mut(length);
@@ -248,7 +225,7 @@ impl Access {
     /// # Errors
     ///
     /// As [`pin`](Self::pin), without the rule of whole pages.
-    pub fn write(&self, iova: Iova, buf: &[u8]) -> Result<()> {
+    pub(crate) fn write(&self, iova: Iova, buf: &[u8]) -> Result<()> {
         let mut rest = buf;
         self.copy(iova, rest.len(), Prot::WRITE, |area, part, length| {
             let (now, later) = rest.split_at(length);
@@ -274,6 +251,99 @@ impl Access {
             let length = usize::try_from(part.span() + 1).expect("a part of a buffer fits memory");
             each(area, part, length)
         })
+    }
+}
+
+/// An access of a driver of ours. Dropping it detaches and destroys the object.
+#[derive(Debug)]
+pub struct AccessHandle {
+    context: Arc<Context>,
+    access: Held<Access>,
+}
+
+impl AccessHandle {
+    pub(crate) fn new(context: &Arc<Context>, access: &Arc<Access>) -> Self {
+        Self { context: Arc::clone(context), access: Held::new(access) }
+    }
+
+    /// The object's id.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.access.id()
+    }
+
+    /// Attaches to an IOAS.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` when attached already, `ENOENT` without the IOAS, `EADDRINUSE` when its mappings are less aligned than pins need.
+    pub fn attach(&self, ioas: u32) -> Result<()> {
+        if self.access.state.lock().ioas.is_some() {
+            return refuse!(EINVAL, "the access is attached already");
+        }
+        self.access.arc().change_ioas(Some(self.context.ioas(ioas)?))
+    }
+
+    /// Moves to another IOAS; the user is asked to let go of all pins first.
+    ///
+    /// # Errors
+    ///
+    /// `ENOENT` when not attached or without the IOAS, `EADDRINUSE` as [`attach`](Self::attach).
+    pub fn replace(&self, ioas: u32) -> Result<()> {
+        if self.access.state.lock().ioas.is_none() {
+            return refuse!(ENOENT, "the access is not attached");
+        }
+        self.access.arc().change_ioas(Some(self.context.ioas(ioas)?))
+    }
+
+    /// Leaves the IOAS, if attached.
+    pub fn detach(&self) {
+        self.access.arc().detach();
+    }
+
+    /// Pins `length` bytes from `iova` and returns where they are.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` for no bytes, bytes that are not whole pages, or a dma-buf; `EOVERFLOW` past the end; `ENOENT` where nothing is mapped or
+    /// the access is not attached; `EPERM` without the permission; `EFAULT` and `ENOMEM` of pinning.
+    pub fn pin(&self, iova: Iova, length: u64, need: Prot) -> Result<Vec<Run>> {
+        self.access.pin(iova, length, need)
+    }
+
+    /// Gives back what [`pin`](Self::pin) was called with.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` unless exactly this range is pinned.
+    pub fn unpin(&self, iova: Iova, length: u64) -> Result<()> {
+        self.access.unpin(iova, length)
+    }
+
+    /// Fills `buf` from `iova`.
+    ///
+    /// # Errors
+    ///
+    /// As [`pin`](Self::pin), without the rule of whole pages.
+    pub fn read(&self, iova: Iova, buf: &mut [u8]) -> Result<()> {
+        self.access.read(iova, buf)
+    }
+
+    /// Writes `buf` to `iova`.
+    ///
+    /// # Errors
+    ///
+    /// As [`pin`](Self::pin), without the rule of whole pages.
+    pub fn write(&self, iova: Iova, buf: &[u8]) -> Result<()> {
+        self.access.write(iova, buf)
+    }
+}
+
+impl Drop for AccessHandle {
+    fn drop(&mut self) {
+        self.access.arc().detach();
+        let object = self.context.objects().evict(self.access.id(), KeepId::No);
+        drop(object);
     }
 }
 

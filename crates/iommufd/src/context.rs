@@ -11,14 +11,16 @@ use ioasis_iommupt::{Iova, IovaRange, Prot};
 use ioasis_sys::sync::Mutex;
 use ioasis_uapi::Result;
 
+use crate::access::{Access, AccessHandle, AccessKind};
 use crate::account::{Mode, Rule};
 use crate::device::{Bound, Device, DeviceGroup};
+use crate::driver::UserData;
 use crate::hwpt::{Hwpt, Origin};
 use crate::inject::step;
 use crate::ioas::{Ioas, Place, Slice};
 use crate::iommu::{Endpoint, Group};
 use crate::machine::Machine;
-use crate::object::{Head, Held, Object, Reservation, Table};
+use crate::object::{Head, Held, KeepId, Object, Reservation, Table};
 use crate::pages::{self, Pages};
 use crate::{Account, AddressSpace, Kind};
 
@@ -203,12 +205,18 @@ impl Context {
                 drop(settings);
                 drop(ioas);
             }
+            Object::Hwpt(hwpt) if hwpt.nested.is_some() => drop(hwpt),
             Object::Hwpt(hwpt) => {
                 let mut hwpts = hwpt.ioas.hwpts.lock();
                 hwpt.leave(&mut hwpts);
             }
             Object::Access(access) => access.detach(),
             Object::Device(device) => drop(device),
+            Object::Fault(queue) => queue.cancel_all(),
+            Object::Viommu(viommu) => drop(viommu),
+            Object::Vdevice(vdevice) => vdevice.retire(),
+            Object::HwQueue(queue) => queue.stop(),
+            Object::EventQueue(queue) => queue.viommu().remove_queue(&queue),
         }
     }
 
@@ -235,11 +243,12 @@ impl Context {
         ioas: &Held<Ioas>,
         device: &Device,
         flags: u32,
+        data: Option<&UserData<'_>>,
     ) -> Result<(Reservation, Arc<Hwpt>)> {
         let reservation = self.objects.reserve()?;
         let head = Head::new(reservation.id());
         let mut hwpts = ioas.hwpts.lock();
-        let hwpt = Hwpt::paging(head, ioas.clone(), device, flags, Origin::Client)?;
+        let hwpt = Hwpt::paging(head, ioas.clone(), device, flags, data, Origin::Client)?;
         hwpt.join(&mut hwpts)?;
         Ok((reservation, hwpt))
     }
@@ -248,6 +257,25 @@ impl Context {
     pub(crate) fn abort_hwpt(hwpt: &Hwpt) {
         let mut hwpts = hwpt.ioas.hwpts.lock();
         hwpt.leave(&mut hwpts);
+    }
+
+    /// Destroys the virtual device of a device that is unbound; its id stays taken.
+    pub(crate) fn evict_vdevice(&self, id: u32) {
+        let object = self.objects.evict(id, KeepId::Yes);
+        self.retire(object);
+    }
+
+    /// Makes an access object, which reads, writes and pins memory behind IOVAs without DMA.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    pub fn create_access(self: &Arc<Self>, kind: AccessKind) -> Result<AccessHandle> {
+        let reservation = self.objects.reserve()?;
+        let access = Access::new(Head::new(reservation.id()), self.machine.token(), kind);
+        let handle = AccessHandle::new(self, &access);
+        reservation.publish(Object::Access(access));
+        Ok(handle)
     }
 
     /// Binds a device: from then on it is this context that attaches it.

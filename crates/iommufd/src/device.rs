@@ -16,7 +16,7 @@ use crate::driver::AttachTo;
 use crate::hwpt::{Hwpt, Origin};
 use crate::inject::step;
 use crate::ioas::Ioas;
-use crate::iommu::{Attachment, Endpoint, Group};
+use crate::iommu::{Attachment, Endpoint, Group, Guest};
 use crate::object::{Head, Held, KeepId, Object, Tracked};
 
 /// The requester ID itself, without a PASID.
@@ -26,6 +26,8 @@ pub(crate) const NO_PASID: u32 = 0;
 #[derive(Debug)]
 struct Attach {
     hwpt: Held<Hwpt>,
+    /// The hardware's attachment.
+    token: u64,
     /// Devices that asked for it.
     devices: Vec<Arc<Device>>,
 }
@@ -53,6 +55,16 @@ pub(crate) struct Device {
     head: Head,
     endpoint: Arc<Endpoint>,
     group: Arc<DeviceGroup>,
+    pub(crate) vdevice: Mutex<VdeviceSlot>,
+}
+
+/// The virtual device of a device.
+#[derive(Debug, Default)]
+pub(crate) struct VdeviceSlot {
+    /// Its object id.
+    pub(crate) id: Option<u32>,
+    /// None is made any more.
+    pub(crate) unbinding: bool,
 }
 
 impl Tracked for Device {
@@ -76,7 +88,7 @@ enum Change {
 
 impl Device {
     pub(crate) fn new(head: Head, endpoint: &Arc<Endpoint>, group: Arc<DeviceGroup>) -> Arc<Self> {
-        Arc::new(Self { head, endpoint: Arc::clone(endpoint), group })
+        Arc::new(Self { head, endpoint: Arc::clone(endpoint), group, vdevice: Mutex::default() })
     }
 
     pub(crate) fn endpoint(&self) -> &Arc<Endpoint> {
@@ -114,25 +126,40 @@ impl Device {
         Ok(())
     }
 
-    /// Points the hardware at `hwpt`.
+    /// Points the hardware at `hwpt`; returns the attachment's number.
     ///
     /// # Errors
     ///
-    /// What the device's driver refuses, which is never to be blocked; nothing has changed then.
-    fn switch(&self, pasid: u32, hwpt: Option<&Hwpt>) -> Result<()> {
+    /// What the device's driver refuses; nothing has changed then.
+    fn switch(self: &Arc<Self>, pasid: u32, hwpt: &Hwpt) -> Result<u64> {
         if let Some(driver) = self.endpoint.driver() {
-            driver.attach(pasid, hwpt.map_or(AttachTo::Blocked, Hwpt::attach_to))?;
+            driver.attach(pasid, hwpt.attach_to())?;
         }
-        let attachment = hwpt.map(|hwpt| Attachment {
-            domain: Arc::clone(&hwpt.domain),
-            ioas: Arc::downgrade(hwpt.ioas.arc()),
-        });
+        let token = self.endpoint.machine().token();
+        let faults = hwpt.faults.get().map(|queue| (Arc::clone(queue.arc()), self.head.id()));
+        self.switch_to(
+            pasid,
+            Some(Attachment {
+                token,
+                domain: Arc::clone(&hwpt.domain),
+                nested: hwpt.nested.as_ref().map(|nested| Arc::clone(&nested.table)),
+                faults,
+                guest: hwpt.viommu().map(|viommu| Guest {
+                    viommu: Arc::downgrade(viommu.arc()),
+                    device: Arc::downgrade(self),
+                }),
+                ioas: Arc::downgrade(hwpt.ioas.arc()),
+            }),
+        );
+        Ok(token)
+    }
+
+    fn switch_to(&self, pasid: u32, attachment: Option<Attachment>) {
         if pasid == NO_PASID {
             self.group.group.attach(attachment);
         } else {
             self.endpoint.attach_pasid(pasid, attachment);
         }
-        Ok(())
     }
 
     fn attach_hwpt(self: &Arc<Self>, pasid: u32, hwpt: &Held<Hwpt>) -> Result<()> {
@@ -150,20 +177,18 @@ impl Device {
             self.endpoint.reserve_in(&hwpt.ioas)?;
         }
         if first {
-            let allowed = self
+            let switched = self
                 .check_pasid(&attaches, hwpt, pasid)
                 .and_then(|()| hwpt.check_device(self))
-                .and_then(|()| self.switch(pasid, Some(hwpt)));
-            if let Err(error) = allowed {
+                .and_then(|()| self.switch(pasid, hwpt));
+            let token = switched.inspect_err(|_| {
                 if pasid == NO_PASID {
                     hwpt.ioas.unreserve(self.endpoint.token());
                 }
-                return Err(error);
-            }
+            })?;
+            attaches.insert(pasid, Attach { hwpt: hwpt.clone(), token, devices: Vec::new() });
         }
-        let attach = attaches
-            .entry(pasid)
-            .or_insert_with(|| Attach { hwpt: hwpt.clone(), devices: Vec::new() });
+        let attach = attaches.get_mut(&pasid).expect("the group is attached");
         attach.devices.push(Arc::clone(self));
         Ok(())
     }
@@ -181,21 +206,21 @@ impl Device {
         let moves = pasid == NO_PASID && !Arc::ptr_eq(attach.hwpt.ioas.arc(), hwpt.ioas.arc());
         let reserved = if moves { reserve_all(&attach.devices, &hwpt.ioas) } else { Ok(()) };
         reserved?;
-        let allowed = self
+        let switched = self
             .check_pasid(&attaches, hwpt, pasid)
             .and_then(|()| hwpt.check_device(self))
-            .and_then(|()| self.switch(pasid, Some(hwpt)));
+            .and_then(|()| self.switch(pasid, hwpt));
         let attach = attaches.get_mut(&pasid).expect("the attachment was found before");
-        if let Err(error) = allowed {
+        let token = switched.inspect_err(|_| {
             if moves {
                 attach
                     .devices
                     .iter()
                     .for_each(|device| hwpt.ioas.unreserve(device.endpoint.token()));
             }
-            return Err(error);
-        }
+        })?;
         let old = std::mem::replace(&mut attach.hwpt, hwpt.clone());
+        cancel(&old, std::mem::replace(&mut attach.token, token));
         if moves {
             attach.devices.iter().for_each(|device| old.ioas.unreserve(device.endpoint.token()));
         }
@@ -208,13 +233,24 @@ impl Device {
         attach.devices.retain(|device| device.head.id() != self.head.id());
         let hwpt = attach.hwpt.clone();
         if attach.devices.is_empty() {
-            self.switch(pasid, None).expect("a driver lets a device be blocked");
+            if let Some(driver) = self.endpoint.driver() {
+                driver.attach(pasid, AttachTo::Blocked).expect("a driver lets a device be blocked");
+            }
+            self.switch_to(pasid, None);
+            cancel(&hwpt, attach.token);
             attaches.remove(&pasid);
         }
         if pasid == NO_PASID {
             hwpt.ioas.unreserve(self.endpoint.token());
         }
         Some(hwpt)
+    }
+}
+
+/// Answers the page requests that came through an attachment which is gone.
+fn cancel(hwpt: &Hwpt, token: u64) {
+    if let Some(queue) = hwpt.faults.get() {
+        queue.cancel(token);
     }
 }
 
@@ -397,7 +433,7 @@ impl Bound {
         }
         let reservation = self.context.objects().reserve()?;
         let head = Head::new(reservation.id());
-        let hwpt = Hwpt::paging(head, ioas.clone(), &self.device, 0, Origin::Automatic)?;
+        let hwpt = Hwpt::paging(head, ioas.clone(), &self.device, 0, None, Origin::Automatic)?;
         let held = Held::new(&hwpt);
         if change == Change::Attach {
             // Attached before it is filled, so that the device's reserved ranges are judged first.
@@ -429,6 +465,14 @@ impl Drop for Bound {
     fn drop(&mut self) {
         let pasids: Vec<u32> = self.device.group.attaches.lock().keys().copied().collect();
         pasids.into_iter().for_each(|pasid| self.detach_pasid(pasid));
+        let vdevice = {
+            let mut slot = self.device.vdevice.lock();
+            slot.unbinding = true;
+            slot.id
+        };
+        if let Some(id) = vdevice {
+            self.context.evict_vdevice(id);
+        }
         let object = self.context.objects().evict(self.device.id(), KeepId::No);
         drop(object);
         self.device.group.group.disown();

@@ -7,9 +7,11 @@
 use std::sync::Arc;
 
 use arc_swap::Guard;
-use ioasis_iommupt::{Iova, Prot, Run, Section, TableReader};
+use ioasis_iommupt::{Fault, Iova, Prot, Run, Section};
 use ioasis_uapi::Result;
 
+use crate::device::NO_PASID;
+use crate::fault::{PageRequest, PageResponse};
 use crate::faultlog::{Reason, RefusedDma};
 use crate::iommu::{Attachment, Endpoint};
 use crate::phys::{Phys, Window};
@@ -141,54 +143,53 @@ struct Refusal {
     reason: Reason,
 }
 
-fn translate<T: Transfer>(reader: &dyn TableReader, at: Iova, left: u64) -> Result<Run, Refusal> {
-    reader.translate(at, left, T::NEED).map_err(|fault| {
-        let reason = if fault.missing.is_empty() {
-            Reason::NotMapped
-        } else {
-            Reason::Missing(fault.missing)
-        };
-        Refusal { iova: fault.iova, reason }
-    })
+/// A device's transactions with one PASID.
+#[derive(Clone, Copy, Debug)]
+pub struct PasidDma<'a> {
+    endpoint: &'a Endpoint,
+    pasid: u32,
 }
 
-/// A transfer of one segment that is one run.
-fn copy_run<T: Transfer>(
-    phys: &Phys,
-    segment: Segment,
-    run: Run,
-    transfer: &mut T,
-) -> Result<(), Refusal> {
-    let gone = Refusal { iova: segment.iova, reason: Reason::MemoryGone };
-    let window = phys.window(run.pa);
-    let Some(window) = window.as_ref() else { return Err(gone) };
-    let piece = Piece { offset: Phys::offset(window, run.pa), length: segment.length };
-    transfer.copy(&*window.backing, &[piece], segment.length).map_err(|_| gone)
+impl PasidDma<'_> {
+    /// [`Endpoint::read`], with the PASID.
+    ///
+    /// # Errors
+    ///
+    /// The first address that faulted.
+    pub fn read(
+        &self,
+        segments: impl IntoIterator<Item = Segment>,
+        buf: &mut [u8],
+    ) -> Result<(), DmaFault> {
+        self.endpoint.transfer(self.pasid, segments, Inbound(buf))
+    }
+
+    /// [`Endpoint::write`], with the PASID.
+    ///
+    /// # Errors
+    ///
+    /// The first address that faulted.
+    pub fn write(
+        &self,
+        segments: impl IntoIterator<Item = Segment>,
+        buf: &[u8],
+    ) -> Result<(), DmaFault> {
+        self.endpoint.transfer(self.pasid, segments, Outbound(buf))
+    }
 }
 
-/// A transfer of any shape.
-fn gather<T: Transfer>(
-    phys: &Phys,
-    reader: &dyn TableReader,
-    segments: impl Iterator<Item = Segment>,
-    transfer: &mut T,
-) -> Result<(), Refusal> {
-    let mut batch = Batch::empty();
-    for segment in segments {
-        let mut at = segment.iova;
-        let mut left = segment.length as u64;
-        while left > 0 {
-            let run = translate::<T>(reader, at, left)?;
-            batch.add(phys, at, run, transfer)?;
-            at = Iova(at.0.wrapping_add(run.length));
-            left -= run.length;
+impl Attachment {
+    fn translate(&self, pasid: u32, iova: Iova, length: u64, need: Prot) -> Result<Run, Fault> {
+        match &self.nested {
+            None => self.domain.reader().translate(iova, length, need),
+            Some(nested) => nested.translate(pasid, iova, length, need),
         }
     }
-    batch.flush(transfer)
 }
 
 impl Endpoint {
-    /// Fills `buf` from `segments`, one after another; their lengths add up to `buf.len()`.
+    /// Fills `buf` from `segments`, one after another; their lengths add up to `buf.len()`. Waits for the client where a page is
+    /// missing that the device may ask for.
     ///
     /// # Errors
     ///
@@ -198,10 +199,10 @@ impl Endpoint {
         segments: impl IntoIterator<Item = Segment>,
         buf: &mut [u8],
     ) -> Result<(), DmaFault> {
-        self.transfer(segments, Inbound(buf))
+        self.transfer(NO_PASID, segments, Inbound(buf))
     }
 
-    /// Writes `buf` to `segments`, one after another; their lengths add up to `buf.len()`.
+    /// Writes `buf` to `segments`, one after another; their lengths add up to `buf.len()`. Waits as [`read`](Self::read) does.
     ///
     /// # Errors
     ///
@@ -211,47 +212,125 @@ impl Endpoint {
         segments: impl IntoIterator<Item = Segment>,
         buf: &[u8],
     ) -> Result<(), DmaFault> {
-        self.transfer(segments, Outbound(buf))
+        self.transfer(NO_PASID, segments, Outbound(buf))
+    }
+
+    /// Transactions with `pasid`, which is not 0.
+    #[must_use]
+    pub fn with_pasid(&self, pasid: u32) -> PasidDma<'_> {
+        PasidDma { endpoint: self, pasid }
     }
 
     fn transfer<T: Transfer>(
         &self,
+        pasid: u32,
         segments: impl IntoIterator<Item = Segment>,
         mut transfer: T,
     ) -> Result<(), DmaFault> {
-        let machine = self.machine();
-        let section = Section::enter(&*machine.quiesce);
-        let attachment = self.group().attachment();
-        let refused = self.walk(attachment.as_ref(), segments, &mut transfer);
-        drop(section);
-        refused.map_err(|refusal| {
-            self.record(attachment.as_ref(), refusal, T::NEED);
-            DmaFault { iova: refusal.iova }
-        })
-    }
-
-    fn walk<T: Transfer>(
-        &self,
-        attachment: Option<&Arc<Attachment>>,
-        segments: impl IntoIterator<Item = Segment>,
-        transfer: &mut T,
-    ) -> Result<(), Refusal> {
         let mut segments = segments.into_iter();
         let Some(first) = segments.next() else { return Ok(()) };
-        let Some(attachment) = attachment else {
-            return Err(Refusal { iova: first.iova, reason: Reason::Blocked });
-        };
-        let phys = &self.machine().phys;
-        let reader = &**attachment.domain.reader();
         let second = segments.next();
         // Most transfers are one run of memory: those gather nothing.
-        if second.is_none() && first.length > 0 {
-            let run = translate::<T>(reader, first.iova, first.length as u64)?;
-            if run.length == first.length as u64 {
-                return copy_run(phys, first, run, transfer);
+        if second.is_none() && self.copy_one_run(pasid, first, &mut transfer)? {
+            return Ok(());
+        }
+        let machine = self.machine();
+        let mut batch = Batch::empty();
+        let mut section = Section::enter(&*machine.quiesce);
+        let mut attachment = self.attachment(pasid);
+        for segment in std::iter::once(first).chain(second).chain(segments) {
+            let mut rest = segment;
+            while let Err((refusal, left)) =
+                walk(&machine.phys, attachment.as_ref(), pasid, rest, &mut batch, &mut transfer)
+            {
+                // What came before the missing page is copied while its translations count.
+                let flushed = batch.flush(&mut transfer);
+                drop(section);
+                if let Err(refusal) = flushed {
+                    return Err(self.refuse(attachment.as_ref(), refusal, T::NEED));
+                }
+                if !self.ask_for_page(attachment.as_ref(), pasid, refusal, T::NEED) {
+                    return Err(self.refuse(attachment.as_ref(), refusal, T::NEED));
+                }
+                section = Section::enter(&*machine.quiesce);
+                attachment = self.attachment(pasid);
+                rest = left;
             }
         }
-        gather(phys, reader, [Some(first), second].into_iter().flatten().chain(segments), transfer)
+        let flushed = batch.flush(&mut transfer);
+        drop(section);
+        flushed.map_err(|refusal| self.refuse(attachment.as_ref(), refusal, T::NEED))
+    }
+
+    /// Copies a segment that is one run; says whether it was, else nothing is done.
+    fn copy_one_run<T: Transfer>(
+        &self,
+        pasid: u32,
+        segment: Segment,
+        transfer: &mut T,
+    ) -> Result<bool, DmaFault> {
+        let machine = self.machine();
+        let section = Section::enter(&*machine.quiesce);
+        let guard = self.group().attachment();
+        let Some(attachment) = guard.as_ref().filter(|_| pasid == NO_PASID) else {
+            return Ok(false);
+        };
+        let length = segment.length as u64;
+        let run = match attachment.translate(pasid, segment.iova, length, T::NEED) {
+            Ok(run) if run.length == length && length > 0 => run,
+            _ => return Ok(false),
+        };
+        let copied = {
+            let window = machine.phys.window(run.pa);
+            window.as_ref().is_some_and(|window| {
+                let piece = Piece { offset: Phys::offset(window, run.pa), length: segment.length };
+                transfer.copy(&*window.backing, &[piece], segment.length).is_ok()
+            })
+        };
+        drop(section);
+        if copied {
+            return Ok(true);
+        }
+        let refusal = Refusal { iova: segment.iova, reason: Reason::MemoryGone };
+        Err(self.refuse(Some(attachment), refusal, T::NEED))
+    }
+
+    /// Whether the client was asked for the page and says that it is there now.
+    fn ask_for_page(
+        &self,
+        attachment: Option<&Arc<Attachment>>,
+        pasid: u32,
+        refusal: Refusal,
+        need: Prot,
+    ) -> bool {
+        let missing = matches!(refusal.reason, Reason::NotMapped | Reason::Missing(_));
+        let Some(attachment) = attachment.filter(|_| missing && self.config().pri) else {
+            return false;
+        };
+        let Some((queue, device)) = &attachment.faults else { return false };
+        let request = PageRequest {
+            attachment: attachment.token,
+            device: *device,
+            pasid,
+            iova: refusal.iova,
+            need,
+        };
+        // A request sent through an attachment that went meanwhile would wait for ever.
+        let stands = || self.attachment(pasid).is_some_and(|now| now.token == attachment.token);
+        queue.request(request, stands) == PageResponse::Success
+    }
+
+    fn refuse(
+        &self,
+        attachment: Option<&Arc<Attachment>>,
+        refusal: Refusal,
+        need: Prot,
+    ) -> DmaFault {
+        self.record(attachment, refusal, need);
+        if let Some(guest) = attachment.and_then(|attachment| attachment.guest.as_ref()) {
+            guest.report(refusal.iova, need);
+        }
+        DmaFault { iova: refusal.iova }
     }
 
     fn record(&self, attachment: Option<&Arc<Attachment>>, refusal: Refusal, need: Prot) {
@@ -272,6 +351,36 @@ impl Endpoint {
             unmapped,
         });
     }
+}
+
+/// Adds the pieces of `segment` to the batch; on failure says what is left of it.
+fn walk<T: Transfer>(
+    phys: &Phys,
+    attachment: Option<&Arc<Attachment>>,
+    pasid: u32,
+    segment: Segment,
+    batch: &mut Batch,
+    transfer: &mut T,
+) -> Result<(), (Refusal, Segment)> {
+    let Segment { iova: mut at, length: mut left } = segment;
+    while left > 0 {
+        let rest = Segment { iova: at, length: left };
+        let Some(attachment) = attachment else {
+            return Err((Refusal { iova: at, reason: Reason::Blocked }, rest));
+        };
+        let run = attachment.translate(pasid, at, left as u64, T::NEED).map_err(|fault| {
+            let reason = if fault.missing.is_empty() {
+                Reason::NotMapped
+            } else {
+                Reason::Missing(fault.missing)
+            };
+            (Refusal { iova: fault.iova, reason }, rest)
+        })?;
+        batch.add(phys, at, run, transfer).map_err(|refusal| (refusal, rest))?;
+        at = Iova(at.0.wrapping_add(run.length));
+        left -= usize::try_from(run.length).expect("a run fits the segment it was asked for");
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use std::any::Any;
 use std::fmt::Debug;
 
 use ioasis_iommupt::{IovaRange, Pa, TableWriter};
-use ioasis_uapi::Result;
+use ioasis_uapi::{Error, Result};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::Client;
@@ -117,6 +117,23 @@ pub struct Invalidated {
     pub result: Result<()>,
 }
 
+impl Invalidated {
+    /// Nothing was carried out.
+    pub(crate) const fn refused(error: Error) -> Self {
+        Self { entries: 0, result: Err(error) }
+    }
+
+    /// Carries out requests `0..count` one after another, until one fails.
+    pub(crate) fn each(count: u32, mut request: impl FnMut(u32) -> Result<()>) -> Self {
+        for entries in 0..count {
+            if let Err(error) = request(entries) {
+                return Self { entries, result: Err(error) };
+            }
+        }
+        Self { entries: count, result: Ok(()) }
+    }
+}
+
 /// A page table for a paging HWPT.
 #[derive(Debug)]
 pub struct PagingTable {
@@ -167,6 +184,12 @@ pub trait Driver: Debug + Send + Sync + Any {
     ///
     /// `EOPNOTSUPP` for flags or data this hardware has no use for, and what reading the data meets.
     fn alloc_nested(&self, flags: u32, data: &UserData<'_>) -> Result<Box<dyn NestedDriver>>;
+
+    /// Whether there are vIOMMUs of type `kind`; asked before the client's data is read.
+    fn has_viommu(&self, kind: u32) -> bool {
+        let _ = kind;
+        true
+    }
 
     /// A vIOMMU of type `kind`. `data` is there if the client sent any.
     ///

@@ -9,14 +9,19 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
-use ioasis_iommupt::{Iova, IovaRange};
+use ioasis_iommupt::{Iova, IovaRange, Prot};
 use ioasis_sys::sync::Mutex;
 use ioasis_uapi::Result;
 
+use crate::device::Device;
 use crate::domain::Domain;
 use crate::driver::Driver;
+use crate::fault::FaultQueue;
+use crate::hardware::Hardware;
 use crate::ioas::Ioas;
 use crate::machine::Machine;
+use crate::nested::Nested;
+use crate::viommu::Viommu;
 
 /// Whose hardware an IOMMU imitates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,13 +100,14 @@ impl Iommu {
         }
     }
 
-    /// The registers GET_HW_INFO shows, under their type; `wanted` is the type asked for, or the default.
-    ///
-    /// # Errors
-    ///
-    /// `EOPNOTSUPP` for a type this hardware does not have.
-    pub(crate) fn hw_info(&self, wanted: u32) -> Result<(u32, Vec<u8>)> {
-        crate::hwinfo::describe(self, wanted)
+    /// Bits of an IOVA.
+    pub(crate) fn iova_bits(&self) -> u64 {
+        u64::from(u64::BITS - self.aperture.last().0.leading_zeros())
+    }
+
+    /// What its kind does beyond page tables.
+    pub(crate) fn hardware(&self) -> &'static dyn Hardware {
+        crate::hardware::of(self.kind)
     }
 }
 
@@ -132,9 +138,38 @@ pub struct ReservedRegion {
 /// What the endpoints of a group translate through.
 #[derive(Debug)]
 pub(crate) struct Attachment {
+    /// A number no other attachment has.
+    pub(crate) token: u64,
     pub(crate) domain: Arc<Domain>,
+    /// The client's own table above the domain.
+    pub(crate) nested: Option<Arc<Nested>>,
+    /// Where page requests go, and the object id of the device they name.
+    pub(crate) faults: Option<(Arc<FaultQueue>, u32)>,
+    /// Who in a guest is told of refused transactions.
+    pub(crate) guest: Option<Guest>,
     /// For the fault log.
     pub(crate) ioas: Weak<Ioas>,
+}
+
+/// A device as a guest knows it.
+#[derive(Debug)]
+pub(crate) struct Guest {
+    pub(crate) viommu: Weak<Viommu>,
+    pub(crate) device: Weak<Device>,
+}
+
+impl Guest {
+    /// Tells the guest that a transaction was refused, if its IOMMU has a word for that and somebody listens.
+    pub(crate) fn report(&self, iova: Iova, need: Prot) {
+        let (Some(viommu), Some(device)) = (self.viommu.upgrade(), self.device.upgrade()) else {
+            return;
+        };
+        let Some(virtual_id) = viommu.virtual_id(&device) else { return };
+        if let Some((kind, event)) = viommu.iommu().hardware().refused(virtual_id, iova, need) {
+            // Nobody listens: the event is lost, as on hardware whose queue is off.
+            let _unheard = viommu.report(kind, &event);
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -279,6 +314,8 @@ pub struct EndpointConfig {
     pub pasid_privileged: bool,
     /// Translates ahead (ATS).
     pub ats: bool,
+    /// Asks for pages that are not there (PRI).
+    pub pri: bool,
 }
 
 /// A device as the IOMMU sees it.
@@ -348,7 +385,7 @@ impl Endpoint {
     pub(crate) fn hw_info(&self, wanted: u32) -> Result<(u32, Vec<u8>)> {
         match &self.driver {
             Some(driver) => driver.hw_info(wanted),
-            None => self.group.iommu.hw_info(wanted),
+            None => self.group.iommu.hardware().info(&self.group.iommu, wanted),
         }
     }
 
@@ -362,11 +399,6 @@ impl Endpoint {
         };
         self.pasids.store(Arc::new(pasids));
         self.machine.quiesce.wait();
-    }
-
-    /// What transactions with `pasid` translate through.
-    pub(crate) fn pasid_attachment(&self, pasid: u32) -> Option<Arc<Attachment>> {
-        self.pasids.load().get(&pasid).cloned()
     }
 
     /// How it was made.
@@ -385,6 +417,15 @@ impl Endpoint {
     #[must_use]
     pub fn iommu(&self) -> &Arc<Iommu> {
         &self.group.iommu
+    }
+
+    /// What transactions with `pasid`, 0 for none, translate through.
+    pub(crate) fn attachment(&self, pasid: u32) -> Option<Arc<Attachment>> {
+        if pasid == 0 {
+            self.group.attachment().clone()
+        } else {
+            self.pasids.load().get(&pasid).cloned()
+        }
     }
 
     /// A number no one else on the machine has: the owner of its reserved ranges.

@@ -27,15 +27,19 @@ mod dirty;
 mod dma;
 mod domain;
 pub mod driver;
+mod event;
+mod fault;
 pub mod faultlog;
+mod file;
 mod format;
-mod hwinfo;
+mod hardware;
 mod hwpt;
 pub mod inject;
 mod ioas;
 mod iommu;
 mod machine;
 mod memory;
+mod nested;
 mod object;
 mod pages;
 mod phys;
@@ -44,15 +48,16 @@ mod sequences;
 #[cfg(test)]
 mod testing;
 pub mod type1;
+mod viommu;
 
-pub use access::{Access, AccessKind, AccessUser};
+pub use access::{AccessHandle, AccessKind, AccessUser};
 pub use client::{
     Account, AddressSpace, Backing, Client, ClientFile, Extent, Kind, OnExec, Piece, QueueFile,
     QueueWatcher,
 };
 pub use context::{Context, CopyRequest, MapRequest};
 pub use device::Bound;
-pub use dma::{DmaFault, Segment};
+pub use dma::{DmaFault, PasidDma, Segment};
 pub use ioas::{Place, Unmapped};
 pub use ioasis_iommupt::{Iova, IovaRange, Pa, Prot, Run};
 pub use iommu::{

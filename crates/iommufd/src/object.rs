@@ -19,9 +19,12 @@ use ioasis_uapi::Result;
 
 use crate::access::Access;
 use crate::device::Device;
+use crate::event::EventQueue;
+use crate::fault::FaultQueue;
 use crate::hwpt::Hwpt;
 use crate::inject::step;
 use crate::ioas::Ioas;
+use crate::viommu::{HwQueue, Vdevice, Viommu};
 
 /// The id of an object, and how many keep it from being destroyed.
 #[derive(Debug)]
@@ -67,6 +70,11 @@ pub(crate) enum Object {
     Hwpt(Arc<Hwpt>),
     Device(Arc<Device>),
     Access(Arc<Access>),
+    Fault(Arc<FaultQueue>),
+    Viommu(Arc<Viommu>),
+    Vdevice(Arc<Vdevice>),
+    EventQueue(Arc<EventQueue>),
+    HwQueue(Arc<HwQueue>),
 }
 
 impl Object {
@@ -76,6 +84,11 @@ impl Object {
             Self::Hwpt(hwpt) => hwpt.head(),
             Self::Device(device) => device.head(),
             Self::Access(access) => access.head(),
+            Self::Fault(queue) => queue.head(),
+            Self::Viommu(viommu) => viommu.head(),
+            Self::Vdevice(vdevice) => vdevice.head(),
+            Self::EventQueue(queue) => queue.head(),
+            Self::HwQueue(queue) => queue.head(),
         }
     }
 }
@@ -229,7 +242,8 @@ impl Table {
         let Some(object) = slots.live(id) else {
             return refuse!(ENOENT, "no object has this id", u64::from(id));
         };
-        if object.head().holders() > 0 {
+        let follows = matches!(object, Object::HwQueue(queue) if !queue.may_stop());
+        if object.head().holders() > 0 || follows {
             return refuse!(
                 EBUSY,
                 "another object or a call in flight uses the object",

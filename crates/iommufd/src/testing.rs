@@ -1,5 +1,6 @@
 //! A client and a machine for tests.
 
+use std::cell::RefCell;
 use std::sync::Arc;
 
 use ioasis_iommupt::Prot;
@@ -7,8 +8,8 @@ use ioasis_uapi::Result;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::{
-    Account, AddressSpace, Client, Context, Endpoint, EndpointConfig, Group, Iommu, IommuKind,
-    Machine, Memory,
+    Account, AddressSpace, Client, ClientFile, Context, Endpoint, EndpointConfig, Group, Iommu,
+    IommuKind, Machine, Memory, OnExec,
 };
 
 /// First address of the client's memory.
@@ -25,6 +26,8 @@ pub(crate) struct TestClient {
     pub(crate) account: Account,
     /// Nothing can be written back.
     pub(crate) read_only: bool,
+    /// Files that calls made.
+    pub(crate) files: RefCell<Vec<Arc<dyn ClientFile>>>,
 }
 
 pub(crate) const ACCOUNT: Account = Account {
@@ -38,7 +41,12 @@ pub(crate) const ACCOUNT: Account = Account {
 
 impl TestClient {
     pub(crate) fn new() -> Self {
-        Self { memory: Memory::new(BASE, SIZE).unwrap(), account: ACCOUNT, read_only: false }
+        Self {
+            memory: Memory::new(BASE, SIZE).unwrap(),
+            account: ACCOUNT,
+            read_only: false,
+            files: RefCell::default(),
+        }
     }
 
     /// Puts `cmd` into memory, calls, and reads it back.
@@ -75,6 +83,29 @@ impl Client for TestClient {
 
     fn account(&self) -> Account {
         self.account
+    }
+
+    fn install(&self, file: Arc<dyn ClientFile>, _on_exec: OnExec) -> Result<i32> {
+        let mut files = self.files.borrow_mut();
+        files.push(file);
+        Ok(99 + i32::try_from(files.len()).unwrap())
+    }
+}
+
+impl TestClient {
+    /// Takes the file that was made last.
+    pub(crate) fn take_file(&self) -> Arc<dyn ClientFile> {
+        self.files.borrow_mut().pop().expect("a file was made")
+    }
+}
+
+/// Sends a word whenever a queue becomes readable.
+#[derive(Debug)]
+pub(crate) struct Bell(pub(crate) std::sync::mpsc::Sender<()>);
+
+impl crate::QueueWatcher for Bell {
+    fn readable(&self) {
+        self.0.send(()).unwrap();
     }
 }
 
@@ -115,6 +146,7 @@ impl TestMachine {
                 pasid_exec: false,
                 pasid_privileged: false,
                 ats: false,
+                pri: true,
             },
         )
     }

@@ -63,6 +63,7 @@ fn machine(devices: &[OsString]) -> Machine {
             pasid_exec: false,
             pasid_privileged: false,
             ats: false,
+            pri: false,
         };
         Placement {
             function: Function::new(bdf, model, &mut windows),

@@ -10,6 +10,15 @@ use crate::domain::Domain;
 use crate::hwpt::Hwpt;
 use crate::object::Held;
 
+/// A HWPT that shows an IOAS; a nested one is of another type.
+fn paging(call: &Call<'_>, id: u32) -> Result<Held<Hwpt>> {
+    let hwpt: Held<Hwpt> = call.context.objects().get(id)?;
+    if hwpt.nested.is_some() {
+        return refuse!(ENOENT, "the HWPT is nested", u64::from(id));
+    }
+    Ok(hwpt)
+}
+
 fn check_capable(domain: &Domain) -> Result<()> {
     if domain.wants().dirty_tracking {
         Ok(())
@@ -23,7 +32,7 @@ pub(super) fn set_tracking(call: &Call<'_>) -> Result<i64> {
     if cmd.flags & !abi::HWPT_DIRTY_TRACKING_ENABLE != 0 {
         return refuse!(EOPNOTSUPP, "unknown flags", u64::from(cmd.flags));
     }
-    let hwpt: Held<Hwpt> = call.context.objects().get(cmd.hwpt_id)?;
+    let hwpt = paging(call, cmd.hwpt_id)?;
     check_capable(&hwpt.domain)?;
     let enable = cmd.flags & abi::HWPT_DIRTY_TRACKING_ENABLE != 0;
     if enable {
@@ -39,7 +48,7 @@ pub(super) fn get_bitmap(call: &Call<'_>) -> Result<i64> {
     if cmd.flags & !abi::HWPT_GET_DIRTY_BITMAP_NO_CLEAR != 0 || cmd.__reserved != 0 {
         return refuse!(EOPNOTSUPP, "unknown flags, or __reserved is set", u64::from(cmd.flags));
     }
-    let hwpt: Held<Hwpt> = call.context.objects().get(cmd.hwpt_id)?;
+    let hwpt = paging(call, cmd.hwpt_id)?;
     let Some(last) = cmd.iova.checked_add(cmd.length.wrapping_sub(1)) else {
         return refuse!(EOVERFLOW, "the range wraps, or is empty", cmd.iova);
     };

@@ -1,4 +1,6 @@
-//! HWPT_ALLOC and GET_HW_INFO. Linux: `hw_pagetable.c`, `device.c` of `drivers/iommu/iommufd`.
+//! HWPT_ALLOC, HWPT_INVALIDATE and GET_HW_INFO. Linux: `hw_pagetable.c`, `device.c` of `drivers/iommu/iommufd`.
+
+use std::sync::Arc;
 
 use ioasis_uapi::Result;
 use ioasis_uapi::iommufd as abi;
@@ -6,12 +8,19 @@ use ioasis_uapi::iommufd as abi;
 use super::Call;
 use crate::context::Context;
 use crate::device::Device;
+use crate::driver::{Invalidated, UserArray, UserData};
+use crate::fault::FaultQueue;
+use crate::hwpt::Hwpt;
 use crate::ioas::Ioas;
-use crate::object::{Held, Object};
+use crate::object::{Head, Held, Object, Reservation, Tracked};
+use crate::pages::PAGE_SIZE;
+use crate::viommu::Viommu;
 
 /// What a HWPT is to follow.
 enum Parent {
     Ioas(Held<Ioas>),
+    Hwpt(Held<Hwpt>),
+    Viommu(Held<Viommu>),
     Other,
 }
 
@@ -26,22 +35,114 @@ pub(super) fn alloc(call: &Call<'_>) -> Result<i64> {
     let device: Held<Device> = call.context.objects().get(cmd.dev_id)?;
     let parent = call.context.objects().inspect(cmd.pt_id, |object| match object {
         Object::Ioas(ioas) => Parent::Ioas(Held::new(ioas)),
+        Object::Hwpt(hwpt) if hwpt.nested.is_none() => Parent::Hwpt(Held::new(hwpt)),
+        Object::Viommu(viommu) => Parent::Viommu(Held::new(viommu)),
         _ => Parent::Other,
     });
-    let Ok(Parent::Ioas(ioas)) = parent else {
-        return refuse!(EINVAL, "pt_id names nothing a HWPT can follow", u64::from(cmd.pt_id));
+    let data = UserData {
+        client: call.client,
+        kind: cmd.data_type,
+        address: cmd.data_uptr,
+        length: usize::try_from(cmd.data_len).expect("32 bits fit usize"),
     };
-    if cmd.data_type != abi::HWPT_DATA_NONE {
-        return refuse!(EOPNOTSUPP, "a HWPT on an IOAS takes no data", u64::from(cmd.data_type));
+    let sent = (cmd.data_len > 0).then_some(&data);
+    let head = |reservation: &Reservation| Head::new(reservation.id());
+    let reserve = || call.context.objects().reserve();
+    match parent.unwrap_or(Parent::Other) {
+        Parent::Ioas(ioas) => {
+            let (reservation, hwpt) = call.context.make_hwpt(&ioas, &device, cmd.flags, sent)?;
+            let finished = finish(call, &mut cmd, &hwpt);
+            if finished.is_err() {
+                Context::abort_hwpt(&hwpt);
+            }
+            finished.map(|()| reservation.publish(Object::Hwpt(hwpt)))?;
+        }
+        Parent::Hwpt(parent) => {
+            let reservation = reserve()?;
+            let hwpt = Hwpt::nested(head(&reservation), &parent, &device, cmd.flags, &data)?;
+            finish(call, &mut cmd, &hwpt)?;
+            reservation.publish(Object::Hwpt(hwpt));
+        }
+        Parent::Viommu(viommu) => {
+            let reservation = reserve()?;
+            let hwpt =
+                Hwpt::nested_in_viommu(head(&reservation), &viommu, &device, cmd.flags, &data)?;
+            finish(call, &mut cmd, &hwpt)?;
+            reservation.publish(Object::Hwpt(hwpt));
+        }
+        Parent::Other => {
+            return refuse!(EINVAL, "pt_id names nothing a HWPT can follow", u64::from(cmd.pt_id));
+        }
     }
-    let (reservation, hwpt) = call.context.make_hwpt(&ioas, &device, cmd.flags)?;
-    cmd.out_hwpt_id = reservation.id();
-    if let Err(error) = call.reply(&cmd) {
-        Context::abort_hwpt(&hwpt);
-        return Err(error);
-    }
-    reservation.publish(Object::Hwpt(hwpt));
     Ok(0)
+}
+
+/// Gives a HWPT its fault queue and writes the reply.
+fn finish(call: &Call<'_>, cmd: &mut abi::HwptAlloc, hwpt: &Arc<Hwpt>) -> Result<()> {
+    if cmd.flags & abi::HWPT_FAULT_ID_VALID != 0 {
+        let queue: Held<FaultQueue> = call.context.objects().get(cmd.fault_id)?;
+        hwpt.faults.set(queue).expect("the HWPT is not visible yet");
+    }
+    cmd.out_hwpt_id = hwpt.head().id();
+    call.reply(cmd)
+}
+
+/// The largest number of invalidations in one call, `IOMMU_HWPT_INVALIDATE_ENTRY_NUM_MAX`.
+const INVALIDATE_MAX: u32 = 1 << 19;
+
+pub(super) fn invalidate(call: &Call<'_>) -> Result<i64> {
+    let mut cmd: abi::HwptInvalidate = call.decode()?;
+    let Invalidated { entries, result } =
+        invalidate_all(call, &cmd).unwrap_or_else(Invalidated::refused);
+    cmd.entry_num = entries;
+    // Written whatever happened, and a failure to do so hides what happened.
+    call.reply(&cmd)?;
+    result.map(|()| 0)
+}
+
+/// What takes invalidations.
+enum Target {
+    Nested(Held<Hwpt>),
+    Viommu(Held<Viommu>),
+    Other,
+}
+
+fn invalidate_all(call: &Call<'_>, cmd: &abi::HwptInvalidate) -> Result<Invalidated> {
+    if cmd.__reserved != 0 {
+        return refuse!(EOPNOTSUPP, "__reserved is set", u64::from(cmd.__reserved));
+    }
+    let page = u32::try_from(PAGE_SIZE).expect("a page is small");
+    let shape = cmd.data_uptr != 0
+        && (1..=page).contains(&cmd.entry_len)
+        && cmd.entry_num <= INVALIDATE_MAX;
+    if cmd.entry_num != 0 && !shape {
+        return refuse!(
+            EINVAL,
+            "the array of invalidations has no address, or odd sizes",
+            u64::from(cmd.entry_len)
+        );
+    }
+    let requests = UserArray {
+        client: call.client,
+        kind: cmd.data_type,
+        address: cmd.data_uptr,
+        entry_length: usize::try_from(cmd.entry_len).expect("32 bits fit usize"),
+        entries: cmd.entry_num,
+    };
+    let target = call.context.objects().inspect(cmd.hwpt_id, |object| match object {
+        Object::Hwpt(hwpt) if hwpt.nested.is_some() => Target::Nested(Held::new(hwpt)),
+        Object::Viommu(viommu) => Target::Viommu(Held::new(viommu)),
+        _ => Target::Other,
+    })?;
+    match target {
+        Target::Nested(hwpt) => {
+            Ok(hwpt.nested.as_ref().expect("a nested HWPT").table.carry_out(&requests))
+        }
+        Target::Viommu(viommu) => Ok(viommu.carry_out(&requests)),
+        Target::Other => {
+            refuse!(EINVAL, "the object takes no invalidations", u64::from(cmd.hwpt_id))
+        }
+    }
 }
 
 pub(super) fn get_hw_info(call: &Call<'_>) -> Result<i64> {

@@ -7,6 +7,8 @@ mod dirty;
 mod hwpt;
 mod ioas;
 mod option;
+mod queue;
+mod viommu;
 
 use std::sync::Arc;
 
@@ -29,8 +31,8 @@ const fn row(ioctl: u32, min_size: usize, run: fn(&Call<'_>) -> Result<i64>) -> 
     Row { ioctl, min_size, run }
 }
 
-/// Every command, in the order of `linux/iommufd.h`.
-const COMMANDS: [Row; 15] = [
+/// Every command, in the order of their numbers.
+const COMMANDS: [Row; 21] = [
     row(abi::DESTROY, 8, option::destroy),
     row(abi::IOAS_ALLOC, 12, ioas::alloc),
     row(abi::IOAS_ALLOW_IOVAS, 24, ioas::allow_iovas),
@@ -44,8 +46,14 @@ const COMMANDS: [Row; 15] = [
     row(abi::GET_HW_INFO, 32, hwpt::get_hw_info),
     row(abi::HWPT_SET_DIRTY_TRACKING, 16, dirty::set_tracking),
     row(abi::HWPT_GET_DIRTY_BITMAP, 48, dirty::get_bitmap),
+    row(abi::HWPT_INVALIDATE, 32, hwpt::invalidate),
+    row(abi::FAULT_QUEUE_ALLOC, 16, queue::fault_alloc),
     row(abi::IOAS_MAP_FILE, 40, ioas::map_file),
+    row(abi::VIOMMU_ALLOC, 24, viommu::alloc),
+    row(abi::VDEVICE_ALLOC, 24, viommu::vdevice_alloc),
     row(abi::IOAS_CHANGE_PROCESS, 8, ioas::change_process),
+    row(abi::VEVENTQ_ALLOC, 28, queue::veventq_alloc),
+    row(abi::HW_QUEUE_ALLOC, 40, viommu::hw_queue_alloc),
 ];
 
 /// The highest command number; above, a code is not IOMMUFD's.

@@ -90,7 +90,7 @@ fn devices_of_one_group_follow_each_other_and_are_moved_together() {
     let hwpt = one.attach(ioas).unwrap();
     let manual = {
         let held = context.ioas(elsewhere).unwrap();
-        let (reservation, hwpt) = context.make_hwpt(&held, &one.device, 0).unwrap();
+        let (reservation, hwpt) = context.make_hwpt(&held, &one.device, 0, None).unwrap();
         let id = reservation.id();
         reservation.publish(Object::Hwpt(hwpt));
         id
@@ -154,7 +154,7 @@ fn pasids_need_page_tables_made_for_them() {
     let bound = context.bind(&machine.endpoint()).unwrap();
     let make = |flags| {
         let held = context.ioas(ioas).unwrap();
-        let (reservation, hwpt) = context.make_hwpt(&held, &bound.device, flags).unwrap();
+        let (reservation, hwpt) = context.make_hwpt(&held, &bound.device, flags, None).unwrap();
         let id = reservation.id();
         reservation.publish(Object::Hwpt(hwpt));
         id

@@ -148,7 +148,16 @@ impl Type1 {
         let entry = &mut self.domains[at];
         entry.groups.push(Arc::clone(&member.group));
         let ioas = Arc::downgrade(&self.ioas);
-        member.group.attach(Some(Attachment { domain: Arc::clone(&entry.domain), ioas }));
+        let token = self.machine.token();
+        let domain = Arc::clone(&entry.domain);
+        member.group.attach(Some(Attachment {
+            token,
+            domain,
+            nested: None,
+            faults: None,
+            guest: None,
+            ioas,
+        }));
         Ok(())
     }
 

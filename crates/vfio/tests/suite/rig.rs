@@ -425,6 +425,7 @@ impl Hardware {
             pasid_exec: false,
             pasid_privileged: false,
             ats: false,
+            pri: false,
         };
         iommufd::Endpoint::new(group, config)
     }

@@ -5,6 +5,8 @@ mod dispatch;
 mod hwpt;
 mod ioas;
 mod option;
+mod queue;
+mod viommu;
 
 use std::sync::Arc;
 

@@ -1,5 +1,5 @@
 use super::*;
-use crate::testing::{ARG, BASE, TestClient, TestMachine};
+use crate::testing::{BASE, TestClient, TestMachine};
 use ioasis_uapi::Errno;
 use zerocopy::{FromBytes, Immutable};
 

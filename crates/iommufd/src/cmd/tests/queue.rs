@@ -1,0 +1,101 @@
+use super::*;
+use crate::testing::{ARG, Bell};
+use crate::{Iova, Segment};
+
+/// A fault queue's id; its file is the client's last.
+fn fault_queue(fixture: &Fixture) -> u32 {
+    let mut cmd = abi::FaultAlloc { size: 16, ..Default::default() };
+    fixture.call(abi::FAULT_QUEUE_ALLOC, &mut cmd).unwrap();
+    assert_eq!(cmd.out_fault_fd as usize, 99 + fixture.client.files.borrow().len());
+    cmd.out_fault_id
+}
+
+#[test]
+fn an_open_file_keeps_the_queue_and_the_context() {
+    let fixture = Fixture::new();
+    let queue = fault_queue(&fixture);
+    assert_eq!(fixture.destroy(queue).unwrap_err().errno, Errno::EBUSY);
+    fixture.client.take_file().close();
+    fixture.destroy(queue).unwrap();
+    let mut cmd = abi::FaultAlloc { size: 16, flags: 1, ..Default::default() };
+    assert_eq!(fixture.errno(abi::FAULT_QUEUE_ALLOC, &mut cmd), Errno::EOPNOTSUPP);
+}
+
+#[test]
+fn a_reply_that_cannot_be_written_makes_no_file() {
+    let mut fixture = Fixture::new();
+    fixture.client.read_only = true;
+    let mut cmd = abi::FaultAlloc { size: 16, ..Default::default() };
+    assert_eq!(fixture.errno(abi::FAULT_QUEUE_ALLOC, &mut cmd), Errno::EFAULT);
+    assert!(fixture.client.files.borrow().is_empty());
+    fixture.client.read_only = false;
+    assert_eq!(fault_queue(&fixture), 1);
+}
+
+fn paged(bound: &Bound, ioas: u32, fault_id: u32) -> abi::HwptAlloc {
+    abi::HwptAlloc {
+        size: 48,
+        flags: abi::HWPT_FAULT_ID_VALID,
+        dev_id: bound.id(),
+        pt_id: ioas,
+        fault_id,
+        ..Default::default()
+    }
+}
+
+#[test]
+fn a_missing_page_is_asked_for_and_the_device_tries_again() {
+    let fixture = Fixture::new();
+    let (bound, ioas, queue) = (fixture.device(), fixture.ioas(), fault_queue(&fixture));
+    let mut cmd = paged(&bound, ioas, 99);
+    assert_eq!(fixture.errno(abi::HWPT_ALLOC, &mut cmd), Errno::ENOENT);
+    let mut cmd = paged(&bound, ioas, queue);
+    fixture.call(abi::HWPT_ALLOC, &mut cmd).unwrap();
+    bound.attach(cmd.out_hwpt_id).unwrap();
+    assert_eq!(fixture.destroy(queue).unwrap_err().errno, Errno::EBUSY);
+    fixture.map_at(ioas, 0x1000, 0, 0x1000).unwrap();
+
+    let file = fixture.client.take_file();
+    let queue = file.queue().unwrap();
+    let (woken, waiting) = std::sync::mpsc::channel();
+    queue.watch(Arc::new(Bell(woken)));
+    let endpoint = Arc::clone(bound.endpoint());
+    let device = std::thread::spawn(move || {
+        // The first half is there, the second is not.
+        endpoint.write([Segment { iova: Iova(0x1ffe), length: 4 }], b"page")
+    });
+    waiting.recv().unwrap();
+    assert_eq!(queue.read(&fixture.client, ARG, 40), Ok(40));
+    let mut record = abi::HwptPgfault::default();
+    fixture.client.memory.read(ARG, record.as_mut_bytes()).unwrap();
+    assert_eq!(
+        (record.addr, record.dev_id, record.perm),
+        (0x2000, bound.id(), abi::PGFAULT_PERM_WRITE)
+    );
+    fixture.map_at(ioas, 0x2000, 0x8000, 0x1000).unwrap();
+    let response = abi::HwptPageResponse { cookie: record.cookie, code: abi::PAGE_RESP_SUCCESS };
+    fixture.client.memory.write(ARG, response.as_bytes()).unwrap();
+    assert_eq!(queue.write(&fixture.client, ARG, 8), Ok(8));
+    device.join().unwrap().unwrap();
+    let mut seen = [0; 2];
+    fixture.client.memory.read(BASE + 0x8000, &mut seen).unwrap();
+    assert_eq!(&seen, b"ge");
+}
+
+#[test]
+fn detaching_answers_for_the_client() {
+    let fixture = Fixture::new();
+    let (bound, ioas, queue) = (fixture.device(), fixture.ioas(), fault_queue(&fixture));
+    let mut cmd = paged(&bound, ioas, queue);
+    fixture.call(abi::HWPT_ALLOC, &mut cmd).unwrap();
+    bound.attach(cmd.out_hwpt_id).unwrap();
+    let (woken, waiting) = std::sync::mpsc::channel();
+    fixture.client.take_file().queue().unwrap().watch(Arc::new(Bell(woken)));
+    let endpoint = Arc::clone(bound.endpoint());
+    let device = std::thread::spawn(move || {
+        endpoint.read([Segment { iova: Iova(0x1000), length: 1 }], &mut [0])
+    });
+    waiting.recv().unwrap();
+    bound.detach();
+    assert!(device.join().unwrap().is_err());
+}

@@ -1,0 +1,391 @@
+use super::*;
+use crate::testing::ARG;
+use crate::{Iova, Segment};
+
+/// Guest memory: what the nest parent maps from 0 is the client's memory.
+const GUEST: u64 = 0x20_0000;
+const DATA: u64 = ARG + 0x2000;
+
+struct Nest {
+    fixture: Fixture,
+    bound: Bound,
+    parent: u32,
+}
+
+impl Nest {
+    fn new(kind: IommuKind) -> Self {
+        let fixture = Fixture::on(TestMachine::with(Iommu::new(kind)));
+        let (bound, ioas) = (fixture.device(), fixture.ioas());
+        fixture.map_at(ioas, 0, 0, GUEST).unwrap();
+        let mut cmd = abi::HwptAlloc {
+            size: 48,
+            flags: abi::HWPT_ALLOC_NEST_PARENT,
+            dev_id: bound.id(),
+            pt_id: ioas,
+            ..Default::default()
+        };
+        fixture.call(abi::HWPT_ALLOC, &mut cmd).unwrap();
+        Self { fixture, bound, parent: cmd.out_hwpt_id }
+    }
+
+    /// Puts a word at a guest physical address.
+    fn word(&self, address: u64, word: u64) {
+        self.fixture.client.memory.write(BASE + address, &word.to_le_bytes()).unwrap();
+    }
+
+    fn alloc<T: IntoBytes + Immutable>(&self, pt_id: u32, data_type: u32, data: &T) -> Result<u32> {
+        self.fixture.client.memory.write(DATA, data.as_bytes()).unwrap();
+        let mut cmd = abi::HwptAlloc {
+            size: 48,
+            dev_id: self.bound.id(),
+            pt_id,
+            data_type,
+            data_len: u32::try_from(size_of::<T>()).unwrap(),
+            data_uptr: DATA,
+            ..Default::default()
+        };
+        self.fixture.call(abi::HWPT_ALLOC, &mut cmd)?;
+        Ok(cmd.out_hwpt_id)
+    }
+
+    fn viommu(&self, kind: u32) -> Result<u32> {
+        let mut cmd = abi::ViommuAlloc {
+            size: 40,
+            type_: kind,
+            dev_id: self.bound.id(),
+            hwpt_id: self.parent,
+            ..Default::default()
+        };
+        self.fixture.call(abi::VIOMMU_ALLOC, &mut cmd)?;
+        Ok(cmd.out_viommu_id)
+    }
+
+    fn vdevice(&self, viommu_id: u32, virt_id: u64) -> Result<u32> {
+        let mut cmd = abi::VdeviceAlloc {
+            size: 24,
+            viommu_id,
+            dev_id: self.bound.id(),
+            out_vdevice_id: 0,
+            virt_id,
+        };
+        self.fixture.call(abi::VDEVICE_ALLOC, &mut cmd)?;
+        Ok(cmd.out_vdevice_id)
+    }
+
+    fn invalidate<T: IntoBytes + Immutable>(
+        &self,
+        id: u32,
+        data_type: u32,
+        requests: &[T],
+    ) -> (Result<i64>, u32) {
+        self.fixture.client.memory.write(DATA, requests.as_bytes()).unwrap();
+        let mut cmd = abi::HwptInvalidate {
+            size: 32,
+            hwpt_id: id,
+            data_uptr: DATA,
+            data_type,
+            entry_len: u32::try_from(size_of::<T>()).unwrap(),
+            entry_num: u32::try_from(requests.len()).unwrap(),
+            __reserved: 0,
+        };
+        let answer = self.fixture.call(abi::HWPT_INVALIDATE, &mut cmd);
+        (answer, cmd.entry_num)
+    }
+
+    /// The byte a device reads at `iova`.
+    fn reads(&self, iova: u64) -> Option<u8> {
+        let mut byte = [0];
+        let segment = Segment { iova: Iova(iova), length: 1 };
+        self.bound.endpoint().read([segment], &mut byte).ok().map(|()| byte[0])
+    }
+
+    /// x86-64 tables at 0x1000 that map IOVA 0x40_0000 to the guest physical `page`, writable.
+    fn x86_tables(&self, page: u64) {
+        for (table, next) in [(0x1000, 0x2000), (0x2000, 0x3000)] {
+            self.word(table, next | 7);
+        }
+        self.word(0x3000 + 2 * 8, 0x4000 | 7);
+        self.word(0x4000, page | 7);
+    }
+}
+
+#[test]
+fn a_vtd_first_stage_is_walked_in_guest_memory_and_cached_until_invalidated() {
+    let nest = Nest::new(IommuKind::Vtd);
+    nest.x86_tables(0x8000);
+    nest.fixture.client.memory.write(BASE + 0x8000, &[8]).unwrap();
+    nest.fixture.client.memory.write(BASE + 0x9000, &[9]).unwrap();
+    let table = abi::HwptVtdS1 { flags: 0, pgtbl_addr: 0x1000, addr_width: 48, __reserved: 0 };
+    let nested = nest.alloc(nest.parent, abi::HWPT_DATA_VTD_S1, &table).unwrap();
+    nest.bound.attach(nested).unwrap();
+    assert_eq!(nest.reads(0x40_0000), Some(8));
+    assert_eq!(nest.reads(0x40_1000), None);
+    nest.word(0x4000, 0x9000 | 7);
+    assert_eq!(nest.reads(0x40_0000), Some(8), "the old translation is cached");
+    let other = abi::HwptVtdS1Invalidate { addr: 0x50_0000, npages: 1, flags: 0, __reserved: 0 };
+    let this = abi::HwptVtdS1Invalidate { addr: 0x40_0000, ..other };
+    assert_eq!(nest.invalidate(nested, abi::HWPT_INVALIDATE_DATA_VTD_S1, &[other]), (Ok(0), 1));
+    assert_eq!(nest.reads(0x40_0000), Some(8));
+    assert_eq!(
+        nest.invalidate(nested, abi::HWPT_INVALIDATE_DATA_VTD_S1, &[other, this]),
+        (Ok(0), 2)
+    );
+    assert_eq!(nest.reads(0x40_0000), Some(9));
+    assert_eq!(nest.fixture.destroy(nest.parent).unwrap_err().errno, Errno::EBUSY);
+}
+
+#[test]
+fn a_vtd_first_stage_grants_what_both_stages_grant() {
+    let nest = Nest::new(IommuKind::Vtd);
+    nest.x86_tables(0x8000);
+    nest.word(0x4000, 0x8000 | 5);
+    // Beyond what the parent maps.
+    nest.word(0x4008, GUEST | 7);
+    let table = abi::HwptVtdS1 { flags: 0, pgtbl_addr: 0x1000, addr_width: 48, __reserved: 0 };
+    let nested = nest.alloc(nest.parent, abi::HWPT_DATA_VTD_S1, &table).unwrap();
+    nest.bound.attach(nested).unwrap();
+    assert!(nest.reads(0x40_0000).is_some());
+    let segment = Segment { iova: Iova(0x40_0000), length: 1 };
+    assert!(nest.bound.endpoint().write([segment], &[1]).is_err(), "read-only in the first stage");
+    assert_eq!(nest.reads(0x40_1000), None);
+}
+
+#[test]
+fn nested_page_tables_are_refused_in_linuxs_order() {
+    let nest = Nest::new(IommuKind::Vtd);
+    let table = abi::HwptVtdS1 { flags: 0, pgtbl_addr: 0x1000, addr_width: 48, __reserved: 0 };
+    let errno = |result: Result<u32>| result.unwrap_err().errno;
+    assert_eq!(
+        errno(nest.alloc(nest.parent, abi::HWPT_DATA_ARM_SMMUV3, &table)),
+        Errno::EOPNOTSUPP
+    );
+    assert_eq!(
+        errno(nest.alloc(nest.parent, abi::HWPT_DATA_VTD_S1, &0_u64)),
+        Errno::EINVAL,
+        "too short"
+    );
+    assert_eq!(
+        errno(nest.alloc(nest.parent, abi::HWPT_DATA_VTD_S1, &[table.pgtbl_addr; 4])),
+        Errno::E2BIG
+    );
+    let odd = abi::HwptVtdS1 { addr_width: 39, ..table };
+    assert_eq!(errno(nest.alloc(nest.parent, abi::HWPT_DATA_VTD_S1, &odd)), Errno::EINVAL);
+    let nested = nest.alloc(nest.parent, abi::HWPT_DATA_VTD_S1, &table).unwrap();
+    assert_eq!(
+        errno(nest.alloc(nested, abi::HWPT_DATA_VTD_S1, &table)),
+        Errno::EINVAL,
+        "a parent is no child"
+    );
+    let mut plain = abi::HwptAlloc {
+        size: 48,
+        dev_id: nest.bound.id(),
+        pt_id: nest.parent,
+        ..Default::default()
+    };
+    assert_eq!(nest.fixture.errno(abi::HWPT_ALLOC, &mut plain), Errno::EOPNOTSUPP, "no data");
+    let flat = nest.fixture.ioas();
+    let mut flat =
+        abi::HwptAlloc { size: 48, dev_id: nest.bound.id(), pt_id: flat, ..Default::default() };
+    nest.fixture.call(abi::HWPT_ALLOC, &mut flat).unwrap();
+    assert_eq!(
+        errno(nest.alloc(flat.out_hwpt_id, abi::HWPT_DATA_VTD_S1, &table)),
+        Errno::EINVAL,
+        "no nest parent"
+    );
+    assert_eq!(errno(nest.viommu(abi::VIOMMU_TYPE_ARM_SMMUV3)), Errno::EOPNOTSUPP);
+}
+
+#[test]
+fn invalidations_count_what_was_carried_out() {
+    let nest = Nest::new(IommuKind::Vtd);
+    let table = abi::HwptVtdS1 { flags: 0, pgtbl_addr: 0x1000, addr_width: 48, __reserved: 0 };
+    let nested = nest.alloc(nest.parent, abi::HWPT_DATA_VTD_S1, &table).unwrap();
+    let good = abi::HwptVtdS1Invalidate { addr: 0, npages: u64::MAX, flags: 1, __reserved: 0 };
+    let kind = abi::HWPT_INVALIDATE_DATA_VTD_S1;
+    let errno = |(answer, done): (Result<i64>, u32)| (answer.unwrap_err().errno, done);
+    let bad = abi::HwptVtdS1Invalidate { flags: 2, ..good };
+    assert_eq!(errno(nest.invalidate(nested, kind, &[good, bad, good])), (Errno::EOPNOTSUPP, 1));
+    let bad = abi::HwptVtdS1Invalidate { addr: 0x1000, ..good };
+    assert_eq!(errno(nest.invalidate(nested, kind, &[bad])), (Errno::EINVAL, 0));
+    assert_eq!(errno(nest.invalidate(nested, 77, &[good])), (Errno::EINVAL, 0));
+    assert_eq!(errno(nest.invalidate(99, kind, &[good])), (Errno::ENOENT, 0));
+    assert_eq!(errno(nest.invalidate(nest.parent, kind, &[good])), (Errno::EINVAL, 0));
+    assert_eq!(
+        nest.invalidate::<abi::HwptVtdS1Invalidate>(nested, kind, &[]),
+        (Ok(0), 0),
+        "a probe"
+    );
+}
+
+/// A valid stream table entry with one context descriptor at 0x5000.
+const STE: abi::HwptArmSmmuv3 = abi::HwptArmSmmuv3 { ste: [1 | 5 << 1 | 0x5000, 0] };
+
+fn smmu() -> (Nest, u32) {
+    let nest = Nest::new(IommuKind::Smmuv3);
+    let viommu = nest.viommu(abi::VIOMMU_TYPE_ARM_SMMUV3).unwrap();
+    // 5.4: valid, AArch64, 48 bits, 4 KiB; TTB0 at 0x1000.
+    nest.word(0x5000, 1 << 31 | 1 << 41 | 16);
+    nest.word(0x5008, 0x1000);
+    for (table, next) in [(0x1000, 0x2000), (0x2000, 0x3000)] {
+        nest.word(table, next | 3);
+    }
+    nest.word(0x3000 + 2 * 8, 0x4000 | 3);
+    nest.word(0x4000, 0x8000 | 1 << 10 | 1 << 6 | 3);
+    nest.fixture.client.memory.write(BASE + 0x8000, &[8]).unwrap();
+    nest.fixture.client.memory.write(BASE + 0x9000, &[9]).unwrap();
+    (nest, viommu)
+}
+
+#[test]
+fn an_smmu_guest_translates_through_its_context_descriptor() {
+    let (nest, viommu) = smmu();
+    let nested = nest.alloc(viommu, abi::HWPT_DATA_ARM_SMMUV3, &STE).unwrap();
+    assert_eq!(
+        nest.bound.attach(nested).unwrap_err().errno,
+        Errno::ENOENT,
+        "it has no virtual id yet"
+    );
+    nest.vdevice(viommu, 0x18).unwrap();
+    nest.bound.attach(nested).unwrap();
+    assert_eq!(nest.reads(0x40_0000), Some(8));
+    nest.word(0x4000, 0x9000 | 1 << 10 | 1 << 6 | 3);
+    assert_eq!(nest.reads(0x40_0000), Some(8));
+    let kind = abi::VIOMMU_INVALIDATE_DATA_ARM_SMMUV3;
+    let by_address = abi::ViommuArmSmmuv3Invalidate { cmd: [0x12, 0x40_0000] };
+    let forbidden = abi::ViommuArmSmmuv3Invalidate { cmd: [0x20, 0] };
+    let (answer, done) = nest.invalidate(viommu, kind, &[by_address, forbidden]);
+    assert_eq!((answer.unwrap_err().errno, done), (Errno::EIO, 1));
+    assert_eq!(nest.reads(0x40_0000), Some(9));
+    let stranger = abi::ViommuArmSmmuv3Invalidate { cmd: [0x05 | 0x19 << 32, 0] };
+    assert_eq!(nest.invalidate(viommu, kind, &[stranger]).0.unwrap_err().errno, Errno::EIO);
+    let known = abi::ViommuArmSmmuv3Invalidate { cmd: [0x05 | 0x18 << 32, 0] };
+    assert_eq!(nest.invalidate(viommu, kind, &[known]), (Ok(0), 1));
+}
+
+#[test]
+fn an_smmu_stream_can_bypass_or_abort_without_a_virtual_id() {
+    let (nest, viommu) = smmu();
+    let bypass = abi::HwptArmSmmuv3 { ste: [1 | 4 << 1, 0] };
+    let bypass = nest.alloc(viommu, abi::HWPT_DATA_ARM_SMMUV3, &bypass).unwrap();
+    nest.bound.attach(bypass).unwrap();
+    assert_eq!(nest.reads(0x8000), Some(8));
+    let abort =
+        nest.alloc(viommu, abi::HWPT_DATA_ARM_SMMUV3, &abi::HwptArmSmmuv3::default()).unwrap();
+    nest.bound.replace(abort).unwrap();
+    assert_eq!(nest.reads(0x8000), None);
+    let foreign = abi::HwptArmSmmuv3 { ste: [1 | 7 << 1, 0] };
+    assert_eq!(
+        nest.alloc(viommu, abi::HWPT_DATA_ARM_SMMUV3, &foreign).unwrap_err().errno,
+        Errno::EIO
+    );
+}
+
+#[test]
+fn a_guest_hears_of_what_its_device_was_refused() {
+    let (nest, viommu) = smmu();
+    nest.vdevice(viommu, 0x18).unwrap();
+    let mut cmd = abi::VeventqAlloc {
+        size: 32,
+        viommu_id: viommu,
+        type_: abi::VEVENTQ_TYPE_ARM_SMMUV3,
+        veventq_depth: 2,
+        ..Default::default()
+    };
+    nest.fixture.call(abi::VEVENTQ_ALLOC, &mut cmd).unwrap();
+    let queue = cmd.out_veventq_id;
+    assert_eq!(nest.fixture.errno(abi::VEVENTQ_ALLOC, &mut cmd), Errno::EEXIST);
+    assert_eq!(nest.fixture.destroy(queue).unwrap_err().errno, Errno::EBUSY);
+    let nested = nest.alloc(viommu, abi::HWPT_DATA_ARM_SMMUV3, &STE).unwrap();
+    nest.bound.attach(nested).unwrap();
+    for page in 1..6 {
+        assert_eq!(nest.reads(0x40_0000 + page * 0x1000), None);
+    }
+    let made = nest.fixture.client.take_file();
+    let file = made.queue().unwrap();
+    let client = &nest.fixture.client;
+    assert_eq!(file.read(client, ARG, 7).unwrap_err().errno, Errno::EINVAL);
+    assert_eq!(
+        file.read(client, ARG, 39).unwrap_err().errno,
+        Errno::EINVAL,
+        "the first does not fit"
+    );
+    assert_eq!(file.read(client, ARG, 4096), Ok(40 + 40 + 8));
+    let mut words = [0_u64; 11];
+    client.memory.read(ARG, words.as_mut_bytes()).unwrap();
+    assert_eq!(words[..5], [0, 0x10 | 0x18 << 32, 1 << 35, 0x40_1000, 0]);
+    assert_eq!(words[5], 1 << 32, "the second event");
+    assert_eq!(words[10], 4 << 32 | 1, "three were lost; the last has sequence 4");
+    assert_eq!(file.read(client, ARG, 4096), Ok(0));
+    made.close();
+    nest.fixture.destroy(queue).unwrap();
+}
+
+#[test]
+fn amd_guest_tables_hang_below_a_gcr3_table() {
+    let nest = Nest::new(IommuKind::Amd);
+    nest.x86_tables(0x8000);
+    nest.fixture.client.memory.write(BASE + 0x8000, &[8]).unwrap();
+    // GCR3 table at 0x6000: its first entry points at the root.
+    nest.word(0x6000, 0x1000 | 1);
+    let viommu = nest.viommu(7).unwrap();
+    let dte = [1 | 1 << 1 | 1 << 55 | (0x6_u64 & 7) << 58, 0, 0, 0];
+    let nested = nest.alloc(viommu, abi::HWPT_DATA_AMD_GUEST, &abi::HwptAmdGuest { dte }).unwrap();
+    nest.bound.attach(nested).unwrap();
+    assert_eq!(nest.reads(0x40_0000), Some(8));
+    let no_root = abi::HwptAmdGuest { dte: [1 | 1 << 55, 0, 0, 0] };
+    assert_eq!(
+        nest.alloc(viommu, abi::HWPT_DATA_AMD_GUEST, &no_root).unwrap_err().errno,
+        Errno::EINVAL
+    );
+}
+
+#[test]
+fn virtual_ids_are_unique_and_unbinding_keeps_their_object_id() {
+    let (nest, viommu) = smmu();
+    let vdevice = nest.vdevice(viommu, 5).unwrap();
+    assert_eq!(nest.vdevice(viommu, 6).unwrap_err().errno, Errno::EEXIST, "the device has one");
+    nest.fixture.destroy(vdevice).unwrap();
+    let vdevice = nest.vdevice(viommu, 5).unwrap();
+    let Nest { fixture, bound, parent } = nest;
+    let other = fixture.device();
+    let mut cmd = abi::VdeviceAlloc {
+        size: 24,
+        viommu_id: viommu,
+        dev_id: other.id(),
+        out_vdevice_id: 0,
+        virt_id: 5,
+    };
+    assert_eq!(fixture.errno(abi::VDEVICE_ALLOC, &mut cmd), Errno::EEXIST, "the id is taken");
+    drop(bound);
+    assert_eq!(fixture.destroy(vdevice).unwrap_err().errno, Errno::ENOENT);
+    fixture.call(abi::VDEVICE_ALLOC, &mut cmd).unwrap();
+    assert_ne!(cmd.out_vdevice_id, vdevice);
+    fixture.destroy(cmd.out_vdevice_id).unwrap();
+    fixture.destroy(viommu).unwrap();
+    fixture.destroy(parent).unwrap();
+}
+
+#[test]
+fn hardware_queues_are_judged_and_not_there() {
+    let (nest, viommu) = smmu();
+    let good = abi::HwQueueAlloc {
+        size: 40,
+        viommu_id: viommu,
+        type_: 1,
+        length: 0x1000,
+        ..Default::default()
+    };
+    let mut refused = [
+        (Errno::EOPNOTSUPP, abi::HwQueueAlloc { type_: 0, length: 0, ..good }),
+        (Errno::EINVAL, abi::HwQueueAlloc { length: 0, nesting_parent_iova: u64::MAX, ..good }),
+        (
+            Errno::EOVERFLOW,
+            abi::HwQueueAlloc { nesting_parent_iova: u64::MAX, viommu_id: 99, ..good },
+        ),
+        (Errno::ENOENT, abi::HwQueueAlloc { viommu_id: 99, ..good }),
+        (Errno::EOPNOTSUPP, good),
+    ];
+    for (errno, cmd) in &mut refused {
+        assert_eq!(nest.fixture.errno(abi::HW_QUEUE_ALLOC, cmd), *errno);
+    }
+}

@@ -1,0 +1,180 @@
+//! What differs between kinds of IOMMU beyond their page-table words: registers, nesting data, invalidation commands,
+//! virtual IOMMUs.
+//!
+//! One file is one kind. What a kind does not have stays at the default of [`Hardware`], which is Linux's answer for a driver
+//! without the operation.
+
+mod amd;
+mod riscv;
+mod smmuv3;
+mod vtd;
+
+use std::fmt::Debug;
+
+use ioasis_iommupt::{Entry, Format, Iova, Prot};
+use ioasis_uapi::{Errno, Error, Result};
+
+use crate::driver::{Invalidated, UserArray, UserData};
+use crate::iommu::{Iommu, Kind};
+use crate::nested::Nested;
+use crate::pages::PAGE_SIZE;
+use crate::viommu::Viommu;
+
+/// A kind of IOMMU.
+pub(crate) trait Hardware: Debug + Send + Sync {
+    /// The registers GET_HW_INFO shows, under their type; `wanted` is the type asked for, or the default.
+    ///
+    /// # Errors
+    ///
+    /// `EOPNOTSUPP` for a type this hardware does not have.
+    fn info(&self, iommu: &Iommu, wanted: u32) -> Result<(u32, Vec<u8>)>;
+
+    /// Whether a client's own table can hang directly on a nest parent.
+    fn nests_directly(&self) -> bool {
+        false
+    }
+
+    /// A client's own table directly on a nest parent.
+    ///
+    /// # Errors
+    ///
+    /// `EOPNOTSUPP` for data of another type, `EINVAL`, `E2BIG` and `EFAULT` for bad data.
+    fn nested(&self, iommu: &Iommu, data: &UserData<'_>) -> Result<Box<dyn Stage1>> {
+        let _ = (iommu, data);
+        refuse!(EOPNOTSUPP, "the device's IOMMU takes no tables of the client's own on a HWPT")
+    }
+
+    /// A client's own table on a virtual IOMMU.
+    ///
+    /// # Errors
+    ///
+    /// As [`nested`](Self::nested).
+    fn nested_in_viommu(
+        &self,
+        iommu: &Iommu,
+        flags: u32,
+        data: &UserData<'_>,
+    ) -> Result<Box<dyn Stage1>> {
+        let _ = (iommu, flags, data);
+        refuse!(EOPNOTSUPP, "the virtual IOMMU takes no tables of the client's own")
+    }
+
+    /// Whether virtual IOMMUs of type `kind` exist.
+    fn has_viommu(&self, iommu: &Iommu, kind: u32) -> bool {
+        let _ = (iommu, kind);
+        false
+    }
+
+    /// The type and bytes of the event that tells a guest of a refused transaction of the device it knows as `virtual_id`.
+    fn refused(&self, virtual_id: u64, iova: Iova, need: Prot) -> Option<(u32, Vec<u8>)> {
+        let _ = (virtual_id, iova, need);
+        None
+    }
+
+    /// Carries out invalidations on a nested table.
+    fn invalidate_nested(&self, nested: &Nested, requests: &UserArray<'_>) -> Invalidated {
+        let _ = (nested, requests);
+        Invalidated::refused(Error::new(Errno::EOPNOTSUPP, "the nested table has no invalidations"))
+    }
+
+    /// Carries out invalidations on a virtual IOMMU.
+    fn invalidate_viommu(&self, viommu: &Viommu, requests: &UserArray<'_>) -> Invalidated {
+        let _ = (viommu, requests);
+        Invalidated::refused(Error::new(
+            Errno::EOPNOTSUPP,
+            "the virtual IOMMU has no invalidations",
+        ))
+    }
+}
+
+/// What `kind` does.
+pub(crate) fn of(kind: Kind) -> &'static dyn Hardware {
+    match kind {
+        Kind::Vtd => &vtd::Vtd,
+        Kind::Amd => &amd::Amd,
+        Kind::Smmuv3 => &smmuv3::Smmuv3,
+        Kind::Riscv => &riscv::Riscv,
+    }
+}
+
+/// Where a client's own table leads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Walked {
+    /// To a page of the nest parent.
+    Leaf {
+        /// Address in the nest parent of the page's first byte.
+        ipa: u64,
+        /// lg2 of its bytes.
+        lg2: u32,
+        /// What it grants.
+        prot: Prot,
+    },
+    /// Nowhere.
+    Fault,
+}
+
+/// Reads a word of a client's own table, by its address in the nest parent; `None` where nothing is mapped.
+pub(crate) type ReadWord<'a> = &'a mut dyn FnMut(u64) -> Option<u64>;
+
+/// A client's own first stage: where it begins, and what its words mean.
+pub(crate) trait Stage1: Debug + Send + Sync {
+    /// Follows the table from `iova`, used with `pasid`.
+    fn walk(&self, pasid: u32, iova: u64, read: ReadWord<'_>) -> Walked;
+
+    /// Whether a device can be attached only with a virtual id in the virtual IOMMU.
+    fn needs_vdevice(&self) -> bool {
+        false
+    }
+}
+
+/// Where an address leads that is not translated: to itself, page by page.
+pub(crate) fn bypass(iova: u64) -> Walked {
+    Walked::Leaf {
+        ipa: iova & !(PAGE_SIZE - 1),
+        lg2: PAGE_SIZE.trailing_zeros(),
+        prot: Prot::READ | Prot::WRITE,
+    }
+}
+
+/// Follows a table in format `F` from its root.
+pub(crate) fn walk_table<F: Format>(root: u64, iova: u64, read: ReadWord<'_>) -> Walked {
+    if F::IOVA_LG2 < 64 && iova >> F::IOVA_LG2 != 0 {
+        return Walked::Fault;
+    }
+    let mut table = root;
+    let mut granted = Prot::READ | Prot::WRITE | Prot::EXEC;
+    for level in (0..=F::TOP_LEVEL).rev() {
+        let address = table.wrapping_add(F::index(iova, level) as u64 * 8);
+        let Some(word) = read(address) else { return Walked::Fault };
+        match F::decode(word, level) {
+            Entry::Empty => return Walked::Fault,
+            _ if F::reserved(word, level) => return Walked::Fault,
+            Entry::Table(next) => {
+                granted &= F::table_prot(word, level);
+                table = next;
+            }
+            Entry::Leaf => {
+                let lg2 = F::leaf_lg2(word, level);
+                return Walked::Leaf {
+                    ipa: F::oa(word, level),
+                    lg2,
+                    prot: F::prot(word, level) & granted,
+                };
+            }
+        }
+    }
+    Walked::Fault
+}
+
+/// Carries out each request of type `kind`.
+pub(crate) fn each_request(
+    requests: &UserArray<'_>,
+    kind: u32,
+    carry_out: impl FnMut(u32) -> Result<()>,
+) -> Invalidated {
+    if requests.kind != kind {
+        let why = "the object takes invalidations of another type";
+        return Invalidated::refused(Error::at(Errno::EINVAL, why, u64::from(requests.kind)));
+    }
+    Invalidated::each(requests.entries, carry_out)
+}

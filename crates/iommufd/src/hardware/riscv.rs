@@ -1,0 +1,17 @@
+//! RISC-V IOMMU: Linux 7.2's driver has no description and no nesting.
+
+use ioasis_uapi::Result;
+use ioasis_uapi::iommufd as abi;
+
+use super::Hardware;
+use crate::iommu::Iommu;
+
+#[derive(Debug)]
+pub(super) struct Riscv;
+
+impl Hardware for Riscv {
+    fn info(&self, _iommu: &Iommu, _wanted: u32) -> Result<(u32, Vec<u8>)> {
+        // A driver without the operation: whatever type is asked for, there is nothing to say.
+        Ok((abi::HW_INFO_TYPE_NONE, Vec::new()))
+    }
+}

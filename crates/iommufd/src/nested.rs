@@ -1,0 +1,142 @@
+//! Nested translation: a client's own table, walked by device DMA, over a nest parent.
+//!
+//! What was walked is remembered, as hardware's IOTLB remembers it: a client that changes its table and does not invalidate
+//! goes on seeing the old translation. The parent's part is looked up anew each time, so that an unmap there counts at once.
+//!
+//! DIFFERS: accessed and dirty bits of the client's table are not set.
+//!
+//! `Nested::cache` is a leaf lock, taken inside a section and never held across one.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use ioasis_iommupt::{Fault, Iova, Pa, Prot, Run};
+use ioasis_sys::sync::Mutex;
+
+use crate::Piece;
+use crate::domain::Domain;
+use crate::driver::{Invalidated, NestedDriver, UserArray};
+use crate::hardware::{Stage1, Walked, bypass};
+use crate::phys::Phys;
+
+/// A translation that was walked.
+#[derive(Clone, Copy, Debug)]
+struct Cached {
+    last: u64,
+    ipa: u64,
+    prot: Prot,
+}
+
+/// Translations kept; beyond, all are forgotten, as hardware may at any time.
+const CACHED_MAX: usize = 4096;
+
+/// Whose table it is.
+#[derive(Debug)]
+pub(crate) enum Source {
+    /// The client's, in a format known here.
+    Table(Box<dyn Stage1>),
+    /// What a driver makes of the client's data; devices then reach the parent untranslated.
+    Driver(Box<dyn NestedDriver>),
+}
+
+/// A client's own table over a nest parent.
+#[derive(Debug)]
+pub(crate) struct Nested {
+    parent: Arc<Domain>,
+    source: Source,
+    /// By PASID and first address.
+    cache: Mutex<BTreeMap<(u32, u64), Cached>>,
+}
+
+impl Nested {
+    pub(crate) fn new(parent: &Arc<Domain>, source: Source) -> Arc<Self> {
+        Arc::new(Self { parent: Arc::clone(parent), source, cache: Mutex::default() })
+    }
+
+    /// The driver's side, where a driver answers for the IOMMU.
+    pub(crate) fn driver(&self) -> Option<&dyn NestedDriver> {
+        match &self.source {
+            Source::Table(_) => None,
+            Source::Driver(driver) => Some(&**driver),
+        }
+    }
+
+    /// Whether a device can be attached only with a virtual id in the virtual IOMMU.
+    pub(crate) fn needs_vdevice(&self) -> bool {
+        match &self.source {
+            Source::Table(stage1) => stage1.needs_vdevice(),
+            Source::Driver(_) => true,
+        }
+    }
+
+    /// Carries out requests of HWPT_INVALIDATE.
+    pub(crate) fn carry_out(&self, requests: &UserArray<'_>) -> Invalidated {
+        match &self.source {
+            Source::Table(_) => self.parent.iommu().hardware().invalidate_nested(self, requests),
+            Source::Driver(driver) => driver.invalidate(requests),
+        }
+    }
+
+    /// Forgets what was walked for addresses from `start` to `last`.
+    pub(crate) fn invalidate(&self, start: u64, last: u64) {
+        self.cache.lock().retain(|&(_, first), cached| cached.last < start || last < first);
+    }
+
+    /// Translates through both stages, as [`TableReader::translate`](ioasis_iommupt::TableReader::translate) does through one.
+    pub(crate) fn translate(
+        &self,
+        pasid: u32,
+        iova: Iova,
+        length: u64,
+        need: Prot,
+    ) -> Result<Run, Fault> {
+        let (first, cached) =
+            self.walk(pasid, iova).ok_or(Fault { iova, level: 0, missing: Prot::empty() })?;
+        let missing = need & !cached.prot;
+        if !missing.is_empty() {
+            return Err(Fault { iova, level: 0, missing });
+        }
+        let length = length.min(cached.last - iova.0 + 1);
+        let ipa = Iova(cached.ipa + (iova.0 - first));
+        let run = self.parent.reader().translate(ipa, length, need);
+        run.map_err(|fault| Fault { iova, ..fault })
+    }
+
+    fn walk(&self, pasid: u32, iova: Iova) -> Option<(u64, Cached)> {
+        let key = (pasid, iova.0);
+        let hit = self.cache.lock().range(..=key).next_back().map(|(&key, &cached)| (key, cached));
+        if let Some(((of, first), cached)) = hit
+            && of == pasid
+            && iova.0 <= cached.last
+        {
+            return Some((first, cached));
+        }
+        let walked = match &self.source {
+            Source::Table(stage1) => {
+                stage1.walk(pasid, iova.0, &mut |address| self.read_word(address))
+            }
+            Source::Driver(_) => bypass(iova.0),
+        };
+        let Walked::Leaf { ipa, lg2, prot } = walked else { return None };
+        let mask = (1 << lg2) - 1;
+        let first = iova.0 & !mask;
+        let cached = Cached { last: iova.0 | mask, ipa, prot };
+        let mut cache = self.cache.lock();
+        if cache.len() >= CACHED_MAX {
+            cache.clear();
+        }
+        cache.insert((pasid, first), cached);
+        Some((first, cached))
+    }
+
+    /// A word of the client's table, through the parent.
+    fn read_word(&self, address: u64) -> Option<u64> {
+        let run = self.parent.reader().translate(Iova(address & !7), 8, Prot::READ).ok()?;
+        let window = self.parent.machine().phys.window(run.pa);
+        let window = window.as_ref()?;
+        let mut word = [0; 8];
+        let piece = Piece { offset: Phys::offset(window, Pa(run.pa.0)), length: 8 };
+        window.backing.read(&[piece], &mut word).ok()?;
+        Some(u64::from_le_bytes(word))
+    }
+}
