@@ -21,11 +21,14 @@ struct Harvest<'a> {
     found: &'a mut dyn FnMut(IovaRange),
     /// Not yet handed on.
     pending: Option<(u64, u64)>,
+    /// Whether anything was found.
+    any: bool,
 }
 
 impl Harvest<'_> {
     fn add(&mut self, start: u64, last: u64) {
         let (start, last) = (start.max(self.start), last.min(self.last));
+        self.any = true;
         match &mut self.pending {
             Some((_, before)) if before.checked_add(1) == Some(start) => *before = last,
             // Several items of one leaf say the same.
@@ -64,8 +67,12 @@ impl<F: Format> Writer<F> {
                 }
             }
         }
-        let mut harvest = Harvest { start, last, dirty, found, pending: None };
+        let mut harvest = Harvest { start, last, dirty, found, pending: None, any: false };
         self.harvest(Self::ROOT, &mut harvest);
+        if harvest.any && dirty == Dirty::Clear {
+            // A cached translation would write without marking again.
+            self.shared.changes.add(range);
+        }
         harvest.flush();
     }
 

@@ -3,7 +3,7 @@
 use core::ops::Range;
 use core::sync::atomic::Ordering;
 
-use crate::format::{Entry, Format, low_bits};
+use crate::format::{Format, low_bits};
 use crate::page_table::{Place, Writer};
 use crate::{Iova, IovaRange, Prot, Run};
 use ioasis_uapi::{Errno, Error, Result};
@@ -32,55 +32,117 @@ impl<F: Format> Writer<F> {
         let attrs = F::attrs(prot)?;
         self.check(iova.0, runs)?;
         let mut at = iova.0;
-        for run in runs {
-            if let Err((done, error)) = self.map_run(at, *run, attrs) {
-                self.undo(iova.0, done);
-                return Err(error);
+        let mut rest = runs;
+        while let [run, ..] = rest {
+            let mapped = if run.length == Self::PAGE {
+                self.map_pages(&mut at, rest, attrs)
+            } else {
+                self.map_run(&mut at, *run, attrs)
+            };
+            match mapped {
+                Ok(runs) => rest = &rest[runs..],
+                Err(error) => {
+                    self.undo(iova.0, at);
+                    return Err(error);
+                }
             }
-            at = at.wrapping_add(run.length);
         }
         Ok(())
     }
+
+    /// Bytes of the smallest leaf.
+    const PAGE: u64 = 1 << F::GRANULE_LG2;
 
     /// Judges addresses and lengths before anything is touched.
     #[inline]
     fn check(&self, iova: u64, runs: &[Run]) -> Result<()> {
-        let page = low_bits(F::GRANULE_LG2);
-        let (mut merged, mut at, mut wraps) = (iova, iova, false);
+        let (mut merged, mut highest, mut total) = (iova, 0, 0_u64);
+        let mut bad = false;
         for run in runs {
-            let (pa, length) = (run.pa.0, run.length);
-            merged |= pa | length;
-            let Some(last) = pa.checked_add(length.wrapping_sub(1)) else {
-                return Err(Error::at(Errno::ERANGE, "output address too large", pa));
-            };
-            if length == 0 || last > low_bits(F::OA_LG2) {
-                return Err(refuse(pa, length));
-            }
-            // Ending exactly at 2^64 is fine, going on from there is not.
-            if wraps || at.checked_add(length - 1).is_none_or(|last| last > self.shared.last) {
-                return Err(Error::at(Errno::ERANGE, "outside the aperture", at));
-            }
-            (at, wraps) = at.overflowing_add(length);
+            let (last, wraps) = run.pa.0.overflowing_add(run.length.wrapping_sub(1));
+            let (sum, too_long) = total.overflowing_add(run.length);
+            merged |= run.pa.0 | run.length;
+            highest |= last;
+            bad |= wraps | too_long | (run.length == 0);
+            total = sum;
         }
-        if merged & page != 0 {
-            return Err(Error::at(Errno::EINVAL, "not a multiple of the page size", merged & page));
-        }
-        Ok(())
+        bad |= merged & (Self::PAGE - 1) != 0 || highest > low_bits(F::OA_LG2);
+        bad |= iova.checked_add(total.saturating_sub(1)).is_none_or(|last| last > self.shared.last);
+        if bad { self.refuse(iova, runs) } else { Ok(()) }
     }
 
-    /// Maps one run; on failure says up to where it came.
+    /// Finds the run that cannot be mapped. A total of exactly 2^64 bytes is refused too: no aperture is so large and no
+    /// mapping either.
+    #[cold]
+    fn refuse(&self, iova: u64, runs: &[Run]) -> Result<()> {
+        let mut at = iova;
+        for run in runs {
+            let (pa, length) = (run.pa.0, run.length);
+            if let Some(odd) = [at, pa, length].into_iter().find(|n| n & (Self::PAGE - 1) != 0) {
+                return Err(Error::at(Errno::EINVAL, "not a multiple of the page size", odd));
+            }
+            let Some(span) = length.checked_sub(1) else {
+                return Err(Error::at(Errno::EINVAL, "a run is empty", pa));
+            };
+            if pa.checked_add(span).is_none_or(|last| last > low_bits(F::OA_LG2)) {
+                return Err(Error::at(Errno::ERANGE, "output address too large", pa));
+            }
+            if at.checked_add(span).is_none_or(|last| last > self.shared.last) {
+                break;
+            }
+            at = at.wrapping_add(length);
+        }
+        Err(Error::at(Errno::ERANGE, "outside the aperture", at))
+    }
+
+    /// Maps as many runs of one page as follow each other in one table, and says how many; `at` moves on.
     #[inline]
-    fn map_run(&mut self, iova: u64, run: Run, attrs: u64) -> Result<(), (u64, Error)> {
-        let (mut at, mut pa, mut left) = (iova, run.pa.0, run.length);
+    fn map_pages(&mut self, at: &mut u64, runs: &[Run], attrs: u64) -> Result<usize> {
+        let place = match self.place(*at, 0) {
+            Ok(place) => place,
+            Err(_) if self.trim() => self.place(*at, 0)?,
+            Err(error) => return Err(error),
+        };
+        let Place { frame, fresh } = place;
+        let first = F::index(*at, 0);
+        let mut mapped = 0;
+        let mut taken = false;
+        for (word, run) in self.table(frame)[first..].iter().zip(runs) {
+            if run.length != Self::PAGE {
+                break;
+            }
+            // What is not linked yet may hold anything.
+            if fresh.is_none() && word.load(Ordering::Relaxed) != 0 {
+                taken = true;
+                break;
+            }
+            word.store(F::leaf(run.pa.0, 0, F::GRANULE_LG2, attrs), Ordering::Release);
+            mapped += 1;
+        }
+        match fresh {
+            Some(fresh) => {
+                self.link_filled(frame, &fresh, first..first + mapped);
+                self.set_hot(*at, frame);
+            }
+            None => self.tables.add(frame, mapped),
+        }
+        *at = at.wrapping_add((mapped as u64) << F::GRANULE_LG2);
+        if taken { Err(Error::at(Errno::EADDRINUSE, "already mapped", *at)) } else { Ok(mapped) }
+    }
+
+    /// Maps one run; `at` moves on.
+    #[inline]
+    fn map_run(&mut self, at: &mut u64, run: Run, attrs: u64) -> Result<usize> {
+        let (mut pa, mut left) = (run.pa.0, run.length);
         while left > 0 {
-            let leaves = self.choose(at, pa, left, attrs);
-            self.put(leaves).map_err(|error| (at, error))?;
+            let leaves = self.choose(*at, pa, left, attrs);
+            self.put(leaves)?;
             let bytes = leaves.count << leaves.lg2;
-            at = at.wrapping_add(bytes);
+            *at = at.wrapping_add(bytes);
             pa += bytes;
             left -= bytes;
         }
-        Ok(())
+        Ok(1)
     }
 
     /// The largest leaf that fits at `iova`, and how many of them follow each other in one table.
@@ -124,13 +186,10 @@ impl<F: Format> Writer<F> {
         #[expect(clippy::cast_possible_truncation, reason = "a table has at most 2^16 items")]
         let slots = first..first + ((leaves.count as usize) << per_leaf);
         if fresh.is_none() {
-            for (slot, word) in slots.clone().zip(&self.table(frame)[slots.clone()]) {
-                let word = word.load(Ordering::Relaxed);
-                if F::decode(word, leaves.level) != Entry::Empty {
-                    let item = (slot - first) as u64;
-                    let iova = leaves.iova + (item << F::item_lg2(leaves.level));
-                    return Err(Error::at(Errno::EADDRINUSE, "already mapped", iova));
-                }
+            let words = &self.table(frame)[slots.clone()];
+            let taken = words.iter().fold(0, |all, word| all | word.load(Ordering::Relaxed));
+            if taken != 0 {
+                return Err(Error::at(Errno::EADDRINUSE, "already mapped", leaves.iova));
             }
         }
         self.write(frame, slots.clone(), leaves);
@@ -141,9 +200,7 @@ impl<F: Format> Writer<F> {
                     self.set_hot(leaves.iova, frame);
                 }
             }
-            None => {
-                self.tables.add(frame, u32::try_from(slots.len()).expect("a table has few items"));
-            }
+            None => self.tables.add(frame, slots.len()),
         }
         Ok(())
     }
@@ -151,11 +208,18 @@ impl<F: Format> Writer<F> {
     #[inline]
     fn write(&self, frame: u32, slots: Range<usize>, leaves: Leaves) {
         let words = &self.table(frame)[slots];
-        let Leaves { pa, lg2, level, attrs, .. } = leaves;
-        let mut oa = pa;
-        for word in words {
-            word.store(F::leaf(oa, level, lg2, attrs), Ordering::Release);
-            oa += 1 << F::item_lg2(level);
+        let Leaves { mut pa, lg2, level, attrs, .. } = leaves;
+        // The common cases with constants, so that the loop is a store and an addition.
+        if lg2 == F::GRANULE_LG2 {
+            for word in words {
+                word.store(F::leaf(pa, 0, F::GRANULE_LG2, attrs), Ordering::Release);
+                pa += Self::PAGE;
+            }
+        } else {
+            for word in words {
+                word.store(F::leaf(pa, level, lg2, attrs), Ordering::Release);
+                pa += 1 << F::item_lg2(level);
+            }
         }
     }
 
@@ -168,15 +232,5 @@ impl<F: Format> Writer<F> {
             self.clear(range);
         }
         self.trim();
-    }
-}
-
-/// Why a run cannot be mapped.
-#[cold]
-fn refuse(pa: u64, length: u64) -> Error {
-    if length == 0 {
-        Error::at(Errno::EINVAL, "a run is empty", pa)
-    } else {
-        Error::at(Errno::ERANGE, "output address too large", pa)
     }
 }

@@ -122,12 +122,26 @@ impl<F: Format> Writer<F> {
         let mut freed = false;
         while let Some(frame) = self.tables.pop_idle() {
             let meta = self.tables.meta(frame);
+            self.shared.changes.add(self.span_of(frame));
             self.table(meta.parent)[meta.slot as usize].store(0, Ordering::Relaxed);
             self.retire(frame);
             self.tables.sub(meta.parent, 1);
             freed = true;
         }
         freed
+    }
+
+    /// The addresses that a linked table translates.
+    fn span_of(&self, frame: u32) -> IovaRange {
+        let (mut base, mut at) = (0, frame);
+        while at != 0 {
+            let meta = self.tables.meta(at);
+            base |= u64::from(meta.slot) << F::item_lg2(u32::from(meta.level) + 1);
+            at = meta.parent;
+        }
+        let items_lg2 = F::item_lg2(u32::from(self.tables.meta(frame).level) + 1);
+        let span = IovaRange::closed(Iova(base), Iova(base | low_bits(items_lg2)));
+        span.expect("a table translates something")
     }
 
     pub(crate) fn retire(&mut self, frame: u32) {
@@ -155,12 +169,15 @@ impl<F: Format> Writer<F> {
     }
 
     /// Finds or makes the table at `level` that translates `iova`. A table made for the last step is not linked.
+    #[inline]
     pub(crate) fn place(&mut self, iova: u64, level: u32) -> Result<Place> {
-        if level == 0
-            && let Some(frame) = self.hot(iova)
-        {
-            return Ok(Place { frame, fresh: None });
+        match self.hot(iova) {
+            Some(frame) if level == 0 => Ok(Place { frame, fresh: None }),
+            _ => self.walk_to(iova, level),
         }
+    }
+
+    fn walk_to(&mut self, iova: u64, level: u32) -> Result<Place> {
         let mut frame = 0;
         let mut at = F::TOP_LEVEL;
         while at > level {

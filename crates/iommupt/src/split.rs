@@ -46,6 +46,7 @@ impl<F: Format> Writer<F> {
         let Some((start, last)) = self.clip(range) else { return Ok(()) };
         self.cut_both(start, last)?;
         self.protect_in(Self::ROOT, start, last, attrs);
+        self.shared.changes.add(range);
         Ok(())
     }
 

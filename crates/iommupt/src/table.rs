@@ -3,7 +3,7 @@
 use alloc::sync::Arc;
 use core::fmt::Debug;
 
-use crate::{Iova, IovaRange, Pa};
+use crate::{Changes, Iova, IovaRange, Pa};
 use ioasis_uapi::Result;
 
 bitflags::bitflags! {
@@ -66,8 +66,19 @@ pub trait TableReader: Debug + Send + Sync {
     /// The fault, when not even the first byte can be translated.
     fn translate(&self, iova: Iova, length: u64, need: Prot) -> Result<Run, Fault>;
 
+    /// The whole leaf that translates `iova`, and its first output address. A `need` with [`Prot::WRITE`] marks it
+    /// dirty in the same step.
+    ///
+    /// # Errors
+    ///
+    /// The fault, when nothing is mapped there or not with `need`.
+    fn leaf(&self, iova: Iova, need: Prot) -> Result<(IovaRange, Pa), Fault>;
+
     /// The output address behind `iova`, whatever its permissions, without marking anything.
     fn iova_to_phys(&self, iova: Iova) -> Option<Pa>;
+
+    /// What was taken back since, for those who keep translations.
+    fn changes(&self) -> Arc<Changes>;
 }
 
 /// The writing side of a page table: one at a time.

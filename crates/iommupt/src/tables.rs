@@ -139,10 +139,12 @@ impl Tables {
         }
     }
 
-    pub(crate) fn add(&mut self, frame: u32, items: u32) {
-        self.meta[frame as usize].used += items;
+    #[inline]
+    pub(crate) fn add(&mut self, frame: u32, items: usize) {
+        self.meta[frame as usize].used += u32::try_from(items).expect("a table has few items");
     }
 
+    #[inline]
     pub(crate) fn sub(&mut self, frame: u32, items: u32) {
         let meta = &mut self.meta[frame as usize];
         meta.used -= items;

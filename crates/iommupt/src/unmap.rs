@@ -81,18 +81,29 @@ impl<F: Format> Writer<F> {
         }
         let Some((start, last)) = self.clip(range) else { return Ok(()) };
         let mut gather = Gather { iova: start, pa: 0, length: 0, old };
-        if F::sizes(0) == 1 << F::GRANULE_LG2
-            && let Some(frame) = self.hot(start)
+        if let Some(frame) = self.hot(start)
             && self.hot(last).is_some()
+            && self.ends_on_leaves(frame, start, last)
         {
             self.unmap_leaves(Node { frame, level: 0, base: start }, start, last, &mut gather);
         } else {
             self.cut_both(start, last)?;
             self.unmap_in(Self::ROOT, start, last, &mut gather);
         }
+        self.shared.changes.add(range);
         gather.flush();
         self.sweep();
         Ok(())
+    }
+
+    /// Whether no leaf of several items straddles the edges of a range in one level 0 table.
+    #[inline]
+    fn ends_on_leaves(&self, frame: u32, start: u64, last: u64) -> bool {
+        F::sizes(0) == 1 << F::GRANULE_LG2
+            || [start, last].into_iter().all(|at| {
+                let word = self.table(frame)[F::index(at, 0)].load(Ordering::Relaxed);
+                word == 0 || F::leaf_lg2(word, 0) == F::GRANULE_LG2
+            })
     }
 
     /// Unmaps `range`, whose edges cut no leaf, without looking at what it held.
@@ -108,6 +119,7 @@ impl<F: Format> Writer<F> {
             "clear ends inside a leaf"
         );
         self.unmap_in(Self::ROOT, start, last, &mut Discard);
+        self.shared.changes.add(range);
         self.sweep();
     }
 
@@ -174,28 +186,62 @@ impl<F: Format> Writer<F> {
 
     /// Retires a table that was unlinked, with everything below it.
     fn drop_tree<S: Sink>(&mut self, node: Node, sink: &mut S) {
-        if S::LOOKS || node.level > 0 {
-            let item_lg2 = F::item_lg2(node.level);
-            let mut left = self.tables.meta(node.frame).used;
-            for slot in 0..1_usize << F::ITEMS_LG2 {
-                if left == 0 {
-                    break;
-                }
-                let word = self.table(node.frame)[slot].load(Ordering::Relaxed);
-                let base = node.base + ((slot as u64) << item_lg2);
-                match F::decode(word, node.level) {
-                    Entry::Empty => continue,
-                    Entry::Leaf => {
-                        sink.leaf(base, output::<F>(word, node.level, base), 1 << item_lg2);
-                    }
-                    Entry::Table(address) => {
-                        let frame = frame_of::<F>(address);
-                        self.drop_tree(Node { frame, level: node.level - 1, base }, sink);
-                    }
-                }
-                left -= 1;
+        if node.level == 0 {
+            if S::LOOKS {
+                self.look_at_leaves(node, sink);
             }
+            return self.retire(node.frame);
+        }
+        let item_lg2 = F::item_lg2(node.level);
+        let mut left = self.tables.meta(node.frame).used;
+        for slot in 0..1_usize << F::ITEMS_LG2 {
+            if left == 0 {
+                break;
+            }
+            let word = self.table(node.frame)[slot].load(Ordering::Relaxed);
+            let base = node.base + ((slot as u64) << item_lg2);
+            match F::decode(word, node.level) {
+                Entry::Empty => continue,
+                Entry::Leaf => {
+                    sink.leaf(base, output::<F>(word, node.level, base), 1 << item_lg2);
+                }
+                Entry::Table(address) => {
+                    let frame = frame_of::<F>(address);
+                    self.drop_tree(Node { frame, level: node.level - 1, base }, sink);
+                }
+            }
+            left -= 1;
         }
         self.retire(node.frame);
+    }
+
+    /// Hands on the leaves of a level 0 table that was unlinked. Most continue the one before: then the word is the
+    /// one that would have been made for it.
+    fn look_at_leaves<S: Sink>(&self, node: Node, sink: &mut S) {
+        let page = 1 << F::GRANULE_LG2;
+        // Where the run began, its length, its attributes and the word that would continue it.
+        let (mut iova, mut pa, mut length, mut attrs) = (node.base, 0, 0, 0);
+        for word in self.table(node.frame) {
+            let word = word.load(Ordering::Relaxed);
+            let oa = pa + length;
+            let fits = length > 0 && oa <= low_bits(F::OA_LG2);
+            if fits && word == F::leaf(oa, 0, F::GRANULE_LG2, attrs) {
+                length += page;
+                continue;
+            }
+            let next = iova + length;
+            if length > 0 {
+                sink.leaf(iova, pa, length);
+            }
+            if F::decode(word, 0) == Entry::Empty {
+                (iova, length) = (next.wrapping_add(page), 0);
+            } else {
+                (iova, pa, length) = (next, output::<F>(word, 0, next), page);
+                attrs = F::attrs_of(word, 0);
+            }
+        }
+        if length > 0 {
+            sink.leaf(iova, pa, length);
+        }
     }
 }

@@ -14,6 +14,7 @@
 //! - A removed table is used again only after [`Quiesce::wait`](crate::Quiesce::wait). A reader therefore stays in one
 //!   section from before the walk until it has used what the walk found.
 
+use alloc::sync::Arc;
 use core::fmt;
 use core::hint::spin_loop;
 use core::marker::PhantomData;
@@ -21,13 +22,14 @@ use core::sync::atomic::Ordering;
 
 use crate::arena::Arena;
 use crate::format::{Entry, Format, low_bits};
-use crate::{Fault, Iova, Pa, Prot, Run, TableReader};
+use crate::{Changes, Fault, Iova, IovaRange, Pa, Prot, Run, TableReader};
 
 /// The reading side of a page table.
 pub struct Reader<F: Format> {
     pub(crate) arena: Arena,
     /// Last address of the aperture.
     pub(crate) last: u64,
+    pub(crate) changes: Arc<Changes>,
     format: PhantomData<fn() -> F>,
 }
 
@@ -58,8 +60,8 @@ pub(crate) struct Spot {
 impl<F: Format> Reader<F> {
     pub(crate) const TABLE_LG2: u32 = F::ITEMS_LG2;
 
-    pub(crate) const fn new(last: u64) -> Self {
-        Self { arena: Arena::new(), last, format: PhantomData }
+    pub(crate) fn new(last: u64) -> Self {
+        Self { arena: Arena::new(), last, changes: Arc::default(), format: PhantomData }
     }
 
     /// Walks to the leaf of `iova`.
@@ -110,6 +112,19 @@ impl<F: Format> Reader<F> {
             return Ok(Run { pa: Pa(pa), length });
         }
         Ok(self.extend(iova.0, Run { pa: Pa(pa), length: rest }, length, need))
+    }
+
+    /// See [`TableReader::leaf`].
+    ///
+    /// # Errors
+    ///
+    /// The fault, when nothing is mapped there or not with `need`.
+    #[inline]
+    pub fn leaf(&self, iova: Iova, need: Prot) -> Result<(IovaRange, Pa), Fault> {
+        let spot = self.grant(iova.0, need)?;
+        let inside = low_bits(F::leaf_lg2(spot.word, spot.level));
+        let range = IovaRange::closed(Iova(iova.0 & !inside), Iova(iova.0 | inside));
+        Ok((range.expect("a leaf is not empty"), Pa(F::oa(spot.word, spot.level))))
     }
 
     /// Lengthens `run`, which begins at `iova`, over the leaves that follow.
@@ -182,8 +197,16 @@ impl<F: Format> TableReader for Reader<F> {
         Self::translate(self, iova, length, need)
     }
 
+    fn leaf(&self, iova: Iova, need: Prot) -> Result<(IovaRange, Pa), Fault> {
+        Self::leaf(self, iova, need)
+    }
+
     fn iova_to_phys(&self, iova: Iova) -> Option<Pa> {
         Self::iova_to_phys(self, iova)
+    }
+
+    fn changes(&self) -> Arc<Changes> {
+        Arc::clone(&self.changes)
     }
 }
 
