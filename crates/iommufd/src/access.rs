@@ -405,3 +405,6 @@ impl Space {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

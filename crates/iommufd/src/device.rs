@@ -8,16 +8,19 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 
+use ioasis_iommupt::Iova;
 use ioasis_sys::sync::Mutex;
 use ioasis_uapi::{Errno, Error, Result};
 
 use crate::context::Context;
 use crate::driver::AttachTo;
+use crate::fault::PageRequest;
 use crate::hwpt::{Hwpt, Origin};
 use crate::inject::step;
 use crate::ioas::Ioas;
 use crate::iommu::{Attachment, Endpoint, Group, Guest};
-use crate::object::{Head, Held, KeepId, Object, Tracked};
+use crate::object::{Head, Held, KeepId, Object, Table, Tracked};
+use crate::viommu::Vdevice;
 
 /// The requester ID itself, without a PASID.
 pub(crate) const NO_PASID: u32 = 0;
@@ -162,6 +165,41 @@ impl Device {
         }
     }
 
+    /// Queues a page request where the HWPT attached under its PASID has a fault queue, and waits for no answer; says whether it has.
+    pub(crate) fn post_page_request(&self, request: &PageAsk) -> bool {
+        let Some(attachment) = self.endpoint.attachment(request.pasid) else { return false };
+        let Some((queue, device)) = &attachment.faults else { return false };
+        queue.post(PageRequest {
+            attachment: attachment.token,
+            device: *device,
+            pasid: request.pasid,
+            group: request.group,
+            iova: request.iova,
+            perm: request.perm,
+        });
+        true
+    }
+
+    /// Tells the guest that owns the device of an event; `event` makes its bytes from the device's virtual id.
+    ///
+    /// # Errors
+    ///
+    /// `ENOENT` when the device has no virtual id, `EOPNOTSUPP` when nobody listens.
+    pub(crate) fn report_event(
+        &self,
+        objects: &Table,
+        kind: u32,
+        event: impl FnOnce(u64) -> Vec<u8>,
+    ) -> Result<()> {
+        let id = self.vdevice.lock().id;
+        let Some(id) = id else {
+            return refuse!(ENOENT, "the device has no virtual id");
+        };
+        let vdevice: Held<Vdevice> = objects.get(id)?;
+        let (viommu, virtual_id) = vdevice.identity();
+        viommu.report(kind, &event(virtual_id))
+    }
+
     fn attach_hwpt(self: &Arc<Self>, pasid: u32, hwpt: &Held<Hwpt>) -> Result<()> {
         step("an attachment")?;
         let mut attaches = self.group.attaches.lock();
@@ -270,6 +308,19 @@ impl Attach {
     }
 }
 
+/// A page that a device asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PageAsk {
+    /// The PASID it used; 0 is none.
+    pub pasid: u32,
+    /// The device's own number for requests that belong together.
+    pub group: u32,
+    /// The address.
+    pub iova: Iova,
+    /// `PGFAULT_PERM_*` bits of what it wanted.
+    pub perm: u32,
+}
+
 /// A page table to attach to.
 enum Target {
     Ioas(Held<Ioas>),
@@ -368,6 +419,21 @@ impl Bound {
         if let Some(hwpt) = self.device.detach_hwpt(pasid) {
             self.context.put_hwpt(hwpt);
         }
+    }
+
+    /// Queues a page request for the client, and waits for no answer; says whether there is a queue.
+    #[must_use]
+    pub fn post_page_request(&self, request: &PageAsk) -> bool {
+        self.device.post_page_request(request)
+    }
+
+    /// Tells the guest that owns the device of an event; `event` makes its bytes from the device's virtual id.
+    ///
+    /// # Errors
+    ///
+    /// `ENOENT` when the device has no virtual id, `EOPNOTSUPP` when nobody listens.
+    pub fn report_event(&self, kind: u32, event: impl FnOnce(u64) -> Vec<u8>) -> Result<()> {
+        self.device.report_event(self.context.objects(), kind, event)
     }
 
     fn check_width(&self, pasid: u32) -> Result<()> {

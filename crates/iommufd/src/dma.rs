@@ -11,7 +11,7 @@ use ioasis_iommupt::{Fault, Iova, Prot, Run, Section};
 use ioasis_uapi::Result;
 
 use crate::device::NO_PASID;
-use crate::fault::{PageRequest, PageResponse};
+use crate::fault::{PageRequest, PageResponse, perm_of};
 use crate::faultlog::{Reason, RefusedDma};
 use crate::iommu::{Attachment, Endpoint};
 use crate::phys::{Phys, Window};
@@ -312,8 +312,9 @@ impl Endpoint {
             attachment: attachment.token,
             device: *device,
             pasid,
+            group: 0,
             iova: refusal.iova,
-            need,
+            perm: perm_of(need),
         };
         // A request sent through an attachment that went meanwhile would wait for ever.
         let stands = || self.attachment(pasid).is_some_and(|now| now.token == attachment.token);

@@ -21,7 +21,7 @@ use crate::object::{Head, Object, Tracked};
 
 /// What became of a page request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PageResponse {
+pub(crate) enum PageResponse {
     /// The page is there now: try again.
     Success,
     /// The access is refused.
@@ -37,8 +37,19 @@ pub(crate) struct PageRequest {
     pub(crate) device: u32,
     /// The PASID it used; 0 is none.
     pub(crate) pasid: u32,
+    /// The device's own number for requests that belong together.
+    pub(crate) group: u32,
     pub(crate) iova: Iova,
-    pub(crate) need: Prot,
+    /// `PGFAULT_PERM_*` bits.
+    pub(crate) perm: u32,
+}
+
+/// `PGFAULT_PERM_*` for an access.
+pub(crate) fn perm_of(need: Prot) -> u32 {
+    let bit = |prot, perm| if need.contains(prot) { perm } else { 0 };
+    bit(Prot::READ, abi::PGFAULT_PERM_READ)
+        | bit(Prot::WRITE, abi::PGFAULT_PERM_WRITE)
+        | bit(Prot::EXEC, abi::PGFAULT_PERM_EXEC)
 }
 
 #[derive(Debug, Default)]
@@ -120,7 +131,12 @@ impl FaultQueue {
         answer.wait()
     }
 
-    /// Sends a page request; the answer is whoever waits for it.
+    /// Sends a page request for which nobody waits.
+    pub(crate) fn post(&self, request: PageRequest) {
+        // The answer goes to the queue's entry alone.
+        drop(self.send(request));
+    }
+
     fn send(&self, request: PageRequest) -> Arc<Answer> {
         let answer = Arc::new(Answer::default());
         self.state.lock().deliver.push_back(Group { request, answer: Arc::clone(&answer) });
@@ -224,22 +240,12 @@ impl State {
 
 fn record(request: &PageRequest, cookie: u32) -> abi::HwptPgfault {
     let pasid = if request.pasid == 0 { 0 } else { abi::PGFAULT_FLAGS_PASID_VALID };
-    let mut perm = 0;
-    if request.need.contains(Prot::READ) {
-        perm |= abi::PGFAULT_PERM_READ;
-    }
-    if request.need.contains(Prot::WRITE) {
-        perm |= abi::PGFAULT_PERM_WRITE;
-    }
-    if request.need.contains(Prot::EXEC) {
-        perm |= abi::PGFAULT_PERM_EXEC;
-    }
     abi::HwptPgfault {
         flags: abi::PGFAULT_FLAGS_LAST_PAGE | pasid,
         dev_id: request.device,
         pasid: request.pasid,
-        grpid: 0,
-        perm,
+        grpid: request.group,
+        perm: request.perm,
         __reserved: 0,
         addr: request.iova.0,
         length: 0,

@@ -56,7 +56,7 @@ pub use client::{
     QueueWatcher,
 };
 pub use context::{Context, CopyRequest, MapRequest};
-pub use device::Bound;
+pub use device::{Bound, PageAsk};
 pub use dma::{DmaFault, PasidDma, Segment};
 pub use ioas::{Place, Unmapped};
 pub use ioasis_iommupt::{Iova, IovaRange, Pa, Prot, Run};

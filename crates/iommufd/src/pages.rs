@@ -359,12 +359,6 @@ impl Pages {
         );
         pins.origin = origin;
     }
-
-    /// The output address of byte `start_byte`, if its page is pinned.
-    #[must_use]
-    pub(crate) fn pinned_at(&self, start_byte: u64) -> Option<Pa> {
-        self.pins.lock().run_at(start_byte, 1).map(|run| run.pa)
-    }
 }
 
 fn piece(offset: u64, length: u64) -> Piece {

@@ -66,7 +66,6 @@ struct ModelArea {
     pages: u64,
     map: usize,
     first: u64,
-    write: bool,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -122,13 +121,7 @@ impl Model {
                 }
                 next.maps.push((from, write));
                 let map = next.maps.len() - 1;
-                next.areas[ioas].push(ModelArea {
-                    at: to.at,
-                    pages: to.pages,
-                    map,
-                    first: 0,
-                    write,
-                });
+                next.areas[ioas].push(ModelArea { at: to.at, pages: to.pages, map, first: 0 });
                 next.under_limit(self)
             }
             Step::Unmap { ioas, range } => self.unmap(ioas, range),
@@ -196,7 +189,7 @@ impl Model {
             let area = self.areas[from].iter().find(inside).ok_or(Errno::ENOENT)?;
             let pages = (area.at + area.pages - page).min(range.at + range.pages - page);
             let first = area.first + (page - area.at);
-            made.push(ModelArea { at: at + (page - range.at), pages, map: area.map, first, write });
+            made.push(ModelArea { at: at + (page - range.at), pages, map: area.map, first });
             page += pages;
         }
         if self.overlaps(to, at, range.pages) {

@@ -8,8 +8,9 @@ fn request(device: u32, iova: u64) -> PageRequest {
         attachment: u64::from(device),
         device,
         pasid: 0,
+        group: 0,
         iova: Iova(iova),
-        need: Prot::WRITE,
+        perm: perm_of(Prot::WRITE),
     }
 }
 

@@ -25,7 +25,6 @@ use ioasis_uapi::Result;
 
 pub(crate) use area::{Area, Areas};
 use space::{ReservedSet, allow_list};
-pub(crate) use split::CutRule;
 pub use unmap::Unmapped;
 
 use crate::access::Access;
@@ -316,11 +315,6 @@ impl Ioas {
         [range.start(), range.last()].into_iter().find(cuts)
     }
 
-    /// Whether a device could be translating through it.
-    pub(crate) fn has_domains(&self) -> bool {
-        !self.space.lock().domains.is_empty()
-    }
-
     /// What the domains have in common: page sizes, and whether all force snooping. `None` without a domain.
     pub(crate) fn domains_summary(&self) -> Option<(u64, bool)> {
         let space = self.space.lock();
@@ -331,11 +325,6 @@ impl Ioas {
             .reduce(|(sizes, coherent), (other_sizes, other_coherent)| {
                 (sizes & other_sizes, coherent && other_coherent)
             })
-    }
-
-    /// Runs `each` on every domain.
-    pub(crate) fn each_domain(&self, mut each: impl FnMut(&Domain)) {
-        self.space.lock().domains.iter().for_each(|domain| each(domain));
     }
 }
 

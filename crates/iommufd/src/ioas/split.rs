@@ -10,23 +10,14 @@ use crate::Kind;
 use crate::inject::step;
 use crate::pages::PAGE_SIZE;
 
-/// Whether a cut needs page-sized leaves, as Linux's compatibility layer demands, or splits larger ones.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum CutRule {
-    /// `EINVAL` while domains are filled and huge pages are allowed.
-    SmallLeavesOnly,
-    /// Large leaves are split.
-    AnyLeaf,
-}
-
 impl Ioas {
     /// Makes `last` the last IOVA of the area it lies in; the rest becomes an area of its own. No area there: nothing to do.
     ///
     /// # Errors
     ///
     /// `EBUSY` while an unmap waits for its accesses, `EOPNOTSUPP` for a dma-buf, `EINVAL` misaligned, pinned by an access, or with large
-    /// leaves under [`CutRule::SmallLeavesOnly`].
-    pub(crate) fn cut(&self, last: Iova, rule: CutRule) -> Result<()> {
+    /// leaves allowed while there are domains.
+    pub(crate) fn cut(&self, last: Iova) -> Result<()> {
         let mut space = self.lock();
         let alignment = space.alignment;
         let Some(area) = space.areas.at(last) else { return Ok(()) };
@@ -47,7 +38,7 @@ impl Ioas {
         if area.accesses > 0 {
             return refuse!(EINVAL, "an access pins the area", at);
         }
-        if rule == CutRule::SmallLeavesOnly && !space.domains.is_empty() && space.huge_pages {
+        if !space.domains.is_empty() && space.huge_pages {
             return refuse!(EINVAL, "large leaves may cross the cut (huge pages are allowed)", at);
         }
         if area.locks > 0 {

@@ -67,10 +67,6 @@ impl Chain {
         u32::try_from(self.base + self.bytes.len()).expect("a chain is short")
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.bytes.is_empty()
-    }
-
     pub(super) fn bytes(&self) -> &[u8] {
         &self.bytes
     }

@@ -12,7 +12,7 @@ use super::argument::{Chain, read};
 use crate::Client;
 use crate::context::{Context, MapRequest};
 use crate::hwpt::Hwpt;
-use crate::ioas::{CutRule, Ioas, Place, Unmapped};
+use crate::ioas::{Ioas, Place, Unmapped};
 use crate::pages::PAGE_SIZE;
 
 /// Carries out the container ioctl `cmd`.
@@ -169,12 +169,9 @@ fn unmap_dma(context: &Context, client: &dyn Client, arg: u64) -> Result<i64> {
     } else {
         if !ioas.huge_pages() {
             // Both cuts are made before the range is judged, as Linux does it.
-            ioas.cut(
-                Iova(unmap.iova.wrapping_add(unmap.size).wrapping_sub(1)),
-                CutRule::SmallLeavesOnly,
-            )?;
+            ioas.cut(Iova(unmap.iova.wrapping_add(unmap.size).wrapping_sub(1)))?;
             if unmap.iova != 0 {
-                ioas.cut(Iova(unmap.iova - 1), CutRule::SmallLeavesOnly)?;
+                ioas.cut(Iova(unmap.iova - 1))?;
             }
         }
         match IovaRange::new(Iova(unmap.iova), unmap.size) {
