@@ -81,8 +81,8 @@ impl<F: Format> Writer<F> {
         }
         let Some((start, last)) = self.clip(range) else { return Ok(()) };
         let mut gather = Gather { iova: start, pa: 0, length: 0, old };
-        if let Some(frame) = self.hot(start)
-            && self.hot(last).is_some()
+        if start >> F::item_lg2(1) == last >> F::item_lg2(1)
+            && let Some(frame) = self.hot(start).or_else(|| self.lowest(start))
             && self.ends_on_leaves(frame, start, last)
         {
             self.unmap_leaves(Node { frame, level: 0, base: start }, start, last, &mut gather);
@@ -94,6 +94,19 @@ impl<F: Format> Writer<F> {
         gather.flush();
         self.sweep();
         Ok(())
+    }
+
+    /// The level 0 table of `iova`, which is used next; none where a larger leaf or nothing is mapped.
+    fn lowest(&mut self, iova: u64) -> Option<u32> {
+        let (mut frame, mut level) = (0, F::TOP_LEVEL);
+        while level > 0 {
+            let word = self.table(frame)[F::index(iova, level)].load(Ordering::Relaxed);
+            let Entry::Table(address) = F::decode(word, level) else { return None };
+            frame = frame_of::<F>(address);
+            level -= 1;
+        }
+        self.set_hot(iova, frame);
+        Some(frame)
     }
 
     /// Whether no leaf of several items straddles the edges of a range in one level 0 table.
