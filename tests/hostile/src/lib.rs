@@ -1,0 +1,93 @@
+//! A client that sends anything.
+//!
+//! [`run`] turns bytes into opens, ioctls with hostile pointers and sizes, region accesses, stores into BAR pages and
+//! closes on a machine with an NVMe controller and two test devices, and then checks that nothing is left: no pinned
+//! page, no charge, no stretch of physical space. The fuzz target and the tests share it.
+
+mod calls;
+mod client;
+mod input;
+
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+
+use ioasis_iommufd::type1::GroupKind;
+use ioasis_iommufd::{self as iommufd, Endpoint, EndpointConfig, Group, Iommu, IommuKind};
+use ioasis_pci::{Bdf, Function, Windows};
+use ioasis_vfio::Placement;
+
+use client::Hostile;
+use input::Input;
+
+/// Bytes of the image behind the NVMe controller.
+const IMAGE: u64 = 1 << 20;
+
+/// A whole machine.
+#[derive(Debug)]
+struct Machine {
+    iommu: Arc<iommufd::Machine>,
+    vfio: ioasis_vfio::Machine,
+}
+
+impl Machine {
+    /// NVMe in group 1, two test devices that share group 2.
+    fn new() -> Self {
+        let image = rustix::fs::memfd_create("image", rustix::fs::MemfdFlags::CLOEXEC);
+        let image = image.expect("a file in memory");
+        rustix::fs::ftruncate(&image, IMAGE).expect("room for the image");
+        let path = format!("/proc/self/fd/{}", image.as_raw_fd());
+        let nvme = [("image".to_owned(), path), ("queues".to_owned(), "2".to_owned())];
+
+        let machine = iommufd::Machine::new();
+        let hardware = Arc::new(Iommu::new(IommuKind::Vtd));
+        let groups = [1, 2].map(|number| Group::new(&machine, &hardware, number));
+        let mut windows = Windows::default();
+        let places = [("nvme", &nvme[..], 0), ("testdev", &[], 1), ("testdev", &[], 1)];
+        let placements = (1..).zip(places).map(|(bus, (model, options, group))| {
+            let address = Bdf::new(0, bus, 0, 0).expect("a bus of its own");
+            let model = ioasis_pci::create(model, options).expect("its options are right");
+            let config = EndpointConfig {
+                name: address.to_string(),
+                requester_id: address.requester_id(),
+                reserved: hardware.reserved(),
+                pasid_bits: 20,
+                pasid_exec: true,
+                pasid_privileged: true,
+                ats: true,
+            };
+            Placement {
+                function: Function::new(address, model, &mut windows),
+                endpoint: Endpoint::new(&groups[group], config),
+                kind: GroupKind::Iommu,
+            }
+        });
+        let vfio = ioasis_vfio::Machine::new(placements.collect());
+        Self { iommu: machine, vfio }
+    }
+}
+
+/// Does what `input` says, closes everything, and returns how many things were done.
+///
+/// # Panics
+///
+/// If anything is left behind.
+pub fn run(input: &[u8]) -> u64 {
+    let machine = Machine::new();
+    let client = Hostile::new();
+    let mut input = Input(input);
+    let mut steps = 0;
+    while !input.is_empty() {
+        calls::step(&machine, &client, &mut input);
+        steps += 1;
+    }
+    loop {
+        let last = client.files.lock().pop();
+        let Some(file) = last else { break };
+        calls::release(&client, &file);
+    }
+    assert_eq!(machine.iommu.ledger.pinned(), 0, "a page is still pinned");
+    assert_eq!(machine.iommu.ledger.user(1), 0, "a charge is left");
+    assert_eq!(machine.iommu.ledger.processes(), [], "a process still pays");
+    assert_eq!(machine.iommu.phys.windows(), 0, "a stretch of physical space is still taken");
+    steps
+}
