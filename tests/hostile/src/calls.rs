@@ -10,78 +10,89 @@ use ioasis_vfio::{REGION_SHIFT, Reply};
 use crate::Machine;
 use crate::client::{BASE, File, Hostile, LENGTH};
 use crate::input::Input;
+use crate::setup;
 
 /// Where its mappings mostly go.
 pub(crate) const IOVA: u64 = 0x1000_0000;
 
-/// Where arguments are put; the last ones hang over the end of the memory.
-const ARGUMENTS: [u64; 4] =
-    [BASE + 0x100, BASE + 0x8000, BASE + LENGTH as u64 - 64, BASE + LENGTH as u64 - 12];
+/// Where arguments are put; the last ones may hang over the end of the memory.
+const ARGUMENTS: [u64; 5] = [
+    BASE + 0x100,
+    BASE + 0x3ff0,
+    BASE + 0x8000,
+    BASE + LENGTH as u64 - 64,
+    BASE + LENGTH as u64 - 12,
+];
 
 /// Argument addresses with nothing behind them.
 const NOWHERE: [u64; 4] = [0, BASE - 1, u64::MAX, 1 << 47];
 
-const IOMMUFD: [u32; 21] = [
-    iommufd::DESTROY,
-    iommufd::IOAS_ALLOC,
-    iommufd::IOAS_ALLOW_IOVAS,
-    iommufd::IOAS_COPY,
-    iommufd::IOAS_IOVA_RANGES,
-    iommufd::IOAS_MAP,
-    iommufd::IOAS_UNMAP,
-    iommufd::OPTION,
-    iommufd::VFIO_IOAS,
-    iommufd::HWPT_ALLOC,
-    iommufd::GET_HW_INFO,
-    iommufd::HWPT_SET_DIRTY_TRACKING,
-    iommufd::HWPT_GET_DIRTY_BITMAP,
-    iommufd::HWPT_INVALIDATE,
-    iommufd::FAULT_QUEUE_ALLOC,
-    iommufd::IOAS_MAP_FILE,
-    iommufd::VIOMMU_ALLOC,
-    iommufd::VDEVICE_ALLOC,
-    iommufd::IOAS_CHANGE_PROCESS,
-    iommufd::VEVENTQ_ALLOC,
-    iommufd::HW_QUEUE_ALLOC,
+/// Commands and the bytes of their arguments, in the order of the header.
+const IOMMUFD: [(u32, usize); 21] = [
+    (iommufd::DESTROY, 8),
+    (iommufd::IOAS_ALLOC, 12),
+    (iommufd::IOAS_ALLOW_IOVAS, 24),
+    (iommufd::IOAS_COPY, 40),
+    (iommufd::IOAS_IOVA_RANGES, 32),
+    (iommufd::IOAS_MAP, 40),
+    (iommufd::IOAS_UNMAP, 24),
+    (iommufd::OPTION, 24),
+    (iommufd::VFIO_IOAS, 12),
+    (iommufd::HWPT_ALLOC, 48),
+    (iommufd::GET_HW_INFO, 40),
+    (iommufd::HWPT_SET_DIRTY_TRACKING, 16),
+    (iommufd::HWPT_GET_DIRTY_BITMAP, 48),
+    (iommufd::HWPT_INVALIDATE, 32),
+    (iommufd::FAULT_QUEUE_ALLOC, 16),
+    (iommufd::IOAS_MAP_FILE, 40),
+    (iommufd::VIOMMU_ALLOC, 40),
+    (iommufd::VDEVICE_ALLOC, 24),
+    (iommufd::IOAS_CHANGE_PROCESS, 8),
+    (iommufd::VEVENTQ_ALLOC, 32),
+    (iommufd::HW_QUEUE_ALLOC, 40),
 ];
 
-const CONTAINER: [u32; 7] = [
-    vfio::GET_API_VERSION,
-    vfio::CHECK_EXTENSION,
-    vfio::SET_IOMMU,
-    vfio::IOMMU_GET_INFO,
-    vfio::IOMMU_MAP_DMA,
-    vfio::IOMMU_UNMAP_DMA,
-    vfio::IOMMU_DIRTY_PAGES,
+const CONTAINER: [(u32, usize); 7] = [
+    (vfio::GET_API_VERSION, 0),
+    (vfio::CHECK_EXTENSION, 0),
+    (vfio::SET_IOMMU, 0),
+    (vfio::IOMMU_GET_INFO, 24),
+    (vfio::IOMMU_MAP_DMA, 32),
+    (vfio::IOMMU_UNMAP_DMA, 24),
+    (vfio::IOMMU_DIRTY_PAGES, 32),
 ];
 
-const GROUP: [u32; 4] = [
-    vfio::GROUP_GET_STATUS,
-    vfio::GROUP_SET_CONTAINER,
-    vfio::GROUP_UNSET_CONTAINER,
-    vfio::GROUP_GET_DEVICE_FD,
+const GROUP: [(u32, usize); 4] = [
+    (vfio::GROUP_GET_STATUS, 8),
+    (vfio::GROUP_SET_CONTAINER, 4),
+    (vfio::GROUP_UNSET_CONTAINER, 0),
+    (vfio::GROUP_GET_DEVICE_FD, 16),
 ];
 
-const DEVICE: [u32; 12] = [
-    vfio::DEVICE_GET_INFO,
-    vfio::DEVICE_GET_REGION_INFO,
-    vfio::DEVICE_GET_IRQ_INFO,
-    vfio::DEVICE_SET_IRQS,
-    vfio::DEVICE_RESET,
-    vfio::DEVICE_GET_PCI_HOT_RESET_INFO,
-    vfio::DEVICE_PCI_HOT_RESET,
-    vfio::DEVICE_IOEVENTFD,
-    vfio::DEVICE_FEATURE,
-    vfio::DEVICE_BIND_IOMMUFD,
-    vfio::DEVICE_ATTACH_IOMMUFD_PT,
-    vfio::DEVICE_DETACH_IOMMUFD_PT,
+const DEVICE: [(u32, usize); 12] = [
+    (vfio::DEVICE_GET_INFO, 24),
+    (vfio::DEVICE_GET_REGION_INFO, 32),
+    (vfio::DEVICE_GET_IRQ_INFO, 16),
+    (vfio::DEVICE_SET_IRQS, 28),
+    (vfio::DEVICE_RESET, 0),
+    (vfio::DEVICE_GET_PCI_HOT_RESET_INFO, 28),
+    (vfio::DEVICE_PCI_HOT_RESET, 16),
+    (vfio::DEVICE_IOEVENTFD, 32),
+    (vfio::DEVICE_FEATURE, 24),
+    (vfio::DEVICE_BIND_IOMMUFD, 24),
+    (vfio::DEVICE_ATTACH_IOMMUFD_PT, 16),
+    (vfio::DEVICE_DETACH_IOMMUFD_PT, 12),
 ];
 
 /// Does one thing.
 pub(crate) fn step(machine: &Machine, client: &Hostile, input: &mut Input<'_>) {
     match input.below(16) {
-        0 => open(machine, client, input),
-        1 => close(client, input),
+        0 => match input.below(4) {
+            0 => setup::container(machine, client, input),
+            1 => setup::cdev(machine, client, input),
+            _ => open(machine, client, input),
+        },
+        1 if input.below(4) == 0 => close(client, input),
         2 => region(client, input),
         3 => bar_page(client, input),
         4 => queue(client, input),
@@ -98,11 +109,18 @@ fn open(machine: &Machine, client: &Hostile, input: &mut Input<'_>) {
         3 => input.pick(machine.vfio.devices()).open_cdev(client).ok().map(File::Device),
         _ => Some(File::Event),
     };
-    if let Some(file) = file
-        && client.add(file.clone()).is_none()
-    {
-        shut(&file);
+    if let Some(file) = file {
+        keep(client, &file);
     }
+}
+
+/// Gives the client a descriptor of `file`; one that has no room for it closes it.
+pub(crate) fn keep(client: &Hostile, file: &File) -> Option<i32> {
+    let fd = client.add(file.clone());
+    if fd.is_none() {
+        release(client, file);
+    }
+    fd
 }
 
 /// Closes a descriptor; the last one takes its number.
@@ -145,7 +163,7 @@ fn any_file(client: &Hostile, input: &mut Input<'_>) -> Option<File> {
 
 fn ioctl(client: &Hostile, input: &mut Input<'_>) {
     let Some(file) = any_file(client, input) else { return };
-    let known: &[u32] = match &file {
+    let known: &[(u32, usize)] = match &file {
         File::Iommufd(_) if input.below(4) == 0 => &CONTAINER,
         File::Iommufd(_) => &IOMMUFD,
         File::Container(_) => &CONTAINER,
@@ -153,21 +171,19 @@ fn ioctl(client: &Hostile, input: &mut Input<'_>) {
         File::Device(_) => &DEVICE,
         File::Installed(_) | File::Event => return,
     };
-    let command = match input.below(32) {
-        0 => 0x3b00 | u32::from(input.byte()),
-        1 => u32::try_from(input.word() >> 32).expect("half of a word"),
+    let (command, length) = match input.below(32) {
+        0 => (0x3b00 | u32::from(input.byte()), input.below(96)),
+        1 => (u32::try_from(input.word() >> 32).expect("half of a word"), input.below(96)),
         _ => *input.pick(known),
     };
-    let address = argument(client, command, input);
+    let address = argument(client, command, length, input);
     let answer = call(client, &file, command, address);
-    if let Ok(Reply::Open(file)) = answer
-        && client.add(File::Device(Arc::clone(&file))).is_none()
-    {
-        release(client, &File::Device(file));
+    if let Ok(Reply::Open(file)) = answer {
+        keep(client, &File::Device(file));
     }
 }
 
-fn call(client: &Hostile, file: &File, command: u32, address: u64) -> Result<Reply> {
+pub(crate) fn call(client: &Hostile, file: &File, command: u32, address: u64) -> Result<Reply> {
     match file {
         File::Iommufd(context) => context.ioctl(client, command, address).map(Reply::Value),
         File::Container(container) => container.ioctl(client, command, address).map(Reply::Value),
@@ -177,28 +193,29 @@ fn call(client: &Hostile, file: &File, command: u32, address: u64) -> Result<Rep
     }
 }
 
-/// Puts an argument somewhere and returns its address, or an address with nothing behind it.
-fn argument(client: &Hostile, command: u32, input: &mut Input<'_>) -> u64 {
+/// Puts an argument of mostly `length` bytes somewhere and returns its address, or an address with nothing behind it.
+fn argument(client: &Hostile, command: u32, length: usize, input: &mut Input<'_>) -> u64 {
     if command == vfio::GROUP_GET_DEVICE_FD && input.below(4) != 0 {
         let name = *input.pick(&[&b"0000:01:00.0\0"[..], b"0000:02:00.0\0", b"0000:03:00.0 x\0"]);
         let _ = client.write(ARGUMENTS[0], name);
         return ARGUMENTS[0];
     }
-    let mut bytes = [0; 96];
-    let words = bytes.len() / 4;
-    let mut at = 0;
-    while at < words && !input.is_empty() {
-        let value = input.value().to_le_bytes();
-        let length = if input.below(2) == 0 { 4 } else { 8 }.min(bytes.len() - at * 4);
-        bytes[at * 4..][..length].copy_from_slice(&value[..length]);
-        at += length / 4;
+    if length == 0 {
+        return input.value();
     }
     // Both kinds of argument begin with their size.
-    let size: u32 = *input.pick(&[96, 40, 24, 12, 16, 8, 20, 32, 48, 64, 3, 0, u32::MAX]);
-    if input.below(8) != 0 {
-        bytes[..4].copy_from_slice(&size.to_le_bytes());
+    let size = match input.below(16) {
+        0 => length + 8,
+        1 => length.saturating_sub(1),
+        2 => input.below(128),
+        _ => length,
+    };
+    let mut bytes = vec![0; size.max(4)];
+    fill(&mut bytes, input);
+    if length > 4 && input.below(16) != 0 {
+        bytes[..4].copy_from_slice(&u32::try_from(size).expect("small").to_le_bytes());
     }
-    match input.below(16) {
+    match input.below(32) {
         0 => *input.pick(&NOWHERE),
         1 => input.value(),
         choice => {
@@ -207,6 +224,20 @@ fn argument(client: &Hostile, command: u32, input: &mut Input<'_>) -> u64 {
             let _ = client.write(address, &bytes[..room.min(bytes.len())]);
             address
         }
+    }
+}
+
+/// Fields of four and eight bytes, many of them zero.
+fn fill(bytes: &mut [u8], input: &mut Input<'_>) {
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        let choice = input.byte();
+        let length = if choice & 1 == 0 { 4 } else { 8 }.min(rest.len());
+        let (field, behind) = rest.split_at_mut(length);
+        if choice & 6 != 0 {
+            field.copy_from_slice(&input.value().to_le_bytes()[..length]);
+        }
+        rest = behind;
     }
 }
 

@@ -7,6 +7,7 @@
 mod calls;
 mod client;
 mod input;
+mod setup;
 
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
@@ -54,6 +55,7 @@ impl Machine {
                 pasid_exec: true,
                 pasid_privileged: true,
                 ats: true,
+                pri: true,
             };
             Placement {
                 function: Function::new(address, model, &mut windows),
