@@ -8,6 +8,7 @@ mod infos;
 mod irqs;
 mod kvm;
 mod peers;
+mod random;
 mod regions;
 mod removal;
 mod resets;
