@@ -81,7 +81,7 @@ pub(crate) fn call(client: &dyn Client, device: &Device, address: u64) -> Result
             }
             Todo::Nothing => Ok(()),
         },
-        // DIFFERS from the other migration features, as in Linux: the op exists, the device lacks PRE_COPY.
+        // Linux asks for PRE_COPY before it asks whether there is migration at all.
         vfio::DEVICE_FEATURE_MIG_PRECOPY_INFOv2 => {
             Err(Error::new(Errno::EINVAL, "the device has no PRE_COPY state"))
         }
