@@ -6,6 +6,7 @@ mod debian;
 mod demo;
 mod fuzz;
 mod process;
+mod selftests;
 mod soak;
 mod tools;
 mod uapi_check;
@@ -40,6 +41,8 @@ enum Task {
     Soak(soak::Args),
     /// Fuzz
     Fuzz(fuzz::Args),
+    /// Run Linux's own VFIO selftests on our devices
+    Selftests(selftests::Args),
     /// Compare crates/uapi with the headers of Linux 7.2
     UapiCheck(uapi_check::Args),
 }
@@ -61,6 +64,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Bench(args) => bench::run(&workspace, &args)?,
         Task::Soak(args) => soak::run(&workspace, &args)?,
         Task::Fuzz(args) => fuzz::run(&workspace, &args)?,
+        Task::Selftests(args) => selftests::run(&workspace, &args)?,
         Task::UapiCheck(args) => uapi_check::run(&workspace, &args)?,
     }
     Ok(ExitCode::SUCCESS)

@@ -30,6 +30,10 @@ pub(crate) fn ensure_programs(programs: &[&Program]) -> Result<()> {
     if packages.is_empty() {
         return Ok(());
     }
+    install(&packages)
+}
+
+fn install(packages: &[&str]) -> Result<()> {
     let list = packages.join(" ");
     if !is_root()? || !found(&search_path(), "apt-get") {
         bail!("missing: {list}. Install it first, on Debian with: apt-get install {list}");
@@ -39,6 +43,11 @@ pub(crate) fn ensure_programs(programs: &[&Program]) -> Result<()> {
     let mut install = Command::new("apt-get");
     install.env("DEBIAN_FRONTEND", "noninteractive");
     process::run(install.args(["-q", "-y", "--no-install-recommends", "install"]).args(packages))
+}
+
+/// Installs the package of a missing C header, as [`ensure_programs`] does that of a program.
+pub(crate) fn ensure_header(path: &str, package: &'static str) -> Result<()> {
+    if Path::new(path).is_file() { Ok(()) } else { install(&[package]) }
 }
 
 /// Installs a cargo subcommand under the target folder if it is not there yet.

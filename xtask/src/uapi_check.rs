@@ -20,7 +20,8 @@ use layout::{Field, Struct, Value};
 use probe::{Headers, Question};
 
 /// The release `uapi` is written from.
-const PIN: Wanted = Wanted { package: "linux-libc-dev", pin: "7.2.13-1", series: "7.2." };
+pub(crate) const PIN: Wanted =
+    Wanted { package: "linux-libc-dev", pin: "7.2.13-1", series: "7.2." };
 
 /// Macros with parameters, which are logic and not layout.
 const FUNCTIONS: [&str; 3] =
