@@ -29,9 +29,9 @@ pub(super) const MDTS: u8 = 9;
 pub(super) const TRANSFER_MAX: u64 = 4096 << MDTS;
 
 /// Bytes moved at once: as much as stays in a second-level cache between the image and the program's memory.
-const CHUNK: usize = 256 << 10;
+const CHUNK: usize = 128 << 10;
 /// Bytes after which a run of commands ends.
-const RUN_MAX: u64 = 1 << 20;
+const RUN_MAX: u64 = 128 << 10;
 
 /// Command dword 12 of Read and Write: force unit access.
 const FORCE_UNIT_ACCESS: u32 = 1 << 30;
