@@ -4,7 +4,7 @@
 
 use std::any::Any;
 use std::fmt::Debug;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use ioasis_iommupt::Prot;
 use ioasis_uapi::Result;
@@ -50,6 +50,15 @@ pub trait Client {
         refuse!(EMFILE, "the client has no descriptors")
     }
 
+    /// Makes `length` zeroed bytes, whole pages, that the caller can map from the file its call was made on.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    fn mappable(&self, length: u64) -> Result<Arc<dyn MappableMemory>> {
+        refuse!(ENOMEM, "the client's file cannot be mapped", length)
+    }
+
     /// The file behind a descriptor that [`install`](Self::install) gave out.
     ///
     /// # Errors
@@ -67,6 +76,22 @@ pub enum OnExec {
     Close,
     /// It stays.
     Keep,
+}
+
+/// Memory that a client maps from the file of its context; gone when it is dropped.
+pub trait MappableMemory: Debug + Send + Sync {
+    /// The offset to give to mmap.
+    fn offset(&self) -> u64;
+
+    /// Writes `bytes` at `at`.
+    ///
+    /// # Errors
+    ///
+    /// `EFAULT` outside, or when the memory is gone.
+    fn write(&self, at: u64, bytes: &[u8]) -> Result<()>;
+
+    /// Whether any process has it mapped.
+    fn is_mapped(&self) -> bool;
 }
 
 /// A file that a command makes for the client: a fault queue, an event queue, a dma-buf.
@@ -156,6 +181,23 @@ pub trait AddressSpace: Debug + Send + Sync {
     fn is_revoked(&self) -> bool {
         false
     }
+
+    /// Bytes, for a space that has an end it tells: a dma-buf.
+    fn length(&self) -> Option<u64> {
+        None
+    }
+
+    /// `importer` maps the space and is told when it is revoked.
+    fn import(&self, importer: Weak<dyn Importer>) {
+        let _ = importer;
+    }
+}
+
+/// Who maps a dma-buf.
+pub trait Importer: Debug + Send + Sync {
+    /// The memory of the dma-buf with this [`AddressSpace::key`] was taken away, or given back: when this returns, no device reaches
+    /// what was mapped before. Called with no lock held that an access to the memory takes.
+    fn invalidate(&self, key: u128);
 }
 
 /// What an address of an [`AddressSpace`] means.

@@ -20,7 +20,7 @@ use crate::inject::step;
 use crate::ioas::{Ioas, Place, Slice};
 use crate::iommu::{Endpoint, Group};
 use crate::machine::Machine;
-use crate::object::{Head, Held, KeepId, Object, Reservation, Table};
+use crate::object::{Custom, Head, Held, KeepId, Object, Reservation, Table};
 use crate::pages::{self, Pages};
 use crate::{Account, AddressSpace, Kind};
 
@@ -164,10 +164,10 @@ impl Context {
     /// and `ENOMEM` of pinning.
     pub fn map(&self, id: u32, request: MapRequest) -> Result<Iova> {
         let ioas = self.ioas(id)?;
-        self.map_in(&ioas, request)
+        self.map_in(ioas.arc(), request)
     }
 
-    pub(crate) fn map_in(&self, ioas: &Ioas, request: MapRequest) -> Result<Iova> {
+    pub(crate) fn map_in(&self, ioas: &Arc<Ioas>, request: MapRequest) -> Result<Iova> {
         let rule = Rule::iommufd(self.account_mode(), &request.account);
         map_pages(&self.machine, ioas, request, rule)
     }
@@ -180,7 +180,9 @@ impl Context {
     /// [`map`](Self::map).
     pub fn copy(&self, id: u32, request: CopyRequest) -> Result<Iova> {
         let slices = self.ioas(request.source)?.slices(request.range)?;
-        self.ioas(id)?.map(&slices, request.place, request.prot)
+        let ioas = self.ioas(id)?;
+        slices.iter().for_each(|slice| slice.pages.import(Ioas::importer(ioas.arc())));
+        ioas.map(&slices, request.place, request.prot)
     }
 
     /// Destroys an object.
@@ -192,6 +194,16 @@ impl Context {
         let object = self.objects.remove(id)?;
         self.retire(object);
         Ok(())
+    }
+
+    /// The file was closed by everybody: destroys the objects of a program's own, which may hold the context.
+    pub fn close(&self) {
+        for object in self.objects.all::<Custom>() {
+            let id = object.id();
+            drop(object);
+            // Busy means that a call in progress uses it, which nobody waits for.
+            let _in_use = self.destroy(id);
+        }
     }
 
     /// What an object takes with it once it is out of the table.
@@ -217,6 +229,7 @@ impl Context {
             Object::Vdevice(vdevice) => vdevice.retire(),
             Object::HwQueue(queue) => queue.stop(),
             Object::EventQueue(queue) => queue.viommu().remove_queue(&queue),
+            Object::Custom(custom) => drop(custom),
         }
     }
 
@@ -410,7 +423,7 @@ impl Context {
 /// Maps `request` into `ioas`, charged under `rule`.
 pub(crate) fn map_pages(
     machine: &Arc<Machine>,
-    ioas: &Ioas,
+    ioas: &Arc<Ioas>,
     request: MapRequest,
     rule: Rule,
 ) -> Result<Iova> {
@@ -418,8 +431,16 @@ pub(crate) fn map_pages(
     if kind == Kind::User && request.address.checked_add(request.length).is_none() {
         return refuse!(EOVERFLOW, "the mapped memory wraps", request.address);
     }
-    if kind == Kind::DmaBuf && request.space.is_revoked() {
-        return refuse!(ENODEV, "the dma-buf has been revoked");
+    if kind == Kind::DmaBuf {
+        let end = request.address.checked_add(request.length);
+        if end.is_none_or(|end| request.space.length().is_some_and(|length| end > length)) {
+            return refuse!(EINVAL, "the dma-buf ends before", request.address);
+        }
+        // Before it is looked at, so that no revocation is missed.
+        request.space.import(Ioas::importer(ioas));
+        if request.space.is_revoked() {
+            return refuse!(ENODEV, "the dma-buf has been revoked");
+        }
     }
     let origin = pages::Origin { space: request.space, address: request.address };
     let pages = Pages::new(machine, origin, request.length, request.prot, request.account, rule)?;

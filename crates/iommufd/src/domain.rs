@@ -199,6 +199,14 @@ impl Domain {
         self.tracking.store(tracking, Ordering::Release);
     }
 
+    /// Marks what is mapped inside `range` dirty.
+    #[cfg_attr(not(feature = "mock"), expect(dead_code, reason = "the mock hardware asks"))]
+    pub(crate) fn set_dirty(&self, range: IovaRange) {
+        if let Some(range) = range.intersect(self.aperture) {
+            self.writer.lock().set_dirty(range);
+        }
+    }
+
     /// Reports the dirty ranges inside `range`.
     pub(crate) fn read_dirty(
         &self,

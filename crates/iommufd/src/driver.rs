@@ -245,15 +245,8 @@ pub trait ViommuDriver: Debug + Send + Sync + Any {
     /// Queue `index` is used no more.
     fn stop_queue(&self, index: u32);
 
-    /// The memory a client may map, and where in the file of the context it is.
-    fn mapped(&self) -> Option<MappedRegion>;
-}
-
-/// Memory of a vIOMMU that a client maps from the file of its context.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct MappedRegion {
-    /// Offset for mmap.
-    pub offset: u64,
-    /// Bytes.
-    pub length: u64,
+    /// Whether a client has memory of it mapped: then it is not destroyed.
+    fn is_mapped(&self) -> bool {
+        false
+    }
 }

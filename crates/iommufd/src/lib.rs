@@ -39,6 +39,8 @@ mod ioas;
 mod iommu;
 mod machine;
 mod memory;
+#[cfg(feature = "mock")]
+mod mock;
 mod nested;
 mod object;
 mod pages;
@@ -52,8 +54,8 @@ mod viommu;
 
 pub use access::{AccessHandle, AccessKind, AccessUser};
 pub use client::{
-    Account, AddressSpace, Backing, Client, ClientFile, Extent, Kind, OnExec, Piece, QueueFile,
-    QueueWatcher,
+    Account, AddressSpace, Backing, Client, ClientFile, Extent, Importer, Kind, MappableMemory,
+    OnExec, Piece, QueueFile, QueueWatcher,
 };
 pub use context::{Context, CopyRequest, MapRequest};
 pub use device::{Bound, PageAsk};

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use ioasis_iommupt::Quiesce;
 
 use crate::account::Ledger;
+use crate::cmd::Extension;
 use crate::faultlog::FaultLog;
 use crate::format::DmaSections;
 use crate::phys::Phys;
@@ -47,6 +48,8 @@ pub struct Machine {
     pub faults: FaultLog,
     /// Knows when no DMA uses what was taken away.
     pub(crate) quiesce: Arc<dyn Quiesce>,
+    /// What it has beside IOMMUFD.
+    extension: Option<Arc<dyn Extension>>,
     tokens: AtomicU64,
 }
 
@@ -54,14 +57,30 @@ impl Machine {
     /// An empty machine.
     #[must_use]
     pub fn new() -> Arc<Self> {
+        Self::make(None)
+    }
+
+    /// An empty machine with a command of its own.
+    #[cfg_attr(not(feature = "mock"), expect(dead_code, reason = "the mock hardware is one"))]
+    pub(crate) fn with_extension(extension: Arc<dyn Extension>) -> Arc<Self> {
+        Self::make(Some(extension))
+    }
+
+    fn make(extension: Option<Arc<dyn Extension>>) -> Arc<Self> {
         Arc::new(Self {
             phys: Phys::default(),
             ledger: Ledger::default(),
             params: Params::default(),
             faults: FaultLog::default(),
             quiesce: Arc::new(DmaSections::default()),
+            extension,
             tokens: AtomicU64::new(1),
         })
+    }
+
+    /// What it has beside IOMMUFD.
+    pub(crate) fn extension(&self) -> Option<&Arc<dyn Extension>> {
+        self.extension.as_ref()
     }
 
     /// A number no one else on this machine has.

@@ -53,6 +53,15 @@ impl Nested {
         Arc::new(Self { parent: Arc::clone(parent), source, cache: Mutex::default() })
     }
 
+    /// The driver's side, where a driver answers for the IOMMU.
+    #[cfg_attr(not(feature = "mock"), expect(dead_code, reason = "the mock hardware asks"))]
+    pub(crate) fn driver(&self) -> Option<&dyn NestedDriver> {
+        match &self.source {
+            Source::Table(_) => None,
+            Source::Driver(driver) => Some(&**driver),
+        }
+    }
+
     /// Whether a device can be attached only with a virtual id in the virtual IOMMU.
     pub(crate) fn needs_vdevice(&self) -> bool {
         match &self.source {

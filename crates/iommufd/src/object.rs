@@ -7,6 +7,7 @@
 //!
 //! `Table::slots` is a leaf lock; objects are dropped after it is released. Linux: `drivers/iommu/iommufd/main.c`.
 
+use std::any::Any;
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::fmt;
@@ -75,6 +76,43 @@ pub(crate) enum Object {
     Vdevice(Arc<Vdevice>),
     EventQueue(Arc<EventQueue>),
     HwQueue(Arc<HwQueue>),
+    Custom(Arc<Custom>),
+}
+
+/// An object that a program brings along: dropped when it is destroyed.
+#[derive(Debug)]
+pub(crate) struct Custom {
+    head: Head,
+    value: Box<dyn CustomValue>,
+}
+
+/// What a [`Custom`] object is.
+pub(crate) trait CustomValue: Any + fmt::Debug + Send + Sync {}
+
+impl<T: Any + fmt::Debug + Send + Sync> CustomValue for T {}
+
+#[cfg_attr(not(feature = "mock"), expect(dead_code, reason = "the mock hardware has them"))]
+impl Custom {
+    pub(crate) fn new(head: Head, value: Box<dyn CustomValue>) -> Arc<Self> {
+        Arc::new(Self { head, value })
+    }
+
+    /// What it is, if it is a `T`.
+    pub(crate) fn value<T: Any>(&self) -> Option<&T> {
+        (&*self.value as &dyn Any).downcast_ref()
+    }
+}
+
+impl Tracked for Custom {
+    const ABSENT: &'static str = "no object of the program's own has this id";
+
+    fn head(&self) -> &Head {
+        &self.head
+    }
+
+    fn of(object: &Object) -> Option<&Arc<Self>> {
+        if let Object::Custom(custom) = object { Some(custom) } else { None }
+    }
 }
 
 impl Object {
@@ -89,6 +127,7 @@ impl Object {
             Self::Vdevice(vdevice) => vdevice.head(),
             Self::EventQueue(queue) => queue.head(),
             Self::HwQueue(queue) => queue.head(),
+            Self::Custom(custom) => custom.head(),
         }
     }
 }
@@ -242,7 +281,11 @@ impl Table {
         let Some(object) = slots.live(id) else {
             return refuse!(ENOENT, "no object has this id", u64::from(id));
         };
-        let follows = matches!(object, Object::HwQueue(queue) if !queue.may_stop());
+        let follows = match object {
+            Object::HwQueue(queue) => !queue.may_stop(),
+            Object::Viommu(viommu) => viommu.is_mapped(),
+            _ => false,
+        };
         if object.head().holders() > 0 || follows {
             return refuse!(
                 EBUSY,

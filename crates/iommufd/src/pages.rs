@@ -9,7 +9,8 @@
 //!
 //! Lock order: `Pages::pins` -> `Phys::windows`, `Ledger::books`.
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 
 use ioasis_iommupt::{Pa, Prot, Run};
 use ioasis_sys::sync::Mutex;
@@ -19,7 +20,7 @@ use crate::account::Rule;
 use crate::inject::step;
 use crate::machine::Machine;
 use crate::phys::Phys;
-use crate::{Account, AddressSpace, Backing, Kind, Piece};
+use crate::{Account, AddressSpace, Backing, Importer, Kind, Piece};
 
 /// Bytes of a page, the unit of pinning and charging.
 pub const PAGE_SIZE: u64 = 1 << PAGE_LG2;
@@ -80,6 +81,8 @@ pub(crate) struct Pages {
     count: u64,
     need: Prot,
     kind: Kind,
+    /// The dma-buf was revoked once: from then on nothing is mapped, whatever becomes of the dma-buf.
+    revoked: AtomicBool,
     pins: Mutex<Pins>,
 }
 
@@ -112,19 +115,31 @@ impl Pages {
         let rule = if kind == Kind::DmaBuf { Rule::None } else { rule };
         let pins = Pins { origin, rule, payer, pinned: 0, spans: Vec::new() };
         let need = (need & (Prot::WRITE | Prot::MMIO)) | Prot::READ;
-        Ok(Arc::new(Self {
+        let pages = Arc::new(Self {
             machine: Arc::clone(machine),
             count,
             need,
             kind,
+            revoked: AtomicBool::new(false),
             pins: Mutex::new(pins),
-        }))
+        });
+        if let Some(extension) = machine.extension() {
+            extension.pages_made(&pages);
+        }
+        Ok(pages)
     }
 
     /// The first mapped byte, counted from the start of its page.
     #[must_use]
     pub(crate) fn start_byte(&self) -> u64 {
         self.pins.lock().origin.address & (PAGE_SIZE - 1)
+    }
+
+    /// `importer` maps them: it is told when they are those of a dma-buf and that is revoked.
+    pub(crate) fn import(&self, importer: Weak<dyn Importer>) {
+        if self.kind == Kind::DmaBuf {
+            self.pins.lock().origin.space.import(importer);
+        }
     }
 
     /// The address in the origin of byte `start_byte`.
@@ -140,7 +155,25 @@ impl Pages {
 
     /// Whether the memory is that of a dma-buf which has been taken away.
     pub(crate) fn is_revoked(&self) -> bool {
-        self.kind == Kind::DmaBuf && self.pins.lock().origin.space.is_revoked()
+        self.revoked.load(Ordering::Acquire)
+    }
+
+    /// Takes the memory away if it is that of the dma-buf with this key, which is revoked; says whether it did just now.
+    pub(crate) fn revoke(&self, key: u128) -> bool {
+        if self.kind != Kind::DmaBuf {
+            return false;
+        }
+        let pins = self.pins.lock();
+        let space = &pins.origin.space;
+        space.key() == key && space.is_revoked() && !self.revoked.swap(true, Ordering::AcqRel)
+    }
+
+    /// Whether the page at `pa` is pinned.
+    #[cfg_attr(not(feature = "mock"), expect(dead_code, reason = "the mock hardware asks"))]
+    pub(crate) fn pins_page(&self, pa: Pa) -> bool {
+        let pins = self.pins.lock();
+        let mut runs = pins.spans.iter().flat_map(|span| &span.runs);
+        runs.any(|run| run.pa <= pa && pa.0 - run.pa.0 < run.length)
     }
 
     /// What the origin is.

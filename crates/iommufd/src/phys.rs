@@ -78,6 +78,14 @@ impl Phys {
         }
     }
 
+    /// Where byte `offset` of the backing with this key is; `None` when nobody holds its window.
+    #[cfg_attr(not(feature = "mock"), expect(dead_code, reason = "the mock hardware asks"))]
+    pub(crate) fn find(&self, backing: u128, offset: u64) -> Option<Pa> {
+        let windows = self.windows.lock();
+        let index = *windows.by_key.get(&(backing, offset & !(WINDOW - 1)))?;
+        Some(Pa(((index as u64) << WINDOW_LG2) | (offset & (WINDOW - 1))))
+    }
+
     /// The byte offset of `pa` in the backing of its window.
     #[must_use]
     pub fn offset(window: &Window, pa: Pa) -> u64 {

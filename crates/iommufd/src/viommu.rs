@@ -67,6 +67,11 @@ impl Viommu {
         self.driver.as_deref()
     }
 
+    /// Whether a client has memory of it mapped.
+    pub(crate) fn is_mapped(&self) -> bool {
+        self.driver().is_some_and(ViommuDriver::is_mapped)
+    }
+
     /// Carries out requests of HWPT_INVALIDATE.
     pub(crate) fn carry_out(&self, requests: &UserArray<'_>) -> Invalidated {
         let Some(driver) = self.driver() else {

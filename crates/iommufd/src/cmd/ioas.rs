@@ -125,7 +125,7 @@ pub(super) fn map(call: &Call<'_>) -> Result<i64> {
         prot,
         account: call.client.account(),
     };
-    cmd.iova = call.context.map_in(&ioas, request)?.0;
+    cmd.iova = call.context.map_in(ioas.arc(), request)?.0;
     call.reply(&cmd)?;
     Ok(0)
 }
@@ -150,7 +150,7 @@ pub(super) fn map_file(call: &Call<'_>) -> Result<i64> {
         prot,
         account: call.client.account(),
     };
-    cmd.iova = call.context.map_in(&ioas, request)?.0;
+    cmd.iova = call.context.map_in(ioas.arc(), request)?.0;
     call.reply(&cmd)?;
     Ok(0)
 }

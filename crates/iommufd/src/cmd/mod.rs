@@ -10,6 +10,7 @@ mod option;
 mod queue;
 mod viommu;
 
+use std::fmt::Debug;
 use std::sync::Arc;
 
 use ioasis_uapi::Result;
@@ -18,6 +19,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::Client;
 use crate::context::Context;
+use crate::pages::Pages;
 use crate::type1::compat;
 
 /// One command: its number, the size of its first version, and who carries it out.
@@ -68,6 +70,21 @@ pub(crate) struct Call<'a> {
     size: usize,
 }
 
+/// A command that a machine has beside those of IOMMUFD.
+pub(crate) trait Extension: Debug + Send + Sync {
+    /// Its number.
+    fn ioctl(&self) -> u32;
+
+    /// Bytes of its struct's first version.
+    fn min_size(&self) -> usize;
+
+    /// Carries it out.
+    fn run(&self, call: &Call<'_>) -> Result<i64>;
+
+    /// Memory was mapped.
+    fn pages_made(&self, pages: &Arc<Pages>);
+}
+
 impl Context {
     /// Carries out the ioctl `cmd` with argument `arg` for `client`.
     ///
@@ -77,25 +94,34 @@ impl Context {
     /// `E2BIG` for a struct that is too short or has unknown fields set, and whatever the command refuses.
     pub fn ioctl(self: &Arc<Self>, client: &dyn Client, cmd: u32, arg: u64) -> Result<i64> {
         let number = cmd & 0xff;
+        let extension = self.machine().extension().filter(|extension| extension.ioctl() == cmd);
+        if let Some(extension) = extension {
+            let size = read_size(client, arg, extension.min_size())?;
+            return extension.run(&Call { context: self, client, arg, size });
+        }
         if !(abi::CMD_BASE..=CMD_LAST).contains(&number) {
             return compat::ioctl(self, client, cmd, arg);
         }
-        let mut size = [0; 4];
-        client.read(arg, &mut size)?;
         let Some(row) = COMMANDS.iter().find(|row| row.ioctl == cmd) else {
+            // The size is read before the code is judged.
+            read_size(client, arg, 0)?;
             return refuse!(ENOTTY, "no such ioctl on /dev/iommu", u64::from(cmd));
         };
-        let size = u32::from_ne_bytes(size);
-        let bytes = usize::try_from(size).expect("32 bits fit usize");
-        if bytes < row.min_size {
-            return refuse!(
-                EINVAL,
-                "size is less than the struct's first version",
-                u64::from(size)
-            );
-        }
-        (row.run)(&Call { context: self, client, arg, size: bytes })
+        let size = read_size(client, arg, row.min_size)?;
+        (row.run)(&Call { context: self, client, arg, size })
     }
+}
+
+/// The size the client's struct says it has.
+fn read_size(client: &dyn Client, arg: u64, min_size: usize) -> Result<usize> {
+    let mut size = [0; 4];
+    client.read(arg, &mut size)?;
+    let size = u32::from_ne_bytes(size);
+    let bytes = usize::try_from(size).expect("32 bits fit usize");
+    if bytes < min_size {
+        return refuse!(EINVAL, "size is less than the struct's first version", u64::from(size));
+    }
+    Ok(bytes)
 }
 
 /// Bytes of an unknown tail that are read at once.
@@ -107,7 +133,7 @@ impl Call<'_> {
     /// # Errors
     ///
     /// `E2BIG` when a field unknown here is set, `EFAULT`.
-    fn decode<T: FromBytes + IntoBytes>(&self) -> Result<T> {
+    pub(crate) fn decode<T: FromBytes + IntoBytes>(&self) -> Result<T> {
         let known = size_of::<T>();
         let mut at = known;
         while at < self.size {
@@ -132,8 +158,17 @@ impl Call<'_> {
         Ok(cmd)
     }
 
+    /// Makes sure that the struct can be copied back, by writing the bytes that are there.
+    pub(crate) fn prove_reply<T: FromBytes + IntoBytes>(&self) -> Result<()> {
+        let mut there = T::new_zeroed();
+        let there = there.as_mut_bytes();
+        let length = there.len().min(self.size);
+        self.client.read(self.arg, &mut there[..length])?;
+        self.client.write(self.arg, &there[..length])
+    }
+
     /// Copies the struct back, as far as the client has room.
-    fn reply<T: IntoBytes + Immutable>(&self, cmd: &T) -> Result<()> {
+    pub(crate) fn reply<T: IntoBytes + Immutable>(&self, cmd: &T) -> Result<()> {
         let bytes = cmd.as_bytes();
         self.client.write(self.arg, &bytes[..bytes.len().min(self.size)])
     }

@@ -1,11 +1,12 @@
 //! Taking areas away.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use ioasis_iommupt::IovaRange;
 use ioasis_uapi::{Errno, Error, Result};
 
 use super::{Ioas, PastUnmap, Space};
+use crate::Importer;
 use crate::access::Access;
 use crate::machine::Machine;
 
@@ -70,9 +71,30 @@ impl Ioas {
         }
     }
 
+    /// This IOAS as one who maps dma-bufs.
+    pub(crate) fn importer(ioas: &Arc<Self>) -> Weak<dyn Importer> {
+        let weak: Weak<Self> = Arc::downgrade(ioas);
+        weak
+    }
+
     /// Removes everything.
     pub(crate) fn unmap_all(&self, pid: u32) -> Unmapped {
         self.unmap(IovaRange::ALL, pid)
+    }
+}
+
+impl Importer for Ioas {
+    fn invalidate(&self, key: u128) {
+        let mut space = self.lock();
+        let space = &mut *space;
+        let mut cleared = false;
+        for area in space.areas.iter().filter(|area| area.pages.revoke(key)) {
+            space.domains.iter().for_each(|domain| domain.clear(area.range));
+            cleared = true;
+        }
+        if cleared {
+            self.machine.quiesce.wait();
+        }
     }
 }
 

@@ -149,7 +149,7 @@ fn map_dma(context: &Context, client: &dyn Client, arg: u64) -> Result<i64> {
         prot,
         account: client.account(),
     };
-    context.map_in(&ioas, request)?;
+    context.map_in(ioas.arc(), request)?;
     Ok(0)
 }
 
