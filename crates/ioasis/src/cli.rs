@@ -13,7 +13,7 @@ use ioasis_supervisor::trace::{Format, Trace};
 use ioasis_supervisor::view::{self, HostPci};
 use ioasis_supervisor::{Leftovers, RunOptions, doctor};
 
-use crate::hardware;
+use crate::hardware::{self, MockHardware};
 use crate::machine::Description;
 
 /// Exit status when the client could not be started; the shells' 127 stays the client's own.
@@ -70,6 +70,10 @@ struct Run {
     #[arg(long)]
     host_devices: bool,
 
+    /// Have the mock hardware of Linux's own IOMMUFD tests (IOMMU_TEST_CMD)
+    #[arg(long)]
+    mock: bool,
+
     /// The program to run and its arguments
     #[arg(last = true, required = true, value_name = "CMD")]
     command: Vec<OsString>,
@@ -116,7 +120,8 @@ fn start(run: Run) -> Result<ExitCode> {
                 .with_context(|| format!("cannot write the trace {}", path.display()))?,
         ),
     };
-    let (iommu, devices) = hardware::build(&description)?;
+    let mock = if run.mock { MockHardware::Present } else { MockHardware::Absent };
+    let (iommu, devices) = hardware::build(&description, mock)?;
     let machine = Machine {
         iommu,
         devices,

@@ -19,9 +19,24 @@ impl From<IommuKind> for iommufd::IommuKind {
     }
 }
 
+/// Whether a machine has the mock hardware of Linux's own IOMMUFD tests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum MockHardware {
+    /// /dev/iommu answers IOMMU_TEST_CMD.
+    Present,
+    /// As on any machine but a kernel developer's.
+    Absent,
+}
+
 /// The devices of `description`, which is placed, and what they share.
-pub(crate) fn build(description: &Description) -> Result<(Arc<iommufd::Machine>, Machine)> {
-    let machine = iommufd::Machine::new();
+pub(crate) fn build(
+    description: &Description,
+    mock: MockHardware,
+) -> Result<(Arc<iommufd::Machine>, Machine)> {
+    let machine = match mock {
+        MockHardware::Present => iommufd::Machine::with_mock(),
+        MockHardware::Absent => iommufd::Machine::new(),
+    };
     let iommus: Vec<_> =
         description.iommus.iter().map(|iommu| Arc::new(Iommu::new(iommu.kind.into()))).collect();
     let mut groups: BTreeMap<u32, (usize, Arc<Group>)> = BTreeMap::new();

@@ -4,17 +4,20 @@ use std::cell::RefCell;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use ioasis_iommufd::{Account, AddressSpace, Backing, Extent, Kind, Piece, Prot};
+use ioasis_iommufd::{
+    self as iommufd, Account, AddressSpace, Backing, ClientFile, Extent, Kind, Piece, Prot,
+};
 use ioasis_pci::BARS;
 use ioasis_sys::because;
 use ioasis_sys::eventfd::EventFd;
 use ioasis_sys::mapping::{Access, Mapping};
+use ioasis_sys::notify::OnExec;
 use ioasis_uapi::{Errno, Error, Result};
 use ioasis_vfio::{Device, DeviceFile, DeviceMemory, IommuFile, REGION_SHIFT, VfioFile};
-use rustix::fs::FallocateFlags;
+use rustix::fs::{FallocateFlags, OFlags};
 
 use super::{File, Server};
-use crate::files::{Blank, Opened};
+use crate::files::{Blank, Look, Opened};
 use crate::task::Task;
 
 /// Regions a device file has room for: six BARs, the ROM, configuration space and VGA.
@@ -30,13 +33,15 @@ const CAP_SYS_RESOURCE: u32 = 24;
 pub(crate) struct Caller<'a> {
     pub(crate) server: &'a Server,
     pub(crate) task: &'a Task,
+    /// Of the notification.
+    id: u64,
     /// Device files made for this call and not published yet.
     blanks: RefCell<Vec<Blank>>,
 }
 
 impl<'a> Caller<'a> {
-    pub(crate) fn new(server: &'a Server, task: &'a Task) -> Self {
-        Self { server, task, blanks: RefCell::default() }
+    pub(crate) fn new(server: &'a Server, task: &'a Task, id: u64) -> Self {
+        Self { server, task, id, blanks: RefCell::default() }
     }
 
     /// The file that was made for this call with number `inode`.
@@ -44,6 +49,15 @@ impl<'a> Caller<'a> {
         let mut blanks = self.blanks.borrow_mut();
         let at = blanks.iter().position(|blank| blank.inode == inode)?;
         Some(blanks.swap_remove(at))
+    }
+
+    /// A file of ours that is `file`, open and not yet among the caller's descriptors.
+    fn publish(&self, file: &Arc<dyn ClientFile>) -> Result<(Arc<Opened<File>>, OwnedFd)> {
+        let files = &self.server.files;
+        let look = Look { path: file.name().to_owned(), rdev: (0, 0) };
+        let opened = files.publish(files.blank()?, File::Made(Arc::clone(file)), look)?;
+        let open = files.open(&opened, OFlags::RDWR).inspect_err(|_| files.forget(&opened))?;
+        Ok((opened, open))
     }
 
     /// The file of ours behind the caller's `fd`.
@@ -75,7 +89,36 @@ impl ioasis_iommufd::Client for Caller<'_> {
     }
 
     fn file_memory(&self, fd: i32) -> Result<Arc<dyn AddressSpace>> {
+        if let Some(File::Made(made)) = self.opened(fd)?.as_deref().map(|opened| &opened.file)
+            && let Some(memory) = made.memory()
+        {
+            return Ok(memory);
+        }
         Ok(self.server.memory.file(self.task.file(fd)?)?)
+    }
+
+    fn install(&self, file: Arc<dyn ClientFile>, on_exec: iommufd::OnExec) -> Result<i32> {
+        let (opened, open) = match self.publish(&file) {
+            Ok(published) => published,
+            Err(error) => {
+                file.close();
+                return Err(error);
+            }
+        };
+        let on_exec = match on_exec {
+            iommufd::OnExec::Close => OnExec::Close,
+            iommufd::OnExec::Keep => OnExec::Keep,
+        };
+        let server = self.server;
+        let given = server.listener.add_file(self.id, open.as_fd(), on_exec);
+        given.inspect_err(|_| server.files.forget(&opened))
+    }
+
+    fn installed(&self, fd: i32) -> Result<Arc<dyn ClientFile>> {
+        match self.opened(fd)?.as_deref().map(|opened| &opened.file) {
+            Some(File::Made(made)) => Ok(Arc::clone(made)),
+            _ => Err(Error::new(Errno::EBADFD, "no file that a command made")),
+        }
     }
 
     fn account(&self) -> Account {

@@ -66,6 +66,7 @@ fn kind(file: &File) -> trace::Kind {
         File::Container(_) => trace::Kind::Container,
         File::Group(_) => trace::Kind::Group,
         File::Device { .. } => trace::Kind::Device,
+        File::Made(_) => trace::Kind::FaultQueue,
     }
 }
 
@@ -86,6 +87,7 @@ fn answer(
             }
             reply
         }
+        File::Made(_) => Err(Error::at(Errno::ENOTTY, "the file has no ioctls", command.into())),
     }
 }
 

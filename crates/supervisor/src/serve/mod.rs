@@ -16,7 +16,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use ioasis_iommufd::type1::Container;
-use ioasis_iommufd::{Backing, Context};
+use ioasis_iommufd::{Backing, ClientFile, Context};
 use ioasis_sys::notify::{Answer, Listener, Notification, OnExec};
 use ioasis_sys::seccomp::{Arch, X32_BIT};
 use ioasis_sys::sync::{Condvar, Mutex};
@@ -56,13 +56,17 @@ pub(crate) enum File {
         bars: Arc<dyn Backing>,
         notes: Arc<Notes>,
     },
+    /// What a command made for its caller.
+    Made(Arc<dyn ClientFile>),
 }
 
 impl Behind for File {
     fn close(&self, inode: u64) {
         match self {
             // Dropping them is all.
-            Self::Iommufd(_) | Self::Container(_) => {}
+            Self::Container(_) => {}
+            Self::Iommufd(context) => context.close(),
+            Self::Made(file) => file.close(),
             Self::Group(group) => group.close(),
             Self::Device { device, notes, .. } => {
                 device.close();
@@ -280,7 +284,7 @@ impl Server {
 
     fn decide(&self, call: &Notification, wait: Wait) -> Decision {
         let Ok(task) = self.tasks.of(&self.listener, call) else { return Decision::CONTINUE };
-        let caller = Caller::new(self, &task);
+        let caller = Caller::new(self, &task, call.id);
         if call.arch != Arch::X86_64.raw() || call.number & X32_BIT != 0 {
             return foreign_ioctl(&caller, call);
         }

@@ -87,7 +87,7 @@ fn node(caller: &Caller<'_>, file: &OwnedFd) -> Option<Target> {
         File::Device { device, .. } if opened.look.rdev != (0, 0) => {
             Target::Node(Node::Cdev(device.device().index()))
         }
-        File::Device { .. } => Target::Anonymous,
+        File::Device { .. } | File::Made(_) => Target::Anonymous,
     })
 }
 
