@@ -350,21 +350,14 @@ fn a_process_keeps_its_key_until_it_ends_or_executes() {
 }
 
 #[test]
-fn a_client_that_ends_or_unmaps_under_dma_harms_nobody() {
-    let (bytes, start) = private(64);
-    let mut bytes = Some(bytes);
-    let client = Client::start(move |_| drop(bytes.take()));
+fn a_client_that_ends_under_dma_harms_nobody() {
+    let (_bytes, start) = private(64);
+    let client = Client::idle();
     let space = Memory::new(None).process(&client.process).expect("memory");
     let extent = one(space.pin(start, 64 * PAGE, BOTH).expect("pinned"));
     std::thread::scope(|scope| {
         scope.spawn(|| {
             std::thread::sleep(std::time::Duration::from_millis(5));
-            client.order(b'u');
-            assert_eq!(
-                errno(read(&extent, 0, 4096)),
-                Some(Errno::EFAULT),
-                "munmap, and no pin to hold it"
-            );
             client.end();
         });
         let (mut good, mut bad) = (0, 0);

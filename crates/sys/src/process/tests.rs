@@ -96,6 +96,29 @@ fn what_the_process_may_only_read_is_not_written() {
 }
 
 #[test]
+fn memory_unmapped_under_a_running_transfer_is_efault() {
+    let pages = Pages::read_write(256);
+    let at = pages.at(0);
+    let child = crate::spawn::fork_with(|| {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+        drop(pages);
+        std::thread::sleep(std::time::Duration::from_secs(1000));
+        0
+    });
+    let child = child.expect("fork");
+    let process = Process::open(child.id()).expect("the child");
+    let data = vec![9; 256 * PAGE];
+    let begun = std::time::Instant::now();
+    while process.write(at, &data).is_ok() {
+        assert!(begun.elapsed().as_secs() < 20, "it is unmapped");
+    }
+    let refused = process.read(at, &mut [0]).expect_err("unmapped");
+    assert_eq!((refused.errno, refused.at), (Errno::EFAULT, Some(at)));
+    child.kill();
+    child.wait().expect("wait");
+}
+
+#[test]
 fn addresses_that_wrap_are_efault() {
     let process = ourselves();
     let mut buf = [0; 16];
