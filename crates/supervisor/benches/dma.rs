@@ -50,6 +50,7 @@ impl Device {
             pasid_exec: false,
             pasid_privileged: false,
             ats: false,
+            pri: false,
         };
         let endpoint = Endpoint::new(&group, config);
         let context = Context::new(&machine);

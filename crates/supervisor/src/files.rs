@@ -11,7 +11,7 @@
 //!
 //! Lock order: `Files::draining` -> `Files::state` -> `Opened::opens`. A file is closed with `draining` held only.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -98,8 +98,8 @@ pub(crate) struct Files<F: Behind> {
 
 #[derive(Debug)]
 struct State<F: Behind> {
-    by_inode: HashMap<u64, Arc<Opened<F>>>,
-    by_watch: HashMap<i32, u64>,
+    by_inode: BTreeMap<u64, Arc<Opened<F>>>,
+    by_watch: BTreeMap<i32, u64>,
     /// Inodes with a close event whose lock may not be free yet.
     closing: Vec<(u64, Instant)>,
 }
@@ -115,7 +115,7 @@ impl<F: Behind> Files<F> {
         let inotify = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)
             .map_err(because("no inotify instance is left: raise fs.inotify.max_user_instances"))?;
         let state =
-            State { by_inode: HashMap::new(), by_watch: HashMap::new(), closing: Vec::new() };
+            State { by_inode: BTreeMap::new(), by_watch: BTreeMap::new(), closing: Vec::new() };
         Ok(Self { root, dev, inotify, draining: Mutex::new(()), state: Mutex::new(state) })
     }
 
@@ -237,8 +237,8 @@ impl<F: Behind> Files<F> {
     fn read_events(&self, state: &mut State<F>) {
         let mut buffer = [MaybeUninit::uninit(); 4096];
         let mut reader = inotify::Reader::new(&self.inotify, &mut buffer);
-        let now = Instant::now();
         while let Ok(event) = reader.next() {
+            let now = Instant::now();
             if event.events().contains(inotify::ReadFlags::QUEUE_OVERFLOW) {
                 state.closing = state.by_inode.keys().map(|&inode| (inode, now)).collect();
                 continue;

@@ -1,6 +1,6 @@
 //! The task behind a notification, and what it passed.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -75,31 +75,45 @@ impl Task {
 }
 
 /// Processes that made calls lately: opening one takes longer than answering most calls.
+///
+/// What is remembered of a task may be about an earlier one with its number. Memory is reached by that number, so it is
+/// the caller's all the same; a descriptor is not found, upon which the task is looked at anew ([`Tasks::renew`]).
 #[derive(Debug, Default)]
 pub(crate) struct Tasks {
-    known: Mutex<HashMap<u32, Task>>,
+    known: Mutex<BTreeMap<u32, Task>>,
 }
 
 /// Processes remembered at once; each takes a few descriptors.
 const KNOWN: usize = 256;
 
 impl Tasks {
-    /// The task that made `call`.
+    /// The task that made `call`, as it is remembered.
     ///
     /// # Errors
     ///
     /// `ESRCH` if it was killed meanwhile.
     pub(crate) fn of(&self, listener: &Listener, call: &Notification) -> Result<Task> {
-        let mut known = self.known.lock();
-        if let Some(task) = known.get(&call.tid)
-            && task.process.has_thread(call.tid)
-        {
-            return Ok(task.clone());
+        let known = self.known.lock().get(&call.tid).cloned();
+        match known {
+            // A thread's number can pass to another process while its own lives on, the leader's cannot.
+            Some(task) if task.process.pid() == call.tid || task.process.has_thread(call.tid) => {
+                Ok(task)
+            }
+            _ => self.renew(listener, call),
         }
+    }
+
+    /// The task that made `call`, as it is.
+    ///
+    /// # Errors
+    ///
+    /// `ESRCH` if it was killed meanwhile.
+    pub(crate) fn renew(&self, listener: &Listener, call: &Notification) -> Result<Task> {
         let task = Task::of(call.tid)?;
         if !listener.is_waiting(call.id) {
             return Err(Error::at(Errno::ESRCH, "the task is gone", call.tid.into()));
         }
+        let mut known = self.known.lock();
         if known.len() >= KNOWN {
             known.clear();
         }

@@ -1,6 +1,6 @@
 //! The task that made a call, as `iommufd` and `vfio` ask for it.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
@@ -37,11 +37,57 @@ pub(crate) struct Caller<'a> {
     id: u64,
     /// Device files made for this call and not published yet.
     blanks: RefCell<Vec<Blank>>,
+    /// What was read last, and some bytes more: a struct is read by its size first.
+    ahead: RefCell<Ahead>,
+    /// The task is one that has ended: another has its number now, and made the call.
+    stale: Cell<bool>,
+}
+
+/// Bytes of the caller's, as they were at one moment.
+#[derive(Debug)]
+struct Ahead {
+    address: u64,
+    length: usize,
+    bytes: [u8; AHEAD],
+}
+
+/// Most structs are shorter; reading this much takes no longer than reading one byte.
+const AHEAD: usize = 128;
+
+impl Default for Ahead {
+    fn default() -> Self {
+        Self { address: 0, length: 0, bytes: [0; AHEAD] }
+    }
+}
+
+impl Ahead {
+    fn get(&self, address: u64, length: usize) -> Option<&[u8]> {
+        let start = usize::try_from(address.checked_sub(self.address)?).ok()?;
+        self.bytes[..self.length].get(start..start.checked_add(length)?)
+    }
 }
 
 impl<'a> Caller<'a> {
     pub(crate) fn new(server: &'a Server, task: &'a Task, id: u64) -> Self {
-        Self { server, task, id, blanks: RefCell::default() }
+        Self {
+            server,
+            task,
+            id,
+            blanks: RefCell::default(),
+            ahead: RefCell::default(),
+            stale: Cell::new(false),
+        }
+    }
+
+    /// Whether the task is there: what is about to be made for it would go to another.
+    pub(crate) fn is_there(&self) -> bool {
+        self.stale.set(!self.task.process.is_alive());
+        !self.stale.get()
+    }
+
+    /// Whether the call must be looked at anew, with the task that has the number now.
+    pub(crate) fn is_stale(&self) -> bool {
+        self.stale.get()
     }
 
     /// The file that was made for this call with number `inode`.
@@ -66,7 +112,8 @@ impl<'a> Caller<'a> {
     ///
     /// `EBADF` if it has no such descriptor.
     pub(crate) fn opened(&self, fd: i32) -> Result<Option<Arc<Opened<File>>>> {
-        let file = self.task.file(fd)?;
+        let file =
+            self.task.file(fd).inspect_err(|_| self.stale.set(!self.task.process.is_alive()))?;
         let stat = rustix::fs::fstat(&file).map_err(because("a descriptor cannot be looked at"))?;
         Ok(self.server.files.get(stat.st_dev, stat.st_ino))
     }
@@ -74,10 +121,25 @@ impl<'a> Caller<'a> {
 
 impl ioasis_iommufd::Client for Caller<'_> {
     fn read(&self, address: u64, buf: &mut [u8]) -> Result<()> {
-        self.task.process.read(address, buf)
+        if buf.len() > AHEAD {
+            return self.task.process.read(address, buf);
+        }
+        let mut ahead = self.ahead.borrow_mut();
+        if ahead.get(address, buf.len()).is_none() {
+            ahead.length = 0;
+            let length = self.task.process.read_prefix(address, &mut ahead.bytes)?;
+            (ahead.address, ahead.length) = (address, length);
+        }
+        match ahead.get(address, buf.len()) {
+            Some(bytes) => buf.copy_from_slice(bytes),
+            // Not all of it can be read: the error says from where on.
+            None => self.task.process.read(address, buf)?,
+        }
+        Ok(())
     }
 
     fn write(&self, address: u64, buf: &[u8]) -> Result<()> {
+        self.ahead.borrow_mut().length = 0;
         self.task.process.write(address, buf)
     }
 

@@ -283,25 +283,38 @@ impl Server {
     }
 
     fn decide(&self, call: &Notification, wait: Wait) -> Decision {
-        let Ok(task) = self.tasks.of(&self.listener, call) else { return Decision::CONTINUE };
-        let caller = Caller::new(self, &task, call.id);
+        let Ok(mut task) = self.tasks.of(&self.listener, call) else { return Decision::CONTINUE };
+        loop {
+            let caller = Caller::new(self, &task, call.id);
+            let decision = self.decide_for(&caller, call, wait);
+            if !caller.is_stale() {
+                return decision;
+            }
+            match self.tasks.renew(&self.listener, call) {
+                Ok(renewed) => task = renewed,
+                Err(_) => return Decision::CONTINUE,
+            }
+        }
+    }
+
+    fn decide_for(&self, caller: &Caller<'_>, call: &Notification, wait: Wait) -> Decision {
         if call.arch != Arch::X86_64.raw() || call.number & X32_BIT != 0 {
-            return foreign_ioctl(&caller, call);
+            return foreign_ioctl(caller, call);
         }
         let decided = match call.number {
-            number::IOCTL => return ioctl::ioctl(&caller, call, wait),
+            number::IOCTL => return ioctl::ioctl(caller, call, wait),
             number::OPEN | number::OPENAT | number::OPENAT2 | number::CREAT => {
-                return open::open(&caller, call, wait);
+                return open::open(caller, call, wait);
             }
-            number::FSTAT | number::NEWFSTATAT | number::STATX => look::stat(&caller, call),
-            number::READLINK | number::READLINKAT => look::readlink(&caller, call, wait),
-            number::PREAD64 | number::PWRITE64 => access::access(&caller, call),
+            number::FSTAT | number::NEWFSTATAT | number::STATX => look::stat(caller, call),
+            number::READLINK | number::READLINKAT => look::readlink(caller, call, wait),
+            number::PREAD64 | number::PWRITE64 => access::access(caller, call),
             number::PREADV | number::PREADV2 | number::PWRITEV | number::PWRITEV2 => {
-                access::vectored(&caller, call)
+                access::vectored(caller, call)
             }
-            number::MMAP => access::mmap(&caller, call),
+            number::MMAP => access::mmap(caller, call),
             number::SECCOMP => {
-                self.explain_listener(&task);
+                self.explain_listener(caller.task);
                 Ok(Decision::CONTINUE)
             }
             _ => Ok(Decision::CONTINUE),

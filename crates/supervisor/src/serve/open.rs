@@ -31,6 +31,9 @@ pub(super) fn open(caller: &Caller<'_>, call: &Notification, wait: Wait) -> Deci
     };
     let Some(node) = node(caller, &found) else { return Decision::CONTINUE };
     drop(found);
+    if !caller.is_there() {
+        return Decision::CONTINUE;
+    }
     let access = open.flags & O_ACCMODE;
     let opened = match node {
         _ if access == NO_ACCESS => return Decision::CONTINUE,
