@@ -4,7 +4,7 @@
 //! configuration space happens after its lock is released.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use ioasis_sys::mapping::Mapping;
 use ioasis_sys::sync::Mutex;
@@ -30,6 +30,7 @@ pub struct Function {
     config: Mutex<ConfigSpace>,
     device: Arc<Device>,
     open: Mutex<Option<Open>>,
+    resets: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -57,6 +58,7 @@ impl Function {
             config: Mutex::new(config),
             device: Arc::new(Device::new(model)),
             open: Mutex::new(None),
+            resets: AtomicU64::new(0),
         }
     }
 
@@ -153,9 +155,16 @@ impl Function {
             config.reset();
             self.device.gate.set(config.permissions());
         }
+        self.resets.fetch_add(1, Ordering::AcqRel);
         let done = self.device.reset(&session);
         self.wake();
         done
+    }
+
+    /// How many resets there were.
+    #[must_use]
+    pub fn resets(&self) -> u64 {
+        self.resets.load(Ordering::Acquire)
     }
 
     /// Makes the worker look at once. To be called for every trapped call on the device: a program that makes

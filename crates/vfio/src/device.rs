@@ -8,7 +8,7 @@ use ioasis_pci::{BARS, Bdf, Function, Session};
 use ioasis_sys::eventfd::EventFd;
 use ioasis_sys::mapping::Mapping;
 use ioasis_sys::sync::Mutex;
-use ioasis_sys::sync::atomic::{AtomicBool, Ordering};
+use ioasis_sys::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use ioasis_uapi::{Errno, Error, Result};
 
 use crate::dma::Translated;
@@ -36,6 +36,8 @@ pub struct Device {
     /// The BAR pages of the session; a leaf.
     pages: Mutex<Pages>,
     removed: AtomicBool,
+    /// How often its BARs stopped answering, resets not counted.
+    silences: AtomicU64,
 }
 
 type Pages = [Option<Arc<Mapping>>; BARS];
@@ -142,6 +144,7 @@ impl Device {
             power: Mutex::default(),
             pages: Mutex::default(),
             removed: AtomicBool::new(false),
+            silences: AtomicU64::new(0),
         }
     }
 
@@ -268,11 +271,22 @@ impl Device {
 
     /// The driver's close: no DMA, no interrupt and no eventfd after it returns.
     pub(crate) fn end(&self) {
+        self.revoke();
         self.leave_low_power();
         self.function.close();
         self.ioeventfds.close();
         self.interrupts.close(&self.function);
         *self.pages.lock() = Pages::default();
+    }
+
+    /// How often what a dma-buf gave away was taken back: by a reset, or because the BARs stopped answering.
+    pub(crate) fn revocations(&self) -> u64 {
+        self.silences.load(Ordering::Acquire).wrapping_add(self.function.resets())
+    }
+
+    /// The BARs stop answering, for a while or for good.
+    pub(crate) fn revoke(&self) {
+        self.silences.fetch_add(1, Ordering::AcqRel);
     }
 
     /// A reset left the command register and the power state as they are now.
@@ -289,6 +303,8 @@ impl Device {
             return Err(Error::new(Errno::EINVAL, "the device is in low power already"));
         }
         *power = Power { low: true, wakeup };
+        drop(power);
+        self.revoke();
         Ok(())
     }
 

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use ioasis_uapi::vfio::{self, DeviceFeature, DeviceLowPowerEntryWithWakeup};
+use ioasis_uapi::vfio::{self, DeviceFeature, DeviceFeatureDmaBuf, DeviceLowPowerEntryWithWakeup};
 use ioasis_uapi::{Errno, Error, Result};
 
-use crate::{Client, Device, arg};
+use crate::{Client, Device, DeviceFile, arg, dmabuf};
 
 /// A call after its header was checked.
 struct Call {
@@ -49,13 +49,13 @@ impl Call {
     }
 }
 
-/// Answers DEVICE_FEATURE.
+/// Answers DEVICE_FEATURE; only the export of a dma-buf has a number to tell.
 ///
 /// # Errors
 ///
 /// `EFAULT`; `EINVAL` for a malformed call; `ENOTTY` for a feature this device does not have; what the feature
 /// itself refuses.
-pub(crate) fn call(client: &dyn Client, device: &Device, address: u64) -> Result<()> {
+pub(crate) fn call(client: &dyn Client, file: &Arc<DeviceFile>, address: u64) -> Result<i64> {
     const MIN: usize = size_of::<DeviceFeature>();
     let DeviceFeature { argsz, flags } = arg::first(client, address, MIN)?;
     let (get, set) = (vfio::DEVICE_FEATURE_GET, vfio::DEVICE_FEATURE_SET);
@@ -68,12 +68,23 @@ pub(crate) fn call(client: &dyn Client, device: &Device, address: u64) -> Result
     }
     let room = usize::try_from(argsz).unwrap_or(usize::MAX) - MIN;
     let call = Call { flags, room, address: address.wrapping_add(MIN as u64) };
-    match flags & vfio::DEVICE_FEATURE_MASK {
+    if flags & vfio::DEVICE_FEATURE_MASK == vfio::DEVICE_FEATURE_DMA_BUF {
+        return match call.check(get, size_of::<DeviceFeatureDmaBuf>())? {
+            Todo::Act => dmabuf::export(client, file, call.address),
+            Todo::Nothing => Ok(0),
+        };
+    }
+    act(client, file.device(), &call).map(|()| 0)
+}
+
+fn act(client: &dyn Client, device: &Device, call: &Call) -> Result<()> {
+    let set = vfio::DEVICE_FEATURE_SET;
+    match call.flags & vfio::DEVICE_FEATURE_MASK {
         vfio::DEVICE_FEATURE_LOW_POWER_ENTRY => match call.check(set, 0)? {
             Todo::Act => device.enter_low_power(None),
             Todo::Nothing => Ok(()),
         },
-        vfio::DEVICE_FEATURE_LOW_POWER_ENTRY_WITH_WAKEUP => with_wakeup(client, device, &call),
+        vfio::DEVICE_FEATURE_LOW_POWER_ENTRY_WITH_WAKEUP => with_wakeup(client, device, call),
         vfio::DEVICE_FEATURE_LOW_POWER_EXIT => match call.check(set, 0)? {
             Todo::Act => {
                 device.leave_low_power();

@@ -4,7 +4,7 @@ mod cdev;
 mod peer;
 mod region;
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use ioasis_iommufd::Bound;
 use ioasis_sys::sync::atomic::{AtomicBool, Ordering};
@@ -26,6 +26,7 @@ pub struct DeviceFile {
     memory: DeviceMemory,
     /// The device may be used through this file.
     granted: AtomicBool,
+    this: Weak<Self>,
 }
 
 /// How the file was opened.
@@ -45,39 +46,45 @@ pub enum Reply {
     Open(Arc<DeviceFile>),
 }
 
-type Handler = fn(&DeviceFile, &dyn Client, u64) -> Result<()>;
+type Handler = fn(&DeviceFile, &dyn Client, u64) -> Result<i64>;
+
+/// What a call answers that has no number to tell.
+fn zero(done: Result<()>) -> Result<i64> {
+    done.map(|()| 0)
+}
 
 /// The ioctls of a device that may be used, in the order of the header.
 const IOCTLS: [(u32, Handler); 12] = [
-    (vfio::DEVICE_GET_INFO, |_, client, address| info::device(client, address)),
+    (vfio::DEVICE_GET_INFO, |_, client, address| zero(info::device(client, address))),
     (vfio::DEVICE_GET_REGION_INFO, |file, client, address| {
-        info::region(client, file.device.function(), address)
+        zero(info::region(client, file.device.function(), address))
     }),
     (vfio::DEVICE_GET_IRQ_INFO, |file, client, address| {
-        info::irq(client, file.device.function(), address)
+        zero(info::irq(client, file.device.function(), address))
     }),
     (vfio::DEVICE_SET_IRQS, |file, client, address| {
-        file.device.interrupts().set(client, file.device.function(), address)
+        zero(file.device.interrupts().set(client, file.device.function(), address))
     }),
-    (vfio::DEVICE_RESET, |file, _, _| file.reset()),
+    (vfio::DEVICE_RESET, |file, _, _| zero(file.reset())),
     (vfio::DEVICE_GET_PCI_HOT_RESET_INFO, |file, client, address| {
-        reset::info(client, &file.device, address)
+        zero(reset::info(client, &file.device, address))
     }),
-    (vfio::DEVICE_PCI_HOT_RESET, |file, client, address| reset::hot(client, &file.device, address)),
+    (vfio::DEVICE_PCI_HOT_RESET, |file, client, address| {
+        zero(reset::hot(client, &file.device, address))
+    }),
     (vfio::DEVICE_IOEVENTFD, |file, client, address| {
-        file.device.ioeventfds().call(client, file.device.shared_function(), address)
+        zero(file.device.ioeventfds().call(client, file.device.shared_function(), address))
     }),
-    (vfio::DEVICE_FEATURE, |file, client, address| feature::call(client, &file.device, address)),
-    (vfio::DEVICE_ATTACH_IOMMUFD_PT, DeviceFile::attach),
-    (vfio::DEVICE_DETACH_IOMMUFD_PT, DeviceFile::detach),
-    (vfio::DEVICE_BIND_IOMMUFD, DeviceFile::bind),
+    (vfio::DEVICE_FEATURE, |file, client, address| feature::call(client, &file.this(), address)),
+    (vfio::DEVICE_ATTACH_IOMMUFD_PT, |file, client, address| zero(file.attach(client, address))),
+    (vfio::DEVICE_DETACH_IOMMUFD_PT, |file, client, address| zero(file.detach(client, address))),
+    (vfio::DEVICE_BIND_IOMMUFD, |file, client, address| zero(file.bind(client, address))),
 ];
 
 impl DeviceFile {
     /// An open of the device's own node. It can do nothing until it is bound.
     pub(crate) fn of_cdev(device: Arc<Device>, memory: DeviceMemory) -> Arc<Self> {
-        let granted = AtomicBool::new(false);
-        Arc::new(Self { device, path: Path::Cdev, memory, granted })
+        Self::new(device, Path::Cdev, memory)
     }
 
     /// An open through the group, whose state is locked. Only a first open has a hold on the group.
@@ -103,11 +110,19 @@ impl DeviceFile {
         let memory = client.device_memory(device)?;
         device.begin(&memory)?;
         attach_compat(device, bound.as_ref())?;
-        let granted = AtomicBool::new(true);
-        let file =
-            Arc::new(Self { device: Arc::clone(device), path: Path::Group(hold), memory, granted });
+        let file = Self::new(Arc::clone(device), Path::Group(hold), memory);
         *open = Open::Group { file: Arc::downgrade(&file), bound };
         Ok((file, Some(hold)))
+    }
+
+    /// A file that may be used at once if it was opened through its group.
+    fn new(device: Arc<Device>, path: Path, memory: DeviceMemory) -> Arc<Self> {
+        let granted = AtomicBool::new(path != Path::Cdev);
+        Arc::new_cyclic(|this| Self { device, path, memory, granted, this: Weak::clone(this) })
+    }
+
+    fn this(&self) -> Arc<Self> {
+        self.this.upgrade().expect("a file that is called is alive")
     }
 
     /// Which device.
@@ -142,8 +157,7 @@ impl DeviceFile {
         if command != vfio::DEVICE_BIND_IOMMUFD {
             self.touch();
         }
-        handler(self, client, address)?;
-        Ok(Reply::Value(0))
+        handler(self, client, address).map(Reply::Value)
     }
 
     /// The last descriptor and the last mapping are gone: the device is closed if this file had it.

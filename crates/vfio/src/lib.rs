@@ -16,6 +16,7 @@ mod arg;
 mod client;
 mod device;
 mod dma;
+mod dmabuf;
 mod feature;
 mod file;
 mod group;

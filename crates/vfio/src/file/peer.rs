@@ -35,6 +35,12 @@ impl DeviceFile {
         Ok(())
     }
 
+    /// Whether its BARs answer.
+    pub(crate) fn answers(&self) -> bool {
+        let usable = self.usable().and_then(|()| self.device.present());
+        usable.is_ok() && self.device.function().memory_enabled()
+    }
+
     fn peer(&self, offset: u64) -> Result<(&Mapping, u64)> {
         let silent = |why| Error::at(Errno::EFAULT, why, offset);
         self.usable().map_err(|_| silent("the device of that BAR is closed"))?;

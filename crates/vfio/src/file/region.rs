@@ -77,6 +77,9 @@ impl DeviceFile {
             Region::Config => {
                 check_config(position, buf.len())?;
                 function.config_write(position, buf)?;
+                if !function.memory_enabled() {
+                    self.device.revoke();
+                }
                 self.device.interrupts().command_changed(function);
                 Ok(buf.len())
             }
