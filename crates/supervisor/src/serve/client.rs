@@ -264,6 +264,10 @@ impl Backing for BarPages {
         1 << 126 | u128::from(self.inode)
     }
 
+    fn is_device(&self) -> bool {
+        true
+    }
+
     fn read(&self, pieces: &[Piece], mut buf: &mut [u8]) -> Result<()> {
         for piece in pieces {
             let (part, rest) = buf.split_at_mut(piece.length);
