@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::{Arc, OnceLock, Weak};
 
-use ioasis_iommufd::{Bound, Context, Endpoint};
+use ioasis_iommufd::{Bound, Context, Endpoint, Importer};
 use ioasis_pci::{BARS, Bdf, Function, Session};
 use ioasis_sys::eventfd::EventFd;
 use ioasis_sys::mapping::Mapping;
@@ -36,8 +36,10 @@ pub struct Device {
     /// The BAR pages of the session; a leaf.
     pages: Mutex<Pages>,
     removed: AtomicBool,
-    /// How often its BARs stopped answering, resets not counted.
-    silences: AtomicU64,
+    /// How often its BARs were reset or stopped answering.
+    revocations: AtomicU64,
+    /// Who maps a dma-buf of it, by the key of the buffer; a leaf.
+    importers: Mutex<Vec<(u128, Weak<dyn Importer>)>>,
 }
 
 type Pages = [Option<Arc<Mapping>>; BARS];
@@ -144,7 +146,8 @@ impl Device {
             power: Mutex::default(),
             pages: Mutex::default(),
             removed: AtomicBool::new(false),
-            silences: AtomicU64::new(0),
+            revocations: AtomicU64::new(0),
+            importers: Mutex::default(),
         }
     }
 
@@ -281,16 +284,30 @@ impl Device {
 
     /// How often what a dma-buf gave away was taken back: by a reset, or because the BARs stopped answering.
     pub(crate) fn revocations(&self) -> u64 {
-        self.silences.load(Ordering::Acquire).wrapping_add(self.function.resets())
+        self.revocations.load(Ordering::Acquire)
     }
 
-    /// The BARs stop answering, for a while or for good.
+    /// Takes back what dma-bufs gave away: when this returns no device reaches it.
     pub(crate) fn revoke(&self) {
-        self.silences.fetch_add(1, Ordering::AcqRel);
+        self.revocations.fetch_add(1, Ordering::AcqRel);
+        let importers = std::mem::take(&mut *self.importers.lock());
+        for (key, importer) in importers {
+            if let Some(importer) = importer.upgrade() {
+                importer.invalidate(key);
+            }
+        }
+    }
+
+    /// `importer` maps the dma-buf `key`: it is told of the next revocation.
+    pub(crate) fn add_importer(&self, key: u128, importer: Weak<dyn Importer>) {
+        let mut importers = self.importers.lock();
+        importers.retain(|(_, importer)| importer.strong_count() > 0);
+        importers.push((key, importer));
     }
 
     /// A reset left the command register and the power state as they are now.
     pub(crate) fn after_reset(&self) {
+        self.revoke();
         self.interrupts.command_changed(&self.function);
     }
 

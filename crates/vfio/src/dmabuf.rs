@@ -3,9 +3,11 @@
 //! A dma-buf is revoked while its BAR does not answer, and for good when its device is closed. What an importer mapped
 //! before a revocation stays out of reach after it: it has to map again.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
-use ioasis_iommufd::{AddressSpace, Backing, ClientFile, Extent, Kind, OnExec, Piece, Prot};
+use ioasis_iommufd::{
+    AddressSpace, Backing, ClientFile, Extent, Importer, Kind, OnExec, Piece, Prot,
+};
 use ioasis_pci::{BARS, Bar, PAGE_SIZE};
 use ioasis_sys::sync::Mutex;
 use ioasis_sys::sync::atomic::{AtomicU64, Ordering};
@@ -185,6 +187,10 @@ impl AddressSpace for Exported {
 
     fn is_revoked(&self) -> bool {
         self.pages.is_revoked() || !self.file.answers()
+    }
+
+    fn import(&self, importer: Weak<dyn Importer>) {
+        self.file.device().add_importer(self.key, importer);
     }
 }
 

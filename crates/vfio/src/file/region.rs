@@ -76,8 +76,9 @@ impl DeviceFile {
             }
             Region::Config => {
                 check_config(position, buf.len())?;
+                let resets = function.resets();
                 function.config_write(position, buf)?;
-                if !function.memory_enabled() {
+                if !function.memory_enabled() || function.resets() != resets {
                     self.device.revoke();
                 }
                 self.device.interrupts().command_changed(function);

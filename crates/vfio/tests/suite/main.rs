@@ -2,6 +2,7 @@
 //! function whose model does what the tests write to it.
 
 mod cdev;
+mod dmabufs;
 mod features;
 mod groups;
 mod infos;

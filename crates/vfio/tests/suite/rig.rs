@@ -131,6 +131,7 @@ enum File {
     Iommu(IommuFile),
     Event(OwnedFd),
     Vfio(VfioFile),
+    Made(Arc<dyn iommufd::ClientFile>),
     Other,
 }
 
@@ -224,8 +225,21 @@ impl iommufd::Client for Caller {
         Arc::new(self.memory.clone())
     }
 
-    fn file_memory(&self, _fd: i32) -> Result<Arc<dyn iommufd::AddressSpace>> {
-        panic!("these tests map no files")
+    fn file_memory(&self, fd: i32) -> Result<Arc<dyn iommufd::AddressSpace>> {
+        let memory = iommufd::Client::installed(self, fd)?.memory();
+        memory.ok_or(Error::new(Errno::EINVAL, "no memory"))
+    }
+
+    fn install(&self, file: Arc<dyn iommufd::ClientFile>, _: iommufd::OnExec) -> Result<i32> {
+        Ok(self.add(File::Made(file)))
+    }
+
+    fn installed(&self, fd: i32) -> Result<Arc<dyn iommufd::ClientFile>> {
+        match self.files.lock().get(&fd) {
+            None => Err(Error::new(Errno::EBADF, "not open")),
+            Some(File::Made(file)) => Ok(Arc::clone(file)),
+            Some(_) => Err(Error::new(Errno::EBADFD, "another kind")),
+        }
     }
 
     fn account(&self) -> iommufd::Account {
@@ -372,15 +386,36 @@ impl Rig {
 
     /// Maps a stretch of the client's memory, readable and writable.
     pub(crate) fn map(&self, context: &iommufd::Context, ioas: u32, address: u64, iova: u64) {
-        let request = iommufd::MapRequest {
-            space: iommufd::Client::memory(&self.caller),
+        let space = iommufd::Client::memory(&self.caller);
+        context.map(ioas, self.request(space, address, iova)).expect("mapped");
+    }
+
+    /// Maps a page of a file that a call made.
+    pub(crate) fn map_file(
+        &self,
+        (context, ioas): (&iommufd::Context, u32),
+        fd: i32,
+        start: u64,
+        iova: u64,
+    ) -> Result<()> {
+        let space = iommufd::Client::file_memory(&self.caller, fd)?;
+        context.map(ioas, self.request(space, start, iova)).map(|_| ())
+    }
+
+    fn request(
+        &self,
+        space: Arc<dyn iommufd::AddressSpace>,
+        address: u64,
+        iova: u64,
+    ) -> iommufd::MapRequest {
+        iommufd::MapRequest {
+            space,
             address,
             length: 0x1000,
             place: iommufd::Place::Fixed(iommufd::Iova(iova)),
             prot: iommufd::Prot::READ | iommufd::Prot::WRITE,
             account: iommufd::Client::account(&self.caller),
-        };
-        context.map(ioas, request).expect("mapped");
+        }
     }
 
     /// Writes a 32-bit register of BAR 0.
