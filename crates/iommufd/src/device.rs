@@ -340,6 +340,10 @@ impl Bound {
         Self { context: Arc::clone(context), device: Held::new(device) }
     }
 
+    pub(crate) fn device(&self) -> &Device {
+        &self.device
+    }
+
     /// The device's object id.
     #[must_use]
     pub fn id(&self) -> u32 {

@@ -37,6 +37,7 @@ mod hwpt;
 pub mod inject;
 mod ioas;
 mod iommu;
+mod library;
 mod machine;
 mod memory;
 #[cfg(feature = "mock")]
@@ -61,10 +62,11 @@ pub use context::{Context, CopyRequest, MapRequest};
 pub use device::{Bound, PageAsk};
 pub use dma::{DmaFault, PasidDma, Segment};
 pub use ioas::{Place, Unmapped};
-pub use ioasis_iommupt::{Iova, IovaRange, Pa, Prot, Run};
+pub use ioasis_iommupt::{Dirty, Iova, IovaRange, Pa, Prot, Run};
 pub use iommu::{
     Endpoint, EndpointConfig, Group, Iommu, Kind as IommuKind, ReservedKind, ReservedRegion,
 };
+pub use library::HwptFlags;
 pub use machine::{Machine, Params};
 pub use memory::Memory;
 pub use pages::PAGE_SIZE;

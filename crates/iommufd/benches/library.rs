@@ -1,0 +1,224 @@
+//! Goals P11 (library) and P14: what one call of the library costs.
+//!
+//! P11 is time, beside one bare system call (FIONREAD on a pipe) in the same run, in turns, the median of nine. P14 is
+//! instructions, counted by callgrind where it is installed: this program runs itself under it twice and takes the
+//! difference. The memory is local: nothing is pinned in another process.
+
+use std::hint::black_box;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Instant;
+
+use ioasis_iommufd::{
+    AccessHandle, AccessKind, Account, Bound, Context, CopyRequest, Dirty, Endpoint,
+    EndpointConfig, Group, HwptFlags, Iommu, IommuKind, Iova, IovaRange, Machine, MapRequest,
+    Memory, Place, Prot,
+};
+
+const PAGE: u64 = 4096;
+const GIB: u64 = 1 << 30;
+const RW: Prot = Prot::READ.union(Prot::WRITE);
+const ACCOUNT: Account = Account {
+    pid: 1,
+    uid: 1,
+    memlock_pages: None,
+    ipc_lock: false,
+    sys_resource: false,
+    sys_rawio: false,
+};
+const ROUNDS: usize = 9;
+
+/// One IOAS, a device attached or not, and 1 GiB to map.
+struct Rig {
+    context: Arc<Context>,
+    ioas: u32,
+    hwpt: u32,
+    memory: Arc<Memory>,
+    _bound: Bound,
+    access: AccessHandle,
+}
+
+impl Rig {
+    fn new(attach: bool) -> Self {
+        let machine = Machine::new();
+        let context = Context::new(&machine);
+        let ioas = context.alloc_ioas().expect("an IOAS");
+        let iommu = Arc::new(Iommu::new(IommuKind::Vtd));
+        let config = EndpointConfig {
+            name: "0000:01:00.0".into(),
+            requester_id: 0x100,
+            reserved: iommu.reserved(),
+            pasid_bits: 0,
+            pasid_exec: false,
+            pasid_privileged: false,
+            ats: false,
+            pri: false,
+        };
+        let group = Group::new(&machine, &iommu, 0);
+        let bound = context.bind(&Endpoint::new(&group, config)).expect("bound");
+        let mut hwpt = 0;
+        if attach {
+            hwpt =
+                context.alloc_hwpt(ioas, &bound, HwptFlags::DIRTY_TRACKING).expect("a page table");
+            bound.attach(hwpt).expect("attached");
+        }
+        let access = context.create_access(AccessKind::ReadWrite).expect("an access");
+        access.attach(ioas).expect("attached");
+        let memory =
+            Arc::new(Memory::new(0, usize::try_from(GIB).expect("64 bits")).expect("memory"));
+        Self { context, ioas, hwpt, memory, _bound: bound, access }
+    }
+
+    fn map(&self, iova: u64, address: u64, length: u64) {
+        let request = MapRequest {
+            space: Arc::clone(&self.memory) as _,
+            address,
+            length,
+            place: Place::Fixed(Iova(iova)),
+            prot: RW,
+            account: ACCOUNT,
+        };
+        self.context.map(self.ioas, black_box(request)).expect("mapped");
+    }
+
+    fn unmap(&self, iova: u64, length: u64) {
+        let range = IovaRange::new(Iova(iova), length).expect("a range");
+        self.context
+            .unmap(self.ioas, black_box(range), 1)
+            .expect("an IOAS")
+            .result
+            .expect("unmapped");
+    }
+}
+
+/// What is counted, `times` over.
+fn counted(name: &str, times: u64) {
+    let rig = Rig::new(true);
+    let place = |n: u64| GIB * 4 + n * PAGE;
+    match name {
+        "maps" => (0..times).for_each(|n| rig.map(place(n), (n % 1000) * PAGE, PAGE)),
+        "maps_unmaps" => {
+            (0..times).for_each(|n| rig.map(place(n), (n % 1000) * PAGE, PAGE));
+            (0..times).for_each(|n| rig.unmap(place(n), PAGE));
+        }
+        "maps_unmap_all" => {
+            (0..times).for_each(|n| rig.map(place(n), (n % 1000) * PAGE, PAGE));
+            rig.unmap(GIB * 4, times * PAGE);
+        }
+        "map_unmap" => (0..times).for_each(|_| {
+            rig.map(GIB * 4, 0, PAGE);
+            rig.unmap(GIB * 4, PAGE);
+        }),
+        "map_unmap_gib" => (0..times).for_each(|_| {
+            rig.map(GIB * 4, 0, GIB);
+            rig.unmap(GIB * 4, GIB);
+        }),
+        "copies" => {
+            rig.map(GIB * 2, 0, GIB);
+            for n in 0..times {
+                let range =
+                    IovaRange::new(Iova(GIB * 2 + (n % 1000) * PAGE), PAGE).expect("a range");
+                let place = Place::Fixed(Iova(place(n)));
+                let request = CopyRequest { source: rig.ioas, range, place, prot: RW };
+                rig.context.copy(rig.ioas, black_box(request)).expect("copied");
+            }
+        }
+        "dirty" => {
+            // As 4 KiB leaves.
+            (0..64 << 8).for_each(|n| rig.map(place(n), (n % 1000) * PAGE, PAGE));
+            let range = IovaRange::new(Iova(place(0)), 64 << 20).expect("a range");
+            for _ in 0..times {
+                let mut ranges = 0_u64;
+                let count = &mut |_| ranges += 1;
+                rig.context
+                    .read_dirty(rig.hwpt, black_box(range), Dirty::Clear, count)
+                    .expect("read");
+                assert_eq!(ranges, 0);
+            }
+        }
+        "access" => {
+            rig.map(GIB * 4, 0, 1 << 20);
+            let mut buf = vec![0; 64 << 10];
+            (0..times)
+                .for_each(|_| rig.access.read(Iova(black_box(GIB * 4)), &mut buf).expect("read"));
+        }
+        "nothing" => {}
+        _ => panic!("{name} is not counted"),
+    }
+}
+
+/// Instructions of one turn of `name`.
+fn instructions(name: &str, few: u64, many: u64) -> Option<f64> {
+    let collected = |times: u64| -> Option<f64> {
+        let output = Command::new("valgrind")
+            .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
+            .arg(std::env::current_exe().ok()?)
+            .env("IOASIS_COUNT", format!("{name}:{times}"))
+            .output()
+            .ok()?;
+        let text = String::from_utf8_lossy(&output.stderr);
+        let line = text.lines().find(|line| line.contains("Collected"))?;
+        line.rsplit(':').next()?.trim().parse().ok()
+    };
+    #[expect(clippy::cast_precision_loss, reason = "counts are small")]
+    let turns = (many - few) as f64;
+    Some((collected(many)? - collected(few)?) / turns)
+}
+
+fn line(goal: &str, value: f64, limit: f64) {
+    println!("{goal} {value:.2} <={limit} {}", if value <= limit { "met" } else { "missed" });
+}
+
+/// P14, and its figures' difference where a call cannot be counted alone.
+fn count() -> Option<()> {
+    let maps = instructions("maps", 1_000, 11_000)?;
+    line("P14.map_4k", maps, 700.0);
+    let unmaps = instructions("maps_unmaps", 1_000, 11_000)?;
+    line("P14.unmap_4k", unmaps - maps, 700.0);
+    let gib = instructions("map_unmap_gib", 100, 1_100)?;
+    line("P14.map_and_unmap_1g", gib, 6_000.0);
+    line("P14.copy_4k", instructions("copies", 1_000, 11_000)?, 700.0);
+    line("P14.dirty_64m_clean", instructions("dirty", 10, 60)?, 60_000.0);
+    line("P14.access_read_64k", instructions("access", 10, 110)?, 5_000.0);
+    let many = instructions("maps", 0, 100_000)?;
+    line("P14.map_100k_each", many, 900.0);
+    let all = instructions("maps_unmap_all", 1, 100_000)?;
+    line("P14.unmap_all_each", all - many, 300.0);
+    Some(())
+}
+
+/// P11: one MAP and one UNMAP without a device, beside FIONREAD twice.
+fn race() {
+    const TURNS: u32 = 20_000;
+    let rig = Rig::new(false);
+    let (reader, _writer) = rustix::pipe::pipe().expect("a pipe");
+    let mut ratios: Vec<f64> = (0..ROUNDS)
+        .map(|_| {
+            let begun = Instant::now();
+            for _ in 0..TURNS {
+                rig.map(GIB * 4, 0, PAGE);
+                rig.unmap(GIB * 4, PAGE);
+            }
+            let ours = begun.elapsed();
+            let begun = Instant::now();
+            for _ in 0..TURNS * 2 {
+                black_box(rustix::io::ioctl_fionread(&reader).expect("a length"));
+            }
+            ours.as_secs_f64() / begun.elapsed().as_secs_f64()
+        })
+        .collect();
+    ratios.sort_unstable_by(f64::total_cmp);
+    line("P11.library_map_unmap", ratios[ROUNDS / 2], 1.0);
+}
+
+fn main() {
+    if let Ok(what) = std::env::var("IOASIS_COUNT") {
+        let (name, times) = what.split_once(':').expect("name:times");
+        counted(name, times.parse().expect("a number"));
+        return;
+    }
+    race();
+    if count().is_none() {
+        println!("P14: callgrind is not installed, nothing was counted");
+    }
+}
