@@ -142,9 +142,10 @@ fn counted(name: &str, times: u64) {
             (0..times)
                 .for_each(|_| rig.access.read(Iova(black_box(GIB * 4)), &mut buf).expect("read"));
         }
-        "nothing" => {}
         _ => panic!("{name} is not counted"),
     }
+    // Giving everything back is not what is counted.
+    std::process::exit(0);
 }
 
 /// Instructions of one turn of `name`.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use ioasis_iommupt::areas::{Areas as Tree, Ranges, Wanted};
 use ioasis_iommupt::{Iova, IovaRange, Prot};
+use ioasis_uapi::{Errno, Error};
 
 use crate::pages::{PageRange, Pages};
 
@@ -118,9 +119,23 @@ impl Areas {
     ///
     /// # Errors
     ///
-    /// `ENOMEM`.
+    /// `EEXIST` where there is one, `ENOMEM`.
     pub(crate) fn insert(&mut self, area: Area) -> ioasis_uapi::Result<()> {
-        self.tree.insert(area.range, area)
+        let start = area.range.start().0;
+        match self.tree.insert(area.range, area) {
+            Err(Error { errno: Errno::EEXIST, .. }) => {
+                refuse!(EEXIST, "the IOVA range is mapped already", start)
+            }
+            inserted => inserted,
+        }
+    }
+
+    /// Lets go of all pages that are held for the domains; the areas go, too.
+    pub(crate) fn unfill_all(&mut self) {
+        let tree = std::mem::take(&mut self.tree);
+        for (_, area) in tree.iter(IovaRange::ALL).filter(|(_, area)| area.filled) {
+            area.pages.release(area.page_range());
+        }
     }
 
     pub(crate) fn remove(&mut self, iova: Iova) -> Option<Area> {

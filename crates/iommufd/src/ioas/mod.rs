@@ -137,19 +137,16 @@ impl Ioas {
         let mut space = self.space.lock();
         let length = slices.iter().map(|slice| slice.length).sum();
         let iova = space.place(slices, place, length)?;
-        // All are judged before the first is filled.
-        slices.iter().try_for_each(|slice| space.check_slice(slice, iova, prot))?;
-        let mut next = iova.0;
-        for (index, slice) in slices.iter().enumerate() {
-            if let Err(error) = space.add_area(slice, Iova(next), prot) {
-                if index > 0 {
-                    let done =
-                        IovaRange::closed(iova, Iova(next - 1)).expect("a slice was mapped before");
-                    space.drop_areas(&self.machine, done);
-                }
-                return Err(error);
-            }
-            next = next.wrapping_add(slice.length);
+        let whole = IovaRange::new(iova, length)?;
+        // Areas first: that is where two mappings of one IOVA meet. Then what may not be, then the pages.
+        let (inserted, done) = space.insert_slices(slices, iova, prot);
+        let mapped = inserted.and_then(|()| {
+            slices.iter().try_for_each(|slice| space.check_slice(slice, iova, prot))?;
+            space.fill_slices(slices, iova, prot)
+        });
+        if let Err(error) = mapped {
+            space.forget_areas(whole, done);
+            return Err(error);
         }
         Ok(iova)
     }
@@ -361,9 +358,6 @@ impl Space {
                 hit.start().0
             );
         }
-        if let Some(area) = self.areas.first(range) {
-            return refuse!(EEXIST, "the IOVA range is mapped already", area.range.start().0);
-        }
         Ok(())
     }
 
@@ -382,52 +376,92 @@ impl Space {
         Ok(())
     }
 
-    /// Adds one area and fills every domain with it.
-    fn add_area(&mut self, slice: &Slice, iova: Iova, prot: Prot) -> Result<()> {
-        let range = IovaRange::new(iova, slice.length)?;
-        let mut area = Area {
-            range,
-            pages: Arc::clone(&slice.pages),
-            start_byte: slice.start_byte,
-            prot,
-            filled: false,
-            accesses: 0,
-            locks: 0,
-            prevent_access: false,
-        };
-        self.fill_area(&mut area)?;
-        let (range, filled, pages) = (area.range, area.filled, area.page_range());
-        let inserted = self.areas.insert(area);
-        if inserted.is_err() && filled {
-            self.domains.iter().for_each(|domain| domain.clear(range));
-            self.domains.first().expect("it filled one").machine().quiesce.wait();
-            slice.pages.release(pages);
+    /// Adds an area for each slice, marked as filled where [`fill_slices`](Self::fill_slices) will fill it; says how many there are
+    /// also when one is refused.
+    fn insert_slices(&mut self, slices: &[Slice], iova: Iova, prot: Prot) -> (Result<()>, usize) {
+        let mut next = iova.0;
+        for (done, slice) in slices.iter().enumerate() {
+            let range = IovaRange::new(Iova(next), slice.length).expect("the whole was a range");
+            let inserted = self.areas.insert(Area {
+                range,
+                pages: Arc::clone(&slice.pages),
+                start_byte: slice.start_byte,
+                prot,
+                filled: self.fills(&slice.pages),
+                accesses: 0,
+                locks: 0,
+                prevent_access: false,
+            });
+            if let Err(error) = inserted {
+                return (Err(error), done);
+            }
+            next = next.wrapping_add(slice.length);
         }
-        inserted
+        (Ok(()), slices.len())
+    }
+
+    /// Takes the first `count` areas of `range` away, which hold no pages and are in no domain.
+    fn forget_areas(&mut self, range: IovaRange, count: usize) {
+        let mut next = range.start();
+        for _ in 0..count {
+            let area = self.areas.remove(next).expect("the area was inserted");
+            next = Iova(area.range.last().0.wrapping_add(1));
+        }
+    }
+
+    /// Whether an area of these pages is held and shown to devices.
+    fn fills(&self, pages: &Pages) -> bool {
+        !self.domains.is_empty() && !pages.is_revoked()
+    }
+
+    /// Holds the pages of each slice and fills every domain with them: all or none.
+    fn fill_slices(&mut self, slices: &[Slice], iova: Iova, prot: Prot) -> Result<()> {
+        let mut next = iova.0;
+        for (index, slice) in slices.iter().enumerate() {
+            if self.fills(&slice.pages)
+                && let Err(error) = self.fill_slice(slice, Iova(next), prot)
+            {
+                self.empty_slices(&slices[..index], iova);
+                return Err(error);
+            }
+            next = next.wrapping_add(slice.length);
+        }
+        Ok(())
+    }
+
+    /// Undoes [`fill_slice`](Self::fill_slice) for slices that were filled.
+    fn empty_slices(&mut self, slices: &[Slice], iova: Iova) {
+        let mut next = iova.0;
+        for slice in slices {
+            let range = IovaRange::new(Iova(next), slice.length).expect("the whole was a range");
+            if self.fills(&slice.pages) {
+                self.domains.iter().for_each(|domain| domain.clear(range));
+                self.domains.first().expect("they were filled").machine().quiesce.wait();
+                slice.pages.release(PageRange::of_bytes(slice.start_byte, slice.length));
+            }
+            next = next.wrapping_add(slice.length);
+        }
     }
 
     fn leaf_max(&self) -> LeafMax {
         if self.huge_pages { LeafMax::Format } else { LeafMax::Page }
     }
 
-    fn fill_area(&mut self, area: &mut Area) -> Result<()> {
-        if self.domains.is_empty() || area.pages.is_revoked() {
-            return Ok(());
-        }
-        let pages = PageRange::of_bytes(area.start_byte, area.length());
-        area.pages.hold(pages)?;
+    fn fill_slice(&mut self, slice: &Slice, iova: Iova, prot: Prot) -> Result<()> {
+        let pages = PageRange::of_bytes(slice.start_byte, slice.length);
+        slice.pages.hold(pages)?;
         self.runs.clear();
-        area.pages.runs(area.start_byte, area.length(), &mut self.runs);
+        slice.pages.runs(slice.start_byte, slice.length, &mut self.runs);
         let leaf_max = self.leaf_max();
         for (index, domain) in self.domains.iter().enumerate() {
-            if let Err(error) = domain.map(area.range.start(), &self.runs, area.prot, leaf_max) {
-                self.domains[..index].iter().for_each(|filled| filled.clear(area.range));
+            if let Err(error) = domain.map(iova, &self.runs, prot, leaf_max) {
+                let range = IovaRange::new(iova, slice.length).expect("the whole was a range");
+                self.domains[..index].iter().for_each(|filled| filled.clear(range));
                 self.domains.first().expect("one refused").machine().quiesce.wait();
-                area.pages.release(pages);
+                slice.pages.release(pages);
                 return Err(error);
             }
         }
-        area.filled = true;
         Ok(())
     }
 
@@ -562,7 +596,7 @@ fn fill_domain_area(
 impl Drop for Ioas {
     fn drop(&mut self) {
         let space = self.space.get_mut();
-        space.areas.each_mut(IovaRange::ALL, Area::unfill);
+        space.areas.unfill_all();
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Weak};
 
-use ioasis_iommupt::IovaRange;
+use ioasis_iommupt::{Iova, IovaRange};
 use ioasis_uapi::{Errno, Error, Result};
 
 use super::{Ioas, PastUnmap, Space};
@@ -31,18 +31,26 @@ enum Stop {
     Held(IovaRange),
 }
 
+/// Areas that can go.
+struct Clean {
+    /// From the first to the last of them.
+    range: IovaRange,
+    bytes: u64,
+    areas: usize,
+}
+
 impl Ioas {
     /// Removes every area that lies in `range`; `pid` is who asks. When it returns, no device reaches the memory.
     pub(crate) fn unmap(&self, range: IovaRange, pid: u32) -> Unmapped {
-        let mut bytes = 0;
+        let mut bytes: u64 = 0;
         let mut waiting: Option<(IovaRange, u32)> = None;
         loop {
             let mut space = self.lock();
             let (clean, stop) = space.scan_unmap(range);
-            if let Some((clean, length)) = clean {
-                bytes += length;
-                space.drop_areas(&self.machine, clean);
-                space.remember_unmap(PastUnmap { range: clean, pid });
+            if let Some(Clean { range, bytes: gone, areas }) = clean {
+                bytes = bytes.wrapping_add(gone);
+                space.drop_areas(&self.machine, range, areas);
+                space.remember_unmap(PastUnmap { range, pid });
             }
             let held = match stop {
                 Stop::End => return Unmapped { bytes, result: Ok(()) },
@@ -100,8 +108,8 @@ impl Importer for Ioas {
 
 impl Space {
     /// The areas from the start of `range` that can go, as one range and a number of bytes, and what stops there.
-    fn scan_unmap(&self, range: IovaRange) -> (Option<(IovaRange, u64)>, Stop) {
-        let mut clean: Option<(IovaRange, u64)> = None;
+    fn scan_unmap(&self, range: IovaRange) -> (Option<Clean>, Stop) {
+        let mut clean: Option<Clean> = None;
         for area in self.areas.overlapping(range) {
             let at = area.range.start().0;
             if area.locks > 0 {
@@ -117,25 +125,39 @@ impl Space {
             if area.accesses > 0 {
                 return (clean, Stop::Held(area.range));
             }
-            let (start, bytes) =
-                clean.map_or((area.range.start(), 0), |(range, bytes)| (range.start(), bytes));
-            let range = IovaRange::closed(start, area.range.last()).expect("areas ascend");
-            clean = Some((range, bytes + area.length()));
+            let before = clean.take();
+            let start = before.as_ref().map_or(area.range.start(), |clean| clean.range.start());
+            clean = Some(Clean {
+                range: IovaRange::closed(start, area.range.last()).expect("areas ascend"),
+                // Areas that were never pinned may cover the whole space.
+                bytes: before.as_ref().map_or(0, |clean| clean.bytes).wrapping_add(area.length()),
+                areas: before.map_or(0, |clean| clean.areas) + 1,
+            });
         }
         (clean, Stop::End)
     }
 
-    /// Removes the areas inside `range`, which cuts none: first from the devices, then for good.
-    pub(super) fn drop_areas(&mut self, machine: &Machine, range: IovaRange) {
+    /// Removes the `count` areas inside `range`, which cuts none: first from the devices, then for good.
+    fn drop_areas(&mut self, machine: &Machine, range: IovaRange, count: usize) {
         if !self.domains.is_empty() {
             self.domains.iter().for_each(|domain| domain.clear(range));
             machine.quiesce.wait();
         }
-        loop {
-            let Some(start) = self.areas.first(range).map(|area| area.range.start()) else {
-                return;
-            };
-            self.areas.remove(start).expect("the area is there").unfill();
+        if count == self.areas.len() {
+            self.areas.unfill_all();
+            return;
+        }
+        let mut next = Some(range.start());
+        while let Some(start) = next.filter(|start| *start <= range.last()) {
+            // The next area often begins where this one ends.
+            let found = self.areas.remove(start).or_else(|| {
+                let rest = IovaRange::closed(start, range.last()).expect("start is inside");
+                let start = self.areas.first(rest)?.range.start();
+                self.areas.remove(start)
+            });
+            let Some(mut area) = found else { return };
+            next = area.range.last().0.checked_add(1).map(Iova);
+            area.unfill();
         }
     }
 }

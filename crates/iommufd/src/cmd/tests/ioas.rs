@@ -341,3 +341,16 @@ fn closing_the_file_gives_everything_back() {
     drop(bound);
     machine.assert_clean();
 }
+
+#[test]
+fn the_whole_space_can_be_mapped_and_unmapped_where_nothing_is_pinned() {
+    let fixture = Fixture::new();
+    let ioas = fixture.ioas();
+    let fixed =
+        |iova, length| abi::IoasMap { iova, ..map(ioas, RW | abi::IOAS_MAP_FIXED_IOVA, 0, length) };
+    fixture.call(abi::IOAS_MAP, &mut fixed(0, 1 << 63)).unwrap();
+    fixture.call(abi::IOAS_MAP, &mut fixed(1 << 63, 1 << 63)).unwrap();
+    assert_eq!(fixture.errno(abi::IOAS_MAP, &mut map(ioas, RW, 0, 1)), Errno::ENOSPC);
+    assert_eq!(fixture.unmap(ioas, 0, u64::MAX), Ok(0), "2^64 bytes do not fit the answer");
+    assert_eq!(fixture.context.ioas(ioas).unwrap().areas(), 0);
+}
