@@ -78,7 +78,7 @@ impl Tally {
 
 /// `cargo xtask test`: installs what is missing, then runs every check.
 pub(crate) fn test(workspace: &Workspace) -> Result<ExitCode> {
-    tools::ensure_programs(&[&tools::GCC, &tools::QEMU_IMG, &tools::QEMU_IO])?;
+    tools::ensure_programs(&[&tools::GCC, &tools::QEMU_IMG, &tools::QEMU_IO, &tools::STRACE])?;
     tools::ensure_subcommand(workspace, "cargo-nextest")?;
     if !workspace.fuzz_targets.is_empty() {
         tools::ensure_subcommand(workspace, "cargo-fuzz")?;

@@ -22,6 +22,9 @@ pub(crate) const QEMU_IMG: Program = Program { name: "qemu-img", package: "qemu-
 /// QEMU's image shell.
 pub(crate) const QEMU_IO: Program = Program { name: "qemu-io", package: "qemu-utils" };
 
+/// The system calls of a program, for the tests of durability.
+pub(crate) const STRACE: Program = Program { name: "strace", package: "strace" };
+
 /// Installs the packages of missing programs with apt-get, if this is root on a Debian; otherwise says what to install.
 pub(crate) fn ensure_programs(programs: &[&Program]) -> Result<()> {
     let absent = programs.iter().filter(|program| !found(&search_path(), program.name));
