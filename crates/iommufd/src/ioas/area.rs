@@ -181,7 +181,7 @@ impl Areas {
     ///
     /// `EOVERFLOW`, `EINVAL`, `ENOSPC` as [`find_free`](ioasis_iommupt::areas::Areas::find_free) says.
     pub(crate) fn find_free(
-        &self,
+        &mut self,
         wanted: Wanted,
         allowed: &Ranges,
         reserved: &Ranges,

@@ -327,7 +327,7 @@ impl Ioas {
 
 impl Space {
     /// Checks the shape of a mapping and says where it goes.
-    fn place(&self, slices: &[Slice], place: Place, length: u64) -> Result<Iova> {
+    fn place(&mut self, slices: &[Slice], place: Place, length: u64) -> Result<Iova> {
         step("an area")?;
         if self.areas.len() >= AREAS_MAX {
             return refuse!(ENOMEM, "the IOAS has as many areas as it can hold");

@@ -67,7 +67,7 @@ fn first_fit(report: &Report) {
     let (allowed, reserved) = (Ranges::new(), Ranges::new());
     let mut times = [0.0; 3];
     for (time, count) in times.iter_mut().zip([1 << 10, 100_000, 1 << 20]) {
-        let areas = filled(count);
+        let mut areas = filled(count);
         let [ours] = race(10_000, |_| {
             for _ in 0..10_000 {
                 black_box(areas.find_free(black_box(wanted), &allowed, &reserved)).expect("found");

@@ -131,7 +131,12 @@ impl<T> Areas<T> {
     ///
     /// `EOVERFLOW` for no or too much length, `EINVAL` when the memory is aligned less than the address space asks,
     /// `ENOSPC` when nothing fits.
-    pub fn find_free(&self, wanted: Wanted, allowed: &Ranges, reserved: &Ranges) -> Result<Iova> {
+    pub fn find_free(
+        &mut self,
+        wanted: Wanted,
+        allowed: &Ranges,
+        reserved: &Ranges,
+    ) -> Result<Iova> {
         let Wanted { length, address, alignment } = wanted;
         if length == 0 || length >= u64::MAX / 2 {
             return Err(Error::at(Errno::EOVERFLOW, "length cannot be aligned", length));
@@ -159,7 +164,7 @@ impl<T> Areas<T> {
         found.ok_or(Error::at(Errno::ENOSPC, "no hole is large enough", length))
     }
 
-    fn find_in_span(&self, span: IovaRange, fit: Fit, reserved: &Ranges) -> Option<Iova> {
+    fn find_in_span(&mut self, span: IovaRange, fit: Fit, reserved: &Ranges) -> Option<Iova> {
         // The span itself must pass, and the search begins at what passed.
         let from = fit.candidate(span)?;
         let window = IovaRange::closed(Iova(from), span.last()).ok()?;

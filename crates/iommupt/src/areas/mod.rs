@@ -1,8 +1,12 @@
 //! Areas: disjoint ranges of IOVAs, each with a value, and the holes between them.
 //!
-//! A B+ tree in one vector. Every item knows the first and last address below it and the largest hole inside, so that
-//! finding an area, and finding the first hole of a size, both look at one node a level. Neighbours are never merged:
-//! what was inserted is what is removed.
+//! A B+ tree in one vector. Every item knows the first and last address below it and how large a hole inside may be, so
+//! that finding an area, and finding the first hole of a size, both look at one node a level. Neighbours are never
+//! merged: what was inserted is what is removed.
+//!
+//! How large a hole may be is a bound from above: whatever makes a hole larger raises it on the way up, whatever makes
+//! one smaller leaves it. A search that finds nothing where a bound promised something corrects it, so each change pays
+//! for at most one fruitless step a level, and a change alone almost never goes up to the root.
 
 mod free;
 mod node;
@@ -48,7 +52,15 @@ impl<T: fmt::Debug> fmt::Debug for Areas<T> {
 
 /// The way from the root to a leaf: node and slot at each level, the root first.
 #[derive(Clone, Copy)]
-struct Path([(u32, usize); HEIGHT_MAX]);
+struct Path([(u32, u32); HEIGHT_MAX]);
+
+impl Path {
+    #[inline]
+    const fn at(&self, level: usize) -> (u32, usize) {
+        let (node, slot) = self.0[level];
+        (node, slot as usize)
+    }
+}
 
 impl<T> Areas<T> {
     /// No area.
@@ -88,7 +100,7 @@ impl<T> Areas<T> {
             if level < self.height {
                 slot = slot.min(here.len() - 1);
             }
-            path.0[level] = (node, slot);
+            path.0[level] = (node, u32::try_from(slot).expect("a node has few items"));
             node = here.id(slot);
         }
         path
@@ -100,7 +112,7 @@ impl<T> Areas<T> {
         if self.nodes.is_empty() {
             return None;
         }
-        let (node, slot) = self.descend(at).0[self.height];
+        let (node, slot) = self.descend(at).at(self.height);
         let item = self.nodes[node as usize].get(slot)?;
         Some((node, slot, item))
     }
@@ -148,34 +160,49 @@ impl<T> Areas<T> {
         if self.nodes.is_empty() {
             self.nodes.push(Node::EMPTY);
         }
-        let mut path = self.descend(item.first);
-        let (leaf, slot) = path.0[self.height];
+        let path = self.descend(item.first);
+        let (leaf, slot) = path.at(self.height);
         if self.nodes[leaf as usize].get(slot).is_some_and(|next| next.first <= item.last) {
             return Err(Error::at(Errno::EEXIST, "over an area", item.first));
         }
         let id = self.take_value(value);
         self.len += 1;
-        let mut entry = Some(Item { id, ..item });
-        for level in (0..=self.height).rev() {
-            let (node, slot) = path.0[level];
-            if level < self.height {
-                let child = self.nodes[node as usize].id(slot);
-                let summary = self.nodes[child as usize].summary(child);
-                let settled = self.nodes[node as usize].set(slot, summary) && entry.is_none();
-                if settled {
-                    return Ok(());
-                }
-                // What split off stands behind the node it came from.
-                path.0[level].1 += 1;
+        let added = self.insert_item(leaf, slot, Item { id, ..item });
+        let raise = self.nodes[leaf as usize].holes_beside(slot);
+        self.rise(&path, self.height, added, raise);
+        Ok(())
+    }
+
+    /// Brings what stands above a changed node at `from` up to date: its addresses, what split off it, and the bound of
+    /// its holes, of which the largest that grew is `raise`.
+    #[inline]
+    fn rise(&mut self, path: &Path, from: usize, added: Option<Item>, raise: u64) {
+        let (mut added, mut raise) = (added, raise);
+        for level in (0..from).rev() {
+            let (node, slot) = path.at(level);
+            let child = self.nodes[node as usize].id(slot);
+            if let Some(right) = added.take() {
+                // Rare, so everything is counted anew.
+                let left = self.nodes[child as usize].summary(child);
+                self.nodes[node as usize].set(slot, left);
+                added = self.insert_item(node, slot + 1, right);
+                raise = self.nodes[node as usize].summary(node).hole;
+                continue;
             }
-            if let Some(added) = entry.take() {
-                entry = self.insert_item(node, path.0[level].1, added);
+            let (first, last) = self.nodes[child as usize].ends();
+            let here = &mut self.nodes[node as usize];
+            let moved = here.set_ends(slot, first, last);
+            let raised = here.raise(slot, raise);
+            if !moved && !raised {
+                return;
+            }
+            if moved {
+                raise = raise.max(here.holes_beside(slot));
             }
         }
-        if let Some(right) = entry {
+        if let Some(right) = added {
             self.grow(right);
         }
-        Ok(())
     }
 
     /// Inserts into a node; returns what has to follow it in the parent, if it was full.
@@ -215,18 +242,15 @@ impl<T> Areas<T> {
             return None;
         }
         let path = self.descend(at.0);
-        let (leaf, slot) = path.0[self.height];
-        let item = self.nodes[leaf as usize].get(slot).filter(|item| item.first <= at.0)?;
-        self.nodes[leaf as usize].remove(slot);
+        let (leaf, slot) = path.at(self.height);
+        let here = &mut self.nodes[leaf as usize];
+        let item = here.get(slot).filter(|item| item.first <= at.0)?;
+        here.remove(slot);
+        let raise = here.hole_before(slot);
         self.len -= 1;
         let value = self.values[item.id as usize].take().expect(LIVE);
         self.free_values.push(item.id);
-        for level in (0..self.height).rev() {
-            let (node, slot) = path.0[level];
-            if self.mend(node, slot) {
-                break;
-            }
-        }
+        self.sink(&path, raise);
         while self.height > 0 && self.nodes[self.root as usize].len() == 1 {
             self.free_nodes.push(self.root);
             self.root = self.nodes[self.root as usize].id(0);
@@ -235,17 +259,25 @@ impl<T> Areas<T> {
         Some((item.range(), value))
     }
 
-    /// Brings the item for a child up to date after something was removed from it, and fills a child that became
-    /// too empty; true if nothing changes further up.
+    /// Fills the nodes on the way that became too empty, and brings what stands above them up to date.
     #[inline]
-    fn mend(&mut self, node: u32, slot: usize) -> bool {
-        let child = self.nodes[node as usize].id(slot);
-        if self.nodes[child as usize].len() >= NODE_ITEMS / 4 {
-            let summary = self.nodes[child as usize].summary(child);
-            return self.nodes[node as usize].set(slot, summary);
+    fn sink(&mut self, path: &Path, raise: u64) {
+        let mut raise = raise;
+        for level in (0..=self.height).rev() {
+            let (node, _) = path.at(level);
+            if level == 0 || self.nodes[node as usize].len() >= NODE_ITEMS / 4 {
+                return self.rise(path, level, None, raise);
+            }
+            let (parent, slot) = path.at(level - 1);
+            self.mend(parent, slot);
+            raise = self.nodes[parent as usize].summary(parent).hole;
         }
+    }
+
+    /// Fills a child that became too empty from a neighbour, or puts both together.
+    fn mend(&mut self, node: u32, slot: usize) {
         // Only a root has a single child, and it was shortened then.
-        let left_slot = if slot > 0 { slot - 1 } else { 0 };
+        let left_slot = slot.saturating_sub(1);
         let left = self.nodes[node as usize].id(left_slot);
         let right = self.nodes[node as usize].id(left_slot + 1);
         let mut both = self.nodes[right as usize];
@@ -256,12 +288,10 @@ impl<T> Areas<T> {
         } else {
             self.nodes[left as usize].share(&mut both);
             self.nodes[right as usize] = both;
-            let summary = both.summary(right);
-            self.nodes[node as usize].set(left_slot + 1, summary);
+            self.nodes[node as usize].set(left_slot + 1, both.summary(right));
         }
         let summary = self.nodes[left as usize].summary(left);
         self.nodes[node as usize].set(left_slot, summary);
-        false
     }
 
     /// Provides for one insertion, whatever it splits, so that nothing fails half way, and that every removal can
@@ -303,6 +333,29 @@ impl<T> Areas<T> {
         u32::try_from(self.values.len() - 1).expect("fewer than 2^32 areas")
     }
 
+    /// Whether every item tells the truth about what is below it.
+    #[cfg(test)]
+    fn check(&self) {
+        if !self.is_empty() {
+            self.check_node(self.root, 0);
+        }
+    }
+
+    #[cfg(test)]
+    fn check_node(&self, node: u32, level: usize) {
+        let here = &self.nodes[node as usize];
+        assert!(here.len() > 0, "no node is empty");
+        for slot in 0..here.len() {
+            let item = here.item(slot);
+            if level < self.height {
+                let child = self.nodes[item.id as usize].summary(item.id);
+                assert_eq!((item.first, item.last), (child.first, child.last));
+                assert!(item.hole >= child.hole, "a bound is too low");
+                self.check_node(item.id, level + 1);
+            }
+        }
+    }
+
     fn value(&self, id: u32) -> &T {
         self.values[id as usize].as_ref().expect(LIVE)
     }
@@ -310,7 +363,7 @@ impl<T> Areas<T> {
     /// Offers the holes of at least `span + 1` bytes that touch `window`, ascending, each as far as it lies in the
     /// window, until `accept` takes something from one.
     pub fn find_hole<R>(
-        &self,
+        &mut self,
         window: IovaRange,
         span: u64,
         mut accept: impl FnMut(IovaRange) -> Option<R>,
@@ -327,15 +380,14 @@ impl<T> Areas<T> {
     }
 
     fn find_in<R>(
-        &self,
+        &mut self,
         node: u32,
         level: usize,
         search: &mut Search,
         accept: &mut impl FnMut(IovaRange) -> Option<R>,
     ) -> Found<R> {
-        let here = &self.nodes[node as usize];
-        for slot in here.lower_bound(search.from)..here.len() {
-            let item = here.item(slot);
+        let mut slot = self.nodes[node as usize].lower_bound(search.from);
+        while let Some(item) = self.nodes[node as usize].get(slot) {
             if item.first > search.from
                 && let Some(taken) = search.offer(item.first - 1, accept)
             {
@@ -346,7 +398,10 @@ impl<T> Areas<T> {
             }
             if level < self.height && item.hole > search.span {
                 match self.find_in(item.id, level + 1, search, accept) {
-                    Found::Nothing => {}
+                    Found::Nothing => {
+                        let known = self.nodes[item.id as usize].summary(item.id).hole;
+                        self.nodes[node as usize].lower(slot, known);
+                    }
                     found => return found,
                 }
             }
@@ -355,6 +410,7 @@ impl<T> Areas<T> {
             if after > search.last {
                 return Found::End;
             }
+            slot += 1;
         }
         Found::Nothing
     }

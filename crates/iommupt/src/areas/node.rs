@@ -1,4 +1,4 @@
-//! A node: items in ascending order, each a range with the largest hole inside it.
+//! A node: items in ascending order, each a range with a bound of the holes inside it.
 
 use crate::{Iova, IovaRange};
 
@@ -12,7 +12,7 @@ pub(super) struct Item {
     pub(super) first: u64,
     /// Last address.
     pub(super) last: u64,
-    /// Bytes of the largest hole inside; none in an area.
+    /// No hole inside has more bytes; zero in an area.
     pub(super) hole: u64,
     /// Value or node.
     pub(super) id: u32,
@@ -56,8 +56,57 @@ impl Node {
     /// The first slot whose last address is not below `at`.
     #[inline]
     pub(super) fn lower_bound(&self, at: u64) -> usize {
-        let below = self.lasts.iter().map(|&last| usize::from(last < at)).sum::<usize>();
+        let mut below = 0;
+        let mut step = NODE_ITEMS / 2;
+        while step > 0 {
+            below += step * usize::from(self.lasts[below + step - 1] < at);
+            step /= 2;
+        }
+        below += usize::from(self.lasts[below] < at);
         below.min(self.len())
+    }
+
+    /// First and last address. The node is not empty.
+    #[inline]
+    pub(super) fn ends(&self) -> (u64, u64) {
+        (self.firsts[0], self.lasts[self.len() - 1])
+    }
+
+    /// Sets the addresses of an item; whether they changed.
+    #[inline]
+    pub(super) fn set_ends(&mut self, slot: usize, first: u64, last: u64) -> bool {
+        let moved = self.firsts[slot] != first || self.lasts[slot] != last;
+        self.firsts[slot] = first;
+        self.lasts[slot] = last;
+        moved
+    }
+
+    /// Raises the bound of an item; whether it was lower.
+    #[inline]
+    pub(super) fn raise(&mut self, slot: usize, hole: u64) -> bool {
+        let raised = self.holes[slot] < hole;
+        self.holes[slot] = self.holes[slot].max(hole);
+        raised
+    }
+
+    /// Corrects the bound of an item.
+    pub(super) fn lower(&mut self, slot: usize, hole: u64) {
+        self.holes[slot] = hole;
+    }
+
+    /// The hole before the item at `slot`, if it and another stand there.
+    #[inline]
+    pub(super) fn hole_before(&self, slot: usize) -> u64 {
+        if slot == 0 || slot >= self.len() {
+            return 0;
+        }
+        self.firsts[slot] - self.lasts[slot - 1] - 1
+    }
+
+    /// The larger of the holes before and after the item at `slot`.
+    #[inline]
+    pub(super) fn holes_beside(&self, slot: usize) -> u64 {
+        self.hole_before(slot).max(self.hole_before(slot + 1))
     }
 
     #[inline]
@@ -75,18 +124,13 @@ impl Node {
         }
     }
 
-    /// Puts `item` at `slot`; true if that is what stood there.
+    /// Puts `item` at `slot`.
     #[inline]
-    pub(super) fn set(&mut self, slot: usize, item: Item) -> bool {
-        let same = self.firsts[slot] == item.first
-            && self.lasts[slot] == item.last
-            && self.holes[slot] == item.hole
-            && self.ids[slot] == item.id;
+    pub(super) fn set(&mut self, slot: usize, item: Item) {
         self.firsts[slot] = item.first;
         self.lasts[slot] = item.last;
         self.holes[slot] = item.hole;
         self.ids[slot] = item.id;
-        same
     }
 
     /// Makes room at `slot`. The node is not full.

@@ -23,12 +23,14 @@ enum Step {
     Insert(u64, u64),
     Remove(u64),
     Iterate(u64, u64),
+    FindHole { from: u64, length: u64 },
 }
 
 fn steps(space: u64) -> impl Strategy<Value = Vec<Step>> {
     let one = prop_oneof![
         4 => (0..space, 0..8_u64).prop_map(|(start, span)| Step::Insert(start, start + span)),
         3 => (0..space).prop_map(Step::Remove),
+        2 => (0..space, 1..40_u64).prop_map(|(from, length)| Step::FindHole { from, length }),
         1 => (0..space, 0..64_u64).prop_map(|(start, span)| Step::Iterate(start, start + span)),
     ];
     prop::collection::vec(one, 0..1500)
@@ -57,6 +59,15 @@ fn check(steps: Vec<Step>) {
                     areas.remove(Iova(at)).map(|(range, n)| (range.start().0, range.last().0, n));
                 assert_eq!(removed, place.map(|place| list.remove(place)));
             }
+            Step::FindHole { from, length } => {
+                let window = (from, 1 << 20);
+                let found = areas.find_hole(closed(from, 1 << 20), length - 1, Some);
+                let taken: Vec<(u64, u64)> =
+                    list.iter().map(|&(low, high, _)| (low, high)).collect();
+                let fits = |&(low, high): &(u64, u64)| high - low >= length - 1;
+                let expected = holes(&taken, window).into_iter().find(fits);
+                assert_eq!(found.map(|hole| (hole.start().0, hole.last().0)), expected);
+            }
             Step::Iterate(start, last) => {
                 let found: Vec<u64> =
                     areas.iter(closed(start, last)).map(|(range, _)| range.start().0).collect();
@@ -69,7 +80,11 @@ fn check(steps: Vec<Step>) {
             }
         }
         assert_eq!(areas.len(), list.len());
+        if n % 100 == 0 {
+            areas.check();
+        }
     }
+    areas.check();
     assert_eq!(listed(&areas), list);
 }
 
@@ -177,7 +192,7 @@ proptest! {
 
 #[test]
 fn the_first_page_is_never_chosen() {
-    let areas = Areas::<()>::new();
+    let mut areas = Areas::<()>::new();
     let wanted = Wanted { length: 0x1000, address: 0, alignment: 1 };
     let found = areas.find_free(wanted, &Ranges::new(), &Ranges::new());
     assert_eq!(found, Ok(Iova(0x1000)));
