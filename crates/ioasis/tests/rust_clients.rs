@@ -20,12 +20,25 @@ fn client() -> PathBuf {
 }
 
 fn run(device: &str, how: &str, model: &str) -> Output {
+    run_on(&[device], &[how, model, "0000:01:00.0"])
+}
+
+fn run_on(devices: &[&str], arguments: &[&str]) -> Output {
     let mut ioasis = Command::new(env!("CARGO_BIN_EXE_ioasis"));
-    ioasis.args(["run", "--device", device, "--"]).arg(client());
-    let output = ioasis.args([how, model, "0000:01:00.0"]).output().expect("ioasis starts");
+    ioasis.arg("run");
+    for device in devices {
+        ioasis.args(["--device", device]);
+    }
+    let output = ioasis.arg("--").arg(client()).args(arguments).output().expect("ioasis starts");
     let error = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{how} {model}: {}\n{error}", output.status);
+    assert!(output.status.success(), "{arguments:?}: {}\n{error}", output.status);
     output
+}
+
+#[test]
+fn a_device_reads_another_through_a_dma_buf_until_that_is_revoked() {
+    let output = run_on(&["testdev", "testdev"], &["peer", "0000:01:00.0", "0000:02:00.0"]);
+    assert_eq!(output.stdout, b"ok\n");
 }
 
 #[test]

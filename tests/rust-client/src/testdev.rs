@@ -6,13 +6,13 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::{IOVA, Memory, wait};
 
-const PAGE: usize = 4096;
+pub(crate) const PAGE: usize = 4096;
 const ADDR: u64 = 0;
 const CMD: u64 = 8;
-const FROM_MEMORY: u32 = 3;
-const TO_MEMORY: u32 = 1;
+pub(crate) const FROM_MEMORY: u32 = 3;
+pub(crate) const TO_MEMORY: u32 = 1;
 
-fn command(device: &VfioDevice, done: &EventFd, iova: u64, command: u32) -> Result<u32> {
+pub(crate) fn command(device: &VfioDevice, done: &EventFd, iova: u64, command: u32) -> Result<u32> {
     device.region_write(0, &iova.to_le_bytes(), ADDR);
     device.region_write(0, &command.to_le_bytes(), CMD);
     wait("a copy", || done.read().is_ok())?;

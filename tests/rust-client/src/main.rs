@@ -2,9 +2,11 @@
 //!
 //! HOW is `legacy` (container and group), `cdev` (the device's own node, an IOAS) or `iommufd` (a page table of its own,
 //! memory of a file). DEVICE is `testdev`, whose copy is compared, or `nvme`, whose first blocks go to standard output.
+//! `rust-client peer BDF BDF` lets the second `testdev` read the first.
 
 mod memory;
 mod nvme;
+mod peer;
 mod testdev;
 
 use std::path::Path;
@@ -23,10 +25,14 @@ const CONFIG: u32 = 7;
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [how, device, bdf] = arguments.as_slice() else {
-        bail!("usage: rust-client legacy|cdev|iommufd testdev|nvme BDF");
+    let path = |bdf: &String| Path::new("/sys/bus/pci/devices").join(bdf);
+    let (how, device, path) = match arguments.as_slice() {
+        [how, first, second] if how == "peer" => return peer::run(&path(first), &path(second)),
+        [how, device, bdf] => (how, device, path(bdf)),
+        _ => bail!(
+            "usage: rust-client legacy|cdev|iommufd testdev|nvme BDF, or rust-client peer BDF BDF"
+        ),
     };
-    let path = Path::new("/sys/bus/pci/devices").join(bdf);
     let (opened, memory) = match how.as_str() {
         "legacy" => legacy(&path)?,
         "cdev" => cdev(&path)?,
