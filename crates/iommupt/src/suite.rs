@@ -250,12 +250,15 @@ impl<F: Format> Pair<F> {
     fn map(&mut self, at: u64, runs: &[(Place, Length)], prot: Prot) {
         let last = self.writer.aperture().last().0;
         let oa_last = low_bits(F::OA_LG2);
+        let mut next = at;
         let list: Vec<Run> = runs
             .iter()
             .map(|&(pa, length)| {
                 let pa = pa.address::<F>(oa_last.min(low_bits(60)));
-                let bytes = length.bytes::<F>(pa | at, oa_last);
-                Run { pa: Pa(pa), length: bytes.min(oa_last - pa + 1) }
+                // A run starts where the one before it ends: only there is it aligned or not.
+                let bytes = length.bytes::<F>(pa | next, oa_last).min(oa_last - pa + 1);
+                next = next.wrapping_add(bytes);
+                Run { pa: Pa(pa), length: bytes }
             })
             .collect();
         let start = Wide::from(at);
