@@ -109,6 +109,9 @@ impl<F: Format> Writer<F> {
         }
         let first = F::index(harvest.start.max(node.base), node.level);
         let last = F::index(harvest.last.min(end), node.level);
+        // A write marks one item for its whole leaf: look at all items of a leaf that the range only touches.
+        let (first, last) =
+            (first & !(self.items_of(node, first) - 1), last | (self.items_of(node, last) - 1));
         if node.level == 0 {
             return self.harvest_leaves(node, first, last, harvest);
         }
@@ -123,6 +126,15 @@ impl<F: Format> Writer<F> {
                 Entry::Leaf if F::is_dirty(word) => self.harvest_leaf(node, slot, word, harvest),
                 Entry::Leaf | Entry::Empty => {}
             }
+        }
+    }
+
+    /// How many items the leaf at `slot` has, a power of two; 1 where no leaf is.
+    fn items_of(&self, node: Node, slot: usize) -> usize {
+        let word = self.table(node.frame)[slot].load(Ordering::Acquire);
+        match F::decode(word, node.level) {
+            Entry::Leaf => 1 << (F::leaf_lg2(word, node.level) - F::item_lg2(node.level)),
+            Entry::Table(_) | Entry::Empty => 1,
         }
     }
 

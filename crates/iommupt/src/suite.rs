@@ -440,6 +440,26 @@ pub(crate) fn a_failed_split_changes_no_translation<F: Format>() {
     panic!("{}: a split takes fewer than 64 tables", F::NAME);
 }
 
+/// A write through a leaf of any size is found by a range that only touches the leaf, at its other end.
+pub(crate) fn a_write_is_found_from_every_part_of_its_leaf<F: Format>() {
+    let page = 1_u64 << F::GRANULE_LG2;
+    for lg2 in
+        (F::GRANULE_LG2 + 1..F::IOVA_LG2.min(42)).filter(|lg2| all_sizes::<F>() >> lg2 & 1 == 1)
+    {
+        let (mut writer, reader) = made::<F>();
+        let length = 1_u64 << lg2;
+        writer.map(Iova(0), &[Run { pa: Pa(0), length }], RW).expect("one leaf");
+        for (written, asked) in [(0, length - page), (length - page, 0)] {
+            let answer = reader.translate(Iova(written), page, RW);
+            assert_eq!(answer.expect("it is mapped").pa, Pa(written));
+            let mut found = Vec::new();
+            writer.read_dirty(range(asked, page), Dirty::Keep, &mut |range| found.push(range));
+            assert_eq!(found, [range(asked, page)], "{}: leaf of {length:#x}", F::NAME);
+            writer.read_dirty(IovaRange::ALL, Dirty::Clear, &mut |_| {});
+        }
+    }
+}
+
 /// The first and the last page of the aperture can be mapped, and nothing beyond.
 pub(crate) fn the_aperture_ends_where_it_says<F: Format>() {
     let (mut writer, reader) = made::<F>();
@@ -511,6 +531,11 @@ macro_rules! suite {
             #[test]
             fn nothing_is_left_of_a_failed_map() {
                 suite::nothing_is_left_of_a_failed_map::<$format>();
+            }
+
+            #[test]
+            fn a_write_is_found_from_every_part_of_its_leaf() {
+                suite::a_write_is_found_from_every_part_of_its_leaf::<$format>();
             }
 
             #[test]
