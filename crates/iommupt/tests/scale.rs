@@ -1,0 +1,96 @@
+//! Large spaces: memory and work stay in proportion to what is mapped.
+
+use std::sync::Arc;
+
+use ioasis_iommupt::areas::{Areas, Ranges, Wanted};
+use ioasis_iommupt::fmt::VtdSs;
+use ioasis_iommupt::{
+    Config, Counted, Dirty, Iova, IovaRange, Pa, PageTable, Prot, Reader, Run, Writer,
+};
+
+const RW: Prot = Prot::READ.union(Prot::WRITE);
+const PAGE: u64 = 1 << 12;
+const LARGE: u64 = 1 << 21;
+
+fn table(page_sizes: u64) -> (Writer<VtdSs>, Arc<Reader<VtdSs>>) {
+    let config = Config { page_sizes, ..Config::new(Arc::new(Counted::default())) };
+    PageTable::new(config).expect("an empty table")
+}
+
+fn range(start: u64, length: u64) -> IovaRange {
+    IovaRange::new(Iova(start), length).expect("a range")
+}
+
+/// Maps, writes one page in each 1000th leaf, harvests and unmaps.
+fn a_space(length: u64, leaf: u64, tables: usize) {
+    let (mut writer, reader) = table(leaf);
+    writer.map(Iova(0), &[Run { pa: Pa(1 << 44), length }], RW).expect("mapped");
+    assert_eq!(writer.tables(), tables, "tables are the minimum");
+    let leaves = length / leaf;
+    for n in (0..leaves).step_by(1000) {
+        let run = reader.translate(Iova(n * leaf), 1, Prot::WRITE).expect("mapped");
+        assert_eq!(run.pa, Pa((1 << 44) + n * leaf));
+    }
+    let mut dirty = 0;
+    writer.read_dirty(range(0, length), Dirty::Clear, &mut |range| {
+        assert_eq!(range.span(), leaf - 1);
+        dirty += 1;
+    });
+    assert_eq!(dirty, leaves.div_ceil(1000));
+    let mut runs = Vec::new();
+    writer.unmap(range(0, length), &mut |iova, run| runs.push((iova, run))).expect("unmapped");
+    assert_eq!(runs, [(Iova(0), Run { pa: Pa(1 << 44), length })]);
+    writer.trim();
+    assert_eq!(writer.tables(), 1, "only the root is left");
+}
+
+#[test]
+fn a_tebibyte_of_2m_pages_takes_1027_tables() {
+    a_space(1 << 40, LARGE, 1 + 2 + 1024);
+}
+
+#[test]
+fn sixteen_gibibytes_of_4k_pages_take_8210_tables() {
+    a_space(16 << 30, PAGE, 1 + 1 + 16 + 16 * 512);
+}
+
+/// 64 times the tables are made and dropped; their memory is used again.
+#[test]
+fn churn_does_not_grow() {
+    let (mut writer, _reader) = table(PAGE);
+    for round in 0..64 {
+        for n in 0..256 {
+            let run = Run { pa: Pa(n * PAGE), length: PAGE };
+            writer.map(Iova(n * LARGE), &[run], RW).expect("mapped");
+        }
+        assert_eq!(writer.tables(), 1 + 1 + 1 + 256, "round {round}");
+        writer.clear(IovaRange::ALL);
+        assert_eq!(writer.tables(), 1, "round {round}");
+    }
+}
+
+#[test]
+fn a_million_areas_are_found_removed_and_chosen_around() {
+    let mut areas = Areas::new();
+    let count = 1_000_000_u64;
+    let area = |n: u64| range((n + 1) * 2 * PAGE, PAGE);
+    // In an order that is neither ascending nor random.
+    for n in 0..count {
+        areas.insert(area(n * 7919 % count), n * 7919 % count).expect("inserted");
+    }
+    assert_eq!(areas.len(), 1_000_000);
+    let mut wanted = |length: u64| {
+        let wanted = Wanted { length, address: 0, alignment: PAGE };
+        areas.find_free(wanted, &Ranges::new(), &Ranges::new()).expect("there is room").0
+    };
+    assert_eq!(wanted(PAGE), PAGE);
+    assert_eq!(wanted(2 * PAGE), (count * 2 + 2) * PAGE);
+    assert_eq!(areas.remove(area(500_000).start()), Some((area(500_000), 500_000)));
+    let wanted = Wanted { length: 2 * PAGE, address: PAGE, alignment: PAGE };
+    let hole = areas.find_free(wanted, &Ranges::new(), &Ranges::new());
+    assert_eq!(hole, Ok(Iova(area(500_000).start().0 - PAGE)));
+    for n in (0..count).filter(|&n| n != 500_000) {
+        assert_eq!(areas.remove(area(n).last()), Some((area(n), n)));
+    }
+    assert!(areas.is_empty());
+}
