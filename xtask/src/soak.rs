@@ -18,6 +18,8 @@ use crate::{fuzz, process, tools};
 enum Work {
     /// `cargo nextest run --release` with these arguments, which choose the tests.
     Tests(&'static [&'static str]),
+    /// The same for tests that kill, as often as `IOASIS_KILLS` says.
+    Kills(&'static [&'static str]),
     /// Every fuzz target.
     Fuzz,
 }
@@ -28,7 +30,7 @@ struct Job {
     name: &'static str,
     what: &'static str,
     work: Work,
-    /// Sequences, or fuzz inputs, in all.
+    /// Sequences, kills, or fuzz inputs, in all.
     total: u64,
     /// How many of them a step runs.
     step: u64,
@@ -57,6 +59,13 @@ const JOBS: &[Job] = &[
         work: Work::Tests(&["-p", "ioasis-vfio"]),
         total: 1_000_000,
         step: 50_000,
+    },
+    Job {
+        name: "durability",
+        what: "SIGKILL of client and supervisor at random moments of a run of writes",
+        work: Work::Kills(&["-p", "ioasis", "--test", "durability"]),
+        total: 100,
+        step: 25,
     },
     Job {
         name: "fuzz",
@@ -152,13 +161,17 @@ fn soak(workspace: &Workspace, job: &Job, args: &Args) -> Result<()> {
 
 fn step(workspace: &Workspace, job: &Job, seed: u64) -> Result<()> {
     match job.work {
-        Work::Tests(arguments) => {
+        Work::Tests(arguments) | Work::Kills(arguments) => {
             tools::ensure_subcommand(workspace, "cargo-nextest")?;
             let mut cargo = workspace.cargo();
             cargo
                 .args(["nextest", "run", "--release", "--locked", "--profile", "soak"])
                 .args(arguments);
-            for name in ["IOASIS_SEQUENCES", "PROPTEST_CASES"] {
+            let counts: &[&str] = match job.work {
+                Work::Kills(_) => &["IOASIS_KILLS"],
+                _ => &["IOASIS_SEQUENCES", "PROPTEST_CASES"],
+            };
+            for name in counts {
                 cargo.env(name, job.step.to_string());
             }
             for name in ["IOASIS_SEED", "PROPTEST_RNG_SEED"] {

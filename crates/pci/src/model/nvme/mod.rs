@@ -45,7 +45,7 @@ const OPTIONS: &[OptionInfo] = &[
         name: "image",
         meaning: "the raw image file behind the namespace",
         accepted: "the path of a file or block device",
-        default: "none: it must be given",
+        default: "it must be given",
     },
     OptionInfo {
         name: "size",
