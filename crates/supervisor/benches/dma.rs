@@ -208,11 +208,11 @@ fn main() {
     let address = (heap.as_ptr().addr() as u64).next_multiple_of(4096);
     let child: Child = spawn::fork_with(|| {
         heap.fill(2);
-        std::thread::sleep(std::time::Duration::from_secs(600));
+        std::thread::sleep(Duration::from_secs(600));
         0
     })
     .expect("a client");
-    std::thread::sleep(std::time::Duration::from_millis(100));
+    std::thread::sleep(Duration::from_millis(100));
     let process = Arc::new(Process::open(child.id()).expect("the client"));
     let memory = Memory::new(None);
     drop(mapping);
