@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitStatus;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use ioasis_sys::signal::{self, SignalFd};
 use ioasis_sys::spawn::{self, Fork};
@@ -177,6 +178,7 @@ fn supervise(options: RunOptions, shared: Arc<Shared>, socket: OwnedFd, watchdog
                 watchdog,
                 successor: None,
                 closing: false,
+                deciding: (0, Instant::now()),
                 started: false,
             };
             if let Err(error) = supervisor.serve() {
@@ -233,6 +235,13 @@ fn prepare(
     Ok((Arc::new(server), launched))
 }
 
+/// When to look again at what is on its way.
+const SOON: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
+/// When to look again whether the receiver is still with the same call.
+const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+/// A call nobody else should have to wait for.
+const TOO_LONG: Duration = Duration::from_millis(100);
+
 /// What the supervisor's main thread looks after while another receives calls.
 struct Supervisor {
     shared: Arc<Shared>,
@@ -246,6 +255,8 @@ struct Supervisor {
     successor: Option<u32>,
     /// A close is on its way.
     closing: bool,
+    /// The call that was being decided at the last look, or 0, and since when it has been seen.
+    deciding: (u64, Instant),
     started: bool,
 }
 
@@ -265,12 +276,24 @@ impl Supervisor {
                 end_descendants(self.successor.as_slice());
             }
             self.closing = self.server.drain();
+            self.look_at_receiver();
         }
         self.server.close_all();
         self.shared.reap();
         self.shared.await_client();
         self.shared.finish();
         Ok(())
+    }
+
+    /// Relieves a receiver that has been with one call for too long.
+    fn look_at_receiver(&mut self) {
+        let now = self.server.deciding();
+        if now == 0 || now != self.deciding.0 {
+            self.deciding = (now, Instant::now());
+        } else if self.deciding.1.elapsed() >= TOO_LONG {
+            // Without another thread the one there is has to come back; there may be one at the next look.
+            let _ = Server::relieve(&self.server, now);
+        }
     }
 
     fn wait(&mut self, signals: &SignalFd) -> Result<Wake> {
@@ -285,8 +308,8 @@ impl Supervisor {
             polled.push(PollFd::new(&start, PollFlags::IN));
         }
         let killing = self.leftovers == Leftovers::Kill && self.shared.status().is_some();
-        let soon = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
-        let _ = rustix::event::poll(&mut polled, (killing || self.closing).then_some(&soon));
+        let again = if killing || self.closing { &SOON } else { &LOOK };
+        let _ = rustix::event::poll(&mut polled, Some(again));
         let ready = |index: usize| polled.get(index).is_some_and(|fd| !fd.revents().is_empty());
         let (ended, watchdog_gone, started) = (ready(0), ready(1), ready(4));
         if started {

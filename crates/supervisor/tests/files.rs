@@ -61,6 +61,11 @@ fn memory_that_a_client_takes_away_harms_only_itself() {
 }
 
 #[test]
+fn a_client_whose_memory_nobody_fills_keeps_nobody_else_waiting() {
+    does("silent", &["-pthread"]);
+}
+
+#[test]
 fn threads_open_use_and_close_at_once() {
     does("threads", &["-pthread", "-static"]);
 }

@@ -1,7 +1,9 @@
 //! The notification loop: receives the client's system calls, and answers those that concern our files.
 //!
 //! One thread receives and answers. What may take long is decided again from the start by a worker, with leave to wait:
-//! a path on a slow file system, a device reset. A call is in the supervisor's hands from the moment the kernel wrote it
+//! a path on a slow file system, a device reset. What takes long all the same, because a client's memory answers to a
+//! userfaultfd or a FUSE file system of its own, keeps its receiver, and another takes its place
+//! ([`Server::relieve`]). A call is in the supervisor's hands from the moment the kernel wrote it
 //! into its slot until it has been answered and the slot is cleared.
 //!
 //! Lock order: `Files::draining` comes before every other lock; `Server::free` is a leaf.
@@ -14,6 +16,7 @@ mod open;
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use ioasis_iommufd::type1::Container;
 use ioasis_iommufd::{Backing, ClientFile, Context};
@@ -127,6 +130,10 @@ pub(crate) struct Server {
     nodes: Vec<Identity>,
     trace: Option<Trace>,
     workers: Workers,
+    /// Which receiver is in charge: each has the number of those before it.
+    receiver: AtomicU64,
+    /// The id of the call the receiver in charge is deciding, or 0.
+    deciding: AtomicU64,
     /// Slots that hold no call.
     free: Mutex<Vec<u32>>,
     freed: Condvar,
@@ -155,6 +162,8 @@ impl Server {
             nodes: launched.nodes.clone(),
             trace,
             workers: Workers::default(),
+            receiver: AtomicU64::new(0),
+            deciding: AtomicU64::new(0),
             free: Mutex::new((0..shared.slots.count()).collect()),
             freed: Condvar::new(),
         })
@@ -187,29 +196,63 @@ impl Server {
     ///
     /// `EAGAIN` if the system has no thread left.
     pub(crate) fn start(server: &Arc<Self>) -> Result<()> {
+        let me = server.receiver.load(Ordering::Acquire);
         let server = Arc::clone(server);
         let builder = std::thread::Builder::new().name("receiver".to_owned());
-        let receiver = builder.spawn(move || server.receive());
+        let receiver = builder.spawn(move || server.receive(me));
         receiver.map(drop).map_err(|_| Error::new(Errno::EAGAIN, "no thread to receive with"))
     }
 
-    fn receive(self: &Arc<Self>) {
+    /// The id of the call the receiver is deciding, or 0.
+    pub(crate) fn deciding(&self) -> u64 {
+        self.deciding.load(Ordering::Acquire)
+    }
+
+    /// Puts another receiver in the place of the one that is deciding the call `id`, if one still is.
+    ///
+    /// # Errors
+    ///
+    /// `EAGAIN` if the system has no thread left.
+    pub(crate) fn relieve(server: &Arc<Self>, id: u64) -> Result<()> {
+        if !server.done_deciding(id) {
+            return Ok(());
+        }
+        server.receiver.fetch_add(1, Ordering::AcqRel);
+        Self::start(server).inspect_err(|_| {
+            server.receiver.fetch_sub(1, Ordering::AcqRel);
+        })
+    }
+
+    /// Whether the call `id` was the one being decided; it is no longer.
+    fn done_deciding(&self, id: u64) -> bool {
+        self.deciding.compare_exchange(id, 0, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+
+    fn receive(self: &Arc<Self>, me: u64) {
         let mut slot = self.take_slot();
-        loop {
+        while self.receiver.load(Ordering::Acquire) == me {
             match self.shared.slots.receive(&self.listener, slot) {
                 Ok(call) => {
+                    self.deciding.store(call.id, Ordering::Release);
                     // A program that closed a file and now asks again finds it closed.
                     self.files.drain();
                     if !self.settle(slot, &call, Wait::Forbidden) {
                         self.hand_over(slot, call);
                         slot = self.take_slot();
                     }
+                    self.done_deciding(call.id);
                 }
                 // Killed before it could be received, or nobody is left.
                 Err(_) if self.is_over() => return,
                 Err(_) => {}
             }
         }
+        self.give_slot_back(slot);
+    }
+
+    fn give_slot_back(&self, slot: u32) {
+        self.free.lock().push(slot);
+        self.freed.notify_one();
     }
 
     fn is_over(&self) -> bool {
@@ -223,8 +266,7 @@ impl Server {
         self.workers.submit(Box::new(move || {
             let settled = server.settle(slot, &call, Wait::Allowed);
             assert!(settled, "a call that may wait is decided");
-            server.free.lock().push(slot);
-            server.freed.notify_one();
+            server.give_slot_back(slot);
         }));
     }
 

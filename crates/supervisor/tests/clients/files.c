@@ -2,6 +2,7 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/userfaultfd.h>
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
@@ -345,6 +346,40 @@ static void hostile(void)
 	CHECK(alloc(context) > 1);
 }
 
+static void *call_with_silent_memory(void *page)
+{
+	FAILS(ioctl(iommu(), IOMMU_IOAS_ALLOC, page), EINVAL);
+	return NULL;
+}
+
+/* While memory that nobody fills keeps the answers to two calls waiting, others are answered. */
+static void silent(void)
+{
+	struct uffdio_api api = { .api = UFFD_API };
+	pthread_t threads[2];
+	int context = iommu(), uffd = syscall(SYS_userfaultfd, O_CLOEXEC);
+
+	if (uffd < 0) {
+		CHECK(errno == EPERM || errno == ENOSYS);
+		return;
+	}
+	char *pages = mmap(NULL, 8192, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	struct uffdio_register range = {
+		.range = { (uintptr_t)pages, 8192 }, .mode = UFFDIO_REGISTER_MODE_MISSING
+	};
+	CHECK(ioctl(uffd, UFFDIO_API, &api) == 0 && ioctl(uffd, UFFDIO_REGISTER, &range) == 0);
+	for (int i = 0; i < 2; i++)
+		CHECK(pthread_create(&threads[i], NULL, call_with_silent_memory, pages + 4096 * i) == 0);
+	usleep(50000);
+	for (int i = 0; i < 100; i++)
+		CHECK(alloc(context) > 0);
+	struct uffdio_zeropage zero = { .range = range.range };
+	CHECK(ioctl(uffd, UFFDIO_ZEROPAGE, &zero) == 0);
+	for (int i = 0; i < 2; i++)
+		pthread_join(threads[i], NULL);
+	CHECK(alloc(context) > 0);
+}
+
 static void *churn(void *unused)
 {
 	(void)unused;
@@ -465,6 +500,8 @@ int main(int argc, char **argv)
 		accesses();
 	else if (!strcmp(what, "hostile"))
 		hostile();
+	else if (!strcmp(what, "silent"))
+		silent();
 	else if (!strcmp(what, "threads"))
 		threads();
 	else if (!strcmp(what, "limits"))
