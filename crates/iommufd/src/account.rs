@@ -1,6 +1,6 @@
 //! Who pays for pinned pages.
 //!
-//! Invariant: the charges in a [`Ledger`] add up to the pages pinned by the [`Pages`](crate::pages::Pages) objects that use
+//! Invariant: the charges in a [`Ledger`] add up to the pages pinned by the `Pages` objects that use
 //! it. Linux: `drivers/iommu/iommufd/pages.c` `do_update_pinned`, `drivers/vfio/vfio_iommu_type1.c` `vfio_lock_acct`.
 //!
 //! `Ledger::books` is a leaf lock.
