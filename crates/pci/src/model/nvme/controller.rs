@@ -11,7 +11,7 @@ use super::events::{Event, Events};
 use super::features::{Features, IoQueues};
 use super::identify::Identity;
 use super::image::Image;
-use super::io::{Context, Executor};
+use super::io::{Context, Executor, TURN_MAX};
 use super::log::{ErrorLog, Failure};
 use super::queue::{CompletionQueue, FETCH_MAX, SubmissionQueue};
 use super::registers::{self, AdminQueues, BAR, Configuration, doorbells};
@@ -20,8 +20,6 @@ use crate::bus::{Bus, DmaFault, Line};
 
 /// Identifier of the admin queues.
 const ADMIN: u16 = 0;
-/// Bytes moved for one queue before the others have their turn.
-const TURN_MAX: u64 = 8 << 20;
 
 /// An NVMe controller with one namespace.
 #[derive(Debug)]

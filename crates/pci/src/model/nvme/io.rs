@@ -32,6 +32,8 @@ pub(super) const TRANSFER_MAX: u64 = 4096 << MDTS;
 const CHUNK: usize = 128 << 10;
 /// Bytes after which a run of commands ends.
 const RUN_MAX: u64 = 128 << 10;
+/// Bytes moved for one queue before the others, and whoever waits for the controller, have their turn.
+pub(super) const TURN_MAX: u64 = 8 << 20;
 
 /// Command dword 12 of Read and Write: force unit access.
 const FORCE_UNIT_ACCESS: u32 = 1 << 30;
@@ -131,7 +133,7 @@ pub(super) struct Executor {
 
 impl Executor {
     /// Does some of `commands`, at least the first, puts the status of each that was done into `statuses`, and
-    /// answers how many bytes were moved. It stops after much data, and before a command that takes long, so that
+    /// answers how many bytes were moved, or how many could have been in that time. It stops after much data, and before a command that takes long, so that
     /// completions are not kept waiting.
     pub(super) fn run(
         &mut self,
@@ -152,6 +154,7 @@ impl Executor {
                 WRITE => Direction::Write,
                 _ => {
                     statuses[next] = self.single(context, command).err().unwrap_or(Status::SUCCESS);
+                    moved += weight(context, command);
                     next += 1;
                     continue;
                 }
@@ -159,9 +162,7 @@ impl Executor {
             let end = self.gather(context, commands, next, direction, statuses);
             moved += self.pieces.iter().map(|piece| piece.memory.length as u64).sum::<u64>();
             self.transfer(context, direction, statuses);
-            if direction == Direction::Write || commands[next..end].iter().any(forces) {
-                force(context, &commands[next..end], &mut statuses[next..end]);
-            }
+            moved += force(context, direction, &commands[next..end], &mut statuses[next..end]);
             self.count(direction, context, &commands[next..end], &statuses[next..end]);
             next = end;
         }
@@ -396,6 +397,15 @@ impl Executor {
     }
 }
 
+/// The bytes that could have been moved in the time of a command that is done by itself: a Flush waits for the disk.
+fn weight(context: &Context<'_>, command: &Command) -> u64 {
+    match command.opcode {
+        FLUSH => TURN_MAX,
+        WRITE_ZEROES | COMPARE => blocks(command) << context.lba_lg2,
+        _ => RUN_MAX,
+    }
+}
+
 fn follows(before: &Piece, after: &Piece) -> bool {
     before.offset + before.memory.length as u64 == after.offset
 }
@@ -470,16 +480,25 @@ fn forces(command: &Command) -> bool {
     command.dword(12) & FORCE_UNIT_ACCESS != 0
 }
 
-/// Brings a run to the disk if one of its commands asks for that, or the write cache is off.
-fn force(context: &Context<'_>, commands: &[Command], statuses: &mut [Status]) {
-    let all = context.write_cache == WriteCache::Disabled;
+/// Brings a run to the disk if one of its commands asks for that, or is a write and the write cache is off; answers
+/// the weight of having done so.
+fn force(
+    context: &Context<'_>,
+    direction: Direction,
+    commands: &[Command],
+    statuses: &mut [Status],
+) -> u64 {
+    let all = direction == Direction::Write && context.write_cache == WriteCache::Disabled;
     let asks = |command: &Command| all || forces(command);
-    if !commands.iter().any(asks) || context.image.sync().is_ok() {
-        return;
+    if !commands.iter().any(asks) {
+        return 0;
     }
-    for (_, status) in commands.iter().zip(statuses).filter(|(command, _)| asks(command)) {
-        if !status.is_error() {
-            *status = Status::WRITE_FAULT;
+    if context.image.sync().is_err() {
+        for (_, status) in commands.iter().zip(statuses).filter(|(command, _)| asks(command)) {
+            if !status.is_error() {
+                *status = Status::WRITE_FAULT;
+            }
         }
     }
+    TURN_MAX
 }
