@@ -6,6 +6,7 @@ mod filter;
 mod launch;
 mod machine;
 pub mod memory;
+mod queues;
 mod removal;
 mod resolve;
 mod run;

@@ -297,12 +297,13 @@ impl Supervisor {
     }
 
     fn wait(&mut self, signals: &SignalFd) -> Result<Wake> {
-        let (start, closes) = (self.launched.socket(), self.server.closes());
+        let (start, [files, queues]) = (self.launched.socket(), self.server.closes());
         let mut polled = vec![
             PollFd::new(&self.launched.listener, PollFlags::empty()),
             PollFd::new(&self.watchdog, PollFlags::IN),
             PollFd::new(signals, PollFlags::IN),
-            PollFd::new(&closes, PollFlags::IN),
+            PollFd::new(&files, PollFlags::IN),
+            PollFd::new(&queues, PollFlags::IN),
         ];
         if !self.started {
             polled.push(PollFd::new(&start, PollFlags::IN));
@@ -311,7 +312,7 @@ impl Supervisor {
         let again = if killing || self.closing { &SOON } else { &LOOK };
         let _ = rustix::event::poll(&mut polled, Some(again));
         let ready = |index: usize| polled.get(index).is_some_and(|fd| !fd.revents().is_empty());
-        let (ended, watchdog_gone, started) = (ready(0), ready(1), ready(4));
+        let (ended, watchdog_gone, started) = (ready(0), ready(1), ready(5));
         if started {
             self.started = true;
             if let Err(failure) = self.launched.started() {

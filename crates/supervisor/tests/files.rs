@@ -81,6 +81,11 @@ fn a_device_opened_twice_through_its_group_is_one_device() {
 }
 
 #[test]
+fn a_queue_is_read_written_polled_and_closed() {
+    does("queue", &[]);
+}
+
+#[test]
 fn a_user_without_privileges_drives_a_device() {
     let folder = Folder::new("unprivileged");
     let program = compile(&folder, "files", &[]);

@@ -106,7 +106,7 @@ impl Listener {
     ///
     /// `EMFILE` if the task has no number left, `ENOENT` or `ESRCH` if it was killed meanwhile.
     pub fn add_file(&self, id: u64, file: BorrowedFd<'_>, on_exec: OnExec) -> Result<i32> {
-        self.add(id, file, on_exec, 0)
+        self.add(id, file, on_exec, Place::Lowest)
     }
 
     /// Gives the task of call `id` a descriptor of `file` and answers the call with its number, in one step.
@@ -115,15 +115,35 @@ impl Listener {
     ///
     /// As [`Listener::add_file`]; the call still waits after `EMFILE`.
     pub fn answer_with_file(&self, id: u64, file: BorrowedFd<'_>, on_exec: OnExec) -> Result<i32> {
-        self.add(id, file, on_exec, libc::SECCOMP_ADDFD_FLAG_SEND)
+        self.add(id, file, on_exec, Place::Answer)
     }
 
-    fn add(&self, id: u64, file: BorrowedFd<'_>, on_exec: OnExec, flags: u64) -> Result<i32> {
+    /// Gives the task of call `id` a descriptor of `file` with number `fd`, closing what has it. The call goes on waiting.
+    ///
+    /// # Errors
+    ///
+    /// `EBADF` if the number is over the task's `RLIMIT_NOFILE`; else as [`Listener::add_file`].
+    pub fn add_file_at(
+        &self,
+        id: u64,
+        file: BorrowedFd<'_>,
+        on_exec: OnExec,
+        fd: u32,
+    ) -> Result<i32> {
+        self.add(id, file, on_exec, Place::At(fd))
+    }
+
+    fn add(&self, id: u64, file: BorrowedFd<'_>, on_exec: OnExec, place: Place) -> Result<i32> {
+        let (flags, newfd) = match place {
+            Place::Lowest => (0, 0),
+            Place::Answer => (libc::SECCOMP_ADDFD_FLAG_SEND, 0),
+            Place::At(fd) => (libc::SECCOMP_ADDFD_FLAG_SETFD, fd),
+        };
         let request = libc::seccomp_notif_addfd {
             id,
             flags: u32::try_from(flags).expect("two bits"),
             srcfd: u32::try_from(file.as_raw_fd()).expect("a descriptor is not negative"),
-            newfd: 0,
+            newfd,
             newfd_flags: match on_exec {
                 OnExec::Close => libc::O_CLOEXEC.unsigned_abs(),
                 OnExec::Keep => 0,
@@ -140,6 +160,17 @@ impl Listener {
             }
         }
     }
+}
+
+/// Which number a descriptor gets.
+#[derive(Clone, Copy)]
+enum Place {
+    /// The lowest free one.
+    Lowest,
+    /// The lowest free one, which answers the call.
+    Answer,
+    /// This one.
+    At(u32),
 }
 
 /// `SECCOMP_USER_NOTIF_FLAG_CONTINUE`, in the type of the field that takes it.

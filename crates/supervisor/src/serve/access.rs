@@ -1,4 +1,4 @@
-//! pread, pwrite and mmap where the regions of a device lie.
+//! pread, pwrite and mmap where the regions of a device lie, read and write of queues.
 
 use std::sync::Arc;
 
@@ -68,15 +68,8 @@ pub(super) fn vectored(caller: &Caller<'_>, call: &Notification) -> Result<Decis
     let Some(target) = device(caller, signed(fd))? else { return Ok(Decision::CONTINUE) };
     let is_read = matches!(call.number, number::PREADV | number::PREADV2);
     let way = if is_read { Way::Read } else { Way::Write };
-    if count > MAX_PIECES {
-        return Err(Error::at(Errno::EINVAL, "too many pieces", count));
-    }
-    let mut bytes = vec![0; usize::try_from(count * 16).expect("a few pages")];
-    caller.task.process.read(vector, &mut bytes)?;
     let mut total = 0;
-    for piece in bytes.chunks_exact(16) {
-        let word = |at: usize| u64::from_ne_bytes(piece[at..at + 8].try_into().expect("8 bytes"));
-        let (address, length) = (word(0), word(8));
+    for (address, length) in pieces(caller, vector, count)? {
         match transfer(caller, &target, way, Piece { address, length, offset }) {
             Ok(moved) => {
                 total += moved;
@@ -89,6 +82,60 @@ pub(super) fn vectored(caller: &Caller<'_>, call: &Notification) -> Result<Decis
             Err(_) => break,
         }
     }
+    Ok(Decision::Answer(Answer::Value(total.cast_signed())))
+}
+
+/// Address and length of each `struct iovec`.
+fn pieces(caller: &Caller<'_>, vector: u64, count: u64) -> Result<Vec<(u64, u64)>> {
+    if count > MAX_PIECES {
+        return Err(Error::at(Errno::EINVAL, "too many pieces", count));
+    }
+    let mut bytes = vec![0; usize::try_from(count * 16).expect("a few pages")];
+    caller.task.process.read(vector, &mut bytes)?;
+    let word = |bytes: &[u8]| u64::from_ne_bytes(bytes.try_into().expect("8 bytes"));
+    Ok(bytes.chunks_exact(16).map(|piece| (word(&piece[..8]), word(&piece[8..]))).collect())
+}
+
+/// read and write of a queue.
+pub(super) fn queue(caller: &Caller<'_>, call: &Notification) -> Result<Decision> {
+    let [fd, address, length, ..] = call.args;
+    let way = if call.number == number::READ { Way::Read } else { Way::Write };
+    move_records(caller, signed(fd), way, &[(address, length)])
+}
+
+/// readv and writev of a queue, each piece a call of its own.
+pub(super) fn queue_vectored(caller: &Caller<'_>, call: &Notification) -> Result<Decision> {
+    let [fd, vector, count, ..] = call.args;
+    // Whose file it is comes first: other files' vectors are the kernel's business.
+    if caller.queue(signed(fd))?.is_none() {
+        return Ok(Decision::CONTINUE);
+    }
+    let pieces = pieces(caller, vector, count)?;
+    let way = if call.number == number::READV { Way::Read } else { Way::Write };
+    move_records(caller, signed(fd), way, &pieces)
+}
+
+fn move_records(caller: &Caller<'_>, fd: i32, way: Way, pieces: &[(u64, u64)]) -> Result<Decision> {
+    let Some((queue, theirs)) = caller.queue(fd)? else { return Ok(Decision::CONTINUE) };
+    let Some(file) = queue.file.queue() else { return Ok(Decision::CONTINUE) };
+    let mut total = 0;
+    for &(address, length) in pieces {
+        let moved = match way {
+            Way::Read => file.read(caller, address, length),
+            Way::Write => file.write(caller, address, length),
+        };
+        match moved {
+            Ok(moved) => {
+                total += moved;
+                if moved < length {
+                    break;
+                }
+            }
+            Err(error) if total == 0 => return Err(error),
+            Err(_) => break,
+        }
+    }
+    queue.settle(&theirs);
     Ok(Decision::Answer(Answer::Value(total.cast_signed())))
 }
 

@@ -18,6 +18,7 @@ use rustix::fs::{FallocateFlags, OFlags};
 
 use super::{File, Server};
 use crate::files::{Blank, Look, Opened};
+use crate::queues::Queue;
 use crate::task::Task;
 
 /// Regions a device file has room for: six BARs, the ROM, configuration space and VGA.
@@ -41,6 +42,13 @@ pub(crate) struct Caller<'a> {
     ahead: RefCell<Ahead>,
     /// The task is one that has ended: another has its number now, and made the call.
     stale: Cell<bool>,
+}
+
+fn seccomp_flag(on_exec: iommufd::OnExec) -> OnExec {
+    match on_exec {
+        iommufd::OnExec::Close => OnExec::Close,
+        iommufd::OnExec::Keep => OnExec::Keep,
+    }
 }
 
 /// Bytes of the caller's, as they were at one moment.
@@ -106,6 +114,41 @@ impl<'a> Caller<'a> {
         Ok((opened, open))
     }
 
+    /// The queue behind the caller's `fd`, and a copy of that.
+    ///
+    /// # Errors
+    ///
+    /// `EBADF` if it has no such descriptor.
+    pub(crate) fn queue(&self, fd: i32) -> Result<Option<(Arc<Queue>, OwnedFd)>> {
+        let file =
+            self.task.file(fd).inspect_err(|_| self.stale.set(!self.task.process.is_alive()))?;
+        let stat = rustix::fs::fstat(&file).map_err(because("a descriptor cannot be looked at"))?;
+        let queue = self.server.queues.get((stat.st_dev, stat.st_ino));
+        Ok(queue.map(|queue| (queue, file)))
+    }
+
+    /// Gives the caller a queue at a number where its reads are stopped: the highest free one.
+    fn install_queue(&self, file: &Arc<dyn ClientFile>, on_exec: iommufd::OnExec) -> Result<i32> {
+        let full = Error::new(Errno::EMFILE, "no descriptor number for a queue is free");
+        let is_free = |fd: &u32| {
+            self.task.file(fd.cast_signed()).is_err_and(|error| error.errno == Errno::EBADF)
+        };
+        let fd = self.server.queues.fds.and_then(|fds| (fds.first..fds.end).rev().find(is_free));
+        let Some(fd) = fd else {
+            file.close();
+            return Err(full);
+        };
+        let theirs = self.server.queues.publish(file).inspect_err(|_| file.close())?;
+        let listener = &self.server.listener;
+        let given = listener.add_file_at(self.id, theirs.as_fd(), seccomp_flag(on_exec), fd);
+        drop(theirs);
+        given.map_err(|error| {
+            // Its other end hung up with ours.
+            self.server.queues.drain();
+            if error.errno == Errno::EBADF { full } else { error }
+        })
+    }
+
     /// The file of ours behind the caller's `fd`.
     ///
     /// # Errors
@@ -160,6 +203,9 @@ impl ioasis_iommufd::Client for Caller<'_> {
     }
 
     fn install(&self, file: Arc<dyn ClientFile>, on_exec: iommufd::OnExec) -> Result<i32> {
+        if file.queue().is_some() {
+            return self.install_queue(&file, on_exec);
+        }
         let (opened, open) = match self.publish(&file) {
             Ok(published) => published,
             Err(error) => {
@@ -167,16 +213,15 @@ impl ioasis_iommufd::Client for Caller<'_> {
                 return Err(error);
             }
         };
-        let on_exec = match on_exec {
-            iommufd::OnExec::Close => OnExec::Close,
-            iommufd::OnExec::Keep => OnExec::Keep,
-        };
-        let server = self.server;
+        let (server, on_exec) = (self.server, seccomp_flag(on_exec));
         let given = server.listener.add_file(self.id, open.as_fd(), on_exec);
         given.inspect_err(|_| server.files.forget(&opened))
     }
 
     fn installed(&self, fd: i32) -> Result<Arc<dyn ClientFile>> {
+        if let Some((queue, _)) = self.queue(fd)? {
+            return Ok(Arc::clone(&queue.file));
+        }
         match self.opened(fd)?.as_deref().map(|opened| &opened.file) {
             Some(File::Made(made)) => Ok(Arc::clone(made)),
             _ => Err(Error::new(Errno::EBADFD, "no file that a command made")),

@@ -99,14 +99,16 @@ pub(super) fn readlink(caller: &Caller<'_>, call: &Notification, wait: Wait) -> 
         Ok(None) => return Ok(Decision::CONTINUE),
         Err(WouldWait) => return Ok(Decision::Later),
     };
-    let Some(opened) = caller.server.files.get(behind.st_dev, behind.st_ino) else {
-        return Ok(Decision::CONTINUE);
-    };
+    let (dev, inode) = (behind.st_dev, behind.st_ino);
+    let server = caller.server;
+    let name = server.files.get(dev, inode).map(|opened| opened.look.path.clone());
+    let name = name.or_else(|| Some(server.queues.get((dev, inode))?.file.name().to_owned()));
+    let Some(name) = name else { return Ok(Decision::CONTINUE) };
     let size = signed(size);
     if size <= 0 {
         return Ok(Decision::Answer(Answer::Error(Errno::EINVAL)));
     }
-    let text = opened.look.path.as_bytes();
+    let text = name.as_bytes();
     let text = &text[..text.len().min(usize::try_from(size).expect("positive"))];
     caller.task.process.write(buffer, text)?;
     Ok(Decision::Answer(Answer::Value(text.len().try_into().expect("a short text"))))

@@ -30,8 +30,9 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use crate::Machine;
 use crate::files::{Behind, Files};
 use crate::filter::number;
-use crate::launch::Launched;
+use crate::launch::{self, Launched};
 use crate::memory::Memory;
+use crate::queues::Queues;
 use crate::removal::Note;
 use crate::resolve::Wait;
 use crate::run::Notes;
@@ -124,6 +125,7 @@ pub(crate) struct Server {
     shared: Arc<Shared>,
     notes: Arc<Notes>,
     files: Files<File>,
+    queues: Queues,
     tasks: Tasks,
     memory: Arc<Memory>,
     machine: Machine,
@@ -157,6 +159,7 @@ impl Server {
             notes: Arc::clone(notes),
             memory: Memory::new(Some(files.dev())),
             files,
+            queues: Queues::new(launch::queue_fds())?,
             tasks: Tasks::default(),
             machine,
             nodes: launched.nodes.clone(),
@@ -174,19 +177,21 @@ impl Server {
         self.files.dev()
     }
 
-    /// Readable when a client has closed a file.
-    pub(crate) fn closes(&self) -> BorrowedFd<'_> {
-        self.files.closes()
+    /// Readable when a client has closed a file, or a queue.
+    pub(crate) fn closes(&self) -> [BorrowedFd<'_>; 2] {
+        [self.files.closes(), self.queues.closes()]
     }
 
     /// Closes what clients have closed; whether a close is still on its way.
     pub(crate) fn drain(&self) -> bool {
+        self.queues.drain();
         self.files.drain();
         self.files.is_closing()
     }
 
     /// Closes everything: no client is left.
     pub(crate) fn close_all(&self) {
+        self.queues.close_all();
         self.files.close_all();
     }
 
@@ -235,7 +240,7 @@ impl Server {
                 Ok(call) => {
                     self.deciding.store(call.id, Ordering::Release);
                     // A program that closed a file and now asks again finds it closed.
-                    self.files.drain();
+                    self.drain();
                     if !self.settle(slot, &call, Wait::Forbidden) {
                         self.hand_over(slot, call);
                         slot = self.take_slot();
@@ -355,6 +360,8 @@ impl Server {
                 access::vectored(caller, call)
             }
             number::MMAP => access::mmap(caller, call),
+            number::READ | number::WRITE => access::queue(caller, call),
+            number::READV | number::WRITEV => access::queue_vectored(caller, call),
             number::SECCOMP => {
                 self.explain_listener(caller.task);
                 Ok(Decision::CONTINUE)

@@ -46,6 +46,7 @@
 #define DEVICE_BIND_IOMMUFD 0x3b76
 #define IOMMU_DESTROY 0x3b80
 #define IOMMU_IOAS_ALLOC 0x3b81
+#define IOMMU_FAULT_QUEUE_ALLOC 0x3b8e
 #define BAR0 (1ULL << 40)
 #define CONFIG (8ULL << 40)
 
@@ -442,6 +443,37 @@ static void group(void)
 	CHECK((fd = open("/dev/vfio/1", O_RDWR)) >= 0);
 }
 
+/* A fault queue can be read, written and polled, and is closed with its last descriptor. */
+static void queue(void)
+{
+	uint32_t cmd[4] = { sizeof(cmd) }, destroy[2] = { sizeof(destroy) };
+	char bytes[80]; /* two records */
+	int context = iommu();
+
+	CHECK(ioctl(context, IOMMU_FAULT_QUEUE_ALLOC, cmd) == 0);
+	int fd = cmd[3], copy;
+	struct pollfd polled = { fd, POLLIN | POLLOUT, 0 };
+	CHECK(fd > 0 && fcntl(fd, F_GETFD) == FD_CLOEXEC);
+	CHECK(poll(&polled, 1, 0) == 1 && polled.revents == POLLOUT);
+	CHECK(read(fd, bytes, sizeof(bytes)) == 0);
+	struct iovec piece = { bytes, sizeof(bytes) };
+	CHECK(readv(fd, &piece, 1) == 0);
+	FAILS(write(fd, bytes, 3), ESPIPE);
+	link_is(fd, "anon_inode:[iommufd-pgfault]");
+	destroy[1] = cmd[2];
+	FAILS(ioctl(context, IOMMU_DESTROY, destroy), EBUSY);
+	CHECK((copy = fcntl(fd, F_DUPFD, fd - 1)) >= 0);
+	close(fd);
+	FAILS(ioctl(context, IOMMU_DESTROY, destroy), EBUSY);
+	close(copy);
+	CHECK(ioctl(context, IOMMU_DESTROY, destroy) == 0);
+	for (int i = 0; i < 64; i++)
+		CHECK(ioctl(context, IOMMU_FAULT_QUEUE_ALLOC, cmd) == 0);
+	FAILS(ioctl(context, IOMMU_FAULT_QUEUE_ALLOC, cmd), EMFILE);
+	int pipes[2];
+	CHECK(pipe(pipes) == 0 && write(pipes[1], "through", 7) == 7 && read(pipes[0], bytes, 80) == 7);
+}
+
 /* Waits for its supervisor to be killed: then the device is gone as after surprise removal, and nothing else is. */
 static void gone(void)
 {
@@ -508,6 +540,8 @@ int main(int argc, char **argv)
 		limits();
 	else if (!strcmp(what, "group"))
 		group();
+	else if (!strcmp(what, "queue"))
+		queue();
 	else if (!strcmp(what, "hidden"))
 		hidden();
 	else if (!strcmp(what, "gone"))
