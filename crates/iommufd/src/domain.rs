@@ -190,6 +190,10 @@ impl Domain {
     }
 
     /// Whether dirty tracking is on.
+    #[cfg_attr(
+        not(feature = "mock"),
+        expect(dead_code, reason = "a device that is no mock always marks what it writes")
+    )]
     pub(crate) fn is_tracking(&self) -> bool {
         self.tracking.load(Ordering::Acquire)
     }

@@ -21,6 +21,8 @@ mod access;
 pub mod account;
 mod client;
 mod cmd;
+#[cfg(test)]
+mod concurrent;
 mod context;
 mod device;
 mod dirty;

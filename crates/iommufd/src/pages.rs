@@ -15,6 +15,7 @@ use std::sync::{Arc, Weak};
 use ioasis_iommupt::{Pa, Prot, Run};
 use ioasis_sys::sync::Mutex;
 use ioasis_uapi::Result;
+use smallvec::SmallVec;
 
 use crate::account::Rule;
 use crate::inject::step;
@@ -61,7 +62,7 @@ struct Span {
     holders: u32,
     /// Somebody pays: device memory is free.
     charged: bool,
-    runs: Vec<Run>,
+    runs: SmallVec<[Run; 1]>,
 }
 
 #[derive(Debug)]
@@ -71,7 +72,7 @@ struct Pins {
     payer: Account,
     pinned: u64,
     /// Ascending, disjoint.
-    spans: Vec<Span>,
+    spans: SmallVec<[Span; 1]>,
 }
 
 /// The memory behind one MAP call.
@@ -113,7 +114,7 @@ impl Pages {
         let count = (last >> PAGE_LG2) - (origin.address >> PAGE_LG2) + 1;
         let kind = origin.space.kind();
         let rule = if kind == Kind::DmaBuf { Rule::None } else { rule };
-        let pins = Pins { origin, rule, payer, pinned: 0, spans: Vec::new() };
+        let pins = Pins { origin, rule, payer, pinned: 0, spans: SmallVec::new() };
         let need = (need & (Prot::WRITE | Prot::MMIO)) | Prot::READ;
         let pages = Arc::new(Self {
             machine: Arc::clone(machine),
@@ -205,7 +206,7 @@ impl Pages {
         let phys = &self.machine.phys;
         pins.cut(range.first, phys);
         pins.cut(range.last + 1, phys);
-        let mut made: Vec<Span> = Vec::new();
+        let mut made: SmallVec<[Span; 1]> = SmallVec::new();
         for gap in pins.gaps(range) {
             match self.pin(pins, gap) {
                 Ok(mut span) => {
@@ -231,7 +232,7 @@ impl Pages {
         step("pinned pages")?;
         let address = (pins.origin.address & !(PAGE_SIZE - 1)) + (range.first << PAGE_LG2);
         let extents = pins.origin.space.pin(address, range.count() << PAGE_LG2, self.need)?;
-        let mut runs = Vec::with_capacity(extents.len());
+        let mut runs: SmallVec<[Run; 1]> = SmallVec::with_capacity(extents.len());
         let phys = &self.machine.phys;
         let placed = extents.iter().try_for_each(|extent| phys.hold_extent(extent, &mut runs));
         let charged = !extents.iter().any(|extent| extent.backing.is_device());
@@ -437,7 +438,7 @@ impl Pins {
             at += 1;
         }
         let run = &mut span.runs[at];
-        let mut runs = Vec::new();
+        let mut runs = SmallVec::new();
         if run.length > left {
             runs.push(Run { pa: Pa(run.pa.0 + left), length: run.length - left });
             run.length = left;

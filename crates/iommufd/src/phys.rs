@@ -102,14 +102,14 @@ impl Phys {
     /// # Errors
     ///
     /// `ENOMEM` when the physical space is full; holds taken for runs appended before stay, and `runs` lists them.
-    pub(crate) fn hold_extent(&self, extent: &Extent, runs: &mut Vec<Run>) -> Result<()> {
+    pub(crate) fn hold_extent(&self, extent: &Extent, runs: &mut impl Extend<Run>) -> Result<()> {
         let mut offset = extent.offset;
         let mut left = extent.length;
         while left > 0 {
             let length = left.min(WINDOW - (offset & (WINDOW - 1)));
             let window = self.hold(&extent.backing, offset & !(WINDOW - 1))?;
             let pa = Pa(((window as u64) << WINDOW_LG2) | (offset & (WINDOW - 1)));
-            runs.push(Run { pa, length });
+            runs.extend([Run { pa, length }]);
             offset = offset.wrapping_add(length);
             left -= length;
         }

@@ -29,8 +29,8 @@ pub(super) fn fault_alloc(call: &Call<'_>) -> Result<i64> {
     let reservation = call.context.objects().reserve()?;
     let queue = FaultQueue::new(Head::new(reservation.id()));
     cmd.out_fault_id = reservation.id();
-    // Once before the file exists, so that a reply which cannot be written leaves none.
-    call.reply(&cmd)?;
+    // Before the file exists: a reply that cannot be written makes none.
+    call.prove_reply::<abi::FaultAlloc>()?;
     cmd.out_fault_fd = install(call, FaultFile::new(call.context, &queue))?;
     call.reply(&cmd)?;
     reservation.publish(Object::Fault(queue));
@@ -59,7 +59,7 @@ pub(super) fn veventq_alloc(call: &Call<'_>) -> Result<i64> {
     let head = Head::new(reservation.id());
     let queue = EventQueue::new(head, viommu.clone(), cmd.type_, cmd.veventq_depth);
     cmd.out_veventq_id = reservation.id();
-    call.reply(&cmd)?;
+    call.prove_reply::<abi::VeventqAlloc>()?;
     cmd.out_veventq_fd = install(call, EventFile::new(call.context, &queue))?;
     call.reply(&cmd)?;
     viommu.add_queue(&queue);
