@@ -382,17 +382,6 @@ impl Pages {
         pins.payer = payer;
         pins.rule = rule;
     }
-
-    /// Replaces the origin: pages pinned already stay what they are.
-    pub(crate) fn change_origin(&self, origin: Origin) {
-        let mut pins = self.pins.lock();
-        assert_eq!(
-            origin.address & (PAGE_SIZE - 1),
-            pins.origin.address & (PAGE_SIZE - 1),
-            "an origin keeps its place in the page"
-        );
-        pins.origin = origin;
-    }
 }
 
 fn piece(offset: u64, length: u64) -> Piece {
