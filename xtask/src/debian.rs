@@ -9,11 +9,11 @@ use anyhow::{Context, Result, bail};
 use crate::process;
 use crate::workspace::Workspace;
 
-/// The suites that carry current kernels. apt checks their signatures.
-const SOURCES: &str = "\
-deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian sid main
-deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian trixie-backports main
-";
+/// The suites that carry current kernels.
+const SUITES: [&str; 2] = ["sid", "trixie-backports"];
+
+/// What apt checks their signatures against.
+const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
 /// A package at a version, or at the newest one of the same series if the archive dropped that.
 #[derive(Debug)]
@@ -47,7 +47,7 @@ impl Archive {
         let folder = workspace.target.join("debian");
         fs::create_dir_all(folder.join("lists/partial"))?;
         fs::create_dir_all(folder.join("cache/archives/partial"))?;
-        fs::write(folder.join("sources.list"), SOURCES)?;
+        fs::write(folder.join("sources.list"), sources(&mirror()?))?;
         Ok(Self { folder })
     }
 
@@ -162,6 +162,31 @@ fn only_file(folder: &Path) -> Result<PathBuf> {
     }
 }
 
+/// The mirror that this system gets Debian from.
+fn mirror() -> Result<String> {
+    let mut apt = Command::new("apt-get");
+    apt.args(["indextargets", "--format", "$(ORIGIN) $(REPO_URI)"]);
+    let targets = apt.output().context("apt-get does not run; this needs a Debian system")?;
+    choose_mirror(&String::from_utf8_lossy(&targets.stdout))
+        .context("apt knows no Debian mirror: /etc/apt/sources.list* name none")
+}
+
+/// Finds the mirror among lines of an origin, which may not be known yet, and an address.
+fn choose_mirror(targets: &str) -> Option<String> {
+    let mut mirrors =
+        targets.lines().filter_map(|line| line.split_once(' ')).filter(|&(origin, address)| {
+            let named = address.trim_end_matches('/').ends_with("/debian");
+            !address.contains("security") && (origin == "Debian" || origin.is_empty() && named)
+        });
+    mirrors.next().map(|(_, address)| address.to_owned())
+}
+
+/// The lines of a sources.list.
+fn sources(mirror: &str) -> String {
+    let line = |suite| format!("deb [signed-by={KEYRING}] {mirror} {suite} main\n");
+    SUITES.map(line).concat()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -193,5 +218,17 @@ mod tests {
             error.to_string(),
             "Debian serves no linux-libc-dev 7.2.x any more, only 7.3.4-1"
         );
+    }
+
+    #[test]
+    fn the_mirror_is_debians_own_and_not_that_of_its_security_updates() {
+        let targets = "Docker https://a.example/debian/\nDebian http://b.example/debian-security/\n\
+                       Debian http://b.example/debian/\n";
+        assert_eq!(choose_mirror(targets).as_deref(), Some("http://b.example/debian/"));
+        assert_eq!(
+            choose_mirror(" http://c.example/debian\n").as_deref(),
+            Some("http://c.example/debian")
+        );
+        assert_eq!(choose_mirror(" https://d.example/other\n"), None);
     }
 }
