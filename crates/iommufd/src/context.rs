@@ -445,7 +445,8 @@ pub(crate) fn map_pages(
     let origin = pages::Origin { space: request.space, address: request.address };
     let pages = Pages::new(machine, origin, request.length, request.prot, request.account, rule)?;
     let start_byte = pages.start_byte();
-    let mut prot = request.prot;
+    // Whether device memory is accepted is the pages' business; what a leaf says of its memory follows from what it is.
+    let mut prot = request.prot & !Prot::MMIO;
     if kind == Kind::DmaBuf {
         prot |= Prot::MMIO;
     }

@@ -365,6 +365,11 @@ impl Pages {
         Ok(())
     }
 
+    /// Whose addresses they are.
+    pub(crate) fn space_key(&self) -> u128 {
+        self.pins.lock().origin.space.key()
+    }
+
     /// Who pays now, and under which rule.
     pub(crate) fn payer(&self) -> (Account, Rule) {
         let pins = self.pins.lock();
@@ -381,6 +386,17 @@ impl Pages {
         }
         pins.payer = payer;
         pins.rule = rule;
+    }
+
+    /// Replaces the origin: pages pinned already stay what they are.
+    pub(crate) fn change_origin(&self, origin: Origin) {
+        let mut pins = self.pins.lock();
+        assert_eq!(
+            origin.address & (PAGE_SIZE - 1),
+            pins.origin.address & (PAGE_SIZE - 1),
+            "an origin keeps its place in the page"
+        );
+        pins.origin = origin;
     }
 }
 

@@ -299,6 +299,21 @@ impl Ioas {
         self.space.lock().areas.first(range).map(|area| area.range)
     }
 
+    /// The pages of the area that covers exactly `range`.
+    pub(crate) fn pages_of(&self, range: IovaRange) -> Option<Arc<Pages>> {
+        let space = self.space.lock();
+        space
+            .areas
+            .at(range.start())
+            .filter(|area| area.range == range)
+            .map(|area| Arc::clone(&area.pages))
+    }
+
+    /// The ranges of the areas that share an IOVA with `range`, ascending.
+    pub(crate) fn ranges_in(&self, range: IovaRange) -> Vec<IovaRange> {
+        self.space.lock().areas.overlapping(range).map(|area| area.range).collect()
+    }
+
     /// The range of the area `iova` lies in.
     pub(crate) fn area_at(&self, iova: Iova) -> Option<IovaRange> {
         self.space.lock().areas.at(iova).map(|area| area.range)

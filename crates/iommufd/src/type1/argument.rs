@@ -25,6 +25,13 @@ pub(super) fn read<T: FromBytes + IntoBytes>(
     Ok(value)
 }
 
+/// Reads a struct that follows another.
+pub(super) fn read_tail<T: FromBytes + IntoBytes>(client: &dyn Client, address: u64) -> Result<T> {
+    let mut value = T::new_zeroed();
+    client.read(address, value.as_mut_bytes())?;
+    Ok(value)
+}
+
 /// Capabilities behind a struct, chained by offsets from its start.
 #[derive(Debug)]
 pub(super) struct Chain {

@@ -2,6 +2,7 @@
 //!
 //! Each area is one MAP_DMA, never cut. Linux: `drivers/vfio/vfio_iommu_type1.c`.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -13,6 +14,7 @@ use zerocopy::IntoBytes;
 use super::argument::{Chain, read};
 use super::compat::push_ranges;
 use super::container::{GroupKind, Member};
+use super::log::read_bitmap;
 use crate::Client;
 use crate::account::Rule;
 use crate::context::{MapRequest, map_pages};
@@ -32,7 +34,7 @@ struct GroupDomain {
 }
 
 /// What GET_INFO shows as the largest dirty bitmap: 256 MiB, `DIRTY_BITMAP_SIZE_MAX`.
-const DIRTY_BITMAP_SIZE_MAX: u64 = 256 << 20;
+pub(super) const DIRTY_BITMAP_SIZE_MAX: u64 = 256 << 20;
 
 /// The driver of one container.
 #[derive(Debug)]
@@ -44,6 +46,10 @@ pub(super) struct Type1 {
     emulated: Vec<Arc<Group>>,
     /// Mappings that may still be made.
     avail: u32,
+    /// Where mappings begin whose process address was taken away.
+    pub(super) invalid: BTreeSet<u64>,
+    /// Dirty pages are logged.
+    pub(super) logging: bool,
 }
 
 impl Type1 {
@@ -71,6 +77,8 @@ impl Type1 {
             domains: Vec::new(),
             emulated: Vec::new(),
             avail: machine.params.dma_entry_limit.load(Ordering::Relaxed),
+            invalid: BTreeSet::new(),
+            logging: false,
         })
     }
 
@@ -89,12 +97,19 @@ impl Type1 {
             abi::IOMMU_GET_INFO => self.get_info(client, arg),
             abi::IOMMU_MAP_DMA => self.map_dma(client, arg),
             abi::IOMMU_UNMAP_DMA => self.unmap_dma(client, arg),
+            abi::IOMMU_DIRTY_PAGES => self.dirty_pages(client, arg),
             _ => refuse!(ENOTTY, "no such ioctl on a type1 container", u64::from(cmd)),
         }
     }
 
     /// Attaches a group: an existing page table if one suits it, else one of its own that shows all mappings.
     pub(super) fn attach(&mut self, member: &Member) -> Result<()> {
+        if !self.invalid.is_empty() {
+            return refuse!(
+                EBUSY,
+                "a mapping has no process address for now: attaching may have to pin it"
+            );
+        }
         step("a group in a container")?;
         let known = |group: &Arc<Group>| member.is(group);
         if self.emulated.iter().any(known)
@@ -188,7 +203,7 @@ impl Type1 {
         if common & (PAGE_SIZE - 1) == 0 { common } else { (common & !(PAGE_SIZE - 1)) | PAGE_SIZE }
     }
 
-    fn page_size_min(&self) -> u64 {
+    pub(super) fn page_size_min(&self) -> u64 {
         1 << self.page_sizes().trailing_zeros()
     }
 
@@ -230,7 +245,7 @@ impl Type1 {
 
     fn map_dma(&mut self, client: &dyn Client, arg: u64) -> Result<i64> {
         let map: abi::IommuType1DmaMap = read(client, arg, size_of::<abi::IommuType1DmaMap>())?;
-        let known = abi::DMA_MAP_FLAG_READ | abi::DMA_MAP_FLAG_WRITE;
+        let known = abi::DMA_MAP_FLAG_READ | abi::DMA_MAP_FLAG_WRITE | abi::DMA_MAP_FLAG_VADDR;
         if map.flags & !known != 0 {
             return refuse!(EINVAL, "unknown MAP_DMA flags", u64::from(map.flags));
         }
@@ -244,16 +259,26 @@ impl Type1 {
         let mut prot = Prot::empty();
         prot.set(Prot::READ, map.flags & abi::DMA_MAP_FLAG_READ != 0);
         prot.set(Prot::WRITE, map.flags & abi::DMA_MAP_FLAG_WRITE != 0);
-        if prot.is_empty() {
-            return refuse!(EINVAL, "neither READ nor WRITE is set");
+        let set_vaddr = map.flags & abi::DMA_MAP_FLAG_VADDR != 0;
+        if prot.is_empty() != set_vaddr {
+            return refuse!(
+                EINVAL,
+                "a map has READ, WRITE or both, or else VADDR",
+                u64::from(map.flags)
+            );
         }
         check_aligned(self.page_size_min(), map.size, map.iova, map.vaddr)?;
+        if set_vaddr {
+            self.set_vaddr(client, range, map.vaddr)?;
+            return Ok(0);
+        }
         if let Some(area) = self.ioas.first_area(range) {
             return refuse!(EEXIST, "the IOVA range is mapped already", area.start().0);
         }
         if self.avail == 0 {
             return refuse!(ENOSPC, "the container has as many mappings as dma_entry_limit allows");
         }
+        self.check_loggable(map.size)?;
         let account = client.account();
         let request = MapRequest {
             space: client.memory(),
@@ -272,11 +297,37 @@ impl Type1 {
     fn unmap_dma(&mut self, client: &dyn Client, arg: u64) -> Result<i64> {
         let mut unmap: abi::IommuType1DmaUnmap =
             read(client, arg, size_of::<abi::IommuType1DmaUnmap>())?;
-        if unmap.flags & !abi::DMA_UNMAP_FLAG_ALL != 0 {
+        let (all, vaddr) = (abi::DMA_UNMAP_FLAG_ALL, abi::DMA_UNMAP_FLAG_VADDR);
+        let get_dirty = unmap.flags & abi::DMA_UNMAP_FLAG_GET_DIRTY_BITMAP != 0;
+        if unmap.flags & !(all | vaddr | abi::DMA_UNMAP_FLAG_GET_DIRTY_BITMAP) != 0 {
             return refuse!(EINVAL, "unknown UNMAP_DMA flags", u64::from(unmap.flags));
         }
+        if get_dirty && unmap.flags & (all | vaddr) != 0 {
+            return refuse!(
+                EINVAL,
+                "GET_DIRTY_BITMAP goes with no other flag",
+                u64::from(unmap.flags)
+            );
+        }
+        let bitmap = get_dirty.then(|| read_bitmap(client, arg, &unmap)).transpose()?;
+        if unmap.flags & vaddr != 0 && !self.emulated.is_empty() {
+            return refuse!(EBUSY, "an emulated device may use the process addresses");
+        }
         let range = self.unmap_range(&unmap)?;
-        unmap.size = self.remove(range, client.account().pid)?;
+        if let Some(bitmap) = &bitmap {
+            self.check_logging(bitmap)?;
+        }
+        let Some(range) = self.under_version(range)? else {
+            unmap.size = 0;
+            client.write(arg, unmap.as_bytes())?;
+            return Ok(0);
+        };
+        let pid = client.account().pid;
+        unmap.size = match bitmap {
+            _ if unmap.flags & vaddr != 0 => self.invalidate_vaddr(range)?,
+            Some(bitmap) => self.remove_logged(client, range, unmap.iova, bitmap, pid)?,
+            None => self.remove(range, pid)?,
+        };
         client.write(arg, unmap.as_bytes())?;
         Ok(0)
     }
@@ -303,30 +354,50 @@ impl Type1 {
         IovaRange::new(Iova(unmap.iova), unmap.size)
     }
 
-    /// Removes the mappings a range names under the rules of the IOMMU type; returns the bytes.
-    fn remove(&mut self, range: IovaRange, pid: u32) -> Result<u64> {
-        let range = if self.v2 {
-            if range != IovaRange::ALL
-                && let Some(cut) = self.ioas.cut_by(range)
-            {
-                return refuse!(EINVAL, "the range cuts a mapping", cut.0);
-            }
-            range
-        } else {
-            // A mapping goes whole when its first byte is in the range; one that began before stops everything.
-            match self.ioas.area_at(range.start()) {
-                Some(first) if first.start() < range.start() => return Ok(0),
-                _ => self
-                    .ioas
-                    .area_at(range.last())
-                    .map_or(Ok(range), |last| IovaRange::closed(range.start(), last.last()))?,
-            }
-        };
+    /// The range as the IOMMU type understands it; `None` where a v1 container does nothing.
+    fn under_version(&self, range: IovaRange) -> Result<Option<IovaRange>> {
+        if self.v2 {
+            return match self.ioas.cut_by(range) {
+                Some(cut) if range != IovaRange::ALL => {
+                    refuse!(EINVAL, "the range cuts a mapping", cut.0)
+                }
+                _ => Ok(Some(range)),
+            };
+        }
+        // A mapping goes whole when its first byte is in the range; one that began before stops everything.
+        if self.ioas.area_at(range.start()).is_some_and(|first| first.start() < range.start()) {
+            return Ok(None);
+        }
+        let last = self.ioas.area_at(range.last()).map_or(range.last(), IovaRange::last);
+        IovaRange::closed(range.start(), last).map(Some)
+    }
+
+    /// Removes the mappings of a range that cuts none; returns the bytes.
+    pub(super) fn remove(&mut self, range: IovaRange, pid: u32) -> Result<u64> {
         let before = self.ioas.areas();
         let unmapped = self.ioas.unmap(range, pid);
         let gone = u32::try_from(before - self.ioas.areas()).unwrap_or(u32::MAX);
         self.avail = self.avail.saturating_add(gone);
+        let ioas = &self.ioas;
+        self.invalid.retain(|&start| ioas.area_at(Iova(start)).is_some());
         unmapped.result.map(|()| unmapped.bytes)
+    }
+
+    pub(super) fn ioas(&self) -> &Ioas {
+        &self.ioas
+    }
+
+    pub(super) fn machine(&self) -> &Machine {
+        &self.machine
+    }
+
+    pub(super) fn is_v2(&self) -> bool {
+        self.v2
+    }
+
+    /// Whether mappings are in a page table, where devices write without saying so.
+    pub(super) fn is_mapped(&self) -> bool {
+        !self.domains.is_empty()
     }
 }
 

@@ -7,5 +7,7 @@ mod argument;
 pub(crate) mod compat;
 mod container;
 mod exact;
+mod log;
+mod vaddr;
 
 pub use container::{Container, GroupKind, Member};

@@ -326,3 +326,181 @@ fn groups_without_an_iommu_stay_among_themselves() {
     alone.ioctl(&fixture.client, abi::SET_IOMMU, 8).unwrap();
     assert_eq!(errno(alone.ioctl(&fixture.client, abi::IOMMU_GET_INFO, ARG)), Errno::ENOTTY);
 }
+
+fn vaddr_of(fixture: &Fixture, iova: u64, size: u64) -> Result<u64> {
+    fixture.unmap(abi::DMA_UNMAP_FLAG_VADDR, iova, size)
+}
+
+#[test]
+fn a_mapping_changes_its_process_and_payer_while_devices_go_on() {
+    let mut fixture = Fixture::with_iommu(abi::TYPE1v2_IOMMU);
+    fixture.map_same(0x1000, 0x2000).unwrap();
+    assert_eq!(vaddr_of(&fixture, 0x1000, 0x2000), Ok(0x2000));
+    let write = |iova, bytes: &[u8]| {
+        fixture.endpoint.write([Segment { iova: Iova(iova), length: bytes.len() }], bytes)
+    };
+    write(0x1000, b"still").unwrap();
+    assert_eq!(errno(vaddr_of(&fixture, 0x1000, 0x2000)), Errno::EINVAL, "twice");
+    assert_eq!(errno(fixture.add(&fixture.machine.endpoint())), Errno::EBUSY);
+    // The same memory in another process, elsewhere.
+    let old = std::mem::replace(&mut fixture.client, TestClient::new());
+    fixture.client.account.pid = 200;
+    assert_eq!(
+        errno(fixture.map(abi::DMA_MAP_FLAG_VADDR | 1, 0x1000, BASE, 0x2000)),
+        Errno::EINVAL
+    );
+    assert_eq!(errno(fixture.map(abi::DMA_MAP_FLAG_VADDR, 0x8000, BASE, 0x2000)), Errno::ENOENT);
+    assert_eq!(errno(fixture.map(abi::DMA_MAP_FLAG_VADDR, 0x1000, BASE, 0x1000)), Errno::EINVAL);
+    fixture.client.account.memlock_pages = Some(1);
+    assert_eq!(errno(fixture.map(abi::DMA_MAP_FLAG_VADDR, 0x1000, BASE, 0x2000)), Errno::ENOMEM);
+    fixture.client.account.memlock_pages = Some(2);
+    fixture.map(abi::DMA_MAP_FLAG_VADDR, 0x1000, BASE, 0x2000).unwrap();
+    let locked = |pid| fixture.machine.machine.ledger.process(pid).locked;
+    assert_eq!((locked(old.account.pid), locked(200)), (0, 2));
+    assert_eq!(
+        errno(fixture.map(abi::DMA_MAP_FLAG_VADDR, 0x1000, BASE, 0x2000)),
+        Errno::EINVAL,
+        "it has one"
+    );
+    fixture.add(&fixture.machine.endpoint()).unwrap();
+    fixture.unmap(abi::DMA_UNMAP_FLAG_ALL, 0, 0).unwrap();
+    fixture.machine.assert_clean();
+    drop(old);
+}
+
+#[test]
+fn taking_addresses_away_is_all_or_nothing_and_an_unmap_forgets_it() {
+    let fixture = Fixture::with_iommu(abi::TYPE1v2_IOMMU);
+    for iova in [0x1000, 0x2000, 0x3000] {
+        fixture.map_same(iova, 0x1000).unwrap();
+    }
+    assert_eq!(vaddr_of(&fixture, 0x2000, 0x1000), Ok(0x1000));
+    let all = abi::DMA_UNMAP_FLAG_ALL | abi::DMA_UNMAP_FLAG_VADDR;
+    assert_eq!(errno(fixture.unmap(all, 0, 0)), Errno::EINVAL);
+    assert_eq!(fixture.unmap(0, 0x2000, 0x1000), Ok(0x1000), "an invalid one is unmapped as any");
+    assert_eq!(fixture.unmap(all, 0, 0), Ok(0x2000), "the first had not been marked");
+}
+
+const BITS: u64 = ARG + 0x1000;
+
+fn log(fixture: &Fixture, flags: u32) -> Result<i64> {
+    fixture.call(abi::IOMMU_DIRTY_PAGES, &mut abi::IommuType1DirtyBitmap { argsz: 8, flags })
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable)]
+struct GetBitmap {
+    head: abi::IommuType1DirtyBitmap,
+    get: abi::IommuType1DirtyBitmapGet,
+}
+
+fn get(iova: u64, size: u64, bytes: u64) -> GetBitmap {
+    let bitmap = abi::Bitmap { pgsize: 4096, size: bytes, data: BITS };
+    GetBitmap {
+        head: abi::IommuType1DirtyBitmap {
+            argsz: 48,
+            flags: abi::IOMMU_DIRTY_PAGES_FLAG_GET_BITMAP,
+        },
+        get: abi::IommuType1DirtyBitmapGet { iova, size, bitmap },
+    }
+}
+
+fn words(fixture: &Fixture) -> [u64; 2] {
+    let mut words = [0_u64; 2];
+    fixture.client.memory.read(BITS, words.as_mut_bytes()).unwrap();
+    words
+}
+
+#[test]
+fn everything_devices_reach_is_dirty_in_whole_words() {
+    let fixture = Fixture::with_iommu(abi::TYPE1v2_IOMMU);
+    fixture.map_same(0x1000, 0x2000).unwrap();
+    log(&fixture, abi::IOMMU_DIRTY_PAGES_FLAG_START).unwrap();
+    log(&fixture, abi::IOMMU_DIRTY_PAGES_FLAG_START).unwrap();
+    fixture.map_same(0x44_000, 0x1000).unwrap();
+    fixture.client.memory.write(BITS, &[0xff; 16]).unwrap();
+    fixture.call(abi::IOMMU_DIRTY_PAGES, &mut get(0, 0x80_000, 16)).unwrap();
+    // Pages 1, 2 and 0x44; bit 0 stays, the other bits of a touched word are written.
+    assert_eq!(words(&fixture), [0b111, 0b1_1111]);
+    log(&fixture, abi::IOMMU_DIRTY_PAGES_FLAG_STOP).unwrap();
+    assert_eq!(
+        errno(fixture.call(abi::IOMMU_DIRTY_PAGES, &mut get(0, 0x80_000, 16))),
+        Errno::EINVAL
+    );
+}
+
+#[test]
+fn the_log_is_refused_in_type1s_order() {
+    let v1 = Fixture::with_iommu(abi::TYPE1_IOMMU);
+    assert_eq!(
+        errno(v1.ioctl(abi::IOMMU_DIRTY_PAGES, 0)),
+        Errno::EACCES,
+        "before the argument is read"
+    );
+    let fixture = Fixture::with_iommu(abi::TYPE1v2_IOMMU);
+    assert_eq!(errno(fixture.ioctl(abi::IOMMU_DIRTY_PAGES, 0)), Errno::EFAULT);
+    for flags in [0, 3, 8, 5] {
+        assert_eq!(errno(log(&fixture, flags)), Errno::EINVAL);
+    }
+    fixture.map_same(0x1000, 0x2000).unwrap();
+    log(&fixture, abi::IOMMU_DIRTY_PAGES_FLAG_START).unwrap();
+    let good = get(0x1000, 0x2000, 8);
+    let with = |change: fn(&mut GetBitmap)| {
+        let mut cmd = good;
+        change(&mut cmd);
+        cmd
+    };
+    let refused = [
+        (Errno::EINVAL, with(|cmd| cmd.head.argsz = 47)),
+        (Errno::EINVAL, with(|cmd| cmd.get.size = 0)),
+        (Errno::EOVERFLOW, with(|cmd| cmd.get.iova = u64::MAX - 0xfff)),
+        (Errno::EINVAL, with(|cmd| cmd.get.bitmap.data = 1 << 47)),
+        (Errno::EINVAL, with(|cmd| cmd.get.bitmap.size = 7)),
+        (Errno::EINVAL, with(|cmd| cmd.get.bitmap.size = (256 << 20) + 8)),
+        (Errno::EINVAL, with(|cmd| cmd.get.bitmap.pgsize = 0)),
+        (Errno::EINVAL, with(|cmd| cmd.get.bitmap.pgsize = 8192)),
+        (Errno::EINVAL, with(|cmd| cmd.get.iova = 0x800)),
+        (Errno::EINVAL, with(|cmd| cmd.get.size = 0x1000)),
+        (Errno::EFAULT, with(|cmd| cmd.get.bitmap.data = 0x1000)),
+    ];
+    for (expected, mut cmd) in refused {
+        assert_eq!(errno(fixture.call(abi::IOMMU_DIRTY_PAGES, &mut cmd)), expected);
+    }
+    fixture.call(abi::IOMMU_DIRTY_PAGES, &mut { good }).unwrap();
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable)]
+struct UnmapDirty {
+    head: abi::IommuType1DmaUnmap,
+    bitmap: abi::Bitmap,
+}
+
+#[test]
+fn an_unmap_hands_the_dirty_bits_over() {
+    let fixture = Fixture::with_iommu(abi::TYPE1v2_IOMMU);
+    fixture.map_same(0x1000, 0x2000).unwrap();
+    let flags = abi::DMA_UNMAP_FLAG_GET_DIRTY_BITMAP;
+    let mut cmd = UnmapDirty {
+        head: abi::IommuType1DmaUnmap { argsz: 48, flags, iova: 0x1000, size: 0x2000 },
+        bitmap: abi::Bitmap { pgsize: 4096, size: 8, data: BITS },
+    };
+    assert_eq!(
+        errno(fixture.call(abi::IOMMU_UNMAP_DMA, &mut cmd)),
+        Errno::EINVAL,
+        "no log is kept"
+    );
+    log(&fixture, abi::IOMMU_DIRTY_PAGES_FLAG_START).unwrap();
+    let both = UnmapDirty {
+        head: abi::IommuType1DmaUnmap { flags: flags | abi::DMA_UNMAP_FLAG_ALL, ..cmd.head },
+        ..cmd
+    };
+    assert_eq!(errno(fixture.call(abi::IOMMU_UNMAP_DMA, &mut { both })), Errno::EINVAL);
+    let short = UnmapDirty { head: abi::IommuType1DmaUnmap { argsz: 47, ..cmd.head }, ..cmd };
+    assert_eq!(errno(fixture.call(abi::IOMMU_UNMAP_DMA, &mut { short })), Errno::EINVAL);
+    let cut = UnmapDirty { head: abi::IommuType1DmaUnmap { size: 0x1000, ..cmd.head }, ..cmd };
+    assert_eq!(errno(fixture.call(abi::IOMMU_UNMAP_DMA, &mut { cut })), Errno::EINVAL);
+    fixture.call(abi::IOMMU_UNMAP_DMA, &mut cmd).unwrap();
+    assert_eq!((cmd.head.size, words(&fixture)[0]), (0x2000, 0b11));
+    assert_eq!(fixture.unmap(abi::DMA_UNMAP_FLAG_ALL, 0, 0), Ok(0));
+}
