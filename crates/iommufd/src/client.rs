@@ -132,6 +132,11 @@ pub trait QueueFile {
     /// Whether there is something to read.
     fn is_readable(&self) -> bool;
 
+    /// Whether poll ever calls it writable.
+    fn is_writable(&self) -> bool {
+        true
+    }
+
     /// `watcher` is told whenever there begins to be something to read, from whatever thread, with locks of the core held.
     fn watch(&self, watcher: Arc<dyn QueueWatcher>);
 }

@@ -167,7 +167,11 @@ impl Device {
 
     /// Queues a page request where the HWPT attached under its PASID has a fault queue, and waits for no answer; says whether it has.
     pub(crate) fn post_page_request(&self, request: &PageAsk) -> bool {
-        let Some(attachment) = self.endpoint.attachment(request.pasid) else { return false };
+        // A guest that has the device's own tables has its PASIDs too.
+        let own =
+            || self.endpoint.attachment(NO_PASID).filter(|attachment| attachment.nested.is_some());
+        let attachment = self.endpoint.attachment(request.pasid).or_else(own);
+        let Some(attachment) = attachment else { return false };
         let Some((queue, device)) = &attachment.faults else { return false };
         queue.post(PageRequest {
             attachment: attachment.token,

@@ -34,12 +34,13 @@ impl UserData<'_> {
     ///
     /// # Errors
     ///
-    /// `EINVAL` for another type or less than `min_size` bytes, `E2BIG` when an unknown field is set, `EFAULT`.
+    /// `EINVAL` for another type, less than `min_size` bytes or more than there are fields for, `EFAULT`.
     pub fn read<T: FromBytes + IntoBytes>(&self, kind: u32, min_size: usize) -> Result<T> {
         if self.kind != kind {
             return refuse!(EINVAL, "the data is of another type", u64::from(self.kind));
         }
-        read_struct(self.client, self.address, self.length, min_size)
+        check_length::<T>(self.length, min_size)?;
+        read_struct(self.client, self.address, self.length)
     }
 
     /// Copies the struct back, as far as the client has room. As `iommu_copy_struct_to_user`.
@@ -74,22 +75,40 @@ impl UserArray<'_> {
     ///
     /// # Errors
     ///
-    /// `EINVAL` when a request has less than `min_size` bytes, `E2BIG` when an unknown field is set, `EFAULT`.
+    /// `EINVAL` when a request has less than `min_size` bytes or more than there are fields for, `EFAULT`.
     pub fn read<T: FromBytes + IntoBytes>(&self, index: u32, min_size: usize) -> Result<T> {
-        let offset = u64::from(index) * self.entry_length as u64;
-        read_struct(self.client, self.address.wrapping_add(offset), self.entry_length, min_size)
+        check_length::<T>(self.entry_length, min_size)?;
+        read_struct(self.client, self.address_of(index), self.entry_length)
+    }
+
+    /// All requests, of any length. As `iommu_copy_struct_from_full_user_array`.
+    ///
+    /// # Errors
+    ///
+    /// `E2BIG` when an unknown field is set, `EFAULT`.
+    pub fn read_all<T: FromBytes + IntoBytes>(&self) -> Result<Vec<T>> {
+        let one = |index| read_struct(self.client, self.address_of(index), self.entry_length);
+        (0..self.entries).map(one).collect()
+    }
+
+    fn address_of(&self, index: u32) -> u64 {
+        self.address.wrapping_add(u64::from(index) * self.entry_length as u64)
     }
 }
 
+fn check_length<T>(length: usize, min_size: usize) -> Result<()> {
+    if length < min_size || length > size_of::<T>() {
+        return refuse!(EINVAL, "the data is too short or too long for its type", length as u64);
+    }
+    Ok(())
+}
+
+/// A struct of `length` bytes, as `copy_struct_from_user` reads it.
 fn read_struct<T: FromBytes + IntoBytes>(
     client: &dyn Client,
     address: u64,
     length: usize,
-    min_size: usize,
 ) -> Result<T> {
-    if length < min_size {
-        return refuse!(EINVAL, "the data is shorter than its first version", length as u64);
-    }
     let mut data = T::new_zeroed();
     let known = length.min(size_of::<T>());
     let mut at = known;

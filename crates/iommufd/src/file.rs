@@ -123,6 +123,10 @@ impl QueueFile for EventFile {
         refuse!(EINVAL, "an event queue cannot be written", length)
     }
 
+    fn is_writable(&self) -> bool {
+        false
+    }
+
     fn is_readable(&self) -> bool {
         self.queue.is_readable()
     }

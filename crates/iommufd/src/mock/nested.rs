@@ -128,8 +128,7 @@ impl MockViommu {
         }
         step("a copy of the requests")?;
         // All are read before the first is carried out.
-        let read = (0..requests.entries).map(|index| requests.read(index, 0));
-        let all = read.collect::<Result<Vec<test::ViommuInvalidateSelftest>>>()?;
+        let all: Vec<test::ViommuInvalidateSelftest> = requests.read_all()?;
         Ok(Invalidated::each(requests.entries, |index| {
             let request = all[index as usize];
             check_request(request.flags, request.cache_id)?;
