@@ -90,6 +90,7 @@ pub(crate) fn filter(queues: Option<QueueFds>) -> Filter {
     let mut rules = vec![x86(IOCTL, typed.as_slice())];
     if let Some(tests) = &in_queues {
         rules.extend([READ, WRITE, READV, WRITEV].map(|number| x86(number, tests)));
+        rules.extend([PREAD64, PWRITE64].map(|number| x86(number, tests)));
     }
     rules.extend([x86(OPENAT, &second), x86(NEWFSTATAT, &stat_flags), x86(MMAP, &fifth)]);
     rules.extend(
@@ -172,6 +173,9 @@ mod tests {
             assert!(!stops(number, [959, 0, 0, 0, 0, 0]) && !stops(number, [1024, 0, 0, 0, 0, 0]));
             assert!(stops(number, [960, 0, 0, 0, 0, 0]) && stops(number, [1023, 0, 0, 0, 0, 0]));
         }
+        assert!(stops(number::PREAD64, [960, 0, 4, 0, 0, 0]));
+        assert!(stops(number::PREAD64, [3, 0, 4, FAR, 0, 0]));
+        assert!(!stops(number::PREAD64, [3, 0, 4, 0, 0, 0]));
     }
 
     #[test]

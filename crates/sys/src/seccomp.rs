@@ -139,8 +139,15 @@ impl Filter {
         let mut code = vec![statement(LOAD, ARCH)];
         for arch in [Arch::X86_64, Arch::I386] {
             let mut section = vec![statement(LOAD, NUMBER)];
-            for rule in rules.iter().filter(|rule| rule.arch == arch) {
-                let body = body(rule.when);
+            for (index, rule) in rules.iter().enumerate().filter(|(_, rule)| rule.arch == arch) {
+                let same = |other: &Rule<'_>| (other.arch, other.number) == (arch, rule.number);
+                // Where another rule has the number too, that one is tried.
+                let otherwise = if rules[index + 1..].iter().any(same) {
+                    statement(LOAD, NUMBER)
+                } else {
+                    statement(RETURN, Action::Allow.raw())
+                };
+                let body = body(rule.when, otherwise);
                 section.push(jump(JUMP_EQUAL, rule.number, 0, body.len()));
                 section.extend(body);
             }
@@ -236,8 +243,8 @@ fn refused(errno: Errno) -> Error {
     )
 }
 
-/// Loads and tests, each leading to a shared `RET ALLOW` at the end, with `RET NOTIFY` just before it.
-fn body(tests: &[Test]) -> Vec<libc::sock_filter> {
+/// Loads and tests, each leading to a shared `otherwise` at the end, with `RET NOTIFY` just before it.
+fn body(tests: &[Test], otherwise: libc::sock_filter) -> Vec<libc::sock_filter> {
     let mut code = Vec::new();
     let total: usize =
         tests.iter().map(|test| 2 + usize::from(test.mask != u32::MAX)).sum::<usize>() + 2;
@@ -251,16 +258,16 @@ fn body(tests: &[Test]) -> Vec<libc::sock_filter> {
             code.push(statement(AND, test.mask));
         }
         // From behind this jump to the last instruction.
-        let allow = total - code.len() - 2;
+        let last = total - code.len() - 2;
         code.push(match test.is {
-            Is::Equal(value) => jump(JUMP_EQUAL, value, 0, allow),
-            Is::Not(value) => jump(JUMP_EQUAL, value, allow, 0),
-            Is::AtLeast(value) => jump(JUMP_AT_LEAST, value, 0, allow),
-            Is::Below(value) => jump(JUMP_AT_LEAST, value, allow, 0),
+            Is::Equal(value) => jump(JUMP_EQUAL, value, 0, last),
+            Is::Not(value) => jump(JUMP_EQUAL, value, last, 0),
+            Is::AtLeast(value) => jump(JUMP_AT_LEAST, value, 0, last),
+            Is::Below(value) => jump(JUMP_AT_LEAST, value, last, 0),
         });
     }
     code.push(statement(RETURN, Action::Notify.raw()));
-    code.push(statement(RETURN, Action::Allow.raw()));
+    code.push(otherwise);
     code
 }
 

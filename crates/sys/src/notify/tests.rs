@@ -125,22 +125,3 @@ fn words_lie_beside_the_slots_and_are_shared_with_a_child() {
     );
     assert_eq!(slots.get(0), None);
 }
-
-#[test]
-fn a_file_arrives_at_the_number_asked_for() {
-    let client = || {
-        let fd = i32::try_from(getppid()).unwrap_or(-1);
-        // SAFETY: 1. fcntl with F_GETFD touches no memory.
-        let flags = unsafe { libc::fcntl(77, libc::F_GETFD) };
-        i32::from(fd != 77 || flags != 0)
-    };
-    let supervisor = |listener: &Listener, slots: &Slots| {
-        let (reader, _writer) = std::io::pipe().expect("a pipe");
-        let call = slots.receive(listener, 0).expect("a call");
-        let beyond = listener.add_file_at(call.id, reader.as_fd(), OnExec::Keep, 1 << 30);
-        let fd = listener.add_file_at(call.id, reader.as_fd(), OnExec::Keep, 77).expect("it waits");
-        listener.answer(call.id, Answer::Value(fd.into())).expect("it waits");
-        i32::from(beyond.map_err(|error| error.errno) != Err(Errno::EBADF))
-    };
-    assert_eq!(supervised(client, supervisor), Some(0));
-}
