@@ -10,7 +10,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use ioasis_supervisor::Machine;
 use ioasis_supervisor::trace::{Format, Trace};
-use ioasis_supervisor::view::{self, HostPci};
+use ioasis_supervisor::view::{self, FaultInjection, HostPci};
 use ioasis_supervisor::{Leftovers, RunOptions, doctor};
 
 use crate::hardware::{self, MockHardware};
@@ -70,7 +70,7 @@ struct Run {
     #[arg(long)]
     host_devices: bool,
 
-    /// Have the mock hardware of Linux's own IOMMUFD tests (IOMMU_TEST_CMD)
+    /// Have the mock hardware of Linux's own IOMMUFD tests (IOMMU_TEST_CMD), and fault injection for CMD's own calls
     #[arg(long)]
     mock: bool,
 
@@ -120,17 +120,17 @@ fn start(run: Run) -> Result<ExitCode> {
                 .with_context(|| format!("cannot write the trace {}", path.display()))?,
         ),
     };
-    let mock = if run.mock { MockHardware::Present } else { MockHardware::Absent };
+    let (mock, fault_injection) = if run.mock {
+        (MockHardware::Present, FaultInjection::Present)
+    } else {
+        (MockHardware::Absent, FaultInjection::Absent)
+    };
     let (iommu, devices) = hardware::build(&description, mock)?;
     let machine = Machine {
         iommu,
         devices,
-        view: view::Options {
-            host_pci,
-            iommus: (0..description.iommus.len()).map(hardware::in_sysfs).collect(),
-            ..view::Options::default()
-        },
-        iommu_of: description.devices.iter().map(|device| device.iommu).collect(),
+        view: view::Options { host_pci, fault_injection, ..view::Options::default() },
+        iommu_of: vec![0; description.devices.len()],
     };
     let options = RunOptions { command: run.command, leftovers, machine, trace };
     match ioasis_supervisor::run(options) {

@@ -142,6 +142,17 @@ impl<F: Behind> Files<F> {
         Ok(Blank { file, inode })
     }
 
+    /// Another open of a file that is to stay nothing of ours: its text is all there is to it.
+    ///
+    /// # Errors
+    ///
+    /// `EMFILE`.
+    pub(crate) fn reopen(&self, blank: &Blank, access: OFlags) -> Result<OwnedFd> {
+        let path = format!("/proc/self/fd/{}", blank.file.as_raw_fd());
+        rustix::fs::open(path, access | OFlags::CLOEXEC, Mode::empty())
+            .map_err(because("a file for the program cannot be opened"))
+    }
+
     /// Makes a blank file one of ours.
     ///
     /// # Errors

@@ -151,13 +151,14 @@ fn execute(command: &[OsString]) -> Failure {
     }
 }
 
-const KINDS: [fn(u32) -> Node; 6] = [
+const KINDS: [fn(u32) -> Node; 7] = [
     |_| Node::Iommu,
     |_| Node::VfioContainer,
     Node::Group,
     Node::NoIommuGroup,
     Node::Cdev,
     Node::Attribute,
+    |_| Node::FaultSetting,
 ];
 
 fn write_identities(nodes: &[Identity], lost: &[String]) -> Vec<u8> {
@@ -171,6 +172,7 @@ fn write_identities(nodes: &[Identity], lost: &[String]) -> Vec<u8> {
             Node::NoIommuGroup(number) => (3, number),
             Node::Cdev(number) => (4, number),
             Node::Attribute(number) => (5, number),
+            Node::FaultSetting => (6, 0),
         };
         for word in [identity.dev, identity.ino, u64::from(kind) << 32 | u64::from(number)] {
             bytes.extend(word.to_ne_bytes());
@@ -209,6 +211,7 @@ mod tests {
             node(4, Node::NoIommuGroup(13)),
             node(5, Node::Cdev(0)),
             node(6, Node::Attribute(99)),
+            node(7, Node::FaultSetting),
         ];
         let lost = ["/dev/a".to_owned(), "/dev/b".to_owned()];
         assert_eq!(

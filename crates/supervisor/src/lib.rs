@@ -3,6 +3,7 @@
 pub mod doctor;
 mod files;
 mod filter;
+mod injection;
 mod launch;
 mod machine;
 pub mod memory;

@@ -12,7 +12,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use ioasis_iommufd::{ClientFile, QueueWatcher};
+use ioasis_iommufd::{ClientFile, QueueFile, QueueWatcher};
 use ioasis_sys::because;
 use ioasis_sys::sync::Mutex;
 use ioasis_uapi::Result;
@@ -65,6 +65,13 @@ impl Queue {
     }
 }
 
+/// Fills the socket of a queue that can never be written, so that poll does not call it writable.
+fn fill(theirs: &OwnedFd) {
+    // Refused or not: a larger socket takes longer to fill.
+    let _ = rustix::net::sockopt::set_socket_send_buffer_size(theirs, 0);
+    while rustix::net::send(theirs, &[0; 256], SendFlags::DONTWAIT).is_ok() {}
+}
+
 /// All queues of a run.
 #[derive(Debug)]
 pub(crate) struct Queues {
@@ -103,6 +110,9 @@ impl Queues {
         let hung_up = epoll::EventFlags::empty();
         epoll::add(&self.epoll, &ours, epoll::EventData::new_u64(stat.st_ino), hung_up)
             .map_err(because("a queue cannot be watched"))?;
+        if !file.queue().is_none_or(QueueFile::is_writable) {
+            fill(&theirs);
+        }
         let bell = Arc::new(Bell { ours, rung: AtomicBool::new(false) });
         let queue = Queue { identity: (stat.st_dev, stat.st_ino), file: Arc::clone(file), bell };
         if let Some(queue_file) = file.queue() {
@@ -165,7 +175,7 @@ impl Queues {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ioasis_iommufd::{Client, QueueFile};
+    use ioasis_iommufd::Client;
     use rustix::event::{PollFd, PollFlags};
 
     #[derive(Debug, Default)]

@@ -7,6 +7,7 @@ use ioasis_uapi::{Errno, Error, Result};
 use ioasis_vfio::{DeviceFile, REGION_SHIFT};
 
 use super::client::Caller;
+use super::regions::Wanted;
 use super::{Decision, File};
 use crate::filter::number;
 use crate::task::{low, signed};
@@ -52,6 +53,9 @@ pub(super) fn access(caller: &Caller<'_>, call: &Notification) -> Result<Decisio
     if offset.cast_signed() < 0 {
         return Ok(Decision::CONTINUE);
     }
+    if let Some(decision) = queue_at(caller, call)? {
+        return Ok(decision);
+    }
     let Some(target) = device(caller, signed(fd))? else { return Ok(Decision::CONTINUE) };
     let way = if call.number == number::PREAD64 { Way::Read } else { Way::Write };
     let moved = transfer(caller, &target, way, Piece { address, length, offset })?;
@@ -94,6 +98,19 @@ fn pieces(caller: &Caller<'_>, vector: u64, count: u64) -> Result<Vec<(u64, u64)
     caller.task.process.read(vector, &mut bytes)?;
     let word = |bytes: &[u8]| u64::from_ne_bytes(bytes.try_into().expect("8 bytes"));
     Ok(bytes.chunks_exact(16).map(|piece| (word(&piece[..8]), word(&piece[8..]))).collect())
+}
+
+/// pread and pwrite of a queue, of which only the start is a place.
+fn queue_at(caller: &Caller<'_>, call: &Notification) -> Result<Option<Decision>> {
+    let [fd, address, length, offset, ..] = call.args;
+    if caller.queue(signed(fd))?.is_none() {
+        return Ok(None);
+    }
+    if offset != 0 {
+        return Err(Error::at(Errno::ESPIPE, "a queue has no places", offset));
+    }
+    let way = if call.number == number::PREAD64 { Way::Read } else { Way::Write };
+    move_records(caller, signed(fd), way, &[(address, length)]).map(Some)
 }
 
 /// read and write of a queue.
@@ -183,12 +200,21 @@ pub(super) fn mmap(caller: &Caller<'_>, call: &Notification) -> Result<Decision>
     if low(flags) & MAP_ANONYMOUS != 0 {
         return Ok(Decision::CONTINUE);
     }
+    if let Some(File::Iommufd { regions, .. }) =
+        caller.opened(signed(fd))?.as_deref().map(|opened| &opened.file)
+    {
+        let wanted = Wanted { offset, length, protection, flags: low(flags) };
+        // EPERM here is the answer, not a task that cannot be looked at.
+        return Ok(regions
+            .mmap(wanted)
+            .map_or_else(|error| Decision::error(error.errno), |()| Decision::CONTINUE));
+    }
     let Some(target) = device(caller, signed(fd))? else { return Ok(Decision::CONTINUE) };
     let result = target.device.mmap(offset, length, low(flags));
     if let Some(trace) = &caller.server.trace {
         let (region, offset) = place(offset);
         let map = Map { region, offset, length, protection, flags };
-        trace.mmap(caller.task.process.pid(), target.traced(), map, result);
+        trace.mmap(caller.task.process.pid(), target.traced(), map, result.map(|()| 0));
     }
     result?;
     Ok(Decision::CONTINUE)

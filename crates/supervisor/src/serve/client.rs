@@ -5,7 +5,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use ioasis_iommufd::{
-    self as iommufd, Account, AddressSpace, Backing, ClientFile, Extent, Kind, Piece, Prot,
+    self as iommufd, Account, AddressSpace, Backing, ClientFile, Extent, Kind, MappableMemory,
+    Piece, Prot,
 };
 use ioasis_pci::BARS;
 use ioasis_sys::because;
@@ -36,6 +37,8 @@ pub(crate) struct Caller<'a> {
     pub(crate) task: &'a Task,
     /// Of the notification.
     id: u64,
+    /// The file the call is made on, for an ioctl.
+    called: RefCell<Option<Arc<Opened<File>>>>,
     /// Device files made for this call and not published yet.
     blanks: RefCell<Vec<Blank>>,
     /// What was read last, and some bytes more: a struct is read by its size first.
@@ -81,6 +84,7 @@ impl<'a> Caller<'a> {
             server,
             task,
             id,
+            called: RefCell::default(),
             blanks: RefCell::default(),
             ahead: RefCell::default(),
             stale: Cell::new(false),
@@ -112,6 +116,11 @@ impl<'a> Caller<'a> {
         let opened = files.publish(files.blank()?, File::Made(Arc::clone(file)), look)?;
         let open = files.open(&opened, OFlags::RDWR).inspect_err(|_| files.forget(&opened))?;
         Ok((opened, open))
+    }
+
+    /// The call is made on `file`.
+    pub(crate) fn begin(&self, file: &Arc<Opened<File>>) {
+        *self.called.borrow_mut() = Some(Arc::clone(file));
     }
 
     /// The queue behind the caller's `fd`, and a copy of that.
@@ -218,6 +227,17 @@ impl ioasis_iommufd::Client for Caller<'_> {
         given.inspect_err(|_| server.files.forget(&opened))
     }
 
+    fn mappable(&self, length: u64) -> Result<Arc<dyn MappableMemory>> {
+        let called = self.called.borrow().clone();
+        match called.as_deref() {
+            Some(opened) => match &opened.file {
+                File::Iommufd { regions, .. } => regions.make(opened.own()?, length),
+                _ => Err(Error::new(Errno::ENOMEM, "the file cannot be mapped")),
+            },
+            None => Err(Error::new(Errno::ENOMEM, "the call is made on no file")),
+        }
+    }
+
     fn installed(&self, fd: i32) -> Result<Arc<dyn ClientFile>> {
         if let Some((queue, _)) = self.queue(fd)? {
             return Ok(Arc::clone(&queue.file));
@@ -246,7 +266,7 @@ impl ioasis_iommufd::Client for Caller<'_> {
 impl ioasis_vfio::Client for Caller<'_> {
     fn iommu_file(&self, fd: i32) -> Result<IommuFile> {
         match self.opened(fd)?.as_deref().map(|opened| &opened.file) {
-            Some(File::Iommufd(context)) => Ok(IommuFile::Iommufd(Arc::clone(context))),
+            Some(File::Iommufd { context, .. }) => Ok(IommuFile::Iommufd(Arc::clone(context))),
             Some(File::Container(container)) => Ok(IommuFile::Container(Arc::clone(container))),
             _ => Err(Error::new(Errno::EBADFD, "neither an iommufd nor a container")),
         }

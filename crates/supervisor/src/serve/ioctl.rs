@@ -26,6 +26,7 @@ pub(super) fn ioctl(caller: &Caller<'_>, call: &Notification, wait: Wait) -> Dec
     if wait == Wait::Forbidden && SLOW.contains(&command) {
         return Decision::Later;
     }
+    caller.begin(&opened);
     let line = Line::begin(caller, &opened, (fd, command, argument));
     match answer(caller, &opened, command, argument) {
         Ok(Reply::Value(value)) => {
@@ -62,7 +63,7 @@ impl Line {
 
 fn kind(file: &File) -> trace::Kind {
     match file {
-        File::Iommufd(_) => trace::Kind::Iommufd,
+        File::Iommufd { .. } => trace::Kind::Iommufd,
         File::Container(_) => trace::Kind::Container,
         File::Group(_) => trace::Kind::Group,
         File::Device { .. } => trace::Kind::Device,
@@ -77,7 +78,7 @@ fn answer(
     argument: u64,
 ) -> Result<Reply> {
     match &opened.file {
-        File::Iommufd(context) => context.ioctl(caller, command, argument).map(Reply::Value),
+        File::Iommufd { context, .. } => context.ioctl(caller, command, argument).map(Reply::Value),
         File::Container(container) => container.ioctl(caller, command, argument).map(Reply::Value),
         File::Group(group) => group.ioctl(caller, command, argument),
         File::Device { device, .. } => {

@@ -13,6 +13,7 @@ mod client;
 mod ioctl;
 mod look;
 mod open;
+mod regions;
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -30,6 +31,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use crate::Machine;
 use crate::files::{Behind, Files};
 use crate::filter::number;
+use crate::injection::Injection;
 use crate::launch::{self, Launched};
 use crate::memory::Memory;
 use crate::queues::Queues;
@@ -42,12 +44,17 @@ use crate::view::Identity;
 use crate::watchdog::{Shared, say};
 use crate::workers::Workers;
 use client::Caller;
+use regions::Regions;
 
 /// What stands behind a file of ours.
 #[derive(Debug)]
 pub(crate) enum File {
     /// `/dev/iommu`.
-    Iommufd(Arc<Context>),
+    Iommufd {
+        context: Arc<Context>,
+        /// What can be mapped of it.
+        regions: Arc<Regions>,
+    },
     /// `/dev/vfio/vfio`.
     Container(Arc<Container>),
     /// `/dev/vfio/N`.
@@ -69,7 +76,7 @@ impl Behind for File {
         match self {
             // Dropping them is all.
             Self::Container(_) => {}
-            Self::Iommufd(context) => context.close(),
+            Self::Iommufd { context, .. } => context.close(),
             Self::Made(file) => file.close(),
             Self::Group(group) => group.close(),
             Self::Device { device, notes, .. } => {
@@ -126,6 +133,7 @@ pub(crate) struct Server {
     notes: Arc<Notes>,
     files: Files<File>,
     queues: Queues,
+    injection: Arc<Injection>,
     tasks: Tasks,
     memory: Arc<Memory>,
     machine: Machine,
@@ -160,6 +168,7 @@ impl Server {
             memory: Memory::new(Some(files.dev())),
             files,
             queues: Queues::new(launch::queue_fds())?,
+            injection: Arc::default(),
             tasks: Tasks::default(),
             machine,
             nodes: launched.nodes.clone(),
@@ -333,7 +342,13 @@ impl Server {
         let Ok(mut task) = self.tasks.of(&self.listener, call) else { return Decision::CONTINUE };
         loop {
             let caller = Caller::new(self, &task, call.id);
-            let decision = self.decide_for(&caller, call, wait);
+            let decision = match call.number {
+                // Not the accesses to the setting itself.
+                number::IOCTL | number::OPEN | number::OPENAT | number::OPENAT2 => {
+                    self.injection.during(task.tid, || self.decide_for(&caller, call, wait))
+                }
+                _ => self.decide_for(&caller, call, wait),
+            };
             if !caller.is_stale() {
                 return decision;
             }

@@ -1,8 +1,10 @@
 //! Opens of our nodes.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
 
-use ioasis_sys::notify::{Notification, OnExec};
+use ioasis_iommufd::{Client as _, inject};
+use ioasis_sys::notify::{Answer, Notification, OnExec};
 use ioasis_uapi::{Errno, Error, Result};
 use rustix::fs::OFlags;
 
@@ -11,9 +13,11 @@ use super::ioctl::open_device;
 use super::{Decision, File, Gift, Line};
 use crate::files::Look;
 use crate::filter::{O_ACCMODE, O_CLOEXEC};
+use crate::injection::{self, FailNth};
 use crate::resolve::{self, Found, Last, Wait};
 use crate::task::OpenCall;
-use crate::view::Node;
+use crate::view::status::Charges;
+use crate::view::{self, FaultInjection, Node};
 
 /// An access mode that allows neither reading nor writing; the kernel answers such an open of our nodes.
 const NO_ACCESS: u32 = 3;
@@ -23,13 +27,18 @@ pub(super) fn open(caller: &Caller<'_>, call: &Notification, wait: Wait) -> Deci
     if !open.may_be_ours() {
         return Decision::CONTINUE;
     }
+    if let Some(decision) = fail_nth(caller, &open) {
+        return decision;
+    }
     let last = if open.follows() { Last::Follow } else { Last::Keep };
     let found = match resolve::resolve(open.from, &open.path, last, wait) {
         Found::File(file) => file,
         Found::Nothing => return Decision::CONTINUE,
         Found::WouldWait => return Decision::Later,
     };
-    let Some(node) = node(caller, &found) else { return Decision::CONTINUE };
+    let Some(node) = node(caller, &found) else {
+        return status(caller, &open, &found).unwrap_or(Decision::CONTINUE);
+    };
     drop(found);
     if !caller.is_there() {
         return Decision::CONTINUE;
@@ -57,6 +66,48 @@ pub(super) fn open(caller: &Caller<'_>, call: &Notification, wait: Wait) -> Deci
     }
 }
 
+/// The answer to an open of a task's fail-nth file, where there is one.
+fn fail_nth(caller: &Caller<'_>, open: &OpenCall) -> Option<Decision> {
+    let server = caller.server;
+    if server.machine.view.fault_injection == FaultInjection::Absent {
+        return None;
+    }
+    let tid = injection::fail_nth_of(&open.path, caller.task.process.pid(), caller.task.tid)?;
+    let file = Arc::new(FailNth { tid, injection: Arc::clone(&server.injection) });
+    let on_exec = if open.flags & O_CLOEXEC != 0 {
+        ioasis_iommufd::OnExec::Close
+    } else {
+        ioasis_iommufd::OnExec::Keep
+    };
+    Some(match caller.install(file, on_exec) {
+        Ok(fd) => Decision::Answer(Answer::Value(fd.into())),
+        Err(error) => Decision::error(error.errno),
+    })
+}
+
+/// The answer to an open of /proc/PID/status, if that process has pages pinned that the kernel does not know of.
+///
+/// DIFFERS: the text is that of the open; in Linux every read from its start makes it anew.
+fn status(caller: &Caller<'_>, open: &OpenCall, found: &OwnedFd) -> Option<Decision> {
+    if !open.path.ends_with(b"status") || open.flags & O_ACCMODE != 0 {
+        return None;
+    }
+    let link = format!("/proc/self/fd/{}", found.as_raw_fd());
+    let path = std::fs::read_link(&link).ok()?;
+    let pid = view::status::process(path.to_str()?)?;
+    let charges = caller.server.machine.iommu.ledger.process(pid);
+    let charges = Charges { locked: charges.locked, pinned: charges.pinned };
+    if charges == Charges::default() || !caller.is_there() {
+        return None;
+    }
+    let text = view::status::with_charges(&std::fs::read(&link).ok()?, charges);
+    let blank = caller.server.files.blank().ok()?;
+    rustix::io::pwrite(&blank.file, &text, 0).ok()?;
+    let file = caller.server.files.reopen(&blank, OFlags::RDONLY).ok()?;
+    let on_exec = if open.flags & O_CLOEXEC != 0 { OnExec::Close } else { OnExec::Keep };
+    Some(Decision::Give(Gift { file, on_exec, line: Line::None }))
+}
+
 fn access_of(flags: u32) -> OFlags {
     match flags {
         0 => OFlags::RDONLY,
@@ -75,16 +126,15 @@ enum Target {
 fn node(caller: &Caller<'_>, file: &OwnedFd) -> Option<Target> {
     let stat = rustix::fs::fstat(file).ok()?;
     let server = caller.server;
-    let is_it = |identity: &&crate::view::Identity| {
-        (identity.dev, identity.ino) == (stat.st_dev, stat.st_ino)
-    };
+    let is_it =
+        |identity: &&view::Identity| (identity.dev, identity.ino) == (stat.st_dev, stat.st_ino);
     if let Some(identity) = server.nodes.iter().find(is_it) {
         return Some(Target::Node(identity.node));
     }
     // A link in /proc/PID/fd leads to the file itself; opening a device anew is opening its node.
     let opened = server.files.get(stat.st_dev, stat.st_ino)?;
     Some(match &opened.file {
-        File::Iommufd(_) => Target::Node(Node::Iommu),
+        File::Iommufd { .. } => Target::Node(Node::Iommu),
         File::Container(_) => Target::Node(Node::VfioContainer),
         File::Group(group) => Target::Node(Node::Group(group.group().number())),
         File::Device { device, .. } if opened.look.rdev != (0, 0) => {
@@ -100,8 +150,10 @@ fn open_node(caller: &Caller<'_>, node: Node, access: OFlags) -> Result<OwnedFd>
     let options = &machine.view;
     let (file, path, rdev) = match node {
         Node::Iommu => {
+            inject::step("a context")?;
             let context = ioasis_iommufd::Context::new(&machine.iommu);
-            (File::Iommufd(context), "/dev/iommu".to_owned(), (10, options.iommu_minor))
+            let file = File::Iommufd { context, regions: Arc::default() };
+            (file, "/dev/iommu".to_owned(), (10, options.iommu_minor))
         }
         Node::VfioContainer => {
             let container = ioasis_iommufd::type1::Container::new(&machine.iommu);
@@ -114,6 +166,7 @@ fn open_node(caller: &Caller<'_>, node: Node, access: OFlags) -> Result<OwnedFd>
             (File::Group(group.open(caller)?), path, (options.group_major, number))
         }
         Node::Cdev(index) => return open_cdev(caller, index, access),
+        Node::FaultSetting => return server.files.reopen(&server.files.blank()?, access),
         Node::Attribute(number) => {
             let why = "this attribute cannot be written here";
             return Err(Error::at(Errno::EACCES, why, number.into()));

@@ -130,7 +130,7 @@ pub(super) fn call_text(
     }
     let _ = match (result, returned) {
         (Ok(value), Returned::Number) => writeln!(line, ") = {value}"),
-        (Ok(_), Returned::Unseen) => writeln!(line, ") = ?"),
+        (Ok(value), Returned::Address) => writeln!(line, ") = {value:#x}"),
         (Err(error), _) => writeln!(line, ") = -1 {} ({})", error.errno, reason(error)),
     };
 }

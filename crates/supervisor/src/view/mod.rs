@@ -152,6 +152,17 @@ pub struct Options {
     pub group_major: u32,
     /// Minor number of /dev/iommu; the major number is 10.
     pub iommu_minor: u32,
+    /// Whether a program can make its own calls fail.
+    pub fault_injection: FaultInjection,
+}
+
+/// Whether a program can make its own calls fail, for tests of IOMMUFD itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FaultInjection {
+    /// Tasks have fail-nth files, and /sys/kernel/debug has the settings of Linux's fault injection and nothing else.
+    Present,
+    /// As in a kernel without it.
+    Absent,
 }
 
 impl Default for Options {
@@ -170,6 +181,7 @@ impl Default for Options {
             reserved: vec![Reserved { start: 0xfee0_0000, last: 0xfeef_ffff, kind: "msi" }],
             group_major: 242,
             iommu_minor: 126,
+            fault_injection: FaultInjection::Absent,
         }
     }
 }
@@ -189,6 +201,8 @@ pub enum Node {
     Cdev(u32),
     /// The file [`View::attribute`] of this number, which Linux lets root write.
     Attribute(u32),
+    /// A file below /sys/kernel/debug that sets up fault injection.
+    FaultSetting,
 }
 
 /// By what a file of the view is recognised.
@@ -213,6 +227,7 @@ impl Identity {
             Node::NoIommuGroup(number) => (3, number),
             Node::Cdev(number) => (4, number),
             Node::Attribute(number) => (5, number),
+            Node::FaultSetting => (6, 0),
         };
         let mut bytes = [0; 24];
         bytes[..8].copy_from_slice(&self.dev.to_le_bytes());
@@ -235,6 +250,7 @@ impl Identity {
             3 => Node::NoIommuGroup(number),
             4 => Node::Cdev(number),
             5 => Node::Attribute(number),
+            6 => Node::FaultSetting,
             _ => return None,
         };
         Some(Self { dev: long(0)?, ino: long(8)?, node })

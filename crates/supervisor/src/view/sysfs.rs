@@ -4,7 +4,9 @@ use std::fmt::Write as _;
 
 use super::dev::{CONTAINER, group_name, groups, with_cdev};
 use super::tree::{Dir, Host};
-use super::{Bdf, Device, GroupKind, HostPci, Iommu, Options, Registers, function};
+use super::{
+    Bdf, Device, FaultInjection, GroupKind, HostPci, Iommu, Node, Options, Registers, function,
+};
 
 pub(super) fn plan(sys: &mut Dir, devices: &[Device], options: &Options) {
     bus(sys, devices, options);
@@ -12,11 +14,29 @@ pub(super) fn plan(sys: &mut Dir, devices: &[Device], options: &Options) {
     iommu_groups(sys, devices, options);
     classes(sys, devices, options);
     iommus(sys, devices, options);
+    if options.fault_injection == FaultInjection::Present {
+        fault_injection(sys);
+    }
     for device in devices {
         function::plan(sys, device, options);
     }
     for bdf in devices.iter().map(bdf) {
         bridge(sys, bdf);
+    }
+}
+
+/// /sys/kernel/debug/fail* (Documentation/fault-injection/fault-injection.rst), as far as tests set it.
+fn fault_injection(sys: &mut Dir) {
+    sys.kept("kernel");
+    let debug = sys.dir("kernel/debug");
+    for (name, settings) in [
+        ("fail_iommufd", &["verbose"][..]),
+        ("fail_page_alloc", &["ignore-gfp-highmem", "ignore-gfp-wait", "verbose"]),
+        ("failslab", &["ignore-gfp-wait", "verbose"]),
+    ] {
+        for setting in settings {
+            debug.dir(name).node(setting, Node::FaultSetting, 0o600);
+        }
     }
 }
 

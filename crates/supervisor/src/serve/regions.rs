@@ -1,0 +1,155 @@
+//! Memory that a client maps from an open /dev/iommu: pages of a virtual IOMMU.
+//!
+//! The pages lie in the file itself, at the offset the client is told, so that the kernel maps them. Offsets begin where
+//! the filter stops mmap; only a region as a whole can be mapped.
+//!
+//! DIFFERS: mmap of an offset below that is not stopped and maps nothing of ours; Linux answers ENXIO.
+//!
+//! `Regions::regions` is a leaf lock.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
+
+use ioasis_iommufd::MappableMemory;
+use ioasis_sys::because;
+use ioasis_sys::mapping::{Access, Mapping};
+use ioasis_sys::sync::Mutex;
+use ioasis_uapi::{Errno, Error, Result};
+use ioasis_vfio::REGION_SHIFT;
+use rustix::fs::FallocateFlags;
+
+/// Offsets below are not stopped.
+const FAR: u64 = 1 << REGION_SHIFT;
+
+const PAGE: u64 = 4096;
+/// The part of mmap's flags that says who sees what is written, and two values of it (linux/mman.h).
+const MAP_TYPE: u32 = 0xf;
+const MAP_SHARED: u32 = 1;
+const MAP_SHARED_VALIDATE: u32 = 3;
+const PROT_EXEC: u64 = 4;
+
+/// The regions of one open file.
+#[derive(Debug, Default)]
+pub(crate) struct Regions {
+    regions: Mutex<Vec<Weak<Region>>>,
+}
+
+/// One region.
+#[derive(Debug)]
+struct Region {
+    file: OwnedFd,
+    offset: u64,
+    length: u64,
+    memory: Mapping,
+    /// A client was allowed to map it.
+    was_mapped: AtomicBool,
+}
+
+/// The arguments of one mmap.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Wanted {
+    pub(super) offset: u64,
+    pub(super) length: u64,
+    pub(super) protection: u64,
+    pub(super) flags: u32,
+}
+
+impl Regions {
+    /// Makes a region of `length` bytes, whole pages, in `file`.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`, `ENOSPC`.
+    pub(super) fn make(&self, file: OwnedFd, length: u64) -> Result<Arc<dyn MappableMemory>> {
+        let mut regions = self.regions.lock();
+        regions.retain(|region| region.strong_count() > 0);
+        let known = regions.iter().filter_map(Weak::upgrade);
+        let offset = known.map(|region| region.offset + region.length).max().unwrap_or(FAR);
+        let no_room = because("no memory for the pages of a virtual IOMMU");
+        rustix::fs::fallocate(&file, FallocateFlags::empty(), offset, length).map_err(no_room)?;
+        let bytes = usize::try_from(length)
+            .map_err(|_| Error::at(Errno::ENOMEM, "a region is too large", length))?;
+        let memory = Mapping::file(file.as_fd(), offset, bytes, Access::ReadWrite)?;
+        let was_mapped = AtomicBool::new(false);
+        let region = Arc::new(Region { file, offset, length, memory, was_mapped });
+        regions.push(Arc::downgrade(&region));
+        Ok(region)
+    }
+
+    /// Judges an mmap. In Linux: `iommufd_fops_mmap`.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` unless shared, `EPERM` for code, `ENXIO` for anything but one region.
+    pub(super) fn mmap(&self, wanted: Wanted) -> Result<()> {
+        let kind = wanted.flags & MAP_TYPE;
+        if kind != MAP_SHARED && kind != MAP_SHARED_VALIDATE {
+            return Err(Error::new(Errno::EINVAL, "the mapping is not shared"));
+        }
+        if wanted.protection & PROT_EXEC != 0 {
+            return Err(Error::new(Errno::EPERM, "registers hold no code"));
+        }
+        let length = wanted.length.checked_next_multiple_of(PAGE);
+        let is_it =
+            |region: &Arc<Region>| (region.offset, Some(region.length)) == (wanted.offset, length);
+        match self.regions.lock().iter().filter_map(Weak::upgrade).find(is_it) {
+            Some(region) => {
+                region.was_mapped.store(true, Ordering::Release);
+                Ok(())
+            }
+            None => Err(Error::at(Errno::ENXIO, "no region has this extent", wanted.offset)),
+        }
+    }
+}
+
+impl MappableMemory for Region {
+    fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    fn write(&self, at: u64, bytes: &[u8]) -> Result<()> {
+        self.memory.write(at, bytes)
+    }
+
+    fn is_mapped(&self) -> bool {
+        self.was_mapped.load(Ordering::Acquire) && is_mapped_by_others(self)
+    }
+}
+
+impl Drop for Region {
+    fn drop(&mut self) {
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        // The pages go with the file at the latest.
+        let _ = rustix::fs::fallocate(&self.file, flags, self.offset, self.length);
+    }
+}
+
+/// Whether a process other than this one maps a part of `region`, as /proc says.
+fn is_mapped_by_others(region: &Region) -> bool {
+    let Ok(stat) = rustix::fs::fstat(&region.file) else { return false };
+    let device = (rustix::fs::major(stat.st_dev), rustix::fs::minor(stat.st_dev));
+    let Ok(processes) = std::fs::read_dir("/proc") else { return false };
+    let own = std::process::id().to_string();
+    processes
+        .filter_map(std::result::Result::ok)
+        .map(|entry| entry.path())
+        .filter(|path| {
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            name.bytes().all(|byte| byte.is_ascii_digit()) && name != own
+        })
+        .filter_map(|path| std::fs::read_to_string(path.join("maps")).ok())
+        .any(|maps| maps.lines().any(|line| shows(line, device, stat.st_ino, region)))
+}
+
+/// Whether a line of /proc/PID/maps is a mapping of `region`, in the file `inode` of `device`.
+fn shows(line: &str, device: (u32, u32), inode: u64, region: &Region) -> bool {
+    let mut fields = line.split_ascii_whitespace().skip(2);
+    let mut field = || fields.next().unwrap_or_default();
+    let offset = u64::from_str_radix(field(), 16).unwrap_or_default();
+    let of = field().split_once(':').and_then(|(major, minor)| {
+        Some((u32::from_str_radix(major, 16).ok()?, u32::from_str_radix(minor, 16).ok()?))
+    });
+    let within = (region.offset..region.offset + region.length).contains(&offset);
+    within && of == Some(device) && field().parse() == Ok(inode)
+}
