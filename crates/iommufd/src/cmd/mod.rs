@@ -159,7 +159,6 @@ impl Call<'_> {
     }
 
     /// Makes sure that the struct can be copied back, by writing the bytes that are there.
-    #[cfg_attr(not(feature = "mock"), expect(dead_code, reason = "the mock hardware does"))]
     pub(crate) fn prove_reply<T: FromBytes + IntoBytes>(&self) -> Result<()> {
         let mut there = T::new_zeroed();
         let there = there.as_mut_bytes();
