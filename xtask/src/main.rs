@@ -2,9 +2,11 @@
 
 mod bench;
 mod ci;
+mod conformance;
 mod debian;
 mod demo;
 mod fuzz;
+mod kselftest;
 mod process;
 mod selftests;
 mod soak;
@@ -43,6 +45,8 @@ enum Task {
     Fuzz(fuzz::Args),
     /// Run Linux's own VFIO selftests on our devices
     Selftests(selftests::Args),
+    /// Run Linux's own IOMMUFD tests, unmodified, on the mock hardware
+    Conformance(conformance::Args),
     /// Compare crates/uapi with the headers of Linux 7.2
     UapiCheck(uapi_check::Args),
 }
@@ -64,6 +68,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Bench(args) => bench::run(&workspace, &args)?,
         Task::Soak(args) => soak::run(&workspace, &args)?,
         Task::Fuzz(args) => fuzz::run(&workspace, &args)?,
+        Task::Conformance(args) => conformance::run(&workspace, &args)?,
         Task::Selftests(args) => selftests::run(&workspace, &args)?,
         Task::UapiCheck(args) => uapi_check::run(&workspace, &args)?,
     }

@@ -1,32 +1,18 @@
 //! `cargo xtask selftests`: Linux's own VFIO selftests, unmodified, on our devices.
 //!
-//! The sources are those of Debian's linux-source-7.2, of which only the tests and the headers they include are
-//! unpacked, under the target folder; the exported headers are those that uapi-check compares with. Each test runs every mode it has: both container types, on /dev/vfio/vfio and on
-//! /dev/iommu, and a device bound to an iommufd.
+//! The exported headers are those that uapi-check compares with. Each test runs every mode it has: both container types,
+//! on /dev/vfio/vfio and on /dev/iommu, and a device bound to an iommufd.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 
-use crate::debian::{Archive, Wanted};
+use crate::debian::Archive;
+use crate::kselftest::{self, Totals};
 use crate::workspace::Workspace;
 use crate::{process, tools, uapi_check};
-
-/// The kernel whose tests are run.
-const PIN: Wanted = Wanted { package: "linux-source-7.2", pin: "7.2.13-1", series: "7.2." };
-
-/// What is unpacked of it, relative to its root folder.
-const PARTS: [&str; 7] = [
-    "tools/testing/selftests/vfio",
-    "tools/testing/selftests/*.h",
-    "tools/include",
-    "tools/arch/x86/include",
-    "include/linux/pci_ids.h",
-    "drivers/dma/ioat",
-    "drivers/dma/idxd",
-];
 
 /// The tests: program, and how many cases it has.
 const TESTS: [(&str, u32); 5] = [
@@ -60,10 +46,7 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<()> {
     tools::ensure_header("/usr/include/uuid/uuid.h", "uuid-dev")?;
     let work = workspace.target.join("selftests");
     fs::create_dir_all(&work)?;
-    let source = match &args.source {
-        Some(folder) => folder.canonicalize().context("the source tree is not there")?,
-        None => unpack(workspace, &work)?,
-    };
+    let source = kselftest::source(workspace, &work, args.source.as_ref())?;
     let headers = Archive::new(workspace)?.fetch(&uapi_check::PIN)?;
     let programs = build(&source, &headers.root, &work)?;
     process::run(workspace.cargo().args(["build", "--quiet", "--release", "--package", "ioasis"]))?;
@@ -86,27 +69,6 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<()> {
     fs::remove_file(image).context("nvme made no image")?;
     ensure!(failed.is_empty(), "failed: {}", failed.join(", "));
     Ok(())
-}
-
-/// The source tree of the package, as far as it is needed.
-fn unpack(workspace: &Workspace, work: &Path) -> Result<PathBuf> {
-    let fetched = Archive::new(workspace)?.fetch(&PIN)?;
-    let tree = work.join(format!("linux-{}", fetched.version));
-    if tree.is_dir() {
-        return Ok(tree);
-    }
-    let archive = fetched.root.join("usr/src").join(format!("{}.tar.xz", PIN.package));
-    ensure!(archive.is_file(), "{} holds no {}", fetched.root.display(), archive.display());
-    println!("unpacking the selftests of Linux {}", fetched.version);
-    let partial = work.join("partial");
-    let _ = fs::remove_dir_all(&partial);
-    fs::create_dir_all(&partial)?;
-    let mut tar = Command::new("tar");
-    tar.arg("-xf").arg(&archive).arg("-C").arg(&partial);
-    tar.args(["--strip-components=1", "--wildcards"]);
-    process::run(tar.args(PARTS.map(|part| format!("*/{part}"))))?;
-    fs::rename(&partial, &tree)?;
-    Ok(tree)
 }
 
 /// Compiles the tests and returns them in the order of [`TESTS`].
@@ -150,81 +112,4 @@ fn build(source: &Path, headers: &Path, work: &Path) -> Result<Vec<PathBuf>> {
         Ok(path)
     };
     TESTS.iter().map(program).collect()
-}
-
-/// What a test says at its end, and why it left cases out.
-#[derive(Debug, Default, PartialEq, Eq)]
-struct Totals {
-    passed: u32,
-    failed: u32,
-    skipped: u32,
-    /// Reasons for skipping, each once.
-    reasons: Vec<String>,
-}
-
-impl Totals {
-    /// Reads the output of kselftest_harness.h.
-    fn read(text: &str) -> Result<Self> {
-        let line = text.lines().rev().find_map(|line| line.strip_prefix("# Totals: "));
-        let Some(line) = line else { bail!("there is no line of totals") };
-        let mut totals = Self::default();
-        for word in line.split_whitespace() {
-            let (key, count) = word.split_once(':').context("a total without a count")?;
-            let count: u32 = count.parse().context("a count that is none")?;
-            match key {
-                "pass" => totals.passed += count,
-                "skip" => totals.skipped += count,
-                "fail" | "xfail" | "xpass" | "error" => totals.failed += count,
-                other => bail!("an unknown total {other:?}"),
-            }
-        }
-        let mut reasons: Vec<String> = text
-            .lines()
-            .filter_map(|line| line.strip_prefix("#      SKIP      "))
-            .map(str::to_owned)
-            .collect();
-        reasons.sort();
-        reasons.dedup();
-        totals.reasons = reasons;
-        Ok(totals)
-    }
-
-    /// Whether every one of `cases` passed or said why it did not run.
-    fn complete(&self, cases: u32) -> bool {
-        let explained = self.skipped == 0 || !self.reasons.is_empty();
-        self.failed == 0 && explained && self.passed + self.skipped == cases
-    }
-}
-
-impl std::fmt::Display for Totals {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} passed, {} failed, {} skipped", self.passed, self.failed, self.skipped)?;
-        if self.reasons.is_empty() { Ok(()) } else { write!(f, " ({})", self.reasons.join("; ")) }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const TEXT: &str = "ok 1 a\n#      SKIP      no pages\nok 2 b # SKIP no pages\n#      SKIP      no pages\n\
-                        # Totals: pass:1 fail:0 xfail:0 xpass:0 skip:2 error:0\n";
-
-    #[test]
-    fn totals_and_reasons_are_read() {
-        let totals = Totals::read(TEXT).expect("totals");
-        assert_eq!((totals.passed, totals.failed, totals.skipped), (1, 0, 2));
-        assert_eq!(totals.to_string(), "1 passed, 0 failed, 2 skipped (no pages)");
-        assert!(totals.complete(3));
-        assert!(!totals.complete(4), "a case is missing");
-    }
-
-    #[test]
-    fn a_test_that_fails_or_dies_is_not_complete() {
-        let failing = TEXT.replace("fail:0", "fail:1");
-        assert!(!Totals::read(&failing).expect("totals").complete(4));
-        assert!(Totals::read("ok 1 a\n").is_err());
-        let silent = "# Totals: pass:1 fail:0 xfail:0 xpass:0 skip:1 error:0\n";
-        assert!(!Totals::read(silent).expect("totals").complete(2), "a skip without a reason");
-    }
 }

@@ -41,6 +41,13 @@ pub(crate) struct Args {
     test_header: Option<PathBuf>,
 }
 
+impl Args {
+    /// A comparison of `iommufd::test` too.
+    pub(crate) fn with_test_header(file: PathBuf) -> Self {
+        Self { test_header: Some(file), ..Self::default() }
+    }
+}
+
 /// What a comparison found.
 #[derive(Debug, Default)]
 struct Findings {
