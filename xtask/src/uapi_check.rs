@@ -212,11 +212,12 @@ fn ask_about_field(
             ours: Value::count(field.offset),
         });
     }
-    let size = |name: &&str| format!("sizeof({}.{name})", place.object());
-    let largest = c_names.iter().map(size).reduce(|a, b| format!("MAX({a}, {b})"));
+    // The members of a union, as one: its size is that of the largest.
+    let member = |name: &&str| format!("__typeof__({}.{name}) {name};", place.object());
+    let members: Vec<String> = c_names.iter().map(member).collect();
     questions.push(Question {
         what: format!("size of {what}"),
-        expression: largest.expect("a field has a C name"),
+        expression: format!("sizeof(union {{ {} }})", members.join(" ")),
         ours: Value::count(field.size),
     });
     if let (Some(signed), [name]) = (field.signed, c_names) {

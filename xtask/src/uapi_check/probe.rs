@@ -64,7 +64,7 @@ impl Headers {
     ) -> Result<Vec<(&'q Question, String)>> {
         let mut program = self.includes();
         program.push_str("#include <stddef.h>\n#include <stdio.h>\n");
-        program.push_str("#define MAX(a, b) ((a) > (b) ? (a) : (b))\n\nint main(void)\n{\n");
+        program.push_str("\nint main(void)\n{\n");
         for question in questions {
             let (format, cast) = match question.ours {
                 Value::Number { .. } => ("%llu", "(unsigned long long)"),
