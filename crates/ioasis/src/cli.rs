@@ -129,8 +129,13 @@ fn start(run: Run) -> Result<ExitCode> {
     let machine = Machine {
         iommu,
         devices,
-        view: view::Options { host_pci, fault_injection, ..view::Options::default() },
-        iommu_of: vec![0; description.devices.len()],
+        view: view::Options {
+            host_pci,
+            fault_injection,
+            iommus: (0..description.iommus.len()).map(hardware::in_sysfs).collect(),
+            ..view::Options::default()
+        },
+        iommu_of: description.devices.iter().map(|device| device.iommu).collect(),
     };
     let options = RunOptions { command: run.command, leftovers, machine, trace };
     match ioasis_supervisor::run(options) {

@@ -7,6 +7,7 @@ use anyhow::{Context, Result, ensure};
 use ioasis_iommufd::type1::GroupKind;
 use ioasis_iommufd::{self as iommufd, Endpoint, EndpointConfig, Group, Iommu};
 use ioasis_pci::{Function, Windows};
+use ioasis_supervisor::view;
 use ioasis_vfio::{Machine, Placement};
 
 use crate::machine::{Description, IommuKind};
@@ -26,6 +27,12 @@ pub(crate) enum MockHardware {
     Present,
     /// As on any machine but a kernel developer's.
     Absent,
+}
+
+/// What /sys/class/iommu shows of the IOMMU with this index.
+pub(crate) fn in_sysfs(index: usize) -> view::Iommu {
+    let mut iommus = view::Options::default().iommus;
+    view::Iommu { name: format!("dmar{index}"), ..iommus.swap_remove(0) }
 }
 
 /// The devices of `description`, which is placed, and what they share.

@@ -214,7 +214,7 @@ pub(super) fn mmap(caller: &Caller<'_>, call: &Notification) -> Result<Decision>
     if let Some(trace) = &caller.server.trace {
         let (region, offset) = place(offset);
         let map = Map { region, offset, length, protection, flags };
-        trace.mmap(caller.task.process.pid(), target.traced(), map, result.map(|()| 0));
+        trace.mmap(caller.task.process.pid(), target.traced(), map, result);
     }
     result?;
     Ok(Decision::CONTINUE)

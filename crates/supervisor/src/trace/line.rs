@@ -130,7 +130,7 @@ pub(super) fn call_text(
     }
     let _ = match (result, returned) {
         (Ok(value), Returned::Number) => writeln!(line, ") = {value}"),
-        (Ok(value), Returned::Address) => writeln!(line, ") = {value:#x}"),
+        (Ok(_), Returned::Unseen) => writeln!(line, ") = ?"),
         (Err(error), _) => writeln!(line, ") = -1 {} ({})", error.errno, reason(error)),
     };
 }

@@ -197,8 +197,8 @@ impl Trace {
         self.call(pid, name, &arguments, result, Returned::Number);
     }
 
-    /// Writes the line of a mmap of a device.
-    pub fn mmap(&self, pid: u32, file: File<'_>, map: Map, result: Result<i64>) {
+    /// Writes the line of a mmap of a device: refused here, or left to the kernel, whose answer is not seen.
+    pub fn mmap(&self, pid: u32, file: File<'_>, map: Map, result: Result<()>) {
         let arguments = [
             ("fd", opened(file.fd, file.path)),
             ("at", line::place(map.region, map.offset)),
@@ -206,7 +206,7 @@ impl Trace {
             ("prot", line::protection(map.protection)),
             ("flags", line::map_flags(map.flags)),
         ];
-        self.call(pid, "mmap", &arguments, result, Returned::Address);
+        self.call(pid, "mmap", &arguments, result.map(|()| 0), Returned::Unseen);
     }
 
     /// Writes the line of any other call of the client that was answered here, such as a write to a sysfs file.
@@ -257,7 +257,8 @@ const fn missing(format: Format) -> fn(u64) -> String {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Returned {
     Number,
-    Address,
+    /// The kernel went on with the call.
+    Unseen,
 }
 
 /// A descriptor and what it leads to.
