@@ -4,26 +4,49 @@
 //! table's own. Segments are added and never moved or freed before the arena is; which frames are in use is the
 //! writer's knowledge (`tables`).
 
+use alloc::boxed::Box;
 use core::fmt;
-use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
+use crate::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use crate::sync::sized;
 use ioasis_uapi::{Errno, Error, Result};
 use once_cell::race::OnceBox;
-use zerocopy::FromZeros;
 
-/// lg2 of the words in a segment: 1 MiB, left untouched by the system until used.
-const SEGMENT_WORDS_LG2: u32 = 17;
-const SEGMENT_WORDS: usize = 1 << SEGMENT_WORDS_LG2;
+/// Words in a segment: 1 MiB, left untouched by the system until used.
+const SEGMENT_WORDS: usize = sized(1 << 17, 1 << 13, 1 << 4);
+const SEGMENT_WORDS_LG2: u32 = SEGMENT_WORDS.trailing_zeros();
 /// Segments of an arena: 4 GiB of tables, twice what 1 TiB of 4 KiB leaves takes.
-const SEGMENTS: usize = 4096;
+const SEGMENTS: usize = sized(4096, 64, 8);
 /// The smallest table, in words.
-const TABLE_WORDS_MIN: usize = 512;
+const TABLE_WORDS_MIN: usize = sized(512, 512, 2);
 
-#[derive(FromZeros)]
+#[cfg_attr(not(any(loom, ioasis_shuttle)), derive(zerocopy::FromZeros))]
 struct Segment {
-    words: [AtomicU64; SEGMENT_WORDS],
+    words: Many<AtomicU64, SEGMENT_WORDS>,
     /// By table: not zero once a leaf below it became dirty.
-    touched: [AtomicU8; SEGMENT_WORDS / TABLE_WORDS_MIN],
+    touched: Many<AtomicU8, { SEGMENT_WORDS / TABLE_WORDS_MIN }>,
+}
+
+#[cfg(not(any(loom, ioasis_shuttle)))]
+type Many<T, const N: usize> = [T; N];
+/// A checker's atomics are large, and its stacks small.
+#[cfg(any(loom, ioasis_shuttle))]
+type Many<T, const N: usize> = Box<[T]>;
+
+impl Segment {
+    /// Memory that the system gives out zeroed; it is not touched here.
+    #[cfg(not(any(loom, ioasis_shuttle)))]
+    fn blank() -> Result<Box<Self>, zerocopy::AllocError> {
+        <Self as zerocopy::FromZeros>::new_box_zeroed()
+    }
+
+    #[cfg(any(loom, ioasis_shuttle))]
+    fn blank() -> Result<Box<Self>, ()> {
+        Ok(Box::new(Self {
+            words: (0..SEGMENT_WORDS).map(|_| AtomicU64::new(0)).collect(),
+            touched: (0..SEGMENT_WORDS / TABLE_WORDS_MIN).map(|_| AtomicU8::new(0)).collect(),
+        }))
+    }
 }
 
 /// All tables of one page table.
@@ -50,7 +73,7 @@ impl Arena {
             return Err(Error::at(Errno::ENOMEM, "the table arena is full", frame.into()));
         };
         segment
-            .get_or_try_init(Segment::new_box_zeroed)
+            .get_or_try_init(Segment::blank)
             .map(|_| ())
             .map_err(|_| Error::at(Errno::ENOMEM, "no memory for tables", frame.into()))
     }

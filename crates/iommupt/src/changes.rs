@@ -8,11 +8,11 @@
 //! later; the writer puts a release fence before it does, and the reader an acquire fence between reading ranges and
 //! reading the count again, so that whoever read an overwritten range also sees that it is too late.
 
-use core::sync::atomic::{AtomicU64, Ordering, fence};
-
+use crate::sync::atomic::{AtomicU64, Ordering, fence};
+use crate::sync::sized;
 use crate::{Iova, IovaRange};
 
-const RANGES: usize = 64;
+const RANGES: usize = sized(64, 64, 2);
 
 /// The changes of one page table.
 #[derive(Debug)]
@@ -25,7 +25,7 @@ impl Default for Changes {
     fn default() -> Self {
         Self {
             count: AtomicU64::new(0),
-            ranges: [const { (AtomicU64::new(0), AtomicU64::new(0)) }; RANGES],
+            ranges: core::array::from_fn(|_| (AtomicU64::new(0), AtomicU64::new(0))),
         }
     }
 }

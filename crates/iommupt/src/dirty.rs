@@ -5,10 +5,9 @@
 //! may still write: who reports the result first waits ([`Quiesce::wait`](crate::Quiesce::wait)) and drops cached
 //! translations.
 
-use core::sync::atomic::Ordering;
-
 use crate::format::{Entry, Format, low_bits};
 use crate::page_table::Writer;
+use crate::sync::atomic::Ordering;
 use crate::unmap::Node;
 use crate::walk::frame_of;
 use crate::{Dirty, Iova, IovaRange};

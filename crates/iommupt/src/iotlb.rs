@@ -13,11 +13,12 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
 
+use crate::sync::sized;
 use crate::{Changes, Fault, Iova, IovaRange, Pa, Prot, Run, TableReader};
 use ioasis_uapi::{Errno, Error, Result};
 
 /// Entries for leaves of less than [`LARGE_LG2`], and as many for larger ones.
-const ENTRIES: usize = 4096;
+const ENTRIES: usize = sized(4096, 8, 2);
 const SMALL_LG2: u32 = 12;
 const LARGE_LG2: u32 = 21;
 /// Address spaces of one requester: their number stands in the low bits of a tag.

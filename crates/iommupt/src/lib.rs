@@ -92,6 +92,7 @@ mod quiesce;
 mod split;
 #[cfg(test)]
 mod suite;
+mod sync;
 mod table;
 mod tables;
 mod unmap;

@@ -1,10 +1,10 @@
 //! Mapping runs with the largest leaves that fit.
 
 use core::ops::Range;
-use core::sync::atomic::Ordering;
 
 use crate::format::{Format, low_bits};
 use crate::page_table::{Place, Writer};
+use crate::sync::atomic::Ordering;
 use crate::{Iova, IovaRange, Prot, Run};
 use ioasis_uapi::{Errno, Error, Result};
 

@@ -2,10 +2,10 @@
 
 use alloc::sync::Arc;
 use core::fmt;
-use core::sync::atomic::{AtomicU64, Ordering};
 
 use crate::format::{Entry, Format, all_sizes, low_bits};
 use crate::quiesce::Quiesce;
+use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::tables::{Blank, Tables};
 use crate::walk::{Reader, address_of, frame_of};
 use crate::{Dirty, Iova, IovaRange, Prot, Run, TableReader, TableWriter};

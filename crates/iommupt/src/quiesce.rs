@@ -5,8 +5,9 @@
 //! is used any more. The page table itself waits before it uses the memory of a dropped table again.
 
 use core::fmt::Debug;
-use core::hint::spin_loop;
-use core::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::sync::atomic::{AtomicUsize, Ordering};
+use crate::sync::spin_loop;
 
 /// Sections of translating threads, and waiting for them.
 ///

@@ -1,9 +1,8 @@
 //! Splitting a leaf that straddles an edge.
 
-use core::sync::atomic::Ordering;
-
 use crate::format::{Entry, Format, low_bits};
 use crate::page_table::Writer;
+use crate::sync::atomic::Ordering;
 use crate::tables::Blank;
 use crate::unmap::Node;
 use crate::walk::{BROKEN, Spot, address_of, frame_of, output};

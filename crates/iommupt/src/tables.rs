@@ -4,10 +4,11 @@ use alloc::vec::Vec;
 
 use crate::arena::Arena;
 use crate::quiesce::Quiesce;
+use crate::sync::sized;
 use ioasis_uapi::{Errno, Error, Result};
 
 /// Retired tables that are worth a grace period.
-const RETIRED_BATCH: usize = 64;
+const RETIRED_BATCH: usize = sized(64, 2, 1);
 
 /// What the writer knows of a table.
 #[derive(Clone, Copy, Debug)]

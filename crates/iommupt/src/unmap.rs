@@ -1,15 +1,15 @@
 //! Unmapping, with and without looking at what is removed.
 
-use core::sync::atomic::Ordering;
-
 use crate::format::{Entry, Format, low_bits};
 use crate::page_table::Writer;
+use crate::sync::atomic::Ordering;
+use crate::sync::sized;
 use crate::walk::{frame_of, output};
 use crate::{Iova, IovaRange, Pa, Run};
 use ioasis_uapi::{Errno, Error, Result};
 
 /// Empty tables that are worth a sweep.
-const IDLE_BATCH: usize = 64;
+const IDLE_BATCH: usize = sized(64, 2, 1);
 
 /// What becomes of the leaves that are removed.
 trait Sink {

@@ -16,12 +16,12 @@
 
 use alloc::sync::Arc;
 use core::fmt;
-use core::hint::spin_loop;
 use core::marker::PhantomData;
-use core::sync::atomic::Ordering;
 
 use crate::arena::Arena;
 use crate::format::{Entry, Format, low_bits};
+use crate::sync::atomic::Ordering;
+use crate::sync::spin_loop;
 use crate::{Changes, Fault, Iova, IovaRange, Pa, Prot, Run, TableReader};
 
 /// The reading side of a page table.

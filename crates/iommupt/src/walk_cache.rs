@@ -5,11 +5,12 @@ use alloc::sync::Arc;
 use core::fmt;
 
 use crate::format::{Entry, Format};
+use crate::sync::sized;
 use crate::walk::{Reader, output};
 use crate::{Iova, Pa};
 
 /// With 4 KiB pages and 512 items, 8 GiB of IOVAs.
-const ENTRIES: usize = 4096;
+const ENTRIES: usize = sized(4096, 8, 2);
 
 /// A level 0 table and what it translates.
 #[derive(Clone, Copy)]

@@ -1,0 +1,25 @@
+//! The atomics of this crate: the only ones it uses, so that a checker can stand behind all of them.
+//!
+//! With `--cfg loom` they are loom's, which tries every interleaving and every value that the memory orderings let a load
+//! see; with `--cfg ioasis_shuttle` shuttle's, which runs long sequences under many schedules and takes every ordering for
+//! the strongest. `schedules` holds the tests for both. A `cfg` and no cargo feature, because features add up across a
+//! build: one crate that asked for it would change everybody's tables.
+
+#[cfg(not(any(loom, ioasis_shuttle)))]
+pub(crate) use core::{hint::spin_loop, sync::atomic};
+#[cfg(loom)]
+pub(crate) use loom::{hint::spin_loop, sync::atomic};
+#[cfg(ioasis_shuttle)]
+pub(crate) use shuttle::{sync::atomic, thread::yield_now as spin_loop};
+
+/// One of three sizes: what the crate is made with, with shuttle behind the atomics, with loom. Under a checker every atomic
+/// costs, and a few of each kind make what is rare happen often.
+pub(crate) const fn sized(size: usize, shuttle: usize, loom: usize) -> usize {
+    if cfg!(loom) {
+        loom
+    } else if cfg!(ioasis_shuttle) {
+        shuttle
+    } else {
+        size
+    }
+}
