@@ -20,6 +20,8 @@ enum Work {
     Tests(&'static [&'static str]),
     /// The same for tests that kill, as often as `IOASIS_KILLS` says.
     Kills(&'static [&'static str]),
+    /// The same for tests that start runs, as many as `IOASIS_RUNS` says and `IOASIS_TOGETHER` at once.
+    Runs(&'static [&'static str]),
     /// Every fuzz target.
     Fuzz,
 }
@@ -66,6 +68,20 @@ const JOBS: &[Job] = &[
         work: Work::Kills(&["-p", "ioasis", "--test", "durability"]),
         total: 100,
         step: 25,
+    },
+    Job {
+        name: "kills",
+        what: "SIGKILL of supervisor and of watchdog at random moments of a qemu-img, each as often",
+        work: Work::Kills(&["-p", "ioasis", "--test", "kills"]),
+        total: 200,
+        step: 50,
+    },
+    Job {
+        name: "leftovers",
+        what: "runs in a row; a step also starts 64 at once",
+        work: Work::Runs(&["-p", "ioasis-supervisor", "--test", "leftovers"]),
+        total: 1000,
+        step: 1000,
     },
     Job {
         name: "fuzz",
@@ -161,7 +177,7 @@ fn soak(workspace: &Workspace, job: &Job, args: &Args) -> Result<()> {
 
 fn step(workspace: &Workspace, job: &Job, seed: u64) -> Result<()> {
     match job.work {
-        Work::Tests(arguments) | Work::Kills(arguments) => {
+        Work::Tests(arguments) | Work::Kills(arguments) | Work::Runs(arguments) => {
             tools::ensure_subcommand(workspace, "cargo-nextest")?;
             let mut cargo = workspace.cargo();
             cargo
@@ -169,11 +185,13 @@ fn step(workspace: &Workspace, job: &Job, seed: u64) -> Result<()> {
                 .args(arguments);
             let counts: &[&str] = match job.work {
                 Work::Kills(_) => &["IOASIS_KILLS"],
+                Work::Runs(_) => &["IOASIS_RUNS"],
                 _ => &["IOASIS_SEQUENCES", "PROPTEST_CASES"],
             };
             for name in counts {
                 cargo.env(name, job.step.to_string());
             }
+            cargo.env("IOASIS_TOGETHER", "64");
             for name in ["IOASIS_SEED", "PROPTEST_RNG_SEED"] {
                 cargo.env(name, seed.to_string());
             }

@@ -144,3 +144,28 @@ fn a_trace_shows_the_calls_with_their_results() {
         assert!(text.contains(part), "no {part} in {text}");
     }
 }
+
+#[test]
+fn an_attribute_of_sysfs_is_not_written_and_the_trace_says_so() {
+    // One that Linux lets root write, one that it lets nobody write.
+    let attributes =
+        ["/sys/bus/pci/drivers/vfio-pci/new_id", "/sys/bus/pci/devices/0000:01:00.0/vendor"];
+    let trace = std::env::temp_dir().join(format!("ioasis-attributes-{}", std::process::id()));
+    let trace = trace.to_str().unwrap();
+    for attribute in attributes {
+        for mut command in std::iter::once(ioasis()).chain(bench::unprivileged()) {
+            let script = format!("echo 1 2 > {attribute}");
+            let command = with_testdev(command.args(["--trace", trace]));
+            let output = bounded(command.args(["sh", "-c", &script]));
+            let text = std::fs::read_to_string(trace).unwrap();
+            std::fs::remove_file(trace).unwrap();
+            assert_ne!(output.status.code(), Some(0));
+            assert!(
+                String::from_utf8_lossy(&output.stderr).contains("Permission denied"),
+                "{output:?}"
+            );
+            let line = text.lines().find(|line| line.contains(attribute));
+            assert!(line.is_some_and(|line| line.contains("= -1 EACCES (")), "{text}");
+        }
+    }
+}

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use ioasis_iommufd::{Client as _, inject};
 use ioasis_sys::notify::{Answer, Notification, OnExec};
 use ioasis_uapi::{Errno, Error, Result};
-use rustix::fs::OFlags;
+use rustix::fs::{FileType, OFlags};
 
 use super::client::Caller;
 use super::ioctl::open_device;
@@ -48,6 +48,10 @@ pub(super) fn open(caller: &Caller<'_>, call: &Notification, wait: Wait) -> Deci
         _ if access == NO_ACCESS => return Decision::CONTINUE,
         Target::Node(Node::Attribute(_)) if access == 0 => return Decision::CONTINUE,
         Target::Node(node) => open_node(caller, node, access_of(access)),
+        Target::ReadOnly if access == 0 => return Decision::CONTINUE,
+        Target::ReadOnly => {
+            Err(Error::new(Errno::EACCES, "Linux lets nobody write this attribute"))
+        }
         Target::Anonymous => {
             Err(Error::new(Errno::ENXIO, "an anonymous file cannot be opened by a path"))
         }
@@ -119,6 +123,9 @@ fn access_of(flags: u32) -> OFlags {
 /// What a path leads to.
 enum Target {
     Node(Node),
+    /// An attribute without a store function: sysfs refuses it to root too (`KERNFS_ROOT_EXTRA_OPEN_PERM_CHECK`,
+    /// fs/kernfs/file.c).
+    ReadOnly,
     /// A file of ours that has no node.
     Anonymous,
 }
@@ -130,6 +137,14 @@ fn node(caller: &Caller<'_>, file: &OwnedFd) -> Option<Target> {
         |identity: &&view::Identity| (identity.dev, identity.ino) == (stat.st_dev, stat.st_ino);
     if let Some(identity) = server.nodes.iter().find(is_it) {
         return Some(Target::Node(identity.node));
+    }
+    let beside_attributes = |identity: &view::Identity| {
+        identity.dev == stat.st_dev && matches!(identity.node, Node::Attribute(_))
+    };
+    if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
+        && server.nodes.iter().any(beside_attributes)
+    {
+        return Some(Target::ReadOnly);
     }
     // A link in /proc/PID/fd leads to the file itself; opening a device anew is opening its node.
     let opened = server.files.get(stat.st_dev, stat.st_ino)?;
