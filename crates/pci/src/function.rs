@@ -175,6 +175,14 @@ impl Function {
         }
     }
 
+    /// Brings the interrupt pin to the level its cause has by now, where the worker may not have looked yet: to be
+    /// called before a masked pin is unmasked.
+    pub fn update_line(&self) {
+        if let Some(session) = self.session() {
+            self.device.update_line(&session);
+        }
+    }
+
     /// Reads configuration space.
     ///
     /// # Errors

@@ -48,6 +48,18 @@ pub trait Model: Debug + Send {
     /// `EFAULT` when a BAR page cannot be reached; the device is then dead until it is reset.
     fn poll(&mut self, bus: &Bus<'_>) -> Result<Progress>;
 
+    /// Brings the interrupt pin to the level its cause has by now, and does nothing else. Called before a masked pin
+    /// is heard again: a program that took away the cause with a store to a mapped page must not hear of it once more.
+    /// Never while memory decoding is off.
+    ///
+    /// # Errors
+    ///
+    /// `EFAULT` as [`Model::poll`].
+    fn update_line(&mut self, bus: &Bus<'_>) -> Result<()> {
+        let _ = bus;
+        Ok(())
+    }
+
     /// Reads `bytes.len()` bytes (1, 2, 4 or 8, aligned) of BAR `bar`, outside its mappable ranges and the MSI-X
     /// structures.
     fn bar_read(&mut self, bus: &Bus<'_>, bar: usize, offset: u64, bytes: &mut [u8]) {

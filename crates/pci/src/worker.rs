@@ -67,6 +67,16 @@ impl Device {
         done
     }
 
+    /// The pin as the BAR pages have it by now.
+    pub(crate) fn update_line(&self, session: &Session) {
+        if self.dead.load(Ordering::Acquire) || !self.gate.memory_enabled() {
+            return;
+        }
+        if self.model().update_line(&self.bus(session)).is_err() {
+            self.dead.store(true, Ordering::Release);
+        }
+    }
+
     /// One poll, or `None` when the model is not to be polled before something is called.
     fn poll(&self, bus: &Bus<'_>) -> Option<Progress> {
         while self.waiting.load(Ordering::Acquire) != 0 {

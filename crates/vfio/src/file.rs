@@ -63,7 +63,7 @@ const IOCTLS: [(u32, Handler); 12] = [
         zero(info::irq(client, file.device.function(), address))
     }),
     (vfio::DEVICE_SET_IRQS, |file, client, address| {
-        zero(file.device.interrupts().set(client, file.device.function(), address))
+        zero(file.device.interrupts().set(client, file.device.shared_function(), address))
     }),
     (vfio::DEVICE_RESET, |file, _, _| zero(file.reset())),
     (vfio::DEVICE_GET_PCI_HOT_RESET_INFO, |file, client, address| {

@@ -7,6 +7,7 @@ use ioasis_sys::eventfd::EventFd;
 use ioasis_uapi::vfio::{self, IrqSet};
 use ioasis_uapi::{Errno, Error, Result};
 
+use super::pin::Pin;
 use super::{Gate, Interrupts, Messages, Mode};
 use crate::watch::Watch;
 use crate::{Client, arg};
@@ -127,14 +128,21 @@ impl Interrupts {
     /// `EFAULT`; `EINVAL` for every malformed or contradictory call; `ENOTTY` for an action the index does not
     /// have; `ERANGE` when MSI or MSI-X is enabled with no vector; `EBADF` or `EINVAL` for what is no eventfd;
     /// `EBUSY` when INTx has an unmask eventfd.
-    pub(crate) fn set(&self, client: &dyn Client, function: &Function, address: u64) -> Result<()> {
+    pub(crate) fn set(
+        &self,
+        client: &dyn Client,
+        function: &Arc<Function>,
+        address: u64,
+    ) -> Result<()> {
         let call = read(client, function, address)?;
         let mut gate = self.gate.lock();
         let absent = Error::at(Errno::ENOTTY, "that index has no such action", call.index.into());
         let action = call.action.ok_or(absent)?;
         match (call.index, action) {
             (vfio::PCI_INTX_IRQ_INDEX, Action::Mask) => self.mask(&gate, &call),
-            (vfio::PCI_INTX_IRQ_INDEX, Action::Unmask) => self.unmask(&mut gate, client, &call),
+            (vfio::PCI_INTX_IRQ_INDEX, Action::Unmask) => {
+                self.unmask(&mut gate, client, function, &call)
+            }
             (vfio::PCI_INTX_IRQ_INDEX, Action::Trigger) => {
                 self.set_pin(&mut gate, client, function, &call)
             }
@@ -162,21 +170,32 @@ impl Interrupts {
         Ok(())
     }
 
-    fn unmask(&self, gate: &mut Gate, client: &dyn Client, call: &Call) -> Result<()> {
+    fn unmask(
+        &self,
+        gate: &mut Gate,
+        client: &dyn Client,
+        function: &Arc<Function>,
+        call: &Call,
+    ) -> Result<()> {
         if gate.mode != Mode::Intx || !call.is_single() {
             return Err(inactive());
         }
+        let unmask = |pin: &Pin, function: &Function| {
+            function.update_line();
+            pin.unmask();
+        };
         match &call.data {
-            Data::None => self.pin.unmask(),
-            Data::Bool(flags) if flags[0] => self.pin.unmask(),
+            Data::None => unmask(&self.pin, function),
+            Data::Bool(flags) if flags[0] => unmask(&self.pin, function),
             Data::Bool(_) => {}
             Data::Eventfd(fds) => match trigger(client, fds[0])? {
                 Some(_) if gate.unmask.is_some() => {
                     return Err(Error::new(Errno::EBUSY, "INTx has an unmask eventfd"));
                 }
                 Some(eventfd) => {
-                    let pin = Arc::clone(&self.pin);
-                    gate.unmask = Some(Watch::start(eventfd, Box::new(move || pin.unmask()))?);
+                    let (pin, function) = (Arc::clone(&self.pin), Arc::clone(function));
+                    let action = Box::new(move || unmask(&pin, &function));
+                    gate.unmask = Some(Watch::start(eventfd, action)?);
                 }
                 None => gate.unmask = None,
             },

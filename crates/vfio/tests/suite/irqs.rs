@@ -9,7 +9,7 @@ use ioasis_uapi::{Errno, Result};
 use ioasis_vfio::DeviceFile;
 use zerocopy::IntoBytes;
 
-use crate::rig::{ARG, BASE, LENGTH, LINE, MSI, MSIX, NOWHERE, RAISE, Rig, at, errno};
+use crate::rig::{ACKNOWLEDGE, ARG, BASE, LENGTH, LINE, MSI, MSIX, NOWHERE, RAISE, Rig, at, errno};
 
 const NONE: u32 = vfio::IRQ_SET_DATA_NONE;
 const BOOL: u32 = vfio::IRQ_SET_DATA_BOOL;
@@ -292,6 +292,21 @@ fn a_pin_is_heard_once_and_again_when_unmasked() {
     assert_eq!(event.take(), None, "quiet");
     irqs.line(1);
     assert_eq!(event.take(), Some(1));
+}
+
+#[test]
+fn a_pin_whose_cause_the_program_took_away_is_not_heard_when_it_unmasks() {
+    let irqs = Irqs::new();
+    let (fd, event) = irqs.event();
+    irqs.set_events(INTX, 0, &[fd]).expect("INTx");
+    irqs.line(1);
+    assert_eq!(event.take(), Some(1));
+    irqs.rig.write32(&irqs.file, ACKNOWLEDGE, 1);
+    irqs.set(INTX, NONE | UNMASK, 0, 1, &[]).expect("unmask");
+    assert_eq!(event.take(), None, "its cause is gone, though the worker has not looked");
+    irqs.rig.write32(&irqs.file, ACKNOWLEDGE, 0);
+    irqs.line(1);
+    assert_eq!(event.take(), Some(1), "a new cause is heard");
 }
 
 #[test]

@@ -36,6 +36,8 @@ pub(crate) const ARG: u64 = BASE + 0x100;
 /// BAR 0: registers that trap, and the MSI-X table.
 pub(crate) const RAISE: u64 = 0x1000;
 pub(crate) const LINE: u64 = 0x1004;
+/// Mapped: anything but 0 there takes the cause of the pin away.
+pub(crate) const ACKNOWLEDGE: u64 = 0x2000;
 pub(crate) const FETCH: u64 = 0x1008;
 pub(crate) const SCRATCH: u64 = 0x1018;
 pub(crate) const TABLE: u64 = 0x3000;
@@ -94,6 +96,13 @@ impl Model for Probe {
 
     fn poll(&mut self, _bus: &Bus<'_>) -> Result<Progress> {
         Ok(Progress::Idle)
+    }
+
+    fn update_line(&mut self, bus: &Bus<'_>) -> Result<()> {
+        if bus.pages(0).load_u32(ACKNOWLEDGE)? != 0 {
+            bus.set_line(Line::Deasserted);
+        }
+        Ok(())
     }
 
     fn bar_read(&mut self, _bus: &Bus<'_>, bar: usize, offset: u64, bytes: &mut [u8]) {

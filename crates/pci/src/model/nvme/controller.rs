@@ -131,6 +131,29 @@ impl Controller {
         Ok(progress)
     }
 
+    /// Takes the heads the program has stored by now, and the masks, and sets the pin.
+    pub(super) fn update_line(&mut self, bus: &Bus<'_>) -> Result<()> {
+        if !self.runs() {
+            return Ok(());
+        }
+        for slot in 0..self.used {
+            let (_, head) = self.doorbells(bus, slot)?;
+            self.take_head(slot, head);
+        }
+        self.take_masks(bus)?;
+        bus.set_line(self.line());
+        Ok(())
+    }
+
+    /// The doorbells of queue `slot`: submission tail and completion head.
+    fn doorbells(&self, bus: &Bus<'_>, slot: usize) -> Result<(u32, u32)> {
+        let id = u16::try_from(slot).expect("at most 64 queues");
+        let pair = bus.pages(BAR).load_u64(doorbells(id))?.to_le_bytes();
+        let [tail, head] = [&pair[..4], &pair[4..]]
+            .map(|half| u32::from_le_bytes(half.try_into().expect("four bytes")));
+        Ok((tail, head))
+    }
+
     fn runs(&self) -> bool {
         self.status == registers::CSTS_READY
     }
@@ -229,10 +252,7 @@ impl Controller {
         let mut progress = Progress::Idle;
         let mut slot = 0;
         while slot < self.used && self.runs() {
-            let id = u16::try_from(slot).expect("at most 64 queues");
-            let pair = bus.pages(BAR).load_u64(doorbells(id))?.to_le_bytes();
-            let [tail, head] = [&pair[..4], &pair[4..]]
-                .map(|half| u32::from_le_bytes(half.try_into().expect("four bytes")));
+            let (tail, head) = self.doorbells(bus, slot)?;
             if self.take_head(slot, head) | self.turn(bus, slot, tail)? {
                 progress = Progress::Worked;
             }

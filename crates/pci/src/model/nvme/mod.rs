@@ -167,6 +167,10 @@ impl Model for Nvme {
         self.0.reset(bus)
     }
 
+    fn update_line(&mut self, bus: &Bus<'_>) -> Result<()> {
+        self.0.update_line(bus)
+    }
+
     fn poll(&mut self, bus: &Bus<'_>) -> Result<Progress> {
         self.0.poll(bus)
     }

@@ -144,6 +144,21 @@ fn the_pin_follows_the_completion_queue() {
 }
 
 #[test]
+fn the_pin_follows_a_head_before_the_next_poll() {
+    let mut rig = Rig::with_queue(&[]);
+    let pin = |rig: &Rig| rig.interrupts.asserted.load(std::sync::atomic::Ordering::SeqCst);
+    rig.submit(1, &[transfer(READ, 0, 1, [DATA, 0])]);
+    rig.poll();
+    assert_eq!(rig.answers(1).len(), 1);
+    assert!(pin(&rig));
+    rig.update_line();
+    assert!(!pin(&rig), "the completion was taken");
+    rig.update_line();
+    rig.poll();
+    assert!(!pin(&rig));
+}
+
+#[test]
 fn a_masked_vector_is_raised_when_it_is_unmasked() {
     let mut rig = Rig::with_queue(&[]);
     rig.pages.store_u32(INTMS, 1 << 1).expect("mapped");

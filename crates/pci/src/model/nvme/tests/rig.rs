@@ -185,6 +185,12 @@ impl Rig {
         while self.model.poll(&bus).expect("pages are there") == Progress::Worked {}
     }
 
+    /// What a program that unmasks the pin sets off.
+    pub(super) fn update_line(&mut self) {
+        let bus = Bus::new(&self.session, &self.gate, &self.line);
+        self.model.update_line(&bus).expect("pages are there");
+    }
+
     /// Calls `f` with the bus the controller sees.
     pub(super) fn bus<T>(&self, f: impl FnOnce(&Bus<'_>) -> T) -> T {
         f(&Bus::new(&self.session, &self.gate, &self.line))
