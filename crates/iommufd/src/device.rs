@@ -138,6 +138,10 @@ impl Device {
         if let Some(driver) = self.endpoint.driver() {
             driver.attach(pasid, hwpt.attach_to())?;
         }
+        // A device table entry, context or stream that changes takes what was walked for it along.
+        if let Some(nested) = &hwpt.nested {
+            nested.table.invalidate(0, u64::MAX);
+        }
         let token = self.endpoint.machine().token();
         let faults = hwpt.faults.get().map(|queue| (Arc::clone(queue.arc()), self.head.id()));
         self.switch_to(

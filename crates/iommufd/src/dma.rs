@@ -247,10 +247,10 @@ impl Endpoint {
                 let flushed = batch.flush(&mut transfer);
                 drop(section);
                 if let Err(refusal) = flushed {
-                    return Err(self.refuse(attachment.as_ref(), refusal, T::NEED));
+                    return Err(self.refuse(attachment.as_ref(), pasid, refusal, T::NEED));
                 }
                 if !self.ask_for_page(attachment.as_ref(), pasid, refusal, T::NEED) {
-                    return Err(self.refuse(attachment.as_ref(), refusal, T::NEED));
+                    return Err(self.refuse(attachment.as_ref(), pasid, refusal, T::NEED));
                 }
                 section = Section::enter(&*machine.quiesce);
                 attachment = self.attachment(pasid);
@@ -259,7 +259,7 @@ impl Endpoint {
         }
         let flushed = batch.flush(&mut transfer);
         drop(section);
-        flushed.map_err(|refusal| self.refuse(attachment.as_ref(), refusal, T::NEED))
+        flushed.map_err(|refusal| self.refuse(attachment.as_ref(), pasid, refusal, T::NEED))
     }
 
     /// Copies a segment that is one run; says whether it was, else nothing is done.
@@ -292,7 +292,7 @@ impl Endpoint {
             return Ok(true);
         }
         let refusal = Refusal { iova: segment.iova, reason: Reason::MemoryGone };
-        Err(self.refuse(Some(attachment), refusal, T::NEED))
+        Err(self.refuse(Some(attachment), pasid, refusal, T::NEED))
     }
 
     /// Whether the client was asked for the page and says that it is there now.
@@ -303,7 +303,10 @@ impl Endpoint {
         refusal: Refusal,
         need: Prot,
     ) -> bool {
-        let missing = matches!(refusal.reason, Reason::NotMapped | Reason::Missing(_));
+        let missing = matches!(
+            refusal.reason,
+            Reason::NotMapped | Reason::NotNested | Reason::Missing(_)
+        );
         let Some(attachment) = attachment.filter(|_| missing && self.config().pri) else {
             return false;
         };
@@ -324,18 +327,27 @@ impl Endpoint {
     fn refuse(
         &self,
         attachment: Option<&Arc<Attachment>>,
+        pasid: u32,
         refusal: Refusal,
         need: Prot,
     ) -> DmaFault {
-        self.record(attachment, refusal, need);
+        self.record(attachment, pasid, refusal, need);
         if let Some(guest) = attachment.and_then(|attachment| attachment.guest.as_ref()) {
             guest.report(refusal.iova, need);
         }
         DmaFault { iova: refusal.iova }
     }
 
-    fn record(&self, attachment: Option<&Arc<Attachment>>, refusal: Refusal, need: Prot) {
-        let ioas = attachment.and_then(|attachment| attachment.ioas.upgrade());
+    fn record(
+        &self,
+        attachment: Option<&Arc<Attachment>>,
+        pasid: u32,
+        refusal: Refusal,
+        need: Prot,
+    ) {
+        // The IOAS of a client's own table is its parent's, whose addresses are others.
+        let of_ioas = attachment.filter(|attachment| attachment.nested.is_none());
+        let ioas = of_ioas.and_then(|attachment| attachment.ioas.upgrade());
         let (nearest, unmapped) = match ioas.as_ref().and_then(|ioas| ioas.try_lock()) {
             Some(space) => {
                 let past = space.past_unmap(refusal.iova);
@@ -345,6 +357,7 @@ impl Endpoint {
         };
         self.machine().faults.record(RefusedDma {
             device: self.config().name.clone(),
+            pasid,
             iova: refusal.iova,
             need,
             reason: refusal.reason,
@@ -370,10 +383,10 @@ fn walk<T: Transfer>(
             return Err((Refusal { iova: at, reason: Reason::Blocked }, rest));
         };
         let run = attachment.translate(pasid, at, left as u64, T::NEED).map_err(|fault| {
-            let reason = if fault.missing.is_empty() {
-                Reason::NotMapped
-            } else {
-                Reason::Missing(fault.missing)
+            let reason = match attachment.nested {
+                _ if !fault.missing.is_empty() => Reason::Missing(fault.missing),
+                None => Reason::NotMapped,
+                Some(_) => Reason::NotNested,
             };
             (Refusal { iova: fault.iova, reason }, rest)
         })?;

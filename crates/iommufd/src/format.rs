@@ -40,6 +40,20 @@ pub(crate) fn make_table(
     }
 }
 
+/// Bit `n` set: tables of this kind can have leaves of `1 << n` bytes.
+pub(crate) fn page_sizes(kind: Kind) -> u64 {
+    match kind {
+        Kind::Vtd => sizes::<VtdSs>(),
+        Kind::Amd => sizes::<AmdV1>(),
+        Kind::Smmuv3 => sizes::<ArmS1>() & sizes::<ArmS2>(),
+        Kind::Riscv => sizes::<Sv48>() & sizes::<Sv48x4>(),
+    }
+}
+
+fn sizes<F: Format>() -> u64 {
+    (0..=F::TOP_LEVEL).map(F::sizes).fold(0, |all, sizes| all | sizes)
+}
+
 fn table<F: Format>(config: Config) -> Result<Box<dyn TableWriter>> {
     let (writer, _) = PageTable::<F>::new(config)?;
     Ok(Box::new(writer))

@@ -256,6 +256,9 @@ impl Hwpt {
         if self.domain.wants().dirty_tracking && !device.endpoint().tracks_dirty() {
             return refuse!(EINVAL, "the device does not track dirty pages and the HWPT does");
         }
+        if self.faults.get().is_some() && device.endpoint().driver().is_none() {
+            iommu.hardware().check_faults(device.endpoint().config())?;
+        }
         if let Some(nested) = &self.nested
             && let Some(viommu) = &nested.viommu
             && nested.table.needs_vdevice()

@@ -55,6 +55,10 @@ pub struct Iommu {
     pub pasid_bits: u32,
     /// Can translate in two stages.
     pub nesting: bool,
+    /// Answers devices that translate ahead (ATS).
+    pub ats: bool,
+    /// Hands page requests of devices on (PRI).
+    pub pri: bool,
     /// Isolates interrupts of different devices.
     pub isolated_msi: bool,
 }
@@ -76,8 +80,23 @@ impl Iommu {
             cache_coherent: true,
             pasid_bits: 20,
             nesting: true,
+            ats: true,
+            pri: true,
             isolated_msi: true,
         }
+    }
+
+    /// What GET_HW_INFO says of it: the type, and the registers as bytes.
+    #[must_use]
+    pub fn registers(&self) -> (u32, Vec<u8>) {
+        let default = ioasis_uapi::iommufd::HW_INFO_TYPE_DEFAULT;
+        self.hardware().info(self, default).expect("every kind has the default description")
+    }
+
+    /// The page sizes that tables of this kind can have leaves of, whatever [`page_sizes`](Self::page_sizes) says.
+    #[must_use]
+    pub fn page_sizes_of(kind: Kind) -> u64 {
+        crate::format::page_sizes(kind)
     }
 
     /// The ranges that devices behind this kind of IOMMU cannot use: where interrupts go.
@@ -96,7 +115,9 @@ impl Iommu {
                 region(0xfd_0000_0000, 0xff_ffff_ffff, ReservedKind::Reserved),
             ],
             // Linux's choice for doorbells that must be mapped: MSI_IOVA_BASE, MSI_IOVA_LENGTH.
-            Kind::Smmuv3 | Kind::Riscv => vec![region(0x800_0000, 0x80f_ffff, ReservedKind::SwMsi)],
+            Kind::Smmuv3 => vec![region(0x800_0000, 0x80f_ffff, ReservedKind::SwMsi)],
+            // Linux's driver for RISC-V names none.
+            Kind::Riscv => Vec::new(),
         }
     }
 
@@ -419,13 +440,16 @@ impl Endpoint {
         &self.group.iommu
     }
 
-    /// What transactions with `pasid`, 0 for none, translate through.
+    /// What transactions with `pasid`, 0 for none, translate through: what is attached to it, or the guest's table of PASIDs.
     pub(crate) fn attachment(&self, pasid: u32) -> Option<Arc<Attachment>> {
         if pasid == 0 {
-            self.group.attachment().clone()
-        } else {
-            self.pasids.load().get(&pasid).cloned()
+            return self.group.attachment().clone();
         }
+        let own = self.pasids.load().get(&pasid).cloned();
+        own.or_else(|| {
+            let whole = self.group.attachment().clone()?;
+            whole.nested.as_ref()?.has_pasids().then_some(whole)
+        })
     }
 
     /// A number no one else on the machine has: the owner of its reserved ranges.

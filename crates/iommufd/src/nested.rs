@@ -1,9 +1,12 @@
 //! Nested translation: a client's own table, walked by device DMA, over a nest parent.
 //!
 //! What was walked is remembered, as hardware's IOTLB remembers it: a client that changes its table and does not invalidate
-//! goes on seeing the old translation. The parent's part is looked up anew each time, so that an unmap there counts at once.
+//! goes on seeing the old translation. When an invalidation returns, no DMA uses what it took away: what is walked while it runs
+//! is not remembered, and it waits for the sections that were open. The parent's part is looked up anew each time, so that an
+//! unmap there counts at once. A table that no command invalidates (AMD's, in Linux 7.2) is walked each time.
 //!
-//! DIFFERS: accessed and dirty bits of the client's table are not set.
+//! DIFFERS: accessed and dirty bits of the client's table are not set. Its words can lie in private memory of a process, which is
+//! reached by copies only: a bit set that way could undo a store of the client's own.
 //!
 //! `Nested::cache` is a leaf lock, taken inside a section and never held across one.
 
@@ -44,8 +47,16 @@ pub(crate) enum Source {
 pub(crate) struct Nested {
     parent: Arc<Domain>,
     source: Source,
+    cache: Mutex<Cache>,
+}
+
+/// What was walked.
+#[derive(Debug, Default)]
+struct Cache {
     /// By PASID and first address.
-    cache: Mutex<BTreeMap<(u32, u64), Cached>>,
+    entries: BTreeMap<(u32, u64), Cached>,
+    /// Invalidations so far: what was walked before one is not remembered after it.
+    invalidations: u64,
 }
 
 impl Nested {
@@ -70,17 +81,31 @@ impl Nested {
         }
     }
 
-    /// Carries out requests of HWPT_INVALIDATE.
+    /// Whether it says where each PASID of the device leads.
+    pub(crate) fn has_pasids(&self) -> bool {
+        match &self.source {
+            Source::Table(stage1) => stage1.has_pasids(),
+            Source::Driver(_) => false,
+        }
+    }
+
+    /// Carries out requests of HWPT_INVALIDATE. No DMA uses what they took away when it returns.
     pub(crate) fn carry_out(&self, requests: &UserArray<'_>) -> Invalidated {
         match &self.source {
-            Source::Table(_) => self.parent.iommu().hardware().invalidate_nested(self, requests),
+            Source::Table(_) => {
+                let done = self.parent.iommu().hardware().invalidate_nested(self, requests);
+                self.parent.machine().quiesce.wait();
+                done
+            }
             Source::Driver(driver) => driver.invalidate(requests),
         }
     }
 
-    /// Forgets what was walked for addresses from `start` to `last`.
+    /// Forgets what was walked for addresses from `start` to `last`. DMA that has begun may still use it.
     pub(crate) fn invalidate(&self, start: u64, last: u64) {
-        self.cache.lock().retain(|&(_, first), cached| cached.last < start || last < first);
+        let mut cache = self.cache.lock();
+        cache.invalidations += 1;
+        cache.entries.retain(|&(_, first), cached| cached.last < start || last < first);
     }
 
     /// Translates through both stages, as [`TableReader::translate`](ioasis_iommupt::TableReader::translate) does through one.
@@ -105,28 +130,35 @@ impl Nested {
 
     fn walk(&self, pasid: u32, iova: Iova) -> Option<(u64, Cached)> {
         let key = (pasid, iova.0);
-        let hit = self.cache.lock().range(..=key).next_back().map(|(&key, &cached)| (key, cached));
-        if let Some(((of, first), cached)) = hit
-            && of == pasid
-            && iova.0 <= cached.last
-        {
-            return Some((first, cached));
-        }
-        let walked = match &self.source {
-            Source::Table(stage1) => {
-                stage1.walk(pasid, iova.0, &mut |address| self.read_word(address))
+        let invalidations = {
+            let cache = self.cache.lock();
+            let hit = cache.entries.range(..=key).next_back();
+            if let Some((&(of, first), &cached)) = hit
+                && of == pasid
+                && iova.0 <= cached.last
+            {
+                return Some((first, cached));
             }
-            Source::Driver(_) => bypass(iova.0),
+            cache.invalidations
+        };
+        let (walked, remembered) = match &self.source {
+            Source::Table(stage1) => (
+                stage1.walk(pasid, iova.0, &mut |address| self.read_word(address)),
+                stage1.is_invalidated(),
+            ),
+            Source::Driver(_) => (bypass(iova.0), true),
         };
         let Walked::Leaf { ipa, lg2, prot } = walked else { return None };
         let mask = (1 << lg2) - 1;
         let first = iova.0 & !mask;
         let cached = Cached { last: iova.0 | mask, ipa, prot };
         let mut cache = self.cache.lock();
-        if cache.len() >= CACHED_MAX {
-            cache.clear();
+        if remembered && cache.invalidations == invalidations {
+            if cache.entries.len() >= CACHED_MAX {
+                cache.entries.clear();
+            }
+            cache.entries.insert((pasid, first), cached);
         }
-        cache.insert((pasid, first), cached);
         Some((first, cached))
     }
 
@@ -139,5 +171,50 @@ impl Nested {
         let piece = Piece { offset: Phys::offset(window, Pa(run.pa.0)), length: 8 };
         window.backing.read(&[piece], &mut word).ok()?;
         Some(u64::from_le_bytes(word))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::DomainUse;
+    use crate::hardware::ReadWord;
+    use crate::iommu::{Iommu, Kind};
+    use crate::machine::Machine;
+    use ioasis_sys::sync::atomic::{AtomicU64, Ordering};
+    use std::sync::Weak;
+
+    /// A table of one page, whose client invalidates it while it is being walked.
+    #[derive(Debug)]
+    struct Changing {
+        page: AtomicU64,
+        of: Weak<Nested>,
+    }
+
+    impl Stage1 for Changing {
+        fn walk(&self, _pasid: u32, _iova: u64, _read: ReadWord<'_>) -> Walked {
+            let ipa = self.page.fetch_add(PAGE, Ordering::SeqCst);
+            if ipa == 0 {
+                self.of.upgrade().expect("it is being walked").invalidate(0, u64::MAX);
+            }
+            Walked::Leaf { ipa, lg2: 12, prot: Prot::READ }
+        }
+    }
+
+    const PAGE: u64 = 4096;
+
+    #[test]
+    fn what_was_walked_before_an_invalidation_is_not_remembered_after_it() {
+        let (machine, iommu) = (Machine::new(), Arc::new(Iommu::new(Kind::Vtd)));
+        let parent = Domain::new(&machine, &iommu, DomainUse::default()).unwrap();
+        let nested = Arc::new_cyclic(|of| Nested {
+            parent,
+            source: Source::Table(Box::new(Changing { page: AtomicU64::new(0), of: of.clone() })),
+            cache: Mutex::default(),
+        });
+        let walk = || nested.walk(0, Iova(0)).expect("there is a page").1.ipa;
+        assert_eq!(walk(), 0, "the walk had begun before the invalidation");
+        assert_eq!(walk(), PAGE, "it was not remembered");
+        assert_eq!(walk(), PAGE, "this one is");
     }
 }

@@ -72,10 +72,12 @@ impl Viommu {
         self.driver().is_some_and(ViommuDriver::is_mapped)
     }
 
-    /// Carries out requests of HWPT_INVALIDATE.
+    /// Carries out requests of HWPT_INVALIDATE. No DMA uses what they took away when it returns.
     pub(crate) fn carry_out(&self, requests: &UserArray<'_>) -> Invalidated {
         let Some(driver) = self.driver() else {
-            return self.iommu.hardware().invalidate_viommu(self, requests);
+            let done = self.iommu.hardware().invalidate_viommu(self, requests);
+            self.parent.domain.machine().quiesce.wait();
+            return done;
         };
         driver.invalidate(requests, &|virtual_id| {
             let device = self.state.lock().vdevices.get(&virtual_id).cloned()?;

@@ -175,7 +175,7 @@ pub(super) fn get_hw_info(call: &Call<'_>) -> Result<i64> {
         let privileged = if config.pasid_privileged { abi::HW_CAP_PCI_PASID_PRIV } else { 0 };
         cmd.out_capabilities |= exec | privileged;
     }
-    if !config.ats {
+    if !(config.ats && endpoint.iommu().ats) {
         cmd.out_capabilities |= abi::HW_CAP_PCI_ATS_NOT_SUPPORTED;
     }
     call.reply(&cmd)?;

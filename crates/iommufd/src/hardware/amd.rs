@@ -51,6 +51,15 @@ impl Stage1 for GuestTables {
             walk_table::<AmdV2>(table, iova, read)
         }
     }
+
+    fn has_pasids(&self) -> bool {
+        self.valid && self.translates
+    }
+
+    // Linux 7.2 has no command for it.
+    fn is_invalidated(&self) -> bool {
+        false
+    }
 }
 
 impl Hardware for Amd {
@@ -117,8 +126,9 @@ fn parse(dte: &[u64; 4]) -> Result<Box<dyn Stage1>> {
 fn registers(iommu: &Iommu) -> abi::HwInfoAmd {
     let guest = if iommu.nesting { 1 << 4 } else { 0 };
     let pasid = if iommu.pasid_bits > 0 { u64::from(iommu.pasid_bits - 1) << 32 } else { 0 };
-    let dirty = if iommu.dirty_tracking { 1 << 53 } else { 0 };
+    let dirty = if iommu.dirty_tracking { 1 << 49 | 1 << 52 } else { 0 };
+    let pri = if iommu.pri { 1 << 1 } else { 0 };
     // Invalidate all, 6 levels of host tables and 5 of guest tables, GCR3 tables of 3 levels.
-    let efr = 1 << 6 | guest | 2 << 10 | 1 << 12 | 2 << 14 | pasid | dirty;
+    let efr = pri | 1 << 6 | guest | 2 << 10 | 1 << 12 | 2 << 14 | pasid | dirty;
     abi::HwInfoAmd { efr, efr2: 0 }
 }

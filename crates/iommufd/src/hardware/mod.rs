@@ -15,7 +15,7 @@ use ioasis_iommupt::{Entry, Format, Iova, Prot};
 use ioasis_uapi::{Errno, Error, Result};
 
 use crate::driver::{Invalidated, UserArray, UserData};
-use crate::iommu::{Iommu, Kind};
+use crate::iommu::{EndpointConfig, Iommu, Kind};
 use crate::nested::Nested;
 use crate::pages::PAGE_SIZE;
 use crate::viommu::Viommu;
@@ -32,6 +32,16 @@ pub(crate) trait Hardware: Debug + Send + Sync {
     /// Whether a client's own table can hang directly on a nest parent.
     fn nests_directly(&self) -> bool {
         false
+    }
+
+    /// Whether an endpoint may use a HWPT with a fault queue.
+    ///
+    /// # Errors
+    ///
+    /// `ENODEV` when the driver wants page requests from it and it has none.
+    fn check_faults(&self, endpoint: &EndpointConfig) -> Result<()> {
+        let _ = endpoint;
+        Ok(())
     }
 
     /// A client's own table directly on a nest parent.
@@ -124,6 +134,16 @@ pub(crate) trait Stage1: Debug + Send + Sync {
     /// Whether a device can be attached only with a virtual id in the virtual IOMMU.
     fn needs_vdevice(&self) -> bool {
         false
+    }
+
+    /// Whether it says where each PASID of the device leads, so that the guest has all of them.
+    fn has_pasids(&self) -> bool {
+        false
+    }
+
+    /// Whether a command exists by which the client invalidates what was walked; else nothing is remembered.
+    fn is_invalidated(&self) -> bool {
+        true
     }
 }
 

@@ -67,6 +67,10 @@ impl Stage1 for Stream {
     fn needs_vdevice(&self) -> bool {
         matches!(self, Self::Translate { .. })
     }
+
+    fn has_pasids(&self) -> bool {
+        matches!(self, Self::Translate { .. })
+    }
 }
 
 fn find_descriptor(table: u64, format: u64, pasid: u32, read: ReadWord<'_>) -> Option<u64> {
@@ -217,15 +221,32 @@ fn invalidate(viommu: &Viommu, words: [u64; 2]) -> Result<()> {
 fn registers(iommu: &Iommu) -> abi::HwInfoArmSmmuv3 {
     let dirty = if iommu.dirty_tracking { 2 << 6 } else { 0 };
     let stages = if iommu.nesting { 3 } else { 2 };
-    // Stages, AArch64 tables, coherent, hardware update of access and dirty, ATS, 16 bits of ASID and VMID, MSI, two-level streams.
-    let idr0 = stages | 2 << 2 | 1 << 4 | dirty | 1 << 10 | 1 << 12 | 1 << 13 | 1 << 18 | 1 << 27;
-    let idr1 = 16 | iommu.pasid_bits << 6 | 19 << 16 | 19 << 21;
-    // 48 bits of output, granules of 4, 16 and 64 KiB.
-    let idr5 = 5 | 7 << 4;
+    let ats = if iommu.ats { 1 << 10 } else { 0 };
+    let pri = if iommu.pri { 1 << 16 } else { 0 };
+    // Stages, AArch64 tables, coherent, hardware update of access and dirty, ATS, 16 bits of ASID and VMID, MSI, PRI, two-level
+    // context descriptors, little endian, two-level streams.
+    let idr0 = stages
+        | 2 << 2
+        | 1 << 4
+        | dirty
+        | ats
+        | 1 << 12
+        | 1 << 13
+        | pri
+        | 1 << 18
+        | 1 << 19
+        | 2 << 21
+        | 1 << 27;
+    let page_queue = if iommu.pri { 19 << 11 } else { 0 };
+    let idr1 = 16 | iommu.pasid_bits << 6 | page_queue | 19 << 16 | 19 << 21;
+    // Ranges in invalidation commands.
+    let idr3 = 1 << 10;
+    // 48 bits of output, granules of 4 KiB.
+    let idr5 = 5 | 1 << 4;
     abi::HwInfoArmSmmuv3 {
         flags: 0,
         __reserved: 0,
-        idr: [idr0, idr1, 0, 0, 0, idr5],
+        idr: [idr0, idr1, 0, idr3, 0, idr5],
         iidr: 0x43b,
         aidr: 2,
     }

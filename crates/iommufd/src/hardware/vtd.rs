@@ -8,7 +8,7 @@ use zerocopy::IntoBytes;
 
 use super::{Hardware, ReadWord, Stage1, Walked, each_request, walk_table};
 use crate::driver::{Invalidated, UserArray, UserData};
-use crate::iommu::Iommu;
+use crate::iommu::{EndpointConfig, Iommu};
 use crate::nested::Nested;
 use crate::pages::PAGE_SIZE;
 
@@ -42,6 +42,14 @@ impl Hardware for Vtd {
 
     fn nests_directly(&self) -> bool {
         true
+    }
+
+    fn check_faults(&self, endpoint: &EndpointConfig) -> Result<()> {
+        // intel_iommu_enable_iopf
+        if !endpoint.pri {
+            return refuse!(ENODEV, "the HWPT has a fault queue and the device asks for no pages");
+        }
+        Ok(())
     }
 
     fn nested(&self, iommu: &Iommu, data: &UserData<'_>) -> Result<Box<dyn Stage1>> {
@@ -95,7 +103,8 @@ fn invalidate(nested: &Nested, request: abi::HwptVtdS1Invalidate) -> Result<()> 
 fn registers(iommu: &Iommu) -> abi::HwInfoVtd {
     let huge = |lg2: u32, bit: u64| if iommu.page_sizes & (1 << lg2) != 0 { 1 << bit } else { 0 };
     let level4 = 1 << 2;
-    // 65536 domains, 4 levels, the width, 2 MiB and 1 GiB leaves, MAMV 9, read and write draining, 1 GiB first-stage leaves.
+    // 65536 domains, 4 levels, the width, 2 MiB and 1 GiB leaves, MAMV 9, read and write draining, 1 GiB first-stage leaves and
+    // 5 levels there.
     let cap = 6
         | level4 << 8
         | (iommu.iova_bits() - 1) << 16
@@ -103,20 +112,28 @@ fn registers(iommu: &Iommu) -> abi::HwInfoVtd {
         | huge(30, 35)
         | 9 << 48
         | 3 << 54
-        | 1 << 56;
+        | 1 << 56
+        | 1 << 60;
     let pasid =
         if iommu.pasid_bits > 0 { 1 << 40 | u64::from(iommu.pasid_bits - 1) << 35 } else { 0 };
     let nest = if iommu.nesting { 1 << 26 } else { 0 };
     let snoop = if iommu.enforce_coherency { 1 << 7 } else { 0 };
     let dirty = if iommu.dirty_tracking { 1 << 45 } else { 0 };
-    // Coherent, queued invalidation, interrupt remapping with x2APIC, pass through, scalable mode with both stages.
+    let ats = if iommu.ats { 1 << 2 } else { 0 };
+    let pri = if iommu.pri { 1 << 29 } else { 0 };
+    // Coherent, queued invalidation, interrupt remapping with x2APIC, pass through, supervisor requests and extended accessed
+    // flags, scalable mode with both stages.
     let ecap = 1
         | 1 << 1
+        | ats
         | 1 << 3
         | 1 << 4
         | 1 << 6
         | snoop
         | nest
+        | pri
+        | 1 << 31
+        | 1 << 34
         | pasid
         | 1 << 43
         | dirty

@@ -138,7 +138,7 @@ pub(crate) struct Server {
     memory: Arc<Memory>,
     machine: Machine,
     nodes: Vec<Identity>,
-    trace: Option<Trace>,
+    trace: Option<Arc<Trace>>,
     workers: Workers,
     /// Which receiver is in charge: each has the number of those before it.
     receiver: AtomicU64,
@@ -161,6 +161,10 @@ impl Server {
         let root = launched.files.try_clone();
         let root = root.map_err(|_| Error::new(Errno::EMFILE, "too many open files"))?;
         let files = Files::new(root)?;
+        let trace = trace.map(Arc::new);
+        if let Some(trace) = &trace {
+            machine.iommu.faults.watch(Arc::clone(trace) as _);
+        }
         Ok(Self {
             listener,
             shared: Arc::clone(shared),

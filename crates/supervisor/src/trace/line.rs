@@ -77,10 +77,16 @@ pub enum Event {
     DmaFault {
         /// Read or write.
         way: Way,
+        /// The PASID it used; 0 is none.
+        pasid: u32,
         /// The first address that faulted.
         iova: u64,
         /// Why.
         why: &'static str,
+        /// First and last address of the nearest mapping.
+        nearest: Option<(u64, u64)>,
+        /// First and last address of what was mapped there before, and the process that unmapped it.
+        unmapped: Option<(u64, u64, u32)>,
     },
     /// The device was reset.
     Reset,
@@ -98,16 +104,30 @@ impl fmt::Display for Interrupt {
     }
 }
 
+impl fmt::Display for Way {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if *self == Self::Read { "read" } else { "write" })
+    }
+}
+
 impl fmt::Display for Event {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Interrupt { kind: Interrupt::Intx, .. } => f.write_str("interrupt INTx"),
             Self::Interrupt { kind, vector } => write!(f, "interrupt {kind} {vector}"),
-            Self::DmaFault { way: Way::Read, iova, why } => {
-                write!(f, "DMA read fault at iova {iova:#x}: {why}")
-            }
-            Self::DmaFault { way: Way::Write, iova, why } => {
-                write!(f, "DMA write fault at iova {iova:#x}: {why}")
+            Self::DmaFault { way, pasid, iova, why, nearest, unmapped } => {
+                write!(f, "DMA {way} fault at iova {iova:#x}")?;
+                if *pasid != 0 {
+                    write!(f, " of PASID {pasid}")?;
+                }
+                write!(f, ": {why}")?;
+                if let Some((start, last, pid)) = unmapped {
+                    write!(f, "; {start:#x}-{last:#x} was unmapped by pid {pid}")?;
+                }
+                match nearest {
+                    Some((start, last)) => write!(f, "; the nearest mapping is {start:#x}-{last:#x}"),
+                    None => Ok(()),
+                }
             }
             Self::Reset => f.write_str("reset"),
         }
@@ -166,9 +186,18 @@ pub(super) fn event_json(device: &str, event: &Event, line: &mut String) {
         Event::Interrupt { kind, vector } => {
             write!(line, ",\"interrupt\":\"{kind}\",\"vector\":{vector}")
         }
-        Event::DmaFault { way, iova, why } => {
-            let way = if *way == Way::Read { "read" } else { "write" };
-            write!(line, ",\"fault\":\"{way}\",\"iova\":\"{iova:#x}\",\"why\":\"{why}\"")
+        Event::DmaFault { way, pasid, iova, why, nearest, unmapped } => {
+            let _ = write!(line, ",\"fault\":\"{way}\",\"iova\":\"{iova:#x}\",\"why\":\"{why}\"");
+            if *pasid != 0 {
+                let _ = write!(line, ",\"pasid\":{pasid}");
+            }
+            if let Some((start, last)) = nearest {
+                let _ = write!(line, ",\"nearest\":[\"{start:#x}\",\"{last:#x}\"]");
+            }
+            if let Some((start, last, pid)) = unmapped {
+                let _ = write!(line, ",\"unmapped\":[\"{start:#x}\",\"{last:#x}\"],\"unmapped_by\":{pid}");
+            }
+            Ok(())
         }
         Event::Reset => write!(line, ",\"reset\":true"),
     };

@@ -24,6 +24,8 @@ mod vfio;
 use std::fmt::Write as _;
 use std::path::Path;
 
+use ioasis_iommufd::faultlog::{FaultWatcher, RefusedDma};
+use ioasis_iommufd::{IovaRange, Prot};
 use ioasis_uapi::{Error, Result};
 
 use layout::{Argument, Field};
@@ -240,6 +242,21 @@ impl Trace {
             Format::Json => line::call_json(pid, call, arguments, result, &mut line),
         }
         self.sink.write(&line);
+    }
+}
+
+impl FaultWatcher for Trace {
+    fn refused(&self, refused: &RefusedDma) {
+        let ends = |range: IovaRange| (range.start().0, range.last().0);
+        let fault = Event::DmaFault {
+            way: if refused.need.contains(Prot::WRITE) { Way::Write } else { Way::Read },
+            pasid: refused.pasid,
+            iova: refused.iova.0,
+            why: refused.reason.why(),
+            nearest: refused.nearest.map(ends),
+            unmapped: refused.unmapped.map(|(range, pid)| (range.start().0, range.last().0, pid)),
+        };
+        self.event(&refused.device, &fault);
     }
 }
 

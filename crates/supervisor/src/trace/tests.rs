@@ -366,12 +366,25 @@ fn faults_and_their_responses_are_decoded() {
     );
 }
 
+const FAULT: Event = Event::DmaFault {
+    way: Way::Write,
+    pasid: 0,
+    iova: 0x1000,
+    why: "nothing is mapped",
+    nearest: None,
+    unmapped: None,
+};
+
 #[test]
 fn what_devices_do_by_themselves_is_told() {
     let text = traced(Format::Text, |trace| {
         trace.event("0000:01:00.0", &Event::Interrupt { kind: Interrupt::Msix, vector: 1 });
         trace.event("0000:01:00.0", &Event::Interrupt { kind: Interrupt::Intx, vector: 0 });
-        let fault = Event::DmaFault { way: Way::Write, iova: 0x1000, why: "nothing is mapped" };
+        trace.event("0000:01:00.0", &FAULT);
+        let nearest = Some((0x2000, 0x2fff));
+        let (pasid, unmapped) = (3, Some((0x1000, 0x1fff, 7)));
+        let Event::DmaFault { way, iova, why, .. } = FAULT else { unreachable!() };
+        let fault = Event::DmaFault { way, pasid, iova, why, nearest, unmapped };
         trace.event("0000:01:00.0", &fault);
         trace.event("0000:01:00.0", &Event::Reset);
     });
@@ -380,6 +393,8 @@ fn what_devices_do_by_themselves_is_told() {
         "[0000:01:00.0] interrupt MSI-X 1\n\
          [0000:01:00.0] interrupt INTx\n\
          [0000:01:00.0] DMA write fault at iova 0x1000: nothing is mapped\n\
+         [0000:01:00.0] DMA write fault at iova 0x1000 of PASID 3: nothing is mapped; 0x1000-0x1fff was unmapped by \
+         pid 7; the nearest mapping is 0x2000-0x2fff\n\
          [0000:01:00.0] reset\n"
     );
 }
@@ -396,14 +411,11 @@ fn json_has_one_object_a_line() {
     );
     let text = traced(Format::Json, |trace| {
         trace.open(7, "/dev/\"vfio\"\n", 0, Ok(3));
-        trace.event(
-            "0000:01:00.0",
-            &Event::DmaFault { way: Way::Read, iova: 1, why: "nothing is mapped" },
-        );
+        trace.event("0000:01:00.0", &FAULT);
     });
     assert_eq!(
         text,
         "{\"pid\":7,\"call\":\"openat\",\"path\":\"/dev/\\\"vfio\\\"\\u000a\",\"flags\":[\"O_RDONLY\"],\"result\":3}\n\
-         {\"device\":\"0000:01:00.0\",\"fault\":\"read\",\"iova\":\"0x1\",\"why\":\"nothing is mapped\"}\n"
+         {\"device\":\"0000:01:00.0\",\"fault\":\"write\",\"iova\":\"0x1000\",\"why\":\"nothing is mapped\"}\n"
     );
 }

@@ -128,3 +128,76 @@ fn every_kind_of_iommu_describes_itself() {
         assert_eq!((answer, cmd.data_type, cmd.data_len), (Ok(0), data_type, length), "{kind:?}");
     }
 }
+
+/// The registers of an IOMMU, as 64-bit words.
+fn registers(iommu: &Iommu) -> Vec<u64> {
+    let (_, bytes) = iommu.registers();
+    let words = bytes.chunks_exact(8).map(|word| u64::from_le_bytes(word.try_into().unwrap()));
+    words.collect()
+}
+
+/// The bits of `word` from `first` to `last`.
+fn field(word: u64, last: u32, first: u32) -> u64 {
+    (word >> first) & ((1 << (last - first + 1)) - 1)
+}
+
+#[test]
+fn registers_say_what_the_machine_was_given() {
+    let bare = |kind| Iommu {
+        dirty_tracking: false,
+        enforce_coherency: false,
+        pasid_bits: 0,
+        nesting: false,
+        ats: false,
+        pri: false,
+        page_sizes: 1 << 12,
+        ..Iommu::new(kind)
+    };
+    // VT-d 11.4.3: SC, NEST, DT, PRS, PASID, PSS, SSADS; 11.4.2: large pages.
+    let vtd = |iommu: &Iommu| {
+        let words = registers(iommu);
+        let ecap = [(7, 7), (26, 26), (2, 2), (29, 29), (40, 40), (39, 35), (45, 45)];
+        let mut all = ecap.map(|(last, first)| field(words[2], last, first)).to_vec();
+        all.push(field(words[1], 35, 34));
+        all
+    };
+    assert_eq!(vtd(&Iommu::new(IommuKind::Vtd)), [1, 1, 1, 1, 1, 19, 1, 3]);
+    assert_eq!(vtd(&bare(IommuKind::Vtd)), [0; 8]);
+    // AMD-Vi 3.4.10: PPRSup, GTSup, PASmax, HASup, HDSup.
+    let amd = |iommu: &Iommu| {
+        let fields = [(1, 1), (4, 4), (36, 32), (49, 49), (52, 52)];
+        fields.map(|(last, first)| field(registers(iommu)[0], last, first))
+    };
+    assert_eq!(amd(&Iommu::new(IommuKind::Amd)), [1, 1, 19, 1, 1]);
+    assert_eq!(amd(&bare(IommuKind::Amd)), [0; 5]);
+    // SMMU 6.3.1, 6.3.2: S2P and S1P, HTTU, ATS, PRI; SSIDSIZE.
+    let smmu = |iommu: &Iommu| {
+        let words = registers(iommu);
+        let idr0 = [(1, 0), (7, 6), (10, 10), (16, 16)];
+        let mut all = idr0.map(|(last, first)| field(words[1], last, first)).to_vec();
+        all.push(field(words[1], 32 + 10, 32 + 6));
+        all
+    };
+    assert_eq!(smmu(&Iommu::new(IommuKind::Smmuv3)), [3, 2, 1, 1, 20]);
+    assert_eq!(smmu(&bare(IommuKind::Smmuv3)), [2, 0, 0, 0, 0]);
+}
+
+#[test]
+fn a_device_without_page_requests_takes_no_fault_queue_behind_a_vtd() {
+    for (kind, expected) in [(IommuKind::Vtd, Some(Errno::ENODEV)), (IommuKind::Amd, None)] {
+        let fixture = Fixture::on(TestMachine::with(Iommu::new(kind)));
+        let mut queue = abi::FaultAlloc { size: 16, ..Default::default() };
+        fixture.call(abi::FAULT_QUEUE_ALLOC, &mut queue).unwrap();
+        let config = crate::EndpointConfig {
+            pri: false,
+            ..fixture.machine.endpoint().config().clone()
+        };
+        let endpoint = crate::Endpoint::new(&fixture.machine.group(), config);
+        let bound = fixture.context.bind(&endpoint).unwrap();
+        let mut cmd = alloc(bound.id(), fixture.ioas(), abi::HWPT_FAULT_ID_VALID);
+        cmd.fault_id = queue.out_fault_id;
+        fixture.call(abi::HWPT_ALLOC, &mut cmd).unwrap();
+        let attached = bound.attach(cmd.out_hwpt_id);
+        assert_eq!(attached.err().map(|error| error.errno), expected, "{kind:?}");
+    }
+}

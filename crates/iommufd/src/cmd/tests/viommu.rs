@@ -264,6 +264,51 @@ fn an_smmu_guest_translates_through_its_context_descriptor() {
 }
 
 #[test]
+fn a_guest_with_context_descriptors_has_every_pasid_of_its_device() {
+    let (nest, viommu) = smmu();
+    // A second descriptor, whose tables end at another page.
+    nest.word(0x5040, 1 << 31 | 1 << 41 | 16);
+    nest.word(0x5048, 0xa000);
+    for (table, next) in [(0xa000, 0xb000), (0xb000, 0xc000)] {
+        nest.word(table, next | 3);
+    }
+    nest.word(0xc000 + 2 * 8, 0xd000 | 3);
+    nest.word(0xd000, 0x9000 | 1 << 10 | 1 << 6 | 3);
+    let two = abi::HwptArmSmmuv3 { ste: [STE.ste[0] | 1 << 59, 0] };
+    let nested = nest.alloc(viommu, abi::HWPT_DATA_ARM_SMMUV3, &two).unwrap();
+    nest.vdevice(viommu, 0x18).unwrap();
+    let read = |pasid| {
+        let segment = Segment { iova: Iova(0x40_0000), length: 1 };
+        let mut byte = [0];
+        let done = nest.bound.endpoint().with_pasid(pasid).read([segment], &mut byte);
+        done.ok().map(|()| byte[0])
+    };
+    assert_eq!(read(1), None, "nothing is attached");
+    nest.bound.attach(nested).unwrap();
+    assert_eq!(nest.reads(0x40_0000), Some(8));
+    assert_eq!(read(1), Some(9));
+    assert_eq!(read(2), None, "beyond the table");
+    nest.bound.detach();
+    assert_eq!(read(1), None);
+}
+
+#[test]
+fn a_table_that_is_attached_again_is_walked_again() {
+    let nest = Nest::new(IommuKind::Vtd);
+    nest.x86_tables(0x8000);
+    nest.fixture.client.memory.write(BASE + 0x9000, &[9]).unwrap();
+    let table = abi::HwptVtdS1 { flags: 0, pgtbl_addr: 0x1000, addr_width: 48, __reserved: 0 };
+    let nested = nest.alloc(nest.parent, abi::HWPT_DATA_VTD_S1, &table).unwrap();
+    nest.bound.attach(nested).unwrap();
+    assert_eq!(nest.reads(0x40_0000), Some(0));
+    nest.word(0x4000, 0x9000 | 7);
+    assert_eq!(nest.reads(0x40_0000), Some(0));
+    nest.bound.detach();
+    nest.bound.attach(nested).unwrap();
+    assert_eq!(nest.reads(0x40_0000), Some(9));
+}
+
+#[test]
 fn an_smmu_stream_can_bypass_or_abort_without_a_virtual_id() {
     let (nest, viommu) = smmu();
     let bypass = abi::HwptArmSmmuv3 { ste: [1 | 4 << 1, 0] };
@@ -333,6 +378,9 @@ fn amd_guest_tables_hang_below_a_gcr3_table() {
     let nested = nest.alloc(viommu, abi::HWPT_DATA_AMD_GUEST, &abi::HwptAmdGuest { dte }).unwrap();
     nest.bound.attach(nested).unwrap();
     assert_eq!(nest.reads(0x40_0000), Some(8));
+    nest.fixture.client.memory.write(BASE + 0x9000, &[9]).unwrap();
+    nest.word(0x4000, 0x9000 | 7);
+    assert_eq!(nest.reads(0x40_0000), Some(9), "no command would invalidate what was remembered");
     let no_root = abi::HwptAmdGuest { dte: [1 | 1 << 55, 0, 0, 0] };
     assert_eq!(
         nest.alloc(viommu, abi::HWPT_DATA_AMD_GUEST, &no_root).unwrap_err().errno,
