@@ -50,9 +50,14 @@ enum Action {
 #[derive(Debug, Args)]
 struct Run {
     /// Add a device: a model and its options, e.g. nvme,image=disk.img; `ioasis models` lists them.
-    /// Every model takes address=0000:01:00.0, group=N and iommu=N; a comma in a value is written twice
+    /// Every model takes address=0000:01:00.0, group=N, iommu=N, pasid_bits=N, ats and pri; a comma in a value is written twice
     #[arg(long = "device", value_name = "MODEL[,key=value]...")]
     devices: Vec<String>,
+
+    /// Add an IOMMU, e.g. kind=amd,dirty=off; kinds are vtd, amd, smmuv3 and riscv. docs/machine.md has the other keys.
+    /// Without any, the machine has one of kind vtd; devices are behind the first unless they have iommu=N, counted from 0
+    #[arg(long = "iommu", value_name = "key=value[,key=value]...")]
+    iommus: Vec<String>,
 
     /// Take IOMMUs and devices from a machine file
     #[arg(long, value_name = "FILE.toml")]
@@ -106,6 +111,9 @@ fn start(run: Run) -> Result<ExitCode> {
     if let Some(path) = &run.machine {
         description.read(path)?;
     }
+    for iommu in &run.iommus {
+        description.add_iommu(iommu)?;
+    }
     for device in &run.devices {
         description.add(device)?;
     }
@@ -132,7 +140,7 @@ fn start(run: Run) -> Result<ExitCode> {
         view: view::Options {
             host_pci,
             fault_injection,
-            iommus: (0..description.iommus.len()).map(hardware::in_sysfs).collect(),
+            iommus: hardware::in_sysfs(&description),
             ..view::Options::default()
         },
         iommu_of: description.devices.iter().map(|device| device.iommu).collect(),

@@ -5,20 +5,12 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use ioasis_iommufd::type1::GroupKind;
-use ioasis_iommufd::{self as iommufd, Endpoint, EndpointConfig, Group, Iommu};
+use ioasis_iommufd::{self as iommufd, Endpoint, EndpointConfig, Group, IommuKind};
 use ioasis_pci::{Function, Windows};
 use ioasis_supervisor::view;
 use ioasis_vfio::{Machine, Placement};
 
-use crate::machine::{Description, IommuKind};
-
-impl From<IommuKind> for iommufd::IommuKind {
-    fn from(kind: IommuKind) -> Self {
-        match kind {
-            IommuKind::Vtd => Self::Vtd,
-        }
-    }
-}
+use crate::machine::Description;
 
 /// Whether a machine has the mock hardware of Linux's own IOMMUFD tests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,10 +21,39 @@ pub(crate) enum MockHardware {
     Absent,
 }
 
-/// What /sys/class/iommu shows of the IOMMU with this index.
-pub(crate) fn in_sysfs(index: usize) -> view::Iommu {
-    let mut iommus = view::Options::default().iommus;
-    view::Iommu { name: format!("dmar{index}"), ..iommus.swap_remove(0) }
+/// What /sys/class/iommu shows of the IOMMUs of `description`, in their order.
+pub(crate) fn in_sysfs(description: &Description) -> Vec<view::Iommu> {
+    let all = description.iommus.iter().map(|iommu| &iommu.hardware);
+    all.enumerate().map(|(index, hardware)| seen(index, hardware)).collect()
+}
+
+fn seen(index: usize, hardware: &iommufd::Iommu) -> view::Iommu {
+    let (_, bytes) = hardware.registers();
+    let word = |at: usize| {
+        let bytes = bytes[at..at + 8].try_into().expect("eight bytes");
+        u64::from_le_bytes(bytes)
+    };
+    let place = index as u64;
+    let (name, registers) = match hardware.kind {
+        IommuKind::Vtd => {
+            let address = 0xfed9_0000 + place * 0x1000;
+            let registers = view::Registers::Intel { address, cap: word(8), ecap: word(16) };
+            (format!("dmar{index}"), registers)
+        }
+        IommuKind::Amd => {
+            // AMD-Vi 3.2.1: capability 0xf of type 3, revision 1, with EFRSup, CapExt and, for ATS, IotlbSup.
+            let cap = 0x180b_640f | if hardware.ats { 1 << 24 } else { 0 };
+            (format!("ivhd{index}"), view::Registers::Amd { cap, features: word(0) })
+        }
+        IommuKind::Smmuv3 => {
+            (format!("smmu3.{:#018x}", 0x905_0000 + place * 0x2_0000), view::Registers::Plain)
+        }
+        IommuKind::Riscv => {
+            let address = 0x301_0000 + place * 0x1000;
+            (format!("riscv-iommu@{address:x}.iommu"), view::Registers::Plain)
+        }
+    };
+    view::Iommu { name, registers }
 }
 
 /// The devices of `description`, which is placed, and what they share.
@@ -45,7 +66,7 @@ pub(crate) fn build(
         MockHardware::Absent => iommufd::Machine::new(),
     };
     let iommus: Vec<_> =
-        description.iommus.iter().map(|iommu| Arc::new(Iommu::new(iommu.kind.into()))).collect();
+        description.iommus.iter().map(|iommu| Arc::new(iommu.hardware.clone())).collect();
     let mut groups: BTreeMap<u32, (usize, Arc<Group>)> = BTreeMap::new();
     let mut windows = Windows::default();
     let mut placements = Vec::new();
@@ -65,12 +86,12 @@ pub(crate) fn build(
         let config = EndpointConfig {
             name: address.to_string(),
             requester_id: address.requester_id(),
-            reserved: group.iommu().reserved(),
-            pasid_bits: 0,
+            reserved: description.iommus[device.iommu].reserved.clone(),
+            pasid_bits: device.pasid_bits,
             pasid_exec: false,
             pasid_privileged: false,
-            ats: false,
-            pri: false,
+            ats: device.ats,
+            pri: device.pri,
         };
         placements.push(Placement {
             function: Function::new(address, model, &mut windows),

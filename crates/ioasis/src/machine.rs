@@ -1,17 +1,6 @@
 //! The machine a client sees: what `--device` and the machine file say, checked and placed.
 //!
-//! A machine file:
-//!
-//! ```toml
-//! [iommu]                 # or [[iommu]], several
-//! kind = "vtd"
-//!
-//! [[device]]
-//! model = "nvme"          # `ioasis models` lists models and their options
-//! image = "disk.img"
-//! address = "0000:01:00.0"  # optional, as are group and iommu
-//! group = 1
-//! ```
+//! docs/machine.md says what a machine file can hold.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -20,31 +9,15 @@ use anyhow::{Context, Result, bail, ensure};
 use ioasis_pci::Bdf;
 use serde::Deserialize;
 
+use crate::iommu::{self, Iommu};
+
 /// The machine as described, every device placed.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default)]
 pub(crate) struct Description {
     /// At least one after [`Description::place`].
     pub(crate) iommus: Vec<Iommu>,
     /// In the order given: machine file first, then the command line.
     pub(crate) devices: Vec<Device>,
-}
-
-/// One simulated IOMMU.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Iommu {
-    /// Which hardware it behaves as.
-    #[serde(default)]
-    pub(crate) kind: IommuKind,
-}
-
-/// Hardware that an IOMMU can behave as.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum IommuKind {
-    /// Intel VT-d.
-    #[default]
-    Vtd,
 }
 
 /// One device, as far as the user described it.
@@ -58,22 +31,20 @@ pub(crate) struct Device {
     pub(crate) group: Option<u32>,
     /// Index of its IOMMU.
     pub(crate) iommu: usize,
+    /// Width of the PASIDs it sends, 0 for none.
+    pub(crate) pasid_bits: u32,
+    /// Translates ahead (ATS); what it takes to ask for pages.
+    pub(crate) ats: bool,
+    /// Asks for pages that are not there (PRI).
+    pub(crate) pri: bool,
     /// The model's own options, in the order given.
     pub(crate) options: Vec<(String, String)>,
-}
-
-/// `[iommu]` once or `[[iommu]]` several times.
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum IommuEntries {
-    One(Iommu),
-    Several(Vec<Iommu>),
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
-    iommu: Option<IommuEntries>,
+    iommu: Option<toml::Value>,
     #[serde(default)]
     device: Vec<FileDevice>,
 }
@@ -81,12 +52,46 @@ struct File {
 #[derive(Deserialize)]
 struct FileDevice {
     model: String,
-    address: Option<String>,
-    group: Option<u32>,
-    #[serde(default)]
-    iommu: usize,
     #[serde(flatten)]
     options: toml::Table,
+}
+
+impl Device {
+    fn new(model: String) -> Self {
+        Self {
+            model,
+            address: None,
+            group: None,
+            iommu: 0,
+            pasid_bits: 0,
+            ats: false,
+            pri: false,
+            options: Vec::new(),
+        }
+    }
+
+    /// Takes one `key=value`: the machine's own keys, and the model's options.
+    fn set(&mut self, key: &str, value: &str) -> Result<()> {
+        let wrong =
+            |accepted: &str| format!("device {:?}: {key}={value:?} is not {accepted}", self.model);
+        let number = || wrong("a number");
+        match key {
+            "address" => {
+                self.address =
+                    Some(value.parse().with_context(|| wrong("an address as 0000:01:00.0"))?);
+            }
+            "group" => self.group = Some(value.parse().with_context(number)?),
+            "iommu" => self.iommu = value.parse().with_context(number)?,
+            "pasid_bits" => {
+                let width = || wrong("a number from 0 to 20");
+                self.pasid_bits = iommu::pasid_bits(value).with_context(width)?;
+            }
+            "ats" => self.ats = iommu::switch(value).with_context(|| wrong("on or off"))?,
+            "pri" => self.pri = iommu::switch(value).with_context(|| wrong("on or off"))?,
+            _ => self.options.push((key.to_owned(), value.to_owned())),
+        }
+        Ok(())
+    }
 }
 
 impl Description {
@@ -101,25 +106,45 @@ impl Description {
     fn parse(&mut self, text: &str, folder: &Path) -> Result<()> {
         let file: File = toml::from_str(text)?;
         match file.iommu {
-            Some(IommuEntries::One(iommu)) => self.iommus.push(iommu),
-            Some(IommuEntries::Several(iommus)) => self.iommus.extend(iommus),
+            Some(toml::Value::Table(iommu)) => self.push_iommu(iommu)?,
+            Some(toml::Value::Array(iommus)) => {
+                for iommu in iommus {
+                    self.push_iommu(iommu.try_into().context("[[iommu]] is a list of tables")?)?;
+                }
+            }
+            Some(other) => bail!("iommu is a table: expected [iommu] or [[iommu]], found {other}"),
             None => {}
         }
-        for device in file.device {
-            let address = device.address.as_deref().map(place).transpose()?;
-            let options = device.options.into_iter().map(|(key, value)| {
+        for FileDevice { model, options } in file.device {
+            let mut device = Device::new(model);
+            for (key, value) in options {
                 let value = option_text(&key, value)?;
                 let value = if key == "image" { in_folder(folder, &value) } else { value };
-                Ok((key, value))
-            });
-            self.devices.push(Device {
-                options: options.collect::<Result<_>>()?,
-                model: device.model,
-                address,
-                group: device.group,
-                iommu: device.iommu,
-            });
+                device.set(&key, &value)?;
+            }
+            self.devices.push(device);
         }
+        Ok(())
+    }
+
+    fn push_iommu(&mut self, table: toml::Table) -> Result<()> {
+        let entries = table.into_iter().map(|(key, value)| {
+            let value = option_text(&key, value)?;
+            Ok((key, value))
+        });
+        let place = format!("iommu {}", self.iommus.len());
+        self.iommus.push(Iommu::parse(&place, &entries.collect::<Result<Vec<_>>>()?)?);
+        Ok(())
+    }
+
+    /// Adds the IOMMU that `key=value,...` describes.
+    pub(crate) fn add_iommu(&mut self, text: &str) -> Result<()> {
+        let entries = split_at_commas(text).into_iter().map(|word| {
+            let (key, value) = word.split_once('=').unwrap_or((&word, "on"));
+            (key.to_owned(), value.to_owned())
+        });
+        let place = format!("--iommu {text:?}");
+        self.iommus.push(Iommu::parse(&place, &entries.collect::<Vec<_>>())?);
         Ok(())
     }
 
@@ -128,21 +153,11 @@ impl Description {
         let mut words = split_at_commas(text).into_iter();
         let model = words.next().unwrap_or_default();
         ensure!(!model.is_empty(), "--device {text:?} names no model; `ioasis models` lists them");
-        let mut device =
-            Device { model, address: None, group: None, iommu: 0, options: Vec::new() };
+        let mut device = Device::new(model);
         for word in words {
-            let (key, value) = match word.split_once('=') {
-                Some((key, value)) => (key, value),
-                None => (word.as_str(), "on"),
-            };
-            let number = || format!("--device {text:?}: {key}={value:?} is not a number");
-            match key {
-                "" => bail!("--device {text:?} has an empty option"),
-                "address" => device.address = Some(place(value)?),
-                "group" => device.group = Some(value.parse().with_context(number)?),
-                "iommu" => device.iommu = value.parse().with_context(number)?,
-                _ => device.options.push((key.to_owned(), value.to_owned())),
-            }
+            let (key, value) = word.split_once('=').unwrap_or((&word, "on"));
+            ensure!(!key.is_empty(), "--device {text:?} has an empty option");
+            device.set(key, value)?;
         }
         self.devices.push(device);
         Ok(())
@@ -162,6 +177,20 @@ impl Description {
                 device.model,
                 device.iommu
             );
+            let hardware = &self.iommus[device.iommu].hardware;
+            let name = &device.model;
+            ensure!(!device.pri || device.ats, "device {name:?}: pri=on needs ats=on");
+            for (wanted, key, there) in [
+                (device.ats, "ats", hardware.ats),
+                (device.pri, "pri", hardware.pri),
+                (device.pasid_bits > 0, "pasid_bits", hardware.pasid_bits > 0),
+            ] {
+                ensure!(
+                    !wanted || there,
+                    "device {name:?} has {key} and iommu {} has none",
+                    device.iommu
+                );
+            }
             if let Some(address) = device.address {
                 ensure!(addresses.insert(address), "two devices at {address}");
             }
@@ -186,17 +215,18 @@ impl Description {
     }
 }
 
-fn place(text: &str) -> Result<Bdf> {
-    text.parse().with_context(|| format!("address={text:?}"))
-}
-
 fn option_text(key: &str, value: toml::Value) -> Result<String> {
     Ok(match value {
         toml::Value::String(text) => text,
         toml::Value::Integer(number) => number.to_string(),
         toml::Value::Boolean(true) => "on".to_owned(),
         toml::Value::Boolean(false) => "off".to_owned(),
-        other => bail!("option {key}: expected text, a number or a boolean, found {other}"),
+        toml::Value::Array(values) => {
+            let values = values.into_iter().map(|value| option_text(key, value));
+            let values = values.collect::<Result<Vec<_>>>()?;
+            if values.is_empty() { "none".to_owned() } else { values.join("+") }
+        }
+        other => bail!("option {key}: expected text, a number, a boolean or a list, found {other}"),
     })
 }
 
@@ -265,8 +295,20 @@ mod tests {
     #[test]
     fn a_bad_place_names_the_value() {
         for (device, message) in [
-            ("testdev,address=1.2", "address=\"1.2\""),
-            ("testdev,address=00:20.0", "address=\"00:20.0\""),
+            (
+                "testdev,address=1.2",
+                "device \"testdev\": address=\"1.2\" is not an address as 0000:01:00.0",
+            ),
+            (
+                "testdev,address=00:20.0",
+                "device \"testdev\": address=\"00:20.0\" is not an address as 0000:01:00.0",
+            ),
+            ("testdev,pri", "device \"testdev\": pri=on needs ats=on"),
+            ("testdev,ats=yes", "device \"testdev\": ats=\"yes\" is not on or off"),
+            (
+                "testdev,pasid_bits=32",
+                "device \"testdev\": pasid_bits=\"32\" is not a number from 0 to 20",
+            ),
             (
                 "testdev,iommu=1",
                 "device \"testdev\": iommu 1 does not exist, the machine has 1, counted from 0",
@@ -288,10 +330,37 @@ mod tests {
         let expected = [("image", "/there/d.img"), ("queues", "4"), ("ro", "on")];
         assert_eq!(options, expected.map(|(k, v)| (k.to_owned(), v.to_owned())));
         let wrong =
-            Description::default().parse("[iommu]\nkind = \"x\"\n", Path::new("")).unwrap_err();
-        assert!(
-            wrong.to_string().contains("kind") || wrong.to_string().contains("iommu"),
-            "{wrong}"
+            |text| format!("{:#}", Description::default().parse(text, Path::new("")).unwrap_err());
+        assert_eq!(
+            wrong("[iommu]\nkind = \"x\"\n"),
+            "iommu 0: kind=\"x\" is not vtd, amd, smmuv3 or riscv: no such kind"
         );
+        assert!(
+            wrong("[[iommu]]\n[[iommu]]\nsize = 1\n").starts_with("iommu 1 has no key \"size\"")
+        );
+        assert!(wrong("iommu = 3\n").starts_with("iommu is a table"));
+    }
+
+    #[test]
+    fn a_device_cannot_have_what_its_iommu_lacks() {
+        let mut description = Description::default();
+        description.add_iommu("kind=vtd").unwrap();
+        description.add_iommu("kind=amd,pri=off").unwrap();
+        description.add("testdev,iommu=1,ats,pri").unwrap();
+        let error = description.place().unwrap_err().to_string();
+        assert_eq!(error, "device \"testdev\" has pri and iommu 1 has none");
+    }
+
+    #[test]
+    fn the_machine_file_of_the_documentation_loads() {
+        let text = include_str!("../../../docs/machine.md");
+        let start = text.find("```toml\n").expect("an example") + "```toml\n".len();
+        let example = &text[start..start + text[start..].find("```").expect("its end")];
+        let mut machine = Description::default();
+        machine.parse(example, Path::new("")).unwrap();
+        machine.place().unwrap();
+        assert_eq!((machine.iommus.len(), machine.devices.len()), (2, 4));
+        let together = machine.devices.iter().filter(|device| device.group == Some(7)).count();
+        assert_eq!(together, 2, "a group of two devices");
     }
 }

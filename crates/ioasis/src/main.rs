@@ -2,6 +2,7 @@
 
 mod cli;
 mod hardware;
+mod iommu;
 mod machine;
 
 use std::process::ExitCode;

@@ -303,10 +303,8 @@ impl Endpoint {
         refusal: Refusal,
         need: Prot,
     ) -> bool {
-        let missing = matches!(
-            refusal.reason,
-            Reason::NotMapped | Reason::NotNested | Reason::Missing(_)
-        );
+        let missing =
+            matches!(refusal.reason, Reason::NotMapped | Reason::NotNested | Reason::Missing(_));
         let Some(attachment) = attachment.filter(|_| missing && self.config().pri) else {
             return false;
         };

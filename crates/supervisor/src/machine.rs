@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
+use ioasis_iommufd::{ReservedKind, ReservedRegion};
 use ioasis_pci::{BARS, BarKind, CONFIG_SIZE};
 use ioasis_uapi::{Errno, Error, Result};
 use ioasis_vfio::Device;
 
-use crate::view::{self, Bar, GroupKind};
+use crate::view::{self, Bar, GroupKind, Reserved};
 
 /// What a program is run on.
 #[derive(Debug)]
@@ -77,7 +78,18 @@ fn seen(device: &Device, iommu: usize) -> Result<view::Device> {
         config,
         driver: "vfio-pci".to_owned(),
         iommu,
+        reserved: device.endpoint().config().reserved.iter().map(reserved).collect(),
     })
+}
+
+fn reserved(region: &ReservedRegion) -> Reserved {
+    let kind = match region.kind {
+        ReservedKind::Direct => "direct",
+        ReservedKind::DirectRelaxable => "direct-relaxable",
+        ReservedKind::Reserved => "reserved",
+        ReservedKind::Msi | ReservedKind::SwMsi => "msi",
+    };
+    Reserved { start: region.range.start().0, last: region.range.last().0, kind }
 }
 
 // `IORESOURCE_*` (linux/ioport.h); the lowest four bits are those of the BAR itself.

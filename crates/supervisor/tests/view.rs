@@ -10,7 +10,7 @@ use std::process::{Command, ExitCode};
 use std::time::Instant;
 
 use ioasis_supervisor::view::{
-    Bar, Device, Entered, GroupKind, HostPci, Identity, Node, Options, View,
+    Bar, Device, Entered, GroupKind, HostPci, Identity, Node, Options, Reserved, View,
 };
 
 type Check = fn(&View, &Entered);
@@ -158,6 +158,7 @@ fn device(bdf: &str, vfio: u32, group: u32) -> Device {
         config,
         driver: "vfio-pci".to_owned(),
         iommu: 0,
+        reserved: vec![Reserved { start: 0xfee0_0000, last: 0xfeef_ffff, kind: "msi" }],
     }
 }
 

@@ -158,8 +158,12 @@ pub(crate) fn bypass(iova: u64) -> Walked {
 
 /// Follows a table in format `F` from its root.
 pub(crate) fn walk_table<F: Format>(root: u64, iova: u64, read: ReadWord<'_>) -> Walked {
-    if F::IOVA_LG2 < 64 && iova >> F::IOVA_LG2 != 0 {
-        return Walked::Fault;
+    if F::IOVA_LG2 < 64 {
+        let above = iova.cast_signed() >> F::IOVA_LG2;
+        // With a second half, the addresses that a processor would call canonical.
+        if above != 0 && !(F::SIGN_EXTENDED && above == -1) {
+            return Walked::Fault;
+        }
     }
     let mut table = root;
     let mut granted = Prot::READ | Prot::WRITE | Prot::EXEC;

@@ -125,7 +125,9 @@ impl fmt::Display for Event {
                     write!(f, "; {start:#x}-{last:#x} was unmapped by pid {pid}")?;
                 }
                 match nearest {
-                    Some((start, last)) => write!(f, "; the nearest mapping is {start:#x}-{last:#x}"),
+                    Some((start, last)) => {
+                        write!(f, "; the nearest mapping is {start:#x}-{last:#x}")
+                    }
                     None => Ok(()),
                 }
             }
@@ -195,7 +197,10 @@ pub(super) fn event_json(device: &str, event: &Event, line: &mut String) {
                 let _ = write!(line, ",\"nearest\":[\"{start:#x}\",\"{last:#x}\"]");
             }
             if let Some((start, last, pid)) = unmapped {
-                let _ = write!(line, ",\"unmapped\":[\"{start:#x}\",\"{last:#x}\"],\"unmapped_by\":{pid}");
+                let _ = write!(
+                    line,
+                    ",\"unmapped\":[\"{start:#x}\",\"{last:#x}\"],\"unmapped_by\":{pid}"
+                );
             }
             Ok(())
         }

@@ -63,6 +63,8 @@ pub struct Device {
     pub driver: String,
     /// Which of [`Options::iommus`] translates for it.
     pub iommu: usize,
+    /// What it cannot use for memory.
+    pub reserved: Vec<Reserved>,
 }
 
 /// An address range of a device, as a line of its `resource` file. All zero when not present.
@@ -118,7 +120,7 @@ pub enum Registers {
 }
 
 /// A stretch of IOVAs that a group may not use, as a line of `reserved_regions`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Reserved {
     /// First IOVA.
     pub start: u64,
@@ -146,8 +148,6 @@ pub struct Options {
     pub files_size: u64,
     /// The IOMMUs of the machine; not empty.
     pub iommus: Vec<Iommu>,
-    /// What no group may map.
-    pub reserved: Vec<Reserved>,
     /// Major number of the group nodes /dev/vfio/N, whose minor number is N.
     pub group_major: u32,
     /// Minor number of /dev/iommu; the major number is 10.
@@ -178,7 +178,6 @@ impl Default for Options {
                     ecap: 0xf0_20df,
                 },
             }],
-            reserved: vec![Reserved { start: 0xfee0_0000, last: 0xfeef_ffff, kind: "msi" }],
             group_major: 242,
             iommu_minor: 126,
             fault_injection: FaultInjection::Absent,
@@ -401,6 +400,7 @@ mod tests {
             config: vec![0; 256],
             driver: "vfio-pci".to_owned(),
             iommu: 0,
+            reserved: Vec::new(),
         }
     }
 

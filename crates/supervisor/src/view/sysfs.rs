@@ -1,11 +1,10 @@
 //! What the view has under /sys, apart from the devices' own directories.
 
-use std::fmt::Write as _;
-
 use super::dev::{CONTAINER, group_name, groups, with_cdev};
 use super::tree::{Dir, Host};
 use super::{
-    Bdf, Device, FaultInjection, GroupKind, HostPci, Iommu, Node, Options, Registers, function,
+    Bdf, Device, FaultInjection, GroupKind, HostPci, Iommu, Node, Options, Registers, Reserved,
+    function,
 };
 
 pub(super) fn plan(sys: &mut Dir, devices: &[Device], options: &Options) {
@@ -138,16 +137,9 @@ fn iommu_groups(sys: &mut Dir, devices: &[Device], options: &Options) {
         let group = all.dir(&device.group.to_string());
         match device.group_kind {
             GroupKind::Iommu => {
-                let mut text = String::new();
-                for region in &options.reserved {
-                    let _ = writeln!(
-                        text,
-                        "{:#018x} {:#018x} {}",
-                        region.start, region.last, region.kind
-                    );
-                }
-                group.attribute("reserved_regions", text);
-                group.writable("type", "DMA-FQ\n");
+                let members = devices.iter().filter(|member| member.group == device.group);
+                group.attribute("reserved_regions", reserved_regions(members));
+                group.writable("type", domain_type(&options.iommus[device.iommu]));
             }
             GroupKind::NoIommu => {
                 group.attribute("name", "vfio-noiommu\n");
@@ -159,6 +151,33 @@ fn iommu_groups(sys: &mut Dir, devices: &[Device], options: &Options) {
     for device in devices {
         let members = all.dir(&format!("{}/devices", device.group));
         members.link(&device.bdf, format!("../../../../{}", directory(device)));
+    }
+}
+
+/// What the devices of a group cannot use: ascending, those of one kind that overlap as one
+/// (drivers/iommu/iommu.c, `iommu_insert_resv_region`).
+fn reserved_regions<'a>(devices: impl Iterator<Item = &'a Device>) -> String {
+    let mut all: Vec<_> = devices.flat_map(|device| device.reserved.iter().cloned()).collect();
+    all.sort();
+    let mut shown: Vec<Reserved> = Vec::new();
+    for region in all {
+        let over = |other: &&mut Reserved| other.kind == region.kind && region.start <= other.last;
+        match shown.iter_mut().find(over) {
+            Some(other) => other.last = other.last.max(region.last),
+            None => shown.push(region),
+        }
+    }
+    let line = |text: String, Reserved { start, last, kind }: &Reserved| {
+        text + &format!("{start:#018x} {last:#018x} {kind}\n")
+    };
+    shown.iter().fold(String::new(), line)
+}
+
+/// What Linux chooses for devices that nobody asked about: lazy on x86, strict elsewhere (drivers/iommu/Kconfig).
+fn domain_type(iommu: &Iommu) -> &'static str {
+    match iommu.registers {
+        Registers::Intel { .. } | Registers::Amd { .. } => "DMA-FQ\n",
+        Registers::Plain => "DMA\n",
     }
 }
 

@@ -188,10 +188,8 @@ fn a_device_without_page_requests_takes_no_fault_queue_behind_a_vtd() {
         let fixture = Fixture::on(TestMachine::with(Iommu::new(kind)));
         let mut queue = abi::FaultAlloc { size: 16, ..Default::default() };
         fixture.call(abi::FAULT_QUEUE_ALLOC, &mut queue).unwrap();
-        let config = crate::EndpointConfig {
-            pri: false,
-            ..fixture.machine.endpoint().config().clone()
-        };
+        let config =
+            crate::EndpointConfig { pri: false, ..fixture.machine.endpoint().config().clone() };
         let endpoint = crate::Endpoint::new(&fixture.machine.group(), config);
         let bound = fixture.context.bind(&endpoint).unwrap();
         let mut cmd = alloc(bound.id(), fixture.ioas(), abi::HWPT_FAULT_ID_VALID);

@@ -145,6 +145,10 @@ fn a_vtd_first_stage_grants_what_both_stages_grant() {
     let nested = nest.alloc(nest.parent, abi::HWPT_DATA_VTD_S1, &table).unwrap();
     nest.bound.attach(nested).unwrap();
     assert!(nest.reads(0x40_0000).is_some());
+    // VT-d 3.6: addresses of a first stage are canonical; the upper half has its own entries.
+    nest.word(0x1000 + 511 * 8, 0x2000 | 7);
+    assert!(nest.reads(0xffff_ff80_0040_0000).is_some());
+    assert_eq!(nest.reads(0x8000_0040_0000), None);
     let segment = Segment { iova: Iova(0x40_0000), length: 1 };
     assert!(nest.bound.endpoint().write([segment], &[1]).is_err(), "read-only in the first stage");
     assert_eq!(nest.reads(0x40_1000), None);

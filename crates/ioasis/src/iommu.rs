@@ -1,0 +1,289 @@
+//! One IOMMU of the machine, as `[iommu]` in a machine file or `--iommu` describes it: keys and values, checked.
+//!
+//! The keys with their values stand in docs/machine.md.
+
+use anyhow::{Context, Result, bail, ensure};
+use ioasis_iommufd::{Iommu as Hardware, IommuKind, Iova, IovaRange, ReservedKind, ReservedRegion};
+
+/// An IOMMU, and what devices behind it cannot use.
+#[derive(Clone, Debug)]
+pub(crate) struct Iommu {
+    pub(crate) hardware: Hardware,
+    pub(crate) reserved: Vec<ReservedRegion>,
+}
+
+impl Default for Iommu {
+    fn default() -> Self {
+        Self::of(IommuKind::Vtd)
+    }
+}
+
+/// What a key takes, for messages.
+const KEYS: &[(&str, &str)] = &[
+    ("kind", "vtd, amd, smmuv3 or riscv"),
+    ("dirty", "on or off"),
+    ("coherence", "enforced, cached or none"),
+    ("nesting", "on or off"),
+    ("ats", "on or off"),
+    ("pri", "on or off"),
+    ("isolated_msi", "on or off"),
+    ("pasid_bits", "a number from 0 to 20"),
+    ("page_sizes", "4K and other leaf sizes of the kind, joined by +, as in 4K+2M"),
+    ("aperture", "FIRST-LAST in whole pages, as in 0x0-0xffffffffffff"),
+    (
+        "reserved",
+        "FIRST-LAST:KIND, joined by +, or none; KIND is msi, sw-msi, reserved, direct or direct-relaxable",
+    ),
+];
+
+const PAGE: u64 = 4096;
+
+impl Iommu {
+    fn of(kind: IommuKind) -> Self {
+        let hardware = Hardware::new(kind);
+        Self { reserved: hardware.reserved(), hardware }
+    }
+
+    /// The IOMMU that `entries` describe; `place` is what messages call it.
+    pub(crate) fn parse(place: &str, entries: &[(String, String)]) -> Result<Self> {
+        for (index, (key, _)) in entries.iter().enumerate() {
+            let known = KEYS.iter().map(|&(name, _)| name).collect::<Vec<_>>();
+            ensure!(
+                known.contains(&key.as_str()),
+                "{place} has no key {key:?}; its keys are {}",
+                known.join(", ")
+            );
+            ensure!(
+                entries[..index].iter().all(|(earlier, _)| earlier != key),
+                "{place}: {key} is given twice"
+            );
+        }
+        let kind = match entries.iter().find(|(key, _)| key == "kind") {
+            Some((_, value)) => kind(value).with_context(|| wrong(place, "kind", value))?,
+            None => IommuKind::Vtd,
+        };
+        let mut iommu = Self::of(kind);
+        for (key, value) in entries {
+            iommu.set(key, value).with_context(|| wrong(place, key, value))?;
+        }
+        Ok(iommu)
+    }
+
+    fn set(&mut self, key: &str, value: &str) -> Result<()> {
+        let hardware = &mut self.hardware;
+        match key {
+            "kind" => {}
+            "dirty" => hardware.dirty_tracking = switch(value)?,
+            "nesting" => hardware.nesting = switch(value)?,
+            "ats" => hardware.ats = switch(value)?,
+            "pri" => hardware.pri = switch(value)?,
+            "isolated_msi" => hardware.isolated_msi = switch(value)?,
+            "coherence" => {
+                (hardware.cache_coherent, hardware.enforce_coherency) = match value {
+                    "enforced" => (true, true),
+                    "cached" => (true, false),
+                    "none" => (false, false),
+                    _ => bail!("it is none of them"),
+                }
+            }
+            "pasid_bits" => hardware.pasid_bits = pasid_bits(value)?,
+            "page_sizes" => hardware.page_sizes = page_sizes(value, hardware.kind)?,
+            "aperture" => hardware.aperture = aperture(value, hardware.kind)?,
+            "reserved" => self.reserved = regions(value)?,
+            _ => unreachable!("keys were checked"),
+        }
+        Ok(())
+    }
+}
+
+fn wrong(place: &str, key: &str, value: &str) -> String {
+    let accepted =
+        KEYS.iter().find(|&&(name, _)| name == key).map_or("", |&(_, accepted)| accepted);
+    format!("{place}: {key}={value:?} is not {accepted}")
+}
+
+fn kind(value: &str) -> Result<IommuKind> {
+    Ok(match value {
+        "vtd" => IommuKind::Vtd,
+        "amd" => IommuKind::Amd,
+        "smmuv3" => IommuKind::Smmuv3,
+        "riscv" => IommuKind::Riscv,
+        _ => bail!("no such kind"),
+    })
+}
+
+/// A value that is on or off.
+pub(crate) fn switch(value: &str) -> Result<bool> {
+    match value {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => bail!("it is neither"),
+    }
+}
+
+/// The width of a PASID.
+pub(crate) fn pasid_bits(value: &str) -> Result<u32> {
+    let bits = value.parse().context("no number")?;
+    ensure!(bits <= 20, "a PASID has at most 20 bits");
+    Ok(bits)
+}
+
+fn page_sizes(value: &str, kind: IommuKind) -> Result<u64> {
+    let mut sizes = 0;
+    for word in value.split('+') {
+        let (digits, unit) = word.split_at(word.len().saturating_sub(1));
+        let lg2 = match unit {
+            "K" => 10,
+            "M" => 20,
+            "G" => 30,
+            "T" => 40,
+            _ => bail!("{word:?} has no unit: K, M, G or T"),
+        };
+        let count: u64 = digits.parse().with_context(|| format!("{word:?} is no size"))?;
+        let size = count.checked_mul(1 << lg2).filter(|size| size.is_power_of_two());
+        let size = size.with_context(|| format!("{word:?} is no power of two"))?;
+        ensure!(Hardware::page_sizes_of(kind) & size != 0, "the kind has no leaves of {word}");
+        sizes |= size;
+    }
+    ensure!(sizes & PAGE != 0, "pages of 4K are needed");
+    Ok(sizes)
+}
+
+fn number(text: &str) -> Result<u64> {
+    let parsed = match text.strip_prefix("0x") {
+        Some(digits) => u64::from_str_radix(digits, 16),
+        None => text.parse(),
+    };
+    parsed.with_context(|| format!("{text:?} is no number"))
+}
+
+fn range(value: &str) -> Result<IovaRange> {
+    let (first, last) = value.split_once('-').context("there is no - in it")?;
+    let range = IovaRange::closed(Iova(number(first)?), Iova(number(last)?));
+    range.context("it ends before it begins")
+}
+
+fn aperture(value: &str, kind: IommuKind) -> Result<IovaRange> {
+    let aperture = range(value)?;
+    let whole = aperture.start().0.is_multiple_of(PAGE) && aperture.last().0 % PAGE == PAGE - 1;
+    ensure!(whole, "it does not begin and end with a page");
+    let bits = if kind == IommuKind::Amd { 64 } else { 48 };
+    ensure!(
+        bits == 64 || aperture.last().0 >> bits == 0,
+        "the kind translates addresses of {bits} bits"
+    );
+    Ok(aperture)
+}
+
+fn regions(value: &str) -> Result<Vec<ReservedRegion>> {
+    if value == "none" {
+        return Ok(Vec::new());
+    }
+    let region = |word: &str| {
+        let (ends, kind) =
+            word.split_once(':').with_context(|| format!("{word:?} has no :KIND"))?;
+        let kind = match kind {
+            "msi" => ReservedKind::Msi,
+            "sw-msi" => ReservedKind::SwMsi,
+            "reserved" => ReservedKind::Reserved,
+            "direct" => ReservedKind::Direct,
+            "direct-relaxable" => ReservedKind::DirectRelaxable,
+            _ => bail!("{kind:?} is no kind of region"),
+        };
+        Ok(ReservedRegion { range: range(ends)?, kind })
+    };
+    value.split('+').map(region).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Iommu> {
+        let entries = text.split(',').map(|word| {
+            let (key, value) = word.split_once('=').expect("key=value");
+            (key.to_owned(), value.to_owned())
+        });
+        Iommu::parse("iommu 0", &entries.collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn every_key_sets_what_it_names() {
+        let iommu = parse(
+            "dirty=off,coherence=none,nesting=off,ats=off,pri=off,isolated_msi=off,pasid_bits=8,\
+             page_sizes=4K+64K+1G,aperture=0x1000-0xffffffff,reserved=0x8000000-0x80fffff:msi+0-0xfff:direct,kind=smmuv3",
+        );
+        let Iommu { hardware, reserved } = iommu.unwrap();
+        assert_eq!(hardware.kind, IommuKind::Smmuv3);
+        let off = [
+            hardware.dirty_tracking,
+            hardware.cache_coherent,
+            hardware.enforce_coherency,
+            hardware.nesting,
+            hardware.ats,
+            hardware.pri,
+            hardware.isolated_msi,
+        ];
+        assert_eq!(off, [false; 7]);
+        assert_eq!((hardware.pasid_bits, hardware.page_sizes), (8, 1 << 12 | 1 << 16 | 1 << 30));
+        assert_eq!(hardware.aperture, IovaRange::closed(Iova(0x1000), Iova(0xffff_ffff)).unwrap());
+        let kinds: Vec<_> =
+            reserved.iter().map(|region| (region.range.start().0, region.kind)).collect();
+        assert_eq!(kinds, [(0x800_0000, ReservedKind::Msi), (0, ReservedKind::Direct)]);
+    }
+
+    #[test]
+    fn each_kind_brings_its_own_regions_along() {
+        let starts = |kind| {
+            let iommu = parse(kind).unwrap();
+            iommu.reserved.iter().map(|region| region.range.start().0).collect::<Vec<_>>()
+        };
+        assert_eq!(starts("kind=vtd"), [0xfee0_0000]);
+        assert_eq!(starts("kind=amd"), [0xfee0_0000, 0xfd_0000_0000]);
+        assert_eq!(starts("kind=smmuv3"), [0x800_0000]);
+        assert_eq!(starts("kind=riscv"), []);
+        assert_eq!(starts("kind=amd,reserved=none"), []);
+    }
+
+    #[test]
+    fn an_error_names_key_value_and_what_is_accepted() {
+        for (text, message) in [
+            ("kind=x", "iommu 0: kind=\"x\" is not vtd, amd, smmuv3 or riscv: no such kind"),
+            ("dirty=yes", "iommu 0: dirty=\"yes\" is not on or off: it is neither"),
+            (
+                "pasid_bits=21",
+                "iommu 0: pasid_bits=\"21\" is not a number from 0 to 20: a PASID has at most 20 bits",
+            ),
+            (
+                "page_sizes=2M",
+                "iommu 0: page_sizes=\"2M\" is not 4K and other leaf sizes of the kind, joined by +, as in 4K+2M: pages of 4K are needed",
+            ),
+            (
+                "page_sizes=4K+8K",
+                "iommu 0: page_sizes=\"4K+8K\" is not 4K and other leaf sizes of the kind, joined by +, as in 4K+2M: the kind has no leaves of 8K",
+            ),
+            (
+                "aperture=0x1000-0x1fffe",
+                "iommu 0: aperture=\"0x1000-0x1fffe\" is not FIRST-LAST in whole pages, as in 0x0-0xffffffffffff: it does not begin and end with a page",
+            ),
+            (
+                "aperture=0-0xffffffffffffffff",
+                "iommu 0: aperture=\"0-0xffffffffffffffff\" is not FIRST-LAST in whole pages, as in 0x0-0xffffffffffff: the kind translates addresses of 48 bits",
+            ),
+            ("dirty=on,dirty=off", "iommu 0: dirty is given twice"),
+        ] {
+            let error = parse(text).unwrap_err();
+            assert_eq!(format!("{error:#}"), message, "{text}");
+        }
+        let unknown = parse("size=3").unwrap_err().to_string();
+        assert!(
+            unknown.starts_with("iommu 0 has no key \"size\"; its keys are kind, dirty,"),
+            "{unknown}"
+        );
+        for bad in
+            ["reserved=1", "reserved=5-1:msi", "reserved=0-1:x", "aperture=x", "page_sizes=K"]
+        {
+            assert!(parse(bad).is_err(), "{bad}");
+        }
+    }
+}

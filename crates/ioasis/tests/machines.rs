@@ -1,0 +1,94 @@
+//! Machines as the command line and machine files describe them, looked at from inside.
+
+use std::process::{Command, Output};
+
+fn run(options: &[&str], command: &[&str]) -> Output {
+    let mut ioasis = Command::new(env!("CARGO_BIN_EXE_ioasis"));
+    ioasis.arg("run").args(options).arg("--").args(command).output().expect("ioasis starts")
+}
+
+/// What `script` prints inside a machine with these options.
+fn seen(options: &[&str], script: &str) -> String {
+    let output = run(options, &["sh", "-c", script]);
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{options:?}: {}\n{error}", output.status);
+    String::from_utf8(output.stdout).expect("text")
+}
+
+#[test]
+fn sysfs_shows_each_iommu_as_its_kind_with_its_devices_behind_it() {
+    let options = [
+        "--iommu",
+        "kind=vtd",
+        "--iommu",
+        "kind=amd",
+        "--iommu",
+        "kind=smmuv3",
+        "--iommu",
+        "kind=riscv",
+        "--device",
+        "testdev",
+        "--device",
+        "testdev,iommu=1",
+        "--device",
+        "testdev,iommu=2",
+        "--device",
+        "testdev,iommu=3",
+    ];
+    let links = "for d in /sys/bus/pci/devices/*; do basename $(readlink -f $d/iommu); done; \
+                 for i in /sys/class/iommu/*; do ls $i/devices; done";
+    assert_eq!(
+        seen(&options, links),
+        "dmar0\nivhd1\nsmmu3.0x0000000009090000\nriscv-iommu@3013000.iommu\n\
+         0000:01:00.0\n0000:02:00.0\n0000:04:00.0\n0000:03:00.0\n"
+    );
+    let groups = "for g in 1 2 3 4; do cat /sys/kernel/iommu_groups/$g/type /sys/kernel/iommu_groups/$g/reserved_regions; done";
+    assert_eq!(
+        seen(&options, groups),
+        "DMA-FQ\n0x00000000fee00000 0x00000000feefffff msi\n\
+         DMA-FQ\n0x00000000fee00000 0x00000000feefffff msi\n0x000000fd00000000 0x000000ffffffffff reserved\n\
+         DMA\n0x0000000008000000 0x00000000080fffff msi\n\
+         DMA\n"
+    );
+}
+
+#[test]
+fn the_registers_in_sysfs_are_those_of_the_capabilities_asked_for() {
+    let cap = |options: &str| {
+        let device = ["--iommu", options, "--device", "testdev"];
+        let text = seen(&device, "cat /sys/class/iommu/dmar0/intel-iommu/ecap");
+        u64::from_str_radix(text.trim(), 16).expect("a register")
+    };
+    // VT-d 11.4.3: SSADS and PASID.
+    assert_eq!(cap("kind=vtd") & (1 << 45 | 1 << 40), 1 << 45 | 1 << 40);
+    assert_eq!(cap("dirty=off,pasid_bits=0") & (1 << 45 | 1 << 40), 0);
+}
+
+#[test]
+fn a_group_of_two_devices_reserves_what_both_reserve() {
+    let options = ["--device", "testdev,group=3", "--device", "testdev,group=3"];
+    let script = "ls /sys/kernel/iommu_groups/3/devices; cat /sys/kernel/iommu_groups/3/reserved_regions; ls /dev/vfio";
+    assert_eq!(
+        seen(&options, script),
+        "0000:01:00.0\n0000:02:00.0\n0x00000000fee00000 0x00000000feefffff msi\n3\ndevices\nvfio\n"
+    );
+}
+
+#[test]
+fn a_machine_that_cannot_be_is_refused_before_the_program_starts() {
+    for (options, message) in [
+        (
+            ["--iommu", "kind=vtx"],
+            "ioasis: --iommu \"kind=vtx\": kind=\"vtx\" is not vtd, amd, smmuv3 or riscv: no such kind\n",
+        ),
+        (
+            ["--device", "testdev,iommu=1"],
+            "ioasis: device \"testdev\": iommu 1 does not exist, the machine has 1, counted from 0\n",
+        ),
+    ] {
+        let output = run(&options, &["echo", "started"]);
+        assert_eq!(output.status.code(), Some(125));
+        assert_eq!(String::from_utf8_lossy(&output.stderr), message);
+        assert!(output.stdout.is_empty());
+    }
+}
