@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use ioasis_sys::sync::Mutex;
+use ioasis_sys::sync::{Mutex, MutexGuard};
 use ioasis_uapi::Result;
 
 use crate::Account;
@@ -62,10 +62,59 @@ pub struct Charges {
     pub pinned: u64,
 }
 
+/// The sums of the account that was charged last. They are in neither map meanwhile: calls come from one client in a row.
+#[derive(Debug)]
+struct Hot {
+    pid: u32,
+    uid: u32,
+    process: Charges,
+    user: u64,
+}
+
+impl Hot {
+    /// The sum that `rule` limits.
+    fn sum(&mut self, rule: Rule) -> Option<&mut u64> {
+        match rule {
+            Rule::None => None,
+            Rule::User => Some(&mut self.user),
+            Rule::Process | Rule::ProcessUnlimited => Some(&mut self.process.locked),
+        }
+    }
+}
+
+/// Sums of zero are in no map.
 #[derive(Debug, Default)]
 struct Books {
     users: BTreeMap<u32, u64>,
     processes: BTreeMap<u32, Charges>,
+    hot: Option<Hot>,
+}
+
+impl Books {
+    fn hot(&mut self, account: &Account) -> &mut Hot {
+        if self.hot.as_ref().is_none_or(|hot| hot.pid != account.pid || hot.uid != account.uid) {
+            self.cool();
+            self.hot = Some(Hot {
+                pid: account.pid,
+                uid: account.uid,
+                process: self.processes.remove(&account.pid).unwrap_or_default(),
+                user: self.users.remove(&account.uid).unwrap_or_default(),
+            });
+        }
+        self.hot.as_mut().expect("the account is hot now")
+    }
+
+    /// Puts the sums of the hot account into the maps.
+    #[cold]
+    fn cool(&mut self) {
+        let Some(hot) = self.hot.take() else { return };
+        if hot.process != Charges::default() {
+            self.processes.insert(hot.pid, hot.process);
+        }
+        if hot.user != 0 {
+            self.users.insert(hot.uid, hot.user);
+        }
+    }
 }
 
 /// The sums of all charges.
@@ -83,18 +132,11 @@ impl Ledger {
     pub fn charge(&self, rule: Rule, account: &Account, pages: u64) -> Result<()> {
         step("a charge")?;
         let mut books = self.books.lock();
-        let books = &mut *books;
-        let process = books.processes.entry(account.pid).or_default();
-        let sum = match rule {
-            Rule::None => None,
-            Rule::User => Some(books.users.entry(account.uid).or_default()),
-            Rule::Process | Rule::ProcessUnlimited => Some(&mut process.locked),
-        };
-        if let Some(sum) = sum {
+        let hot = books.hot(account);
+        let limit = if rule == Rule::ProcessUnlimited { None } else { account.memlock_pages };
+        if let Some(sum) = hot.sum(rule) {
             let locked = sum.saturating_add(pages);
-            let limit = if rule == Rule::ProcessUnlimited { None } else { account.memlock_pages };
             if limit.is_some_and(|limit| locked > limit) {
-                Self::forget_empty(books, account);
                 return refuse!(
                     ENOMEM,
                     "over the locked-memory limit (RLIMIT_MEMLOCK), in pages",
@@ -103,7 +145,7 @@ impl Ledger {
             }
             *sum = locked;
         }
-        process.pinned += pages;
+        hot.process.pinned += pages;
         Ok(())
     }
 
@@ -114,52 +156,44 @@ impl Ledger {
     /// If less than that was charged.
     pub fn uncharge(&self, rule: Rule, account: &Account, pages: u64) {
         let mut books = self.books.lock();
-        let books = &mut *books;
-        let process = books.processes.get_mut(&account.pid).expect("a charge has its process");
-        process.pinned =
-            process.pinned.checked_sub(pages).expect("no more is uncharged than was charged");
-        let sum = match rule {
-            Rule::None => None,
-            Rule::User => books.users.get_mut(&account.uid),
-            Rule::Process | Rule::ProcessUnlimited => Some(&mut process.locked),
-        };
-        if let Some(sum) = sum {
-            *sum = sum.checked_sub(pages).expect("no more is uncharged than was charged");
-        }
-        Self::forget_empty(books, account);
-    }
-
-    fn forget_empty(books: &mut Books, account: &Account) {
-        if books.processes.get(&account.pid) == Some(&Charges::default()) {
-            books.processes.remove(&account.pid);
-        }
-        if books.users.get(&account.uid) == Some(&0) {
-            books.users.remove(&account.uid);
+        let hot = books.hot(account);
+        let less =
+            |sum: u64| sum.checked_sub(pages).expect("no more is uncharged than was charged");
+        hot.process.pinned = less(hot.process.pinned);
+        if let Some(sum) = hot.sum(rule) {
+            *sum = less(*sum);
         }
     }
 
     /// What the process `pid` has charged.
     #[must_use]
     pub fn process(&self, pid: u32) -> Charges {
-        self.books.lock().processes.get(&pid).copied().unwrap_or_default()
+        self.cooled().processes.get(&pid).copied().unwrap_or_default()
     }
 
     /// What the user `uid` has charged against the per-user limit, in pages.
     #[must_use]
     pub fn user(&self, uid: u32) -> u64 {
-        self.books.lock().users.get(&uid).copied().unwrap_or_default()
+        self.cooled().users.get(&uid).copied().unwrap_or_default()
     }
 
     /// All pinned pages.
     #[must_use]
     pub fn pinned(&self) -> u64 {
-        self.books.lock().processes.values().map(|process| process.pinned).sum()
+        self.cooled().processes.values().map(|process| process.pinned).sum()
     }
 
     /// Every process with a charge, by thread-group id.
     #[must_use]
     pub fn processes(&self) -> Vec<(u32, Charges)> {
-        self.books.lock().processes.iter().map(|(&pid, &charges)| (pid, charges)).collect()
+        self.cooled().processes.iter().map(|(&pid, &charges)| (pid, charges)).collect()
+    }
+
+    /// All sums, in the maps.
+    fn cooled(&self) -> MutexGuard<'_, Books> {
+        let mut books = self.books.lock();
+        books.cool();
+        books
     }
 }
 
@@ -189,6 +223,24 @@ mod tests {
         assert_eq!(ledger.user(1000), 6);
         assert_eq!(ledger.process(1), Charges { locked: 0, pinned: 6 });
         assert_eq!(ledger.process(2), Charges { locked: 6, pinned: 6 });
+    }
+
+    #[test]
+    fn accounts_that_take_turns_share_the_sums_of_their_user() {
+        let ledger = Ledger::default();
+        for turn in 1..=4 {
+            ledger.charge(Rule::User, &account(1, Some(100)), 2).unwrap();
+            ledger.charge(Rule::User, &account(2, Some(100)), 3).unwrap();
+            ledger.charge(Rule::Process, &Account { uid: 7, ..account(2, None) }, 1).unwrap();
+            assert_eq!((ledger.user(1000), ledger.pinned()), (turn * 5, turn * 6));
+        }
+        assert_eq!(ledger.process(2), Charges { locked: 4, pinned: 16 });
+        for _ in 0..4 {
+            ledger.uncharge(Rule::Process, &Account { uid: 7, ..account(2, None) }, 1);
+            ledger.uncharge(Rule::User, &account(1, Some(100)), 2);
+            ledger.uncharge(Rule::User, &account(2, Some(100)), 3);
+        }
+        assert_eq!((ledger.user(1000), ledger.processes()), (0, vec![]));
     }
 
     #[test]
