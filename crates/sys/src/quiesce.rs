@@ -15,7 +15,7 @@
 //! Lock order: the list of free thread numbers is a leaf.
 
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering, compiler_fence, fence};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, compiler_fence, fence};
 use std::time::Duration;
 
 use crate::sync::Mutex;
@@ -25,6 +25,8 @@ use crate::sync::Mutex;
 pub struct Sections {
     /// Segment n holds the slots of `8 << n` threads: slots never move. Filled in once, as threads come.
     segments: [OnceLock<Box<[Slot]>>; SEGMENTS],
+    /// Bit n set: segment n is filled in, or about to be.
+    present: AtomicU32,
     barrier: Barrier,
 }
 
@@ -66,7 +68,11 @@ impl Sections {
     }
 
     fn with_barrier(barrier: Barrier) -> Self {
-        Self { segments: [const { OnceLock::new() }; SEGMENTS], barrier }
+        Self {
+            segments: [const { OnceLock::new() }; SEGMENTS],
+            present: AtomicU32::new(0),
+            barrier,
+        }
     }
 
     /// Opens a section on this thread. Sections nest.
@@ -115,11 +121,17 @@ impl Sections {
             Barrier::Membarrier => membarrier(),
             Barrier::Fence => fence(Ordering::SeqCst),
         }
-        for slot in self.segments.iter().filter_map(OnceLock::get).flatten() {
-            let seen = slot.0.load(Ordering::Acquire);
-            if seen & NESTING != 0 {
-                wait_for(slot, seen / (NESTING + 1));
+        let mut segments = self.present.load(Ordering::Acquire);
+        while segments != 0 {
+            // One that is not filled in yet has nobody inside.
+            let segment = self.segments[segments.trailing_zeros() as usize].get();
+            for slot in segment.into_iter().flatten() {
+                let seen = slot.0.load(Ordering::Acquire);
+                if seen & NESTING != 0 {
+                    wait_for(slot, seen / (NESTING + 1));
+                }
             }
+            segments &= segments - 1;
         }
     }
 
@@ -128,6 +140,7 @@ impl Sections {
         let number = THREAD.with(|thread| thread.0) + (1 << FIRST_SEGMENT_LG2);
         let segment = number.ilog2() - FIRST_SEGMENT_LG2;
         let slots = self.segments[segment as usize].get_or_init(|| {
+            self.present.fetch_or(1 << segment, Ordering::Release);
             std::iter::repeat_with(Slot::default).take(1 << (segment + FIRST_SEGMENT_LG2)).collect()
         });
         &slots[(number - (1 << (segment + FIRST_SEGMENT_LG2))) as usize]
