@@ -131,7 +131,15 @@ impl<F: Format> Writer<F> {
             last.checked_add(1).is_none_or(|after| !self.straddled(after)),
             "clear ends inside a leaf"
         );
-        self.unmap_in(Self::ROOT, start, last, &mut Discard);
+        // A part of one lowest table; a whole one is dropped unread below.
+        if start >> F::item_lg2(1) == last >> F::item_lg2(1)
+            && last - start != low_bits(F::item_lg2(1))
+            && let Some(frame) = self.hot(start).or_else(|| self.lowest(start))
+        {
+            self.unmap_leaves(Node { frame, level: 0, base: start }, start, last, &mut Discard);
+        } else {
+            self.unmap_in(Self::ROOT, start, last, &mut Discard);
+        }
         self.shared.changes.add(range);
         self.sweep();
     }
