@@ -375,9 +375,7 @@ fn pin_area(area: &Area, part: IovaRange, need: Prot, runs: &mut Vec<Run>) -> Re
         );
     }
     check_access(area, need)?;
-    area.pages.hold(PageRange::of_bytes(start, length))?;
-    area.pages.runs(start, length, runs);
-    Ok(())
+    area.pages.hold_runs(start, length, runs)
 }
 
 #[derive(Clone, Copy, Debug)]

@@ -8,6 +8,7 @@ use std::sync::{Arc, Weak};
 
 use ioasis_iommupt::Prot;
 use ioasis_uapi::Result;
+use smallvec::SmallVec;
 
 /// The task that issued a call. Its argument bytes are an allegation: read once, check, use.
 pub trait Client {
@@ -177,7 +178,7 @@ pub trait AddressSpace: Debug + Send + Sync {
     ///
     /// `EFAULT` where nothing is mapped, or not with `need`; `EINVAL` for a file that cannot be pinned or ends
     /// before the range does.
-    fn pin(&self, address: u64, length: u64, need: Prot) -> Result<Vec<Extent>>;
+    fn pin(&self, address: u64, length: u64, need: Prot) -> Result<Extents>;
 
     /// What an address means here.
     fn kind(&self) -> Kind;
@@ -204,6 +205,9 @@ pub trait Importer: Debug + Send + Sync {
     /// what was mapped before. Called with no lock held that an access to the memory takes.
     fn invalidate(&self, key: u128);
 }
+
+/// What [`AddressSpace::pin`] finds: one extent, nearly always, which then needs no allocation.
+pub type Extents = SmallVec<[Extent; 1]>;
 
 /// What an address of an [`AddressSpace`] means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -57,8 +57,8 @@ mod viommu;
 
 pub use access::{AccessHandle, AccessKind, AccessUser};
 pub use client::{
-    Account, AddressSpace, Backing, Client, ClientFile, Extent, Importer, Kind, MappableMemory,
-    OnExec, Piece, QueueFile, QueueWatcher,
+    Account, AddressSpace, Backing, Client, ClientFile, Extent, Extents, Importer, Kind,
+    MappableMemory, OnExec, Piece, QueueFile, QueueWatcher,
 };
 pub use context::{Context, CopyRequest, MapRequest};
 pub use device::{Bound, PageAsk};

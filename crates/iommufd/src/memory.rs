@@ -7,7 +7,7 @@ use ioasis_sys::mapping::Mapping;
 use ioasis_uapi::Result;
 
 use crate::pages::PAGE_SIZE;
-use crate::{AddressSpace, Backing, Extent, Kind, Piece};
+use crate::{AddressSpace, Backing, Extent, Extents, Kind, Piece};
 
 /// A stretch of memory under addresses of the caller's choice, a VMM's guest RAM for instance.
 #[derive(Clone, Debug)]
@@ -71,10 +71,10 @@ impl AddressSpace for Memory {
         Backing::key(&*self.backing)
     }
 
-    fn pin(&self, address: u64, length: u64, _need: Prot) -> Result<Vec<Extent>> {
+    fn pin(&self, address: u64, length: u64, _need: Prot) -> Result<Extents> {
         let offset = self.offset(address, length)?;
         let backing: Arc<dyn Backing> = Arc::clone(&self.backing) as _;
-        Ok(vec![Extent { backing, offset, length }])
+        Ok(Extents::from_buf([Extent { backing, offset, length }]))
     }
 
     fn kind(&self) -> Kind {

@@ -80,6 +80,8 @@ struct Pins {
 pub(crate) struct Pages {
     machine: Arc<Machine>,
     count: u64,
+    /// The first mapped byte, counted from the start of its page.
+    start_byte: u64,
     need: Prot,
     kind: Kind,
     /// The dma-buf was revoked once: from then on nothing is mapped, whatever becomes of the dma-buf.
@@ -114,11 +116,13 @@ impl Pages {
         let count = (last >> PAGE_LG2) - (origin.address >> PAGE_LG2) + 1;
         let kind = origin.space.kind();
         let rule = if kind == Kind::DmaBuf { Rule::None } else { rule };
+        let start_byte = origin.address & (PAGE_SIZE - 1);
         let pins = Pins { origin, rule, payer, pinned: 0, spans: SmallVec::new() };
         let need = (need & (Prot::WRITE | Prot::MMIO)) | Prot::READ;
         let pages = Arc::new(Self {
             machine: Arc::clone(machine),
             count,
+            start_byte,
             need,
             kind,
             revoked: AtomicBool::new(false),
@@ -133,7 +137,7 @@ impl Pages {
     /// The first mapped byte, counted from the start of its page.
     #[must_use]
     pub(crate) fn start_byte(&self) -> u64 {
-        self.pins.lock().origin.address & (PAGE_SIZE - 1)
+        self.start_byte
     }
 
     /// `importer` maps them: it is told when they are those of a dma-buf and that is revoked.
@@ -195,9 +199,28 @@ impl Pages {
     ///
     /// `EFAULT` or `EINVAL` of the origin, `ENOMEM` over a limit; nothing has changed then.
     pub(crate) fn hold(&self, range: PageRange) -> Result<()> {
-        assert!(range.last < self.count, "only pages of this object are held");
+        self.hold_in(&mut self.pins.lock(), range)
+    }
+
+    /// [`hold`](Self::hold) for the pages of `length` bytes from `start_byte`, whose output addresses are appended to `runs`.
+    ///
+    /// # Errors
+    ///
+    /// As [`hold`](Self::hold).
+    pub(crate) fn hold_runs(
+        &self,
+        start_byte: u64,
+        length: u64,
+        runs: &mut Vec<Run>,
+    ) -> Result<()> {
         let mut pins = self.pins.lock();
-        let pins = &mut *pins;
+        self.hold_in(&mut pins, PageRange::of_bytes(start_byte, length))?;
+        pins.runs(start_byte, length, runs);
+        Ok(())
+    }
+
+    fn hold_in(&self, pins: &mut Pins, range: PageRange) -> Result<()> {
+        assert!(range.last < self.count, "only pages of this object are held");
         if pins.spans.is_empty() {
             let span = self.pin(pins, range)?;
             pins.spans.push(span);
@@ -219,8 +242,10 @@ impl Pages {
                 }
             }
         }
-        pins.spans.append(&mut made);
-        pins.spans.sort_unstable_by_key(|span| span.pages.first);
+        if !made.is_empty() {
+            pins.spans.append(&mut made);
+            pins.spans.sort_unstable_by_key(|span| span.pages.first);
+        }
         let within = pins.within(range);
         for span in &mut pins.spans[within] {
             span.holders += 1;
@@ -273,6 +298,13 @@ impl Pages {
     pub(crate) fn release(&self, range: PageRange) {
         let mut pins = self.pins.lock();
         let pins = &mut *pins;
+        if let [span] = pins.spans.as_mut_slice()
+            && span.pages == range
+            && span.holders == 1
+        {
+            let span = pins.spans.pop().expect("there is one");
+            return self.unpin(pins, std::iter::once(span));
+        }
         let within = pins.within(range);
         assert!(!within.is_empty(), "what is released was held");
         for span in &mut pins.spans[within.clone()] {
@@ -289,15 +321,7 @@ impl Pages {
 
     /// Appends the output addresses of `length` bytes from `start_byte`, all of them pinned.
     pub(crate) fn runs(&self, start_byte: u64, length: u64, runs: &mut Vec<Run>) {
-        let pins = self.pins.lock();
-        let mut at = start_byte;
-        let mut left = length;
-        while left > 0 {
-            let run = pins.run_at(at, left).expect("the pages of a filled area are pinned");
-            runs.push(run);
-            at += run.length;
-            left -= run.length;
-        }
+        self.pins.lock().runs(start_byte, length, runs);
     }
 
     /// Fills `buf` from byte `start_byte` on: from the pinned pages where there are some, else from the origin.
@@ -413,8 +437,8 @@ impl Pins {
     }
 
     /// The parts of `range` that no span covers.
-    fn gaps(&self, range: PageRange) -> Vec<PageRange> {
-        let mut gaps = Vec::new();
+    fn gaps(&self, range: PageRange) -> SmallVec<[PageRange; 1]> {
+        let mut gaps = SmallVec::new();
         let mut next = range.first;
         for span in &self.spans[self.within(range)] {
             if span.pages.first > next {
@@ -455,6 +479,18 @@ impl Pins {
         self.spans.insert(index + 1, Span { pages: tail, holders, charged, runs });
     }
 
+    /// Appends the output addresses of `length` bytes from `start_byte`, all of them pinned.
+    fn runs(&self, start_byte: u64, length: u64, runs: &mut Vec<Run>) {
+        let mut at = start_byte;
+        let mut left = length;
+        while left > 0 {
+            let run = self.run_at(at, left).expect("the pages of a filled area are pinned");
+            runs.push(run);
+            at += run.length;
+            left -= run.length;
+        }
+    }
+
     /// The longest pinned run from byte `at`, at most `length` bytes.
     fn run_at(&self, at: u64, length: u64) -> Option<Run> {
         let page = at >> PAGE_LG2;
@@ -477,7 +513,11 @@ impl Pins {
 impl Drop for Pages {
     fn drop(&mut self) {
         if !std::thread::panicking() {
-            assert_eq!(self.pins.lock().pinned, 0, "nothing is pinned when the last area is gone");
+            assert_eq!(
+                self.pins.get_mut().pinned,
+                0,
+                "nothing is pinned when the last area is gone"
+            );
         }
     }
 }

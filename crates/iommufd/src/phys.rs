@@ -16,6 +16,7 @@ use arc_swap::{ArcSwapOption, Guard};
 use ioasis_iommupt::{Pa, Run};
 use ioasis_sys::sync::Mutex;
 use ioasis_uapi::Result;
+use smallvec::SmallVec;
 
 use crate::inject::step;
 use crate::{Backing, Extent};
@@ -43,6 +44,8 @@ type Key = (u128, u64);
 #[derive(Debug, Default)]
 struct Windows {
     by_key: BTreeMap<Key, usize>,
+    /// The window held last, which is held still: maps often come from one stretch of memory.
+    last: Option<(Key, usize)>,
     /// Holders and key of each window, by index; no holder: free.
     holders: Vec<(u64, Key)>,
     free: Vec<usize>,
@@ -102,14 +105,14 @@ impl Phys {
     /// # Errors
     ///
     /// `ENOMEM` when the physical space is full; holds taken for runs appended before stay, and `runs` lists them.
-    pub(crate) fn hold_extent(&self, extent: &Extent, runs: &mut impl Extend<Run>) -> Result<()> {
+    pub(crate) fn hold_extent(&self, extent: &Extent, runs: &mut SmallVec<[Run; 1]>) -> Result<()> {
         let mut offset = extent.offset;
         let mut left = extent.length;
         while left > 0 {
             let length = left.min(WINDOW - (offset & (WINDOW - 1)));
             let window = self.hold(&extent.backing, offset & !(WINDOW - 1))?;
             let pa = Pa(((window as u64) << WINDOW_LG2) | (offset & (WINDOW - 1)));
-            runs.extend([Run { pa, length }]);
+            runs.push(Run { pa, length });
             offset = offset.wrapping_add(length);
             left -= length;
         }
@@ -120,10 +123,17 @@ impl Phys {
         let key = (backing.key(), base);
         let mut windows = self.windows.lock();
         let windows = &mut *windows;
+        if let Some((last, index)) = windows.last
+            && last == key
+        {
+            windows.holders[index].0 += 1;
+            return Ok(index);
+        }
         let entry = match windows.by_key.entry(key) {
             Entry::Occupied(entry) => {
                 let index = *entry.get();
                 windows.holders[index].0 += 1;
+                windows.last = Some((key, index));
                 return Ok(index);
             }
             Entry::Vacant(entry) => entry,
@@ -143,6 +153,7 @@ impl Phys {
         };
         entry.insert(index);
         windows.holders[index] = (1, key);
+        windows.last = Some((key, index));
         let chunk = self.chunks[index / CHUNK]
             .get_or_init(|| (0..CHUNK).map(|_| ArcSwapOption::empty()).collect());
         chunk[index % CHUNK].store(Some(Arc::new(Window { backing: Arc::clone(backing), base })));
@@ -168,6 +179,7 @@ impl Phys {
                 return;
             }
             windows.by_key.remove(key);
+            windows.last = windows.last.filter(|(last, _)| last != key);
             windows.free.push(index);
             self.cell(index).expect("a held window has a cell").swap(None)
         };
@@ -188,8 +200,8 @@ mod tests {
     use crate::memory::Memory;
     use ioasis_iommupt::Prot;
 
-    fn runs_of(phys: &Phys, memory: &Memory, address: u64, length: u64) -> Vec<Run> {
-        let mut runs = Vec::new();
+    fn runs_of(phys: &Phys, memory: &Memory, address: u64, length: u64) -> SmallVec<[Run; 1]> {
+        let mut runs = SmallVec::new();
         for extent in memory.pin(address, length, Prot::READ).unwrap() {
             phys.hold_extent(&extent, &mut runs).unwrap();
         }

@@ -6,7 +6,7 @@
 use std::sync::{Arc, Weak};
 
 use ioasis_iommufd::{
-    AddressSpace, Backing, ClientFile, Extent, Importer, Kind, OnExec, Piece, Prot,
+    AddressSpace, Backing, ClientFile, Extent, Extents, Importer, Kind, OnExec, Piece, Prot,
 };
 use ioasis_pci::{BARS, Bar, PAGE_SIZE};
 use ioasis_sys::sync::Mutex;
@@ -170,7 +170,7 @@ impl AddressSpace for Exported {
         self.key
     }
 
-    fn pin(&self, address: u64, length: u64, _need: Prot) -> Result<Vec<Extent>> {
+    fn pin(&self, address: u64, length: u64, _need: Prot) -> Result<Extents> {
         let &[(start, size)] = self.ranges.as_slice() else {
             return Err(Error::new(Errno::EOPNOTSUPP, "a dma-buf of several ranges is not mapped"));
         };
@@ -178,7 +178,7 @@ impl AddressSpace for Exported {
             return Err(Error::at(Errno::EINVAL, "past the end of the dma-buf", address));
         }
         let backing: Arc<dyn Backing> = Arc::clone(&self.pages) as _;
-        Ok(vec![Extent { backing, offset: start + address, length }])
+        Ok(Extents::from_buf([Extent { backing, offset: start + address, length }]))
     }
 
     fn kind(&self) -> Kind {

@@ -130,7 +130,7 @@ impl Areas {
         }
     }
 
-    /// Lets go of all pages that are held for the domains; the areas go, too.
+    /// Lets go of all pages that are held for the domains; the areas go, too, and the memory the tree took.
     pub(crate) fn unfill_all(&mut self) {
         let tree = std::mem::take(&mut self.tree);
         for (_, area) in tree.iter(IovaRange::ALL).filter(|(_, area)| area.filled) {

@@ -463,17 +463,15 @@ impl Space {
     }
 
     fn fill_slice(&mut self, slice: &Slice, iova: Iova, prot: Prot) -> Result<()> {
-        let pages = PageRange::of_bytes(slice.start_byte, slice.length);
-        slice.pages.hold(pages)?;
         self.runs.clear();
-        slice.pages.runs(slice.start_byte, slice.length, &mut self.runs);
+        slice.pages.hold_runs(slice.start_byte, slice.length, &mut self.runs)?;
         let leaf_max = self.leaf_max();
         for (index, domain) in self.domains.iter().enumerate() {
             if let Err(error) = domain.map(iova, &self.runs, prot, leaf_max) {
                 let range = IovaRange::new(iova, slice.length).expect("the whole was a range");
                 self.domains[..index].iter().for_each(|filled| filled.clear(range));
                 self.domains.first().expect("one refused").machine().quiesce.wait();
-                slice.pages.release(pages);
+                slice.pages.release(PageRange::of_bytes(slice.start_byte, slice.length));
                 return Err(error);
             }
         }
@@ -599,12 +597,13 @@ fn fill_domain_area(
     runs: &mut Vec<Run>,
     leaf_max: LeafMax,
 ) -> Result<()> {
-    if !area.filled {
-        area.pages.hold(area.page_range())?;
+    runs.clear();
+    if area.filled {
+        area.pages.runs(area.start_byte, area.length(), runs);
+    } else {
+        area.pages.hold_runs(area.start_byte, area.length(), runs)?;
         area.filled = true;
     }
-    runs.clear();
-    area.pages.runs(area.start_byte, area.length(), runs);
     domain.map(area.range.start(), runs, area.prot, leaf_max)
 }
 

@@ -24,6 +24,9 @@ pub struct Unmapped {
 /// Rounds of asking accesses to let go of an area before giving up, as in `iopt_unmap_iova_range`.
 const NOTIFY_ROUNDS: u32 = 100;
 
+/// So many areas, and all there are, go without the tree being kept in order, and its memory with them.
+const TREE_AT_ONCE: usize = 64;
+
 enum Stop {
     End,
     Refused(Error),
@@ -143,7 +146,7 @@ impl Space {
             self.domains.iter().for_each(|domain| domain.clear(range));
             machine.quiesce.wait();
         }
-        if count == self.areas.len() {
+        if count == self.areas.len() && count >= TREE_AT_ONCE {
             self.areas.unfill_all();
             return;
         }

@@ -15,7 +15,7 @@ use ioasis_uapi::iommufd as abi;
 use super::Test;
 use crate::inject::step;
 use crate::pages::PAGE_SIZE;
-use crate::{AddressSpace, Backing, ClientFile, Extent, Importer, Kind, OnExec, Piece};
+use crate::{AddressSpace, Backing, ClientFile, Extent, Extents, Importer, Kind, OnExec, Piece};
 
 /// Most pages of a dma-buf.
 const PAGES_MAX: u64 = 512;
@@ -77,13 +77,13 @@ impl AddressSpace for MockDmabuf {
         Kind::DmaBuf
     }
 
-    fn pin(&self, address: u64, length: u64, _: Prot) -> Result<Vec<Extent>> {
+    fn pin(&self, address: u64, length: u64, _: Prot) -> Result<Extents> {
         let end = address.checked_add(length);
         if end.is_none_or(|end| end > self.0.memory.len() as u64) {
             return refuse!(EINVAL, "the dma-buf ends before", address);
         }
         let backing = Arc::clone(&self.0) as Arc<dyn Backing>;
-        Ok(vec![Extent { backing, offset: address, length }])
+        Ok(Extents::from_buf([Extent { backing, offset: address, length }]))
     }
 
     fn length(&self) -> Option<u64> {

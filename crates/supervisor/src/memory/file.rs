@@ -3,7 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use ioasis_iommufd::{AddressSpace, Extent, Kind};
+use ioasis_iommufd::{AddressSpace, Extent, Extents, Kind};
 use ioasis_iommupt::Prot;
 use ioasis_sys::because;
 use ioasis_sys::mapping::Access;
@@ -63,7 +63,7 @@ impl AddressSpace for FileMemory {
         self.id.key()
     }
 
-    fn pin(&self, address: u64, length: u64, need: Prot) -> Result<Vec<Extent>> {
+    fn pin(&self, address: u64, length: u64, need: Prot) -> Result<Extents> {
         assert!(length > 0, "nobody pins nothing");
         let seals = self.check_kind()?;
         let stat =
@@ -83,6 +83,6 @@ impl AddressSpace for FileMemory {
             return Err(Error::new(Errno::EINVAL, "the file cannot be mapped"));
         };
         file.map(address, length, file.size()?, access)?;
-        Ok(vec![Extent { backing: file, offset: address, length }])
+        Ok(Extents::from_buf([Extent { backing: file, offset: address, length }]))
     }
 }

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
-use ioasis_iommufd::{AddressSpace, Backing, Extent, Kind, Piece};
+use ioasis_iommufd::{AddressSpace, Backing, Extent, Extents, Kind, Piece};
 use ioasis_iommupt::Prot;
 use ioasis_sys::mapping::Access;
 use ioasis_sys::process::{Mm, Process, Vma};
@@ -169,14 +169,14 @@ impl AddressSpace for ProcessMemory {
         self.private.key
     }
 
-    fn pin(&self, address: u64, length: u64, need: Prot) -> Result<Vec<Extent>> {
+    fn pin(&self, address: u64, length: u64, need: Prot) -> Result<Extents> {
         assert!(length > 0, "nobody pins nothing");
         let Some(last) = address.checked_add(length - 1) else {
             return Err(Error::at(Errno::EFAULT, "the range wraps", address));
         };
         let vmas = self.private.mm.vmas(address, last);
         let vmas = vmas.map_err(|error| Error::at(Errno::EFAULT, error.why, address))?;
-        let mut extents: Vec<Extent> = Vec::new();
+        let mut extents = Extents::new();
         let mut at = address;
         for vma in &vmas {
             if vma.start > at {
@@ -206,7 +206,7 @@ fn permit(vma: &Vma, address: u64, need: Prot) -> Result<()> {
 }
 
 /// Adds `extent`, joined with the last where it goes on.
-fn append(extents: &mut Vec<Extent>, extent: Extent) {
+fn append(extents: &mut Extents, extent: Extent) {
     match extents.last_mut() {
         Some(last)
             if last.backing.key() == extent.backing.key()

@@ -1,6 +1,6 @@
 use std::os::fd::{AsFd, AsRawFd};
 
-use ioasis_iommufd::{AddressSpace, Extent, Piece};
+use ioasis_iommufd::{AddressSpace, Extent, Extents, Piece};
 use ioasis_sys::mapping::Mapping;
 use ioasis_sys::process::Vma;
 use ioasis_sys::spawn::{self, Child};
@@ -105,8 +105,8 @@ fn write(extent: &Extent, at: u64, bytes: &[u8]) -> Result<()> {
     extent.backing.write(&[Piece { offset: extent.offset + at, length: bytes.len() }], bytes)
 }
 
-fn one(extents: Vec<Extent>) -> Extent {
-    let [extent] = <[Extent; 1]>::try_from(extents).expect("one extent");
+fn one(extents: Extents) -> Extent {
+    let [extent] = extents.into_inner().expect("one extent");
     extent
 }
 

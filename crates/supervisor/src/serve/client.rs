@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use ioasis_iommufd::{
-    self as iommufd, Account, AddressSpace, Backing, ClientFile, Extent, Kind, MappableMemory,
+    self as iommufd, Account, AddressSpace, Backing, ClientFile, Extents, Kind, MappableMemory,
     Piece, Prot,
 };
 use ioasis_pci::BARS;
@@ -311,7 +311,7 @@ impl AddressSpace for Unreachable {
         Kind::User
     }
 
-    fn pin(&self, _: u64, _: u64, _: Prot) -> Result<Vec<Extent>> {
+    fn pin(&self, _: u64, _: u64, _: Prot) -> Result<Extents> {
         Err(Error { errno: Errno::EFAULT, ..self.0 })
     }
 }
