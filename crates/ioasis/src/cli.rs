@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use ioasis_supervisor::Machine;
 use ioasis_supervisor::trace::{Format, Trace};
@@ -50,7 +50,8 @@ enum Action {
 #[derive(Debug, Args)]
 struct Run {
     /// Add a device: a model and its options, e.g. nvme,image=disk.img; `ioasis models` lists them.
-    /// Every model takes address=0000:01:00.0, group=N, iommu=N, pasid_bits=N, ats and pri; a comma in a value is written twice
+    /// Every model takes address=0000:01:00.0, group=N, iommu=N (or none), pasid_bits=N, ats and pri; a comma in a value is
+    /// written twice
     #[arg(long = "device", value_name = "MODEL[,key=value]...")]
     devices: Vec<String>,
 
@@ -62,6 +63,10 @@ struct Run {
     /// Take IOMMUs and devices from a machine file
     #[arg(long, value_name = "FILE.toml")]
     machine: Option<PathBuf>,
+
+    /// Who answers /dev/vfio/vfio: the type1 driver, iommufd's compatibility layer, or nobody
+    #[arg(long, value_enum, value_name = "WHO", default_value_t)]
+    container: ContainerNode,
 
     /// Print every VFIO and IOMMUFD call with its result and, on error, the reason in words
     #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true)]
@@ -82,6 +87,28 @@ struct Run {
     /// The program to run and its arguments
     #[arg(last = true, required = true, value_name = "CMD")]
     command: Vec<OsString>,
+}
+
+/// `--container`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum ContainerNode {
+    /// The type1 driver
+    #[default]
+    Type1,
+    /// Iommufd, by the rules of Linux's compatibility layer
+    Iommufd,
+    /// Nobody: there is no such file
+    None,
+}
+
+impl From<ContainerNode> for view::ContainerNode {
+    fn from(node: ContainerNode) -> Self {
+        match node {
+            ContainerNode::Type1 => Self::Type1,
+            ContainerNode::Iommufd => Self::Iommufd,
+            ContainerNode::None => Self::Absent,
+        }
+    }
 }
 
 /// Does what the arguments ask for; the exit status of `run` is the client's.
@@ -140,6 +167,7 @@ fn start(run: Run) -> Result<ExitCode> {
         view: view::Options {
             host_pci,
             fault_injection,
+            container: run.container.into(),
             iommus: hardware::in_sysfs(&description),
             ..view::Options::default()
         },

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use anyhow::{Context, Result, ensure};
 use ioasis_iommufd::type1::GroupKind;
@@ -10,7 +11,7 @@ use ioasis_pci::{Function, Windows};
 use ioasis_supervisor::view;
 use ioasis_vfio::{Machine, Placement};
 
-use crate::machine::Description;
+use crate::machine::{Description, Device, Translation};
 
 /// Whether a machine has the mock hardware of Linux's own IOMMUFD tests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,6 +66,7 @@ pub(crate) fn build(
         MockHardware::Present => iommufd::Machine::with_mock(),
         MockHardware::Absent => iommufd::Machine::new(),
     };
+    set_parameters(&machine, description)?;
     let iommus: Vec<_> =
         description.iommus.iter().map(|iommu| Arc::new(iommu.hardware.clone())).collect();
     let mut groups: BTreeMap<u32, (usize, Arc<Group>)> = BTreeMap::new();
@@ -96,8 +98,45 @@ pub(crate) fn build(
         placements.push(Placement {
             function: Function::new(address, model, &mut windows),
             endpoint: Endpoint::new(group, config),
-            kind: GroupKind::Iommu,
+            kind: match device.translation {
+                Translation::Iommu => GroupKind::Iommu,
+                Translation::None => GroupKind::NoIommu,
+            },
         });
     }
+    check_kinds(&placements)?;
     Ok((machine, Machine::new(placements)))
+}
+
+/// The module parameters as the description has them. A device without an IOMMU can only be there with its parameter on.
+fn set_parameters(machine: &iommufd::Machine, description: &Description) -> Result<()> {
+    let no_iommu = |device: &Device| device.translation == Translation::None;
+    let no_iommu = description.devices.iter().any(no_iommu);
+    let params = &machine.params;
+    params.enable_unsafe_noiommu_mode.store(no_iommu, Ordering::Relaxed);
+    for (module, name, value) in &description.parameters {
+        let param = params.named(module, name);
+        let param = param.with_context(|| format!("there is no parameter {module}.{name}"))?;
+        param
+            .set(value.as_bytes())
+            .with_context(|| format!("the value {value} of {module}.{name}"))?;
+    }
+    ensure!(
+        !no_iommu || params.enable_unsafe_noiommu_mode.load(Ordering::Relaxed),
+        "a device without an IOMMU needs vfio.enable_unsafe_noiommu_mode"
+    );
+    Ok(())
+}
+
+/// One group has one kind of devices.
+fn check_kinds(placements: &[Placement]) -> Result<()> {
+    for placement in placements {
+        let group = placement.endpoint.group().number();
+        let mates = placements.iter().filter(|other| other.endpoint.group().number() == group);
+        ensure!(
+            mates.clone().all(|other| other.kind == placement.kind),
+            "group {group} has devices with and without an IOMMU"
+        );
+    }
+    Ok(())
 }

@@ -2,7 +2,7 @@
 //!
 //! docs/machine.md says what a machine file can hold.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -18,10 +18,12 @@ pub(crate) struct Description {
     pub(crate) iommus: Vec<Iommu>,
     /// In the order given: machine file first, then the command line.
     pub(crate) devices: Vec<Device>,
+    /// Module, name and text of the module parameters given.
+    pub(crate) parameters: Vec<(String, String, String)>,
 }
 
 /// One device, as far as the user described it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Device {
     /// Name of the model.
     pub(crate) model: String,
@@ -29,7 +31,7 @@ pub(crate) struct Device {
     pub(crate) address: Option<Bdf>,
     /// Its IOMMU group; the lowest free number from 1 unless given.
     pub(crate) group: Option<u32>,
-    /// Index of its IOMMU.
+    /// Index of its IOMMU; where it has none, of the one it would be behind.
     pub(crate) iommu: usize,
     /// Width of the PASIDs it sends, 0 for none.
     pub(crate) pasid_bits: u32,
@@ -37,8 +39,20 @@ pub(crate) struct Device {
     pub(crate) ats: bool,
     /// Asks for pages that are not there (PRI).
     pub(crate) pri: bool,
+    /// How it reaches memory.
+    pub(crate) translation: Translation,
     /// The model's own options, in the order given.
     pub(crate) options: Vec<(String, String)>,
+}
+
+/// How a device reaches memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Translation {
+    /// Through its IOMMU.
+    #[default]
+    Iommu,
+    /// Not at all: its group is a no-iommu group.
+    None,
 }
 
 #[derive(Deserialize)]
@@ -47,6 +61,8 @@ struct File {
     iommu: Option<toml::Value>,
     #[serde(default)]
     device: Vec<FileDevice>,
+    #[serde(default)]
+    module: BTreeMap<String, BTreeMap<String, toml::Value>>,
 }
 
 #[derive(Deserialize)]
@@ -58,16 +74,7 @@ struct FileDevice {
 
 impl Device {
     fn new(model: String) -> Self {
-        Self {
-            model,
-            address: None,
-            group: None,
-            iommu: 0,
-            pasid_bits: 0,
-            ats: false,
-            pri: false,
-            options: Vec::new(),
-        }
+        Self { model, ..Self::default() }
     }
 
     /// Takes one `key=value`: the machine's own keys, and the model's options.
@@ -81,7 +88,10 @@ impl Device {
                     Some(value.parse().with_context(|| wrong("an address as 0000:01:00.0"))?);
             }
             "group" => self.group = Some(value.parse().with_context(number)?),
-            "iommu" => self.iommu = value.parse().with_context(number)?,
+            "iommu" => {
+                let place = || wrong("a number, or none");
+                (self.iommu, self.translation) = behind(value).with_context(place)?;
+            }
             "pasid_bits" => {
                 let width = || wrong("a number from 0 to 20");
                 self.pasid_bits = iommu::pasid_bits(value).with_context(width)?;
@@ -123,6 +133,12 @@ impl Description {
                 device.set(&key, &value)?;
             }
             self.devices.push(device);
+        }
+        for (module, parameters) in file.module {
+            for (name, value) in parameters {
+                let value = option_text(&name, value)?;
+                self.parameters.push((module.clone(), name, value));
+            }
         }
         Ok(())
     }
@@ -179,6 +195,7 @@ impl Description {
             );
             let hardware = &self.iommus[device.iommu].hardware;
             let name = &device.model;
+            let translated = device.translation == Translation::Iommu;
             ensure!(!device.pri || device.ats, "device {name:?}: pri=on needs ats=on");
             for (wanted, key, there) in [
                 (device.ats, "ats", hardware.ats),
@@ -186,7 +203,7 @@ impl Description {
                 (device.pasid_bits > 0, "pasid_bits", hardware.pasid_bits > 0),
             ] {
                 ensure!(
-                    !wanted || there,
+                    !wanted || there && translated,
                     "device {name:?} has {key} and iommu {} has none",
                     device.iommu
                 );
@@ -212,6 +229,14 @@ impl Description {
             }
         }
         Ok(())
+    }
+}
+
+/// What `iommu=` says: the index of an IOMMU, or that there is none.
+fn behind(value: &str) -> Result<(usize, Translation)> {
+    match value {
+        "none" => Ok((0, Translation::None)),
+        number => Ok((number.parse()?, Translation::Iommu)),
     }
 }
 
@@ -317,6 +342,19 @@ mod tests {
         ] {
             assert_eq!(described(&[device]).unwrap_err().to_string(), message, "{device}");
         }
+    }
+
+    #[test]
+    fn module_parameters_and_missing_iommus_are_read() {
+        let mut machine = Description::default();
+        let text = "[[device]]\nmodel = \"testdev\"\niommu = \"none\"\n[module.vfio_iommu_type1]\ndma_entry_limit = 7\n";
+        machine.parse(text, Path::new("")).unwrap();
+        machine.add("testdev,iommu=none").unwrap();
+        assert_eq!(machine.devices[0], machine.devices[1]);
+        assert_eq!(machine.devices[0].translation, Translation::None);
+        let parameter = ["vfio_iommu_type1", "dma_entry_limit", "7"].map(str::to_owned);
+        assert_eq!(machine.parameters, [parameter.into()]);
+        assert!(described(&["testdev,iommu=no"]).is_err());
     }
 
     #[test]

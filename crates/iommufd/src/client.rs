@@ -130,6 +130,11 @@ pub trait QueueFile {
     /// `EINVAL`, `ESPIPE`, `EFAULT`, as the kind of queue has it.
     fn write(&self, client: &dyn Client, address: u64, length: u64) -> Result<u64>;
 
+    /// `bytes` were written to a duplicate of the descriptor whose writes nobody answers; known when the file is closed.
+    fn stray_write(&self, bytes: &[u8]) {
+        let _ = bytes;
+    }
+
     /// Whether there is something to read.
     fn is_readable(&self) -> bool;
 

@@ -5,6 +5,7 @@
 //!
 //! Lock order: `Context::settings` and `Context::groups` are taken alone, or before `Table::slots`.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 
 use ioasis_iommupt::{Iova, IovaRange, Prot};
@@ -301,8 +302,8 @@ impl Context {
         if !iommu.cache_coherent {
             return refuse!(EINVAL, "the device's DMA is not cache coherent");
         }
-        let unsafe_allowed =
-            self.machine.params.allow_unsafe_interrupts.load(std::sync::atomic::Ordering::Relaxed);
+        let params = &self.machine.params;
+        let unsafe_allowed = params.iommufd_allow_unsafe_interrupts.load(Ordering::Relaxed);
         if !iommu.isolated_msi && !unsafe_allowed {
             return refuse!(
                 EPERM,

@@ -47,6 +47,7 @@ mod mock;
 mod nested;
 mod object;
 mod pages;
+mod params;
 mod phys;
 #[cfg(test)]
 mod sequences;
@@ -69,7 +70,8 @@ pub use iommu::{
     Endpoint, EndpointConfig, Group, Iommu, Kind as IommuKind, ReservedKind, ReservedRegion,
 };
 pub use library::HwptFlags;
-pub use machine::{Machine, Params};
+pub use machine::Machine;
 pub use memory::Memory;
 pub use pages::PAGE_SIZE;
+pub use params::{Param, Params};
 pub use phys::{Phys, Window};

@@ -1,7 +1,7 @@
 //! What all opens of one simulated machine share.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use ioasis_iommupt::Quiesce;
 
@@ -9,31 +9,8 @@ use crate::account::Ledger;
 use crate::cmd::Extension;
 use crate::faultlog::FaultLog;
 use crate::format::DmaSections;
+use crate::params::Params;
 use crate::phys::Phys;
-
-/// Module parameters that the core reads.
-#[derive(Debug)]
-pub struct Params {
-    /// `vfio_iommu_type1.allow_unsafe_interrupts` and `iommufd.allow_unsafe_interrupts`.
-    pub allow_unsafe_interrupts: AtomicBool,
-    /// `vfio_iommu_type1.dma_entry_limit`: mappings a container may have, read when it is opened.
-    pub dma_entry_limit: AtomicU32,
-    /// `vfio_iommu_type1.disable_hugepages`.
-    pub disable_hugepages: AtomicBool,
-    /// `vfio.enable_unsafe_noiommu_mode`.
-    pub enable_unsafe_noiommu_mode: AtomicBool,
-}
-
-impl Default for Params {
-    fn default() -> Self {
-        Self {
-            allow_unsafe_interrupts: AtomicBool::new(false),
-            dma_entry_limit: AtomicU32::new(u32::from(u16::MAX)),
-            disable_hugepages: AtomicBool::new(false),
-            enable_unsafe_noiommu_mode: AtomicBool::new(false),
-        }
-    }
-}
 
 /// The physical space, the ledger and the parameters of one simulated machine.
 #[derive(Debug)]

@@ -151,7 +151,7 @@ fn execute(command: &[OsString]) -> Failure {
     }
 }
 
-const KINDS: [fn(u32) -> Node; 7] = [
+const KINDS: [fn(u32) -> Node; 8] = [
     |_| Node::Iommu,
     |_| Node::VfioContainer,
     Node::Group,
@@ -159,6 +159,7 @@ const KINDS: [fn(u32) -> Node; 7] = [
     Node::Cdev,
     Node::Attribute,
     |_| Node::FaultSetting,
+    Node::Parameter,
 ];
 
 fn write_identities(nodes: &[Identity], lost: &[String]) -> Vec<u8> {
@@ -173,6 +174,7 @@ fn write_identities(nodes: &[Identity], lost: &[String]) -> Vec<u8> {
             Node::Cdev(number) => (4, number),
             Node::Attribute(number) => (5, number),
             Node::FaultSetting => (6, 0),
+            Node::Parameter(number) => (7, number),
         };
         for word in [identity.dev, identity.ino, u64::from(kind) << 32 | u64::from(number)] {
             bytes.extend(word.to_ne_bytes());

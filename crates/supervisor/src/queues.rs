@@ -31,6 +31,9 @@ pub(crate) struct Queue {
     bell: Arc<Bell>,
 }
 
+/// Bytes of a stray write that are looked at.
+const STRAY: usize = 4096;
+
 /// Makes the client's end readable.
 #[derive(Debug)]
 struct Bell {
@@ -48,6 +51,18 @@ impl QueueWatcher for Bell {
 }
 
 impl Queue {
+    /// Hands over what was written to duplicates outside the range, which arrived at our end.
+    fn take_strays(&self) {
+        let Some(queue) = self.file.queue() else { return };
+        let mut bytes = [0; STRAY];
+        while let Ok((_, length)) =
+            rustix::net::recv(&self.bell.ours, &mut bytes, RecvFlags::DONTWAIT)
+            && length > 0
+        {
+            queue.stray_write(&bytes[..length]);
+        }
+    }
+
     /// Takes the byte out of the client's end, unless there still is something to read.
     pub(crate) fn settle(&self, theirs: &OwnedFd) {
         let Some(queue) = self.file.queue() else { return };
@@ -167,6 +182,7 @@ impl Queues {
         drop(open);
         self.count.fetch_sub(closed.len(), Ordering::AcqRel);
         for queue in closed {
+            queue.take_strays();
             queue.file.close();
         }
     }

@@ -46,7 +46,7 @@ fn unsafe_interrupts_need_the_parameter_and_incoherent_dma_has_none() {
     machine
         .machine
         .params
-        .allow_unsafe_interrupts
+        .iommufd_allow_unsafe_interrupts
         .store(true, std::sync::atomic::Ordering::Relaxed);
     context.bind(&machine.endpoint()).unwrap();
     let machine = TestMachine::with(Iommu { cache_coherent: false, ..Iommu::new(IommuKind::Vtd) });

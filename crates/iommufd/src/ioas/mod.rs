@@ -75,6 +75,8 @@ pub(crate) struct Space {
     pub(crate) accesses: Vec<Arc<Access>>,
     alignment: u64,
     huge_pages: bool,
+    /// New mappings use leaves of one page, whatever else the IOAS allows: the type1 driver's `disable_hugepages`.
+    page_leaves: bool,
     past_unmaps: VecDeque<PastUnmap>,
     /// Kept so that a map does not allocate it anew.
     runs: Vec<Run>,
@@ -102,6 +104,7 @@ impl Ioas {
             accesses: Vec::new(),
             alignment: 1,
             huge_pages: true,
+            page_leaves: false,
             past_unmaps: VecDeque::with_capacity(PAST_UNMAPS),
             runs: Vec::new(),
         };
@@ -288,6 +291,11 @@ impl Ioas {
         Ok(())
     }
 
+    /// Lets mappings made from now on use no leaf larger than a page, or as large a leaf as fits.
+    pub(crate) fn limit_leaves(&self, limit: LeafMax) {
+        self.space.lock().page_leaves = limit == LeafMax::Page;
+    }
+
     /// How many areas there are.
     #[must_use]
     pub(crate) fn areas(&self) -> usize {
@@ -459,7 +467,7 @@ impl Space {
     }
 
     fn leaf_max(&self) -> LeafMax {
-        if self.huge_pages { LeafMax::Format } else { LeafMax::Page }
+        if self.huge_pages && !self.page_leaves { LeafMax::Format } else { LeafMax::Page }
     }
 
     fn fill_slice(&mut self, slice: &Slice, iova: Iova, prot: Prot) -> Result<()> {

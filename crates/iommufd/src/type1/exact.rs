@@ -18,7 +18,7 @@ use super::log::read_bitmap;
 use crate::Client;
 use crate::account::Rule;
 use crate::context::{MapRequest, map_pages};
-use crate::domain::{Domain, DomainUse};
+use crate::domain::{Domain, DomainUse, LeafMax};
 use crate::inject::step;
 use crate::ioas::{Ioas, Place};
 use crate::iommu::{Attachment, Group};
@@ -50,6 +50,8 @@ pub(super) struct Type1 {
     pub(super) invalid: BTreeSet<u64>,
     /// Dirty pages are logged.
     pub(super) logging: bool,
+    /// `disable_hugepages` as the last map found it.
+    leaves: LeafMax,
 }
 
 impl Type1 {
@@ -79,6 +81,7 @@ impl Type1 {
             avail: machine.params.dma_entry_limit.load(Ordering::Relaxed),
             invalid: BTreeSet::new(),
             logging: false,
+            leaves: LeafMax::Format,
         })
     }
 
@@ -111,6 +114,7 @@ impl Type1 {
             );
         }
         step("a group in a container")?;
+        self.read_disable_hugepages();
         let known = |group: &Arc<Group>| member.is(group);
         if self.emulated.iter().any(known)
             || self.domains.iter().any(|domain| domain.groups.iter().any(known))
@@ -279,6 +283,7 @@ impl Type1 {
             return refuse!(ENOSPC, "the container has as many mappings as dma_entry_limit allows");
         }
         self.check_loggable(map.size)?;
+        self.read_disable_hugepages();
         let account = client.account();
         let request = MapRequest {
             space: client.memory(),
@@ -292,6 +297,16 @@ impl Type1 {
         map_pages(&self.machine, &self.ioas, request, Rule::type1(&account))?;
         self.avail -= 1;
         Ok(0)
+    }
+
+    /// The parameter counts from the next pinning on.
+    fn read_disable_hugepages(&mut self) {
+        let disabled = self.machine.params.disable_hugepages.load(Ordering::Relaxed);
+        let leaves = if disabled { LeafMax::Page } else { LeafMax::Format };
+        if leaves != self.leaves {
+            self.ioas.limit_leaves(leaves);
+            self.leaves = leaves;
+        }
     }
 
     fn unmap_dma(&mut self, client: &dyn Client, arg: u64) -> Result<i64> {

@@ -3,6 +3,7 @@
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 
+use ioasis_iommufd::account::Mode;
 use ioasis_iommufd::{Client as _, inject};
 use ioasis_sys::notify::{Answer, Notification, OnExec};
 use ioasis_uapi::{Errno, Error, Result};
@@ -14,13 +15,16 @@ use super::{Decision, File, Gift, Line};
 use crate::files::Look;
 use crate::filter::{O_ACCMODE, O_CLOEXEC};
 use crate::injection::{self, FailNth};
+use crate::parameters;
 use crate::resolve::{self, Found, Last, Wait};
 use crate::task::OpenCall;
 use crate::view::status::Charges;
-use crate::view::{self, FaultInjection, Node};
+use crate::view::{self, ContainerNode, FaultInjection, Node};
 
 /// An access mode that allows neither reading nor writing; the kernel answers such an open of our nodes.
 const NO_ACCESS: u32 = 3;
+/// Major and minor number of /dev/vfio/vfio.
+const CONTAINER: (u32, u32) = (10, 196);
 
 pub(super) fn open(caller: &Caller<'_>, call: &Notification, wait: Wait) -> Decision {
     let Some(Ok(open)) = OpenCall::of(caller.task, call) else { return Decision::CONTINUE };
@@ -46,6 +50,7 @@ pub(super) fn open(caller: &Caller<'_>, call: &Notification, wait: Wait) -> Deci
     let access = open.flags & O_ACCMODE;
     let opened = match node {
         _ if access == NO_ACCESS => return Decision::CONTINUE,
+        Target::Node(Node::Parameter(number)) => return parameter(caller, &open, number),
         Target::Node(Node::Attribute(_)) if access == 0 => return Decision::CONTINUE,
         Target::Node(node) => open_node(caller, node, access_of(access)),
         Target::ReadOnly if access == 0 => return Decision::CONTINUE,
@@ -78,12 +83,7 @@ fn fail_nth(caller: &Caller<'_>, open: &OpenCall) -> Option<Decision> {
     }
     let tid = injection::fail_nth_of(&open.path, caller.task.process.pid(), caller.task.tid)?;
     let file = Arc::new(FailNth { tid, injection: Arc::clone(&server.injection) });
-    let on_exec = if open.flags & O_CLOEXEC != 0 {
-        ioasis_iommufd::OnExec::Close
-    } else {
-        ioasis_iommufd::OnExec::Keep
-    };
-    Some(match caller.install(file, on_exec) {
+    Some(match caller.install(file, client_flag(open.flags)) {
         Ok(fd) => Decision::Answer(Answer::Value(fd.into())),
         Err(error) => Decision::error(error.errno),
     })
@@ -105,11 +105,56 @@ fn status(caller: &Caller<'_>, open: &OpenCall, found: &OwnedFd) -> Option<Decis
         return None;
     }
     let text = view::status::with_charges(&std::fs::read(&link).ok()?, charges);
-    let blank = caller.server.files.blank().ok()?;
-    rustix::io::pwrite(&blank.file, &text, 0).ok()?;
-    let file = caller.server.files.reopen(&blank, OFlags::RDONLY).ok()?;
+    let file = text_file(caller, &text).ok()?;
     let on_exec = if open.flags & O_CLOEXEC != 0 { OnExec::Close } else { OnExec::Keep };
     Some(Decision::Give(Gift { file, on_exec, line: Line::None }))
+}
+
+/// The answer to an open of a module parameter: its text of now, or a file that takes another.
+fn parameter(caller: &Caller<'_>, open: &OpenCall, number: u32) -> Decision {
+    let server = caller.server;
+    let machine = &server.machine.iommu;
+    let line =
+        Line::Open { pid: caller.task.process.pid(), path: open.path.clone(), flags: open.flags };
+    let on_exec = if open.flags & O_CLOEXEC != 0 { OnExec::Close } else { OnExec::Keep };
+    let opened = if open.flags & O_ACCMODE == 0 {
+        text_file(caller, parameters::text(machine, number).as_bytes()).map(Ok)
+    } else {
+        // Mode 0644 and root's (kernel/params.c, module_param_named of each).
+        let is_root = caller.account().uid == 0;
+        let denied = Error::new(Errno::EACCES, "only root may write a module parameter");
+        let setting = parameters::Setting { machine: Arc::clone(machine), number };
+        let on_exec = client_flag(open.flags);
+        let given = || caller.install(Arc::new(setting), on_exec).map(Err);
+        is_root.then_some(()).ok_or(denied).and_then(|()| given())
+    };
+    match opened {
+        Ok(Ok(file)) => Decision::Give(Gift { file, on_exec, line }),
+        Ok(Err(fd)) => {
+            server.write_line(line, Ok(fd.into()));
+            Decision::Answer(Answer::Value(fd.into()))
+        }
+        Err(error) => {
+            server.write_line(line, Err(error));
+            Decision::error(error.errno)
+        }
+    }
+}
+
+/// A file of the kernel's own that holds `text`, open for reading.
+fn text_file(caller: &Caller<'_>, text: &[u8]) -> Result<OwnedFd> {
+    let blank = caller.server.files.blank()?;
+    rustix::io::pwrite(&blank.file, text, 0)
+        .map_err(ioasis_sys::because("a file for the program cannot be filled"))?;
+    caller.server.files.reopen(&blank, OFlags::RDONLY)
+}
+
+const fn client_flag(flags: u32) -> ioasis_iommufd::OnExec {
+    if flags & O_CLOEXEC != 0 {
+        ioasis_iommufd::OnExec::Close
+    } else {
+        ioasis_iommufd::OnExec::Keep
+    }
 }
 
 fn access_of(flags: u32) -> OFlags {
@@ -149,6 +194,7 @@ fn node(caller: &Caller<'_>, file: &OwnedFd) -> Option<Target> {
     // A link in /proc/PID/fd leads to the file itself; opening a device anew is opening its node.
     let opened = server.files.get(stat.st_dev, stat.st_ino)?;
     Some(match &opened.file {
+        File::Iommufd { .. } if opened.look.rdev == CONTAINER => Target::Node(Node::VfioContainer),
         File::Iommufd { .. } => Target::Node(Node::Iommu),
         File::Container(_) => Target::Node(Node::VfioContainer),
         File::Group(group) => Target::Node(Node::Group(group.group().number())),
@@ -170,10 +216,7 @@ fn open_node(caller: &Caller<'_>, node: Node, access: OFlags) -> Result<OwnedFd>
             let file = File::Iommufd { context, regions: Arc::default() };
             (file, "/dev/iommu".to_owned(), (10, options.iommu_minor))
         }
-        Node::VfioContainer => {
-            let container = ioasis_iommufd::type1::Container::new(&machine.iommu);
-            (File::Container(container), "/dev/vfio/vfio".to_owned(), (10, 196))
-        }
+        Node::VfioContainer => (container(caller)?, "/dev/vfio/vfio".to_owned(), CONTAINER),
         Node::Group(number) | Node::NoIommuGroup(number) => {
             let group = machine.devices.groups().iter().find(|group| group.number() == number);
             let group = group.ok_or(Error::at(Errno::ENODEV, "no such group", number.into()))?;
@@ -182,6 +225,9 @@ fn open_node(caller: &Caller<'_>, node: Node, access: OFlags) -> Result<OwnedFd>
         }
         Node::Cdev(index) => return open_cdev(caller, index, access),
         Node::FaultSetting => return server.files.reopen(&server.files.blank()?, access),
+        Node::Parameter(number) => {
+            return Err(Error::at(Errno::EINVAL, "a parameter is opened as a text", number.into()));
+        }
         Node::Attribute(number) => {
             let why = "this attribute cannot be written here";
             return Err(Error::at(Errno::EACCES, why, number.into()));
@@ -189,6 +235,19 @@ fn open_node(caller: &Caller<'_>, node: Node, access: OFlags) -> Result<OwnedFd>
     };
     let opened = server.files.publish(server.files.blank()?, file, Look { path, rdev })?;
     server.files.open(&opened, access).inspect_err(|_| server.files.forget(&opened))
+}
+
+/// An open of /dev/vfio/vfio, by the rules of who provides it.
+fn container(caller: &Caller<'_>) -> Result<File> {
+    let machine = &caller.server.machine;
+    if machine.view.container == ContainerNode::Iommufd {
+        inject::step("a context")?;
+        let context = ioasis_iommufd::Context::new(&machine.iommu);
+        // drivers/iommu/iommufd/main.c, iommufd_fops_open: charged as the type1 driver charges.
+        context.set_account_mode(Mode::Process)?;
+        return Ok(File::Iommufd { context, regions: Arc::default() });
+    }
+    Ok(File::Container(ioasis_iommufd::type1::Container::new(&machine.iommu)))
 }
 
 fn open_cdev(caller: &Caller<'_>, index: u32, access: OFlags) -> Result<OwnedFd> {

@@ -3,7 +3,7 @@
 use std::os::unix::fs::FileTypeExt as _;
 
 use super::tree::Dir;
-use super::{Device, GroupKind, Node, Options};
+use super::{ContainerNode, Device, GroupKind, Node, Options};
 
 /// Major and minor number of /dev/vfio/vfio (drivers/vfio/container.c: a misc device with a fixed minor).
 pub(super) const CONTAINER: (u32, u32) = (10, 196);
@@ -30,7 +30,9 @@ pub(super) fn groups(devices: &[Device]) -> impl Iterator<Item = &Device> {
 pub(super) fn plan(dev: &mut Dir, devices: &[Device], options: &Options) {
     dev.node("iommu", Node::Iommu, 0o660);
     let vfio = dev.dir("vfio");
-    vfio.node("vfio", Node::VfioContainer, 0o666);
+    if options.container != ContainerNode::Absent {
+        vfio.node("vfio", Node::VfioContainer, 0o666);
+    }
     vfio.dir("devices");
     for device in groups(devices) {
         let node = match device.group_kind {
@@ -55,7 +57,9 @@ pub(super) fn with_cdev(devices: &[Device]) -> impl Iterator<Item = &Device> {
 fn links(char: &mut Dir, devices: &[Device], options: &Options) {
     let mut link =
         |(major, minor): (u32, u32), target: String| char.link(&format!("{major}:{minor}"), target);
-    link(CONTAINER, "../vfio/vfio".to_owned());
+    if options.container != ContainerNode::Absent {
+        link(CONTAINER, "../vfio/vfio".to_owned());
+    }
     link((10, options.iommu_minor), "../iommu".to_owned());
     for device in groups(devices) {
         link((options.group_major, device.group), format!("../vfio/{}", group_name(device)));

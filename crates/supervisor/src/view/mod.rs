@@ -154,6 +154,20 @@ pub struct Options {
     pub iommu_minor: u32,
     /// Whether a program can make its own calls fail.
     pub fault_injection: FaultInjection,
+    /// Who answers /dev/vfio/vfio.
+    pub container: ContainerNode,
+}
+
+/// Who answers /dev/vfio/vfio, as the configuration of a kernel decides it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ContainerNode {
+    /// The type1 driver: `CONFIG_VFIO_CONTAINER`.
+    #[default]
+    Type1,
+    /// iommufd, by the rules of its compatibility layer: `CONFIG_IOMMUFD_VFIO_CONTAINER`.
+    Iommufd,
+    /// Nobody: there is no such node.
+    Absent,
 }
 
 /// Whether a program can make its own calls fail, for tests of IOMMUFD itself.
@@ -181,6 +195,7 @@ impl Default for Options {
             group_major: 242,
             iommu_minor: 126,
             fault_injection: FaultInjection::Absent,
+            container: ContainerNode::Type1,
         }
     }
 }
@@ -202,6 +217,8 @@ pub enum Node {
     Attribute(u32),
     /// A file below /sys/kernel/debug that sets up fault injection.
     FaultSetting,
+    /// The module parameter of this number in `ioasis_iommufd::Params::NAMES`.
+    Parameter(u32),
 }
 
 /// By what a file of the view is recognised.
@@ -227,6 +244,7 @@ impl Identity {
             Node::Cdev(number) => (4, number),
             Node::Attribute(number) => (5, number),
             Node::FaultSetting => (6, 0),
+            Node::Parameter(number) => (7, number),
         };
         let mut bytes = [0; 24];
         bytes[..8].copy_from_slice(&self.dev.to_le_bytes());
@@ -250,6 +268,7 @@ impl Identity {
             4 => Node::Cdev(number),
             5 => Node::Attribute(number),
             6 => Node::FaultSetting,
+            7 => Node::Parameter(number),
             _ => return None,
         };
         Some(Self { dev: long(0)?, ino: long(8)?, node })

@@ -14,7 +14,7 @@ use ioasis_uapi::{Errno, Error, Result};
 use rustix::fs::{AtFlags, CWD, Dir as Listing, FileType, Mode, OFlags};
 
 use super::tree::{Dir, Entry, File, Host};
-use super::{Entered, Identity, Node, View};
+use super::{Entered, Identity, View};
 
 /// More than every planned file needs, less than a client could use to fill memory.
 const LIMITS: Tmpfs = Tmpfs { size: 64 << 20, inodes: 65_536, mode: 0o755 };
@@ -149,13 +149,9 @@ impl Work {
             let written = rustix::io::write(&made_file, rest).map_err(because(FILL))?;
             rest = &rest[written..];
         }
-        if let Some(number) = file.attribute {
+        if let Some(node) = file.node {
             let stat = rustix::fs::fstat(&made_file).map_err(because(FILL))?;
-            self.nodes.push(Identity {
-                dev: stat.st_dev,
-                ino: stat.st_ino,
-                node: Node::Attribute(number),
-            });
+            self.nodes.push(Identity { dev: stat.st_dev, ino: stat.st_ino, node });
         }
         Ok(())
     }

@@ -1,15 +1,17 @@
 //! What the view has under /sys, apart from the devices' own directories.
 
+use ioasis_iommufd::Params;
+
 use super::dev::{CONTAINER, group_name, groups, with_cdev};
 use super::tree::{Dir, Host};
 use super::{
-    Bdf, Device, FaultInjection, GroupKind, HostPci, Iommu, Node, Options, Registers, Reserved,
-    function,
+    Bdf, ContainerNode, Device, FaultInjection, GroupKind, HostPci, Iommu, Node, Options,
+    Registers, Reserved, function,
 };
 
 pub(super) fn plan(sys: &mut Dir, devices: &[Device], options: &Options) {
     bus(sys, devices, options);
-    modules(sys, devices);
+    modules(sys, options);
     iommu_groups(sys, devices, options);
     classes(sys, devices, options);
     iommus(sys, devices, options);
@@ -86,10 +88,9 @@ fn bus(sys: &mut Dir, devices: &[Device], options: &Options) {
     }
 }
 
-/// /sys/module: that the modules are there, and their parameters with the defaults of Linux.
-fn modules(sys: &mut Dir, devices: &[Device]) {
+/// /sys/module: that the modules are there, and their parameters; those that nothing here reads have the defaults of Linux.
+fn modules(sys: &mut Dir, options: &Options) {
     sys.kept("module");
-    let noiommu = devices.iter().any(|device| device.group_kind == GroupKind::NoIommu);
     let mut module = |name: &str, parameters: &[(&str, &str)]| {
         let module = sys.dir("module").dir(name);
         module.attribute("initstate", "live\n");
@@ -101,7 +102,7 @@ fn modules(sys: &mut Dir, devices: &[Device]) {
             module.dir("parameters").writable(parameter, format!("{value}\n"));
         }
     };
-    module("vfio", &[("enable_unsafe_noiommu_mode", if noiommu { "Y" } else { "N" })]);
+    module("vfio", &[]);
     module("vfio_pci_core", &[]);
     module(
         "vfio_pci",
@@ -113,15 +114,16 @@ fn modules(sys: &mut Dir, devices: &[Device]) {
             ("nointxmask", "N"),
         ],
     );
-    module(
-        "vfio_iommu_type1",
-        &[
-            ("allow_unsafe_interrupts", "N"),
-            ("disable_hugepages", "N"),
-            ("dma_entry_limit", "65535"),
-        ],
-    );
-    module("iommufd", &[("allow_unsafe_interrupts", "N")]);
+    module("iommufd", &[]);
+    let type1 = options.container == ContainerNode::Type1;
+    if type1 {
+        module("vfio_iommu_type1", &[]);
+    }
+    for (number, (module, name)) in (0_u32..).zip(Params::NAMES) {
+        if type1 || module != "vfio_iommu_type1" {
+            sys.dir("module").dir(module).dir("parameters").parameter(name, number);
+        }
+    }
     let link = "../../../bus/pci/drivers/vfio-pci";
     sys.dir("module/vfio_pci/drivers").link("pci:vfio-pci", link);
 }
@@ -218,7 +220,10 @@ pub(super) fn power(device: &mut Dir) {
 fn classes(sys: &mut Dir, devices: &[Device], options: &Options) {
     sys.kept("devices/virtual/misc");
     sys.kept("class/misc");
-    class_device(sys, "devices/virtual/misc/vfio", "misc", "vfio", Some((CONTAINER, "vfio/vfio")));
+    if options.container != ContainerNode::Absent {
+        let node = Some((CONTAINER, "vfio/vfio"));
+        class_device(sys, "devices/virtual/misc/vfio", "misc", "vfio", node);
+    }
     class_device(
         sys,
         "devices/virtual/misc/iommu",

@@ -40,8 +40,8 @@ pub(super) struct File {
     /// Permissions without the write bits Linux gives root.
     pub(super) mode: u32,
     pub(super) bytes: Vec<u8>,
-    /// Its number, if Linux lets root write it; see [`Node::Attribute`].
-    pub(super) attribute: Option<u32>,
+    /// What opening it means to the supervisor: a [`Node::Attribute`], numbered later, if Linux lets root write it.
+    pub(super) node: Option<Node>,
 }
 
 impl Dir {
@@ -81,17 +81,24 @@ impl Dir {
 
     /// An attribute that can only be read.
     pub(super) fn attribute(&mut self, name: &str, text: impl Into<Vec<u8>>) {
-        self.file(name, File { mode: 0o444, bytes: text.into(), attribute: None });
+        self.file(name, File { mode: 0o444, bytes: text.into(), node: None });
     }
 
     /// An attribute that Linux lets root write too.
     pub(super) fn writable(&mut self, name: &str, text: impl Into<Vec<u8>>) {
-        self.file(name, File { mode: 0o444, bytes: text.into(), attribute: Some(0) });
+        let node = Some(Node::Attribute(0));
+        self.file(name, File { mode: 0o444, bytes: text.into(), node });
     }
 
     /// An attribute that Linux lets root write and nobody read.
     pub(super) fn write_only(&mut self, name: &str) {
-        self.file(name, File { mode: 0, bytes: Vec::new(), attribute: Some(0) });
+        self.file(name, File { mode: 0, bytes: Vec::new(), node: Some(Node::Attribute(0)) });
+    }
+
+    /// A module parameter, whose text the supervisor makes at each open.
+    pub(super) fn parameter(&mut self, name: &str, number: u32) {
+        let node = Some(Node::Parameter(number));
+        self.file(name, File { mode: 0o644, bytes: Vec::new(), node });
     }
 
     fn file(&mut self, name: &str, file: File) {
@@ -119,7 +126,7 @@ impl Dir {
             let path = format!("{path}/{name}");
             match entry {
                 Entry::Dir(dir) => dir.number(&path, paths),
-                Entry::File(File { attribute: Some(number), .. }) => {
+                Entry::File(File { node: Some(Node::Attribute(number)), .. }) => {
                     *number = u32::try_from(paths.len()).expect("a plan has fewer files than that");
                     paths.push(path);
                 }

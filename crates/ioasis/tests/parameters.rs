@@ -1,0 +1,73 @@
+//! Module parameters and the node of the container, as a shell finds them.
+
+use std::process::{Command, Output};
+
+const TYPE1: &str = "/sys/module/vfio_iommu_type1/parameters";
+
+fn sh(options: &[&str], script: &str) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ioasis"));
+    command.arg("run").args(options).args(["--", "sh", "-c", script]);
+    command.output().expect("ioasis starts")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[test]
+fn a_parameter_shows_what_a_shell_wrote() {
+    let script = format!(
+        "cd {TYPE1}; cat *; echo 0x10 > dma_entry_limit; echo y > disable_hugepages; cat *"
+    );
+    let output = sh(&[], &script);
+    assert_eq!(text(&output.stdout), "N\nN\n65535\nN\nY\n16\n", "{}", text(&output.stderr));
+}
+
+#[test]
+fn a_value_that_is_none_is_refused_or_reported_and_changes_nothing() {
+    let script = format!(
+        "cd {TYPE1}; echo many > dma_entry_limit; cat dma_entry_limit; echo 99999999999 | tee dma_entry_limit; cat dma_entry_limit"
+    );
+    let output = sh(&[], &script);
+    assert_eq!(text(&output.stdout), "65535\n99999999999\n65535\n");
+    let said = text(&output.stderr);
+    assert!(said.contains("\"many\" is no value of vfio_iommu_type1.dma_entry_limit"), "{said}");
+    assert!(said.contains("Numerical result out of range"), "{said}");
+}
+
+#[test]
+fn a_parameter_has_the_permissions_of_linux() {
+    let output = sh(&[], &format!("stat -c %a {TYPE1}/*; stat -c %F {TYPE1}/dma_entry_limit"));
+    assert!(text(&output.stdout).starts_with("644\n644\n644\nregular"), "{}", text(&output.stdout));
+}
+
+#[test]
+fn the_machine_file_gives_parameters_their_first_values() {
+    let path = std::path::Path::new(env!("CARGO_TARGET_TMPDIR"))
+        .join(format!("parameters-{}.toml", std::process::id()));
+    let machine =
+        "[module.vfio_iommu_type1]\ndma_entry_limit = 5\nallow_unsafe_interrupts = true\n";
+    std::fs::write(&path, machine).expect("a machine file");
+    let options = ["--machine", path.to_str().expect("an UTF-8 path")];
+    let output = sh(&options, &format!("cat {TYPE1}/*"));
+    assert_eq!(text(&output.stdout), "Y\nN\n5\n", "{}", text(&output.stderr));
+    std::fs::write(&path, "[module.vfio]\nno_such = 1\n").expect("a machine file");
+    let output = sh(&options, "true");
+    assert!(text(&output.stderr).contains("there is no parameter vfio.no_such"));
+    std::fs::remove_file(&path).expect("it was there");
+}
+
+#[test]
+fn without_a_container_neither_its_node_nor_its_module_is_there() {
+    let script = "ls /dev/vfio; test -e /sys/module/vfio_iommu_type1; echo $?";
+    assert_eq!(text(&sh(&["--container", "none"], script).stdout), "devices\n1\n");
+    assert_eq!(text(&sh(&["--container", "iommufd"], script).stdout), "devices\nvfio\n1\n");
+    assert_eq!(text(&sh(&[], script).stdout), "devices\nvfio\n0\n");
+}
+
+#[test]
+fn a_group_without_an_iommu_has_a_node_of_its_own_and_its_parameter_on() {
+    let script = "ls /dev/vfio; cat /sys/module/vfio/parameters/enable_unsafe_noiommu_mode";
+    let output = sh(&["--device", "testdev,iommu=none"], script);
+    assert_eq!(text(&output.stdout), "devices\nnoiommu-1\nvfio\nY\n", "{}", text(&output.stderr));
+}
