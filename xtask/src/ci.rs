@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
+use crate::kselftest::Totals;
 use crate::workspace::Workspace;
-use crate::{fuzz, process, tools, uapi_check};
+use crate::{fuzz, process, selftests, tools, uapi_check};
 
 /// Sequences each property test runs here, unless the environment says otherwise.
 const SEQUENCES: &str = "2000";
@@ -31,12 +32,14 @@ pub(crate) enum Stage {
     Doc,
     /// crates/uapi against the kernel's headers
     UapiCheck,
+    /// Linux's own VFIO selftests on our devices
+    Selftests,
     /// 60 s of fuzzing, shared by all targets
     Fuzz,
 }
 
 impl Stage {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::Fmt,
         Self::Clippy,
         Self::Tests,
@@ -44,6 +47,7 @@ impl Stage {
         Self::Doctests,
         Self::Doc,
         Self::UapiCheck,
+        Self::Selftests,
         Self::Fuzz,
     ];
 }
@@ -148,6 +152,12 @@ fn check(workspace: &Workspace, stage: Stage) -> Result<Tally> {
             process::run(cargo.args(["doc", "--workspace", "--no-deps", "--locked"]))?;
         }
         Stage::UapiCheck => uapi_check::run(workspace, &uapi_check::Args::default())?,
+        Stage::Selftests => {
+            let totals = selftests::run(workspace, &selftests::Args::default())?;
+            let Totals { passed, failed, skipped, .. } = totals;
+            let [passed, failed, skipped] = [passed, failed, skipped].map(u64::from);
+            return Ok(Tally { passed, failed, skipped });
+        }
         Stage::Fuzz => {
             if workspace.fuzz_targets.is_empty() {
                 println!("no fuzz targets");

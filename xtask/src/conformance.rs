@@ -10,7 +10,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 
 use crate::debian::Archive;
-use crate::kselftest::{self, Totals};
+use crate::kselftest::{self, HugePages, Totals};
 use crate::workspace::Workspace;
 use crate::{process, tools, uapi_check};
 
@@ -49,7 +49,7 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<()> {
     let headers = Archive::new(workspace)?.fetch(&uapi_check::PIN)?;
     process::run(workspace.cargo().args(["build", "--quiet", "--release", "--package", "ioasis"]))?;
     let ioasis = workspace.target.join("release/ioasis");
-    let _pages = HugePages::reserve(64)?;
+    let _pages = HugePages::reserve(2 << 10, 64)?;
     let mut results = Vec::new();
     let mut same = true;
     for test in &TESTS {
@@ -84,33 +84,4 @@ fn build(name: &str, source: &Path, headers: &Path, work: &Path) -> Result<PathB
     gcc.arg(selftests.join("iommu").join(format!("{name}.c"))).arg("-o").arg(&program);
     process::run(gcc.arg("-lcap"))?;
     Ok(program)
-}
-
-/// Huge pages reserved for the tests; what was reserved before is restored at the end.
-struct HugePages {
-    before: u32,
-}
-
-impl HugePages {
-    const FILE: &str = "/proc/sys/vm/nr_hugepages";
-
-    /// Sees to `count` huge pages of the default size. Without them, and without the right to reserve them, the cases
-    /// that map such pages fail, on Linux too.
-    fn reserve(count: u32) -> Result<Self> {
-        let before: u32 = fs::read_to_string(Self::FILE)?.trim().parse()?;
-        if before < count {
-            println!("reserving {count} huge pages while the tests run, there are {before}");
-            if let Err(error) = fs::write(Self::FILE, count.to_string()) {
-                println!("{}: {error}; the cases that map huge pages will fail", Self::FILE);
-            }
-        }
-        Ok(Self { before })
-    }
-}
-
-impl Drop for HugePages {
-    fn drop(&mut self) {
-        // As a plain user nothing was changed, and nothing can be changed back.
-        let _ = fs::write(Self::FILE, self.before.to_string());
-    }
 }

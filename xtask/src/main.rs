@@ -69,7 +69,9 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Soak(args) => soak::run(&workspace, &args)?,
         Task::Fuzz(args) => fuzz::run(&workspace, &args)?,
         Task::Conformance(args) => conformance::run(&workspace, &args)?,
-        Task::Selftests(args) => selftests::run(&workspace, &args)?,
+        Task::Selftests(args) => {
+            selftests::run(&workspace, &args)?;
+        }
         Task::UapiCheck(args) => uapi_check::run(&workspace, &args)?,
     }
     Ok(ExitCode::SUCCESS)
