@@ -10,7 +10,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use ioasis_supervisor::Machine;
 use ioasis_supervisor::trace::{Format, Trace};
-use ioasis_supervisor::view::{self, FaultInjection, HostPci};
+use ioasis_supervisor::view::{self, FaultInjection, HostPci, User};
 use ioasis_supervisor::{Leftovers, RunOptions, doctor};
 
 use crate::hardware::{self, MockHardware};
@@ -83,6 +83,11 @@ struct Run {
     /// Have the mock hardware of Linux's own IOMMUFD tests (IOMMU_TEST_CMD), and fault injection for CMD's own calls
     #[arg(long)]
     mock: bool,
+
+    /// Have CMD be root with every capability, in a user namespace unless it is that already: the machine asks for
+    /// capabilities where Linux does, and this host may withhold them. On the host CMD may do no more than before
+    #[arg(long)]
+    root: bool,
 
     /// The program to run and its arguments
     #[arg(last = true, required = true, value_name = "CMD")]
@@ -169,6 +174,7 @@ fn start(run: Run) -> Result<ExitCode> {
             fault_injection,
             container: run.container.into(),
             iommus: hardware::in_sysfs(&description),
+            user: if run.root { User::Root } else { User::Own },
             ..view::Options::default()
         },
         iommu_of: description.devices.iter().map(|device| device.iommu).collect(),

@@ -22,8 +22,10 @@ pub enum Rule {
     User,
     /// Against what the process has locked.
     Process,
+    /// The same, but Linux does not count them as pinned: the type1 container.
+    Type1,
     /// Counted as locked by the process, over any limit: type1 with `CAP_IPC_LOCK`.
-    ProcessUnlimited,
+    Type1Unlimited,
 }
 
 impl Rule {
@@ -40,7 +42,13 @@ impl Rule {
     /// What the type1 container applies when `account` maps.
     #[must_use]
     pub fn type1(account: &Account) -> Self {
-        if account.ipc_lock { Self::ProcessUnlimited } else { Self::Process }
+        if account.ipc_lock { Self::Type1Unlimited } else { Self::Type1 }
+    }
+}
+
+impl Rule {
+    const fn is_type1(self) -> bool {
+        matches!(self, Self::Type1 | Self::Type1Unlimited)
     }
 }
 
@@ -58,8 +66,18 @@ pub enum Mode {
 pub struct Charges {
     /// Pages counted against a process limit: VmLck.
     pub locked: u64,
-    /// Pages pinned under any rule: VmPin.
+    /// Pages pinned under any rule.
     pub pinned: u64,
+    /// Of those, what type1 containers pinned.
+    pub type1: u64,
+}
+
+impl Charges {
+    /// Pages in VmPin, where type1 counts nothing (`mm->pinned_vm`).
+    #[must_use]
+    pub const fn vm_pin(self) -> u64 {
+        self.pinned - self.type1
+    }
 }
 
 /// The sums of the account that was charged last. They are in neither map meanwhile: calls come from one client in a row.
@@ -77,7 +95,7 @@ impl Hot {
         match rule {
             Rule::None => None,
             Rule::User => Some(&mut self.user),
-            Rule::Process | Rule::ProcessUnlimited => Some(&mut self.process.locked),
+            Rule::Process | Rule::Type1 | Rule::Type1Unlimited => Some(&mut self.process.locked),
         }
     }
 }
@@ -133,7 +151,7 @@ impl Ledger {
         step("a charge")?;
         let mut books = self.books.lock();
         let hot = books.hot(account);
-        let limit = if rule == Rule::ProcessUnlimited { None } else { account.memlock_pages };
+        let limit = if rule == Rule::Type1Unlimited { None } else { account.memlock_pages };
         if let Some(sum) = hot.sum(rule) {
             let locked = sum.saturating_add(pages);
             if limit.is_some_and(|limit| locked > limit) {
@@ -146,6 +164,9 @@ impl Ledger {
             *sum = locked;
         }
         hot.process.pinned += pages;
+        if rule.is_type1() {
+            hot.process.type1 += pages;
+        }
         Ok(())
     }
 
@@ -160,6 +181,9 @@ impl Ledger {
         let less =
             |sum: u64| sum.checked_sub(pages).expect("no more is uncharged than was charged");
         hot.process.pinned = less(hot.process.pinned);
+        if rule.is_type1() {
+            hot.process.type1 = less(hot.process.type1);
+        }
         if let Some(sum) = hot.sum(rule) {
             *sum = less(*sum);
         }
@@ -221,8 +245,8 @@ mod tests {
         assert_eq!(refused.errno, Errno::ENOMEM);
         ledger.charge(Rule::Process, &account(2, Some(10)), 6).unwrap();
         assert_eq!(ledger.user(1000), 6);
-        assert_eq!(ledger.process(1), Charges { locked: 0, pinned: 6 });
-        assert_eq!(ledger.process(2), Charges { locked: 6, pinned: 6 });
+        assert_eq!(ledger.process(1), Charges { pinned: 6, ..Charges::default() });
+        assert_eq!(ledger.process(2), Charges { locked: 6, pinned: 6, type1: 0 });
     }
 
     #[test]
@@ -234,7 +258,7 @@ mod tests {
             ledger.charge(Rule::Process, &Account { uid: 7, ..account(2, None) }, 1).unwrap();
             assert_eq!((ledger.user(1000), ledger.pinned()), (turn * 5, turn * 6));
         }
-        assert_eq!(ledger.process(2), Charges { locked: 4, pinned: 16 });
+        assert_eq!(ledger.process(2), Charges { locked: 4, pinned: 16, type1: 0 });
         for _ in 0..4 {
             ledger.uncharge(Rule::Process, &Account { uid: 7, ..account(2, None) }, 1);
             ledger.uncharge(Rule::User, &account(1, Some(100)), 2);
@@ -256,11 +280,12 @@ mod tests {
         let ledger = Ledger::default();
         let rule = Rule::iommufd(Mode::Process, &privileged);
         ledger.charge(rule, &privileged, 3).unwrap();
-        assert_eq!(ledger.process(1), Charges { locked: 0, pinned: 3 });
+        assert_eq!(ledger.process(1), Charges { pinned: 3, ..Charges::default() });
         ledger.uncharge(rule, &privileged, 3);
         let rule = Rule::type1(&privileged);
         ledger.charge(rule, &privileged, 3).unwrap();
-        assert_eq!(ledger.process(1), Charges { locked: 3, pinned: 3 });
+        assert_eq!(ledger.process(1), Charges { locked: 3, pinned: 3, type1: 3 });
+        assert_eq!(ledger.process(1).vm_pin(), 0, "Linux's type1 counts in VmLck alone");
         ledger.uncharge(rule, &privileged, 3);
         assert_eq!(ledger.processes(), []);
     }

@@ -8,8 +8,8 @@ use ioasis_uapi::Result;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::{
-    Account, AddressSpace, Client, ClientFile, Context, Endpoint, EndpointConfig, Group, Iommu,
-    IommuKind, Machine, Memory, OnExec,
+    Account, AddressSpace, Client, ClientFile, Context, Endpoint, EndpointConfig, Extents, Group,
+    Iommu, IommuKind, Kind, Machine, Memory, OnExec,
 };
 
 /// First address of the client's memory.
@@ -18,6 +18,9 @@ pub(crate) const BASE: u64 = 0x10_0000_0000;
 pub(crate) const SIZE: usize = 4 << 20;
 /// Where [`TestClient::call`] puts the struct: the last pages are for arguments.
 pub(crate) const ARG: u64 = BASE + SIZE as u64 - 0x8000;
+
+/// The descriptor of a file that is the client's memory.
+pub(crate) const FILE: i32 = 7;
 
 /// A client whose memory is local.
 #[derive(Debug)]
@@ -78,6 +81,9 @@ impl Client for TestClient {
     }
 
     fn file_memory(&self, fd: i32) -> Result<Arc<dyn AddressSpace>> {
+        if fd == FILE {
+            return Ok(Arc::new(FileMemory(self.memory.clone())));
+        }
         refuse!(EBADF, "no file is open", u64::from(fd.unsigned_abs()))
     }
 
@@ -89,6 +95,24 @@ impl Client for TestClient {
         let mut files = self.files.borrow_mut();
         files.push(file);
         Ok(99 + i32::try_from(files.len()).unwrap())
+    }
+}
+
+/// The client's memory as a file, whose offsets are its addresses.
+#[derive(Debug)]
+struct FileMemory(Memory);
+
+impl AddressSpace for FileMemory {
+    fn key(&self) -> u128 {
+        AddressSpace::key(&self.0)
+    }
+
+    fn pin(&self, address: u64, length: u64, need: Prot) -> Result<Extents> {
+        self.0.pin(address, length, need)
+    }
+
+    fn kind(&self) -> Kind {
+        Kind::File
     }
 }
 

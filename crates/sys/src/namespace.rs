@@ -4,13 +4,17 @@
 //! which just the own uid and gid are mapped, to themselves: files keep their owners and `id` says what it said.
 //! The capabilities that come with a user namespace are for the mounts and are given up again with
 //! [`Namespace::drop_capabilities`].
+//!
+//! Whoever is to be root there ([`User::Root`]) keeps them. A process that has every capability already needs no user
+//! namespace for that; for one that has not, the kernel's own `capable()` goes on saying no, so that what it protects on
+//! the host stays protected.
 #![expect(
     unsafe_code,
     reason = "rustix marks unshare(2) unsafe because of CLONE_FILES, which is not used here"
 )]
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use ioasis_uapi::{Errno, Error, Result};
 use rustix::io::Errno as Raw;
@@ -21,13 +25,26 @@ use rustix::thread::{
     remove_capability_from_bounding_set, set_capabilities, unshare_unsafe,
 };
 
-use crate::because;
+use crate::spawn::{self, Fork};
+use crate::{because, message};
+
+/// Who the program is in its namespace.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum User {
+    /// Who it is outside, with the capabilities it has there.
+    #[default]
+    Own,
+    /// Root, with every capability.
+    Root,
+}
 
 /// A mount namespace this process has entered.
 #[derive(Debug)]
 #[must_use = "the capabilities of a user namespace stay until `drop_capabilities`"]
 pub struct Namespace {
-    /// What to go back to; `None` where nothing was gained.
+    /// Whether there is a user namespace around it.
+    user: bool,
+    /// What to go back to; `None` where nothing was gained, or what was gained is kept.
     before: Option<Before>,
 }
 
@@ -42,7 +59,7 @@ impl Namespace {
     /// Whether the mount namespace came with a user namespace.
     #[must_use]
     pub const fn is_user(&self) -> bool {
-        self.before.is_some()
+        self.user
     }
 
     /// Gives up every capability that entering a user namespace brought. Whatever is executed afterwards does not
@@ -67,21 +84,26 @@ impl Namespace {
     }
 }
 
-/// Gives the calling process a mount namespace of its own, inside a user namespace unless it may mount already.
-/// What is mounted or unmounted outside later is still seen inside, never the other way round.
+/// Gives the calling process a mount namespace of its own, inside a user namespace unless it may mount already and is
+/// who it is to be. What is mounted or unmounted outside later is still seen inside, never the other way round.
 ///
 /// # Errors
 ///
 /// The errno of the system call that failed; the reason says which setting of the host forbids user namespaces and
 /// how to change it. `EINVAL` if the process has more than one thread.
-pub fn enter() -> Result<Namespace> {
+pub fn enter(user: User) -> Result<Namespace> {
     let sets = capabilities(None).map_err(because("capabilities cannot be read"))?;
-    let namespace = if sets.effective.contains(CapabilitySet::SYS_ADMIN)
-        && unshare(UnshareFlags::NEWNS).is_ok()
-    {
-        Namespace { before: None }
+    let suffices = match user {
+        User::Own => sets.effective.contains(CapabilitySet::SYS_ADMIN),
+        User::Root => geteuid().is_root() && known().all(|known| sets.effective.contains(known)),
+    };
+    let namespace = if suffices && unshare(UnshareFlags::NEWNS).is_ok() {
+        Namespace { user: false, before: None }
     } else {
-        enter_user(sets)?
+        match user {
+            User::Own => enter_user(sets)?,
+            User::Root => become_root(sets)?,
+        }
     };
     mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)
         .map_err(because("mounts cannot be kept from the host"))?;
@@ -94,13 +116,73 @@ fn enter_user(sets: CapabilitySets) -> Result<Namespace> {
         .filter(|&capability| capability_is_in_bounding_set(capability) == Ok(true))
         .collect();
     let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
-    unshare(UnshareFlags::NEWUSER | UnshareFlags::NEWNS)
-        .map_err(|raw| because(forbidden(raw))(raw))?;
+    unshare_user()?;
+    map_single(&format!("{uid} {uid} 1"), &format!("{gid} {gid} 1"))?;
+    Ok(Namespace { user: true, before: Some(Before { sets, bounding }) })
+}
+
+/// Enters a user namespace as its root. Root of the namespace outside keeps all the ids that it has there; anybody else is
+/// root and nobody else.
+fn become_root(sets: CapabilitySets) -> Result<Namespace> {
+    let namespace = Namespace { user: true, before: None };
+    let (uid, gid) = (geteuid(), getegid());
+    if !uid.is_root() || !sets.effective.contains(CapabilitySet::SETUID | CapabilitySet::SETGID) {
+        unshare_user()?;
+        map_single(&format!("0 {} 1", uid.as_raw()), &format!("0 {} 1", gid.as_raw()))?;
+        return Ok(namespace);
+    }
+    let maps = ["uid_map", "gid_map"].map(|name| (name, fs::read_to_string(proc_self(name))));
+    // Only a process that stayed outside has the right to map more ids than its own (user_namespaces(7)).
+    let (ours, theirs) = message::pair()?;
+    let target = std::process::id();
+    let writer = match spawn::fork()? {
+        Fork::Child => {
+            drop(ours);
+            let told = message::receive(&theirs, 1).is_ok_and(|(word, _)| !word.is_empty());
+            let written = maps.iter().all(|(name, map)| {
+                let text = map.as_deref().map(to_themselves).unwrap_or_default();
+                fs::write(format!("/proc/{target}/{name}"), text).is_ok()
+            });
+            spawn::exit(i32::from(!told || !written))
+        }
+        Fork::Parent(writer) => writer,
+    };
+    drop(theirs);
+    let entered = unshare_user().and_then(|()| message::send(&ours, b"x", &[]));
+    drop(ours);
+    let written = writer.wait()?.success();
+    entered?;
+    if !written {
+        return Err(Error::new(Errno::EPERM, "the ids of the user namespace cannot be mapped"));
+    }
+    Ok(namespace)
+}
+
+/// The lines of a /proc/PID/uid_map or gid_map, with every id of the inner namespace mapped to itself.
+fn to_themselves(map: &str) -> String {
+    let line = |line: &str| {
+        let mut fields = line.split_ascii_whitespace();
+        let (first, count) = (fields.next()?, fields.nth(1)?);
+        Some(format!("{first} {first} {count}\n"))
+    };
+    map.lines().filter_map(line).collect()
+}
+
+fn unshare_user() -> Result<()> {
+    unshare(UnshareFlags::NEWUSER | UnshareFlags::NEWNS).map_err(|raw| because(forbidden(raw))(raw))
+}
+
+fn map_single(uids: &str, gids: &str) -> Result<()> {
     // The kernel takes a gid map from an unprivileged process only once setgroups(2) is off (user_namespaces(7)).
     write_proc("setgroups", "deny")?;
-    write_proc("uid_map", &format!("{uid} {uid} 1"))?;
-    write_proc("gid_map", &format!("{gid} {gid} 1"))?;
-    Ok(Namespace { before: Some(Before { sets, bounding }) })
+    write_proc("uid_map", uids)?;
+    write_proc("gid_map", gids)
+}
+
+/// Every capability this kernel has.
+fn known() -> impl Iterator<Item = CapabilitySet> {
+    let all = CapabilitySet::all().iter();
+    all.filter(|&capability| capability_is_in_bounding_set(capability).is_ok())
 }
 
 /// Why user namespaces are refused on this host, and what to do; `None` where no setting known here forbids them.
@@ -148,8 +230,12 @@ fn unshare(flags: UnshareFlags) -> rustix::io::Result<()> {
     unsafe { unshare_unsafe(flags) }
 }
 
+fn proc_self(name: &str) -> PathBuf {
+    Path::new("/proc/self").join(name)
+}
+
 fn write_proc(name: &str, text: &str) -> Result<()> {
-    fs::write(Path::new("/proc/self").join(name), text).map_err(|failure| {
+    fs::write(proc_self(name), text).map_err(|failure| {
         let errno = failure.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
         let why = restriction().unwrap_or("the user namespace cannot be set up through /proc/self");
         Error::new(errno, why)
@@ -193,7 +279,7 @@ mod tests {
     fn a_plain_user_mounts_keeps_its_ids_and_gives_the_capabilities_back() {
         as_plain_user(|| {
             let before = (geteuid(), getegid());
-            let namespace = enter().unwrap();
+            let namespace = enter(User::Own).unwrap();
             assert!(namespace.is_user());
             mount::tmpfs(Path::new("/proc"), PAGE).unwrap();
             namespace.drop_capabilities().unwrap();
@@ -209,14 +295,78 @@ mod tests {
         assert!(Path::new("/proc/self/status").exists(), "nothing is mounted outside");
     }
 
+    /// As whom `check` runs, in a process of its own.
+    fn in_a_process(check: impl FnOnce()) {
+        let child = fork_with(|| catch_unwind(AssertUnwindSafe(check)).map_or(1, |()| 0));
+        assert!(
+            child.unwrap().wait().unwrap().success(),
+            "the check fails in the child, see above"
+        );
+    }
+
+    /// Whether `enter` made this process root with everything, by what an executed program has.
+    fn assert_root_with_everything() {
+        assert!(geteuid().is_root() && getegid().is_root());
+        let show = "cat /proc/self/status";
+        let output = std::process::Command::new("sh").args(["-c", show]).output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        let effective = text.lines().find_map(|line| line.strip_prefix("CapEff:\t")).unwrap();
+        let effective = u64::from_str_radix(effective, 16).unwrap();
+        assert_eq!(effective.count_ones() as usize, known().count(), "{effective:x}");
+    }
+
+    #[test]
+    fn a_plain_user_is_root_where_it_asks_to_be() {
+        as_plain_user(|| {
+            let namespace = enter(User::Root).unwrap();
+            assert!(namespace.is_user());
+            mount::tmpfs(Path::new("/sys"), PAGE).unwrap();
+            namespace.drop_capabilities().unwrap();
+            assert_root_with_everything();
+        });
+    }
+
+    #[test]
+    fn root_is_root_with_all_ids_even_where_the_host_withholds_a_capability() {
+        in_a_process(|| {
+            if !geteuid().is_root() {
+                return assert!(enter(User::Root).unwrap().is_user());
+            }
+            if capability_is_in_bounding_set(CapabilitySet::SYS_RESOURCE) == Ok(true) {
+                remove_capability_from_bounding_set(CapabilitySet::SYS_RESOURCE).unwrap();
+            }
+            let mut sets = capabilities(None).unwrap();
+            for set in [&mut sets.effective, &mut sets.permitted, &mut sets.inheritable] {
+                set.remove(CapabilitySet::SYS_RESOURCE);
+            }
+            set_capabilities(None, sets).unwrap();
+            let ids = fs::read_to_string("/proc/self/uid_map").map(|map| to_themselves(&map));
+            let namespace = enter(User::Root).unwrap();
+            assert!(namespace.is_user());
+            namespace.drop_capabilities().unwrap();
+            assert_root_with_everything();
+            let now = fs::read_to_string("/proc/self/uid_map").map(|map| to_themselves(&map));
+            assert_eq!(now.unwrap(), ids.unwrap());
+            let other = Uid::from_raw(65_534);
+            set_thread_res_uid(other, other, other).expect("another id exists in it");
+        });
+    }
+
+    #[test]
+    fn ids_are_mapped_to_themselves_however_they_are_mapped_outside() {
+        assert_eq!(to_themselves("         0          0 4294967295\n"), "0 0 4294967295\n");
+        assert_eq!(to_themselves("0 1000 1\n1 100000 65536\n"), "0 0 1\n1 1 65536\n");
+        assert_eq!(to_themselves("garbage\n"), "");
+    }
+
     #[test]
     fn a_refusal_names_the_setting_to_change() {
         as_plain_user(|| {
-            let namespace = enter().unwrap();
+            let namespace = enter(User::Own).unwrap();
             // Inside a user namespace its own root may set the limit for what is nested in it.
             fs::write("/proc/sys/user/max_user_namespaces", "0").unwrap();
             namespace.drop_capabilities().unwrap();
-            let error = enter().unwrap_err();
+            let error = enter(User::Own).unwrap_err();
             assert_eq!(error.errno, Errno::ENOSPC);
             assert!(error.why.contains("sysctl user.max_user_namespaces=10000"), "{error}");
             assert_eq!(restriction(), Some(error.why));
@@ -226,7 +376,7 @@ mod tests {
     #[test]
     fn a_read_only_mount_refuses_even_its_owner() {
         as_plain_user(|| {
-            let namespace = enter().unwrap();
+            let namespace = enter(User::Own).unwrap();
             mount::tmpfs(Path::new("/sys"), PAGE).unwrap();
             fs::create_dir("/sys/made").unwrap();
             mount::read_only(Path::new("/sys")).unwrap();
@@ -240,7 +390,7 @@ mod tests {
     fn a_placeholder_is_a_device_that_nobody_can_open() {
         use std::os::unix::fs::FileTypeExt as _;
         as_plain_user(|| {
-            let namespace = enter().unwrap();
+            let namespace = enter(User::Own).unwrap();
             mount::tmpfs(Path::new("/sys"), PAGE).unwrap();
             mount::placeholder(fs::File::open("/sys").unwrap(), "node", 0o600).unwrap();
             assert!(fs::metadata("/sys/node").unwrap().file_type().is_char_device());

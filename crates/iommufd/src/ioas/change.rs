@@ -30,6 +30,14 @@ impl Ioas {
         let mut all: Vec<Arc<Pages>> = areas().map(|area| Arc::clone(&area.pages)).collect();
         all.sort_unstable_by_key(|pages| Arc::as_ptr(pages).addr());
         all.dedup_by(|one, other| Arc::ptr_eq(one, other));
+        // What the same process, and where it counts the same user, pays already is not charged once more on the way.
+        // In Linux: need_charge_update.
+        // DIFFERS: pages that nobody's limit counts move to the new process's VmPin too; Linux takes them out of it when
+        // they are unmapped, and never puts them in.
+        all.retain(|pages| {
+            let (payer, rule) = pages.payer();
+            payer.pid != account.pid || rule == Rule::User && payer.uid != account.uid
+        });
 
         let mut charged = [(Rule::User, 0), (Rule::Process, 0), (Rule::None, 0)];
         for pages in &all {

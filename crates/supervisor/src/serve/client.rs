@@ -251,7 +251,12 @@ impl ioasis_iommufd::Client for Caller<'_> {
     fn account(&self) -> Account {
         let process = &self.task.process;
         let credentials = process.credentials();
-        let has = |capability| credentials.as_ref().is_ok_and(|found| found.has(capability));
+        // capable() asks for capabilities in the first user namespace, which on this machine is the program's own
+        // (kernel/capability.c); those that a nested one brings are not for the machine.
+        let capable = credentials.as_ref().is_ok_and(|found| found.capabilities != 0)
+            && process.user_namespace().is_ok_and(|of| Some(of) == self.server.user_namespace);
+        let has =
+            |capability| capable && credentials.as_ref().is_ok_and(|found| found.has(capability));
         Account {
             pid: process.pid(),
             uid: credentials.as_ref().map_or(u32::MAX, |found| found.uid),

@@ -22,6 +22,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use ioasis_iommufd::type1::Container;
 use ioasis_iommufd::{Backing, ClientFile, Context};
 use ioasis_sys::notify::{Answer, Listener, Notification, OnExec};
+use ioasis_sys::process::Process;
 use ioasis_sys::seccomp::{Arch, X32_BIT};
 use ioasis_sys::sync::{Condvar, Mutex};
 use ioasis_uapi::{Errno, Error, Result};
@@ -138,6 +139,8 @@ pub(crate) struct Server {
     memory: Arc<Memory>,
     machine: Machine,
     nodes: Vec<Identity>,
+    /// The user namespace the program was started in.
+    user_namespace: Option<(u64, u64)>,
     trace: Option<Arc<Trace>>,
     workers: Workers,
     /// Which receiver is in charge: each has the number of those before it.
@@ -165,7 +168,9 @@ impl Server {
         if let Some(trace) = &trace {
             machine.iommu.faults.watch(Arc::clone(trace) as _);
         }
+        let program = Process::open(launched.child.id())?;
         Ok(Self {
+            user_namespace: program.user_namespace().ok(),
             listener,
             shared: Arc::clone(shared),
             notes: Arc::clone(notes),

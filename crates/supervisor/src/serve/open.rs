@@ -100,7 +100,7 @@ fn status(caller: &Caller<'_>, open: &OpenCall, found: &OwnedFd) -> Option<Decis
     let path = std::fs::read_link(&link).ok()?;
     let pid = view::status::process(path.to_str()?)?;
     let charges = caller.server.machine.iommu.ledger.process(pid);
-    let charges = Charges { locked: charges.locked, pinned: charges.pinned };
+    let charges = Charges { locked: charges.locked, pinned: charges.vm_pin() };
     if charges == Charges::default() || !caller.is_there() {
         return None;
     }

@@ -21,6 +21,7 @@ mod tree;
 use std::fmt;
 use std::os::fd::OwnedFd;
 
+pub use ioasis_sys::namespace::User;
 use ioasis_uapi::{Errno, Error, Result};
 
 use tree::{Dir, Host};
@@ -156,6 +157,8 @@ pub struct Options {
     pub fault_injection: FaultInjection,
     /// Who answers /dev/vfio/vfio.
     pub container: ContainerNode,
+    /// Who the program is on the machine.
+    pub user: User,
 }
 
 /// Who answers /dev/vfio/vfio, as the configuration of a kernel decides it.
@@ -196,6 +199,7 @@ impl Default for Options {
             iommu_minor: 126,
             fault_injection: FaultInjection::Absent,
             container: ContainerNode::Type1,
+            user: User::Own,
         }
     }
 }
@@ -292,6 +296,7 @@ pub struct View {
     root: Dir,
     attributes: Vec<String>,
     files_size: u64,
+    user: User,
 }
 
 impl View {
@@ -308,7 +313,8 @@ impl View {
         sysfs::plan(root.kept("sys"), devices, options);
         let mut attributes = Vec::new();
         root.number("", &mut attributes);
-        Ok(Self { root, attributes, files_size: options.files_size })
+        let (files_size, user) = (options.files_size, options.user);
+        Ok(Self { root, attributes, files_size, user })
     }
 
     /// The path of the file known as [`Node::Attribute`] `number`.

@@ -32,7 +32,7 @@ impl View {
     /// that failed.
     pub fn enter(&self) -> Result<Entered> {
         let cwd = std::env::current_dir();
-        let namespace = namespace::enter()?;
+        let namespace = namespace::enter(self.user)?;
         let files =
             mount::detached_tmpfs(Tmpfs { size: self.files_size, inodes: FILES, mode: 0o700 })?;
         let umask = rustix::process::umask(Mode::empty());

@@ -5,7 +5,7 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 
 use ioasis_uapi::{Errno, Error, Result};
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{AtFlags, Mode, OFlags};
 
 use super::Process;
 use crate::because;
@@ -56,6 +56,17 @@ impl Process {
             }
             _ => Err(gone(self.pid())),
         }
+    }
+
+    /// Which user namespace it is in, as device and inode: its capabilities are for that one and those inside it.
+    ///
+    /// # Errors
+    ///
+    /// `ESRCH` when the process is gone, `EACCES` when it is not ours to look at.
+    pub fn user_namespace(&self) -> Result<(u64, u64)> {
+        let stat = rustix::fs::statat(self.proc(), "ns/user", AtFlags::empty())
+            .map_err(because("the user namespace of a process cannot be looked at"))?;
+        Ok((stat.st_dev, stat.st_ino))
     }
 
     /// `RLIMIT_MEMLOCK` in bytes; `None` when unlimited.

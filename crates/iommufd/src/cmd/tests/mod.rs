@@ -1,5 +1,6 @@
 //! Every command, driven by bytes as a client drives it.
 
+mod account;
 mod dirty;
 mod dispatch;
 mod hwpt;
