@@ -13,7 +13,7 @@ use ioasis_uapi::{Errno, Error};
 
 use crate::filter::QueueFds;
 use crate::removal::Failure;
-use crate::view::{self, Identity, Node, View};
+use crate::view::{self, Identity, View};
 
 /// Descriptors whose read and write are stopped, at most: one for every queue.
 const QUEUES: u32 = 64;
@@ -151,34 +151,11 @@ fn execute(command: &[OsString]) -> Failure {
     }
 }
 
-const KINDS: [fn(u32) -> Node; 8] = [
-    |_| Node::Iommu,
-    |_| Node::VfioContainer,
-    Node::Group,
-    Node::NoIommuGroup,
-    Node::Cdev,
-    Node::Attribute,
-    |_| Node::FaultSetting,
-    Node::Parameter,
-];
-
 fn write_identities(nodes: &[Identity], lost: &[String]) -> Vec<u8> {
     let mut bytes = Vec::new();
     bytes.extend(u32::try_from(nodes.len()).expect("a few nodes").to_ne_bytes());
     for identity in nodes {
-        let (kind, number) = match identity.node {
-            Node::Iommu => (0_u32, 0),
-            Node::VfioContainer => (1, 0),
-            Node::Group(number) => (2, number),
-            Node::NoIommuGroup(number) => (3, number),
-            Node::Cdev(number) => (4, number),
-            Node::Attribute(number) => (5, number),
-            Node::FaultSetting => (6, 0),
-            Node::Parameter(number) => (7, number),
-        };
-        for word in [identity.dev, identity.ino, u64::from(kind) << 32 | u64::from(number)] {
-            bytes.extend(word.to_ne_bytes());
-        }
+        bytes.extend(identity.to_bytes());
     }
     bytes.extend(lost.join("\n").as_bytes());
     bytes
@@ -188,13 +165,8 @@ fn read_identities(bytes: &[u8]) -> (Vec<Identity>, Vec<String>) {
     let (count, rest) = bytes.split_first_chunk::<4>().expect("a count leads the nodes");
     let count = usize::try_from(u32::from_ne_bytes(*count)).expect("64-bit usize");
     let (nodes, lost) = rest.split_at(count * 24);
-    let word =
-        |node: &[u8], at: usize| u64::from_ne_bytes(node[at..at + 8].try_into().expect("8 bytes"));
-    let nodes = nodes.chunks_exact(24).map(|node| {
-        let kind = usize::try_from(word(node, 16) >> 32).expect("64-bit usize");
-        let number = u32::try_from(word(node, 16) & u64::from(u32::MAX)).expect("a half");
-        Identity { dev: word(node, 0), ino: word(node, 8), node: KINDS[kind](number) }
-    });
+    let identity = |bytes: &[u8; 24]| Identity::from_bytes(*bytes).expect("one that we wrote");
+    let nodes = nodes.as_chunks().0.iter().map(identity);
     let lost = String::from_utf8_lossy(lost);
     (nodes.collect(), lost.lines().map(str::to_owned).collect())
 }
@@ -202,6 +174,7 @@ fn read_identities(bytes: &[u8]) -> (Vec<Identity>, Vec<String>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::view::Node;
 
     #[test]
     fn nodes_arrive_as_they_were_sent() {
@@ -214,6 +187,7 @@ mod tests {
             node(5, Node::Cdev(0)),
             node(6, Node::Attribute(99)),
             node(7, Node::FaultSetting),
+            node(8, Node::Parameter(2)),
         ];
         let lost = ["/dev/a".to_owned(), "/dev/b".to_owned()];
         assert_eq!(
