@@ -91,6 +91,7 @@ enum Change {
 
 impl Device {
     pub(crate) fn new(head: Head, endpoint: &Arc<Endpoint>, group: Arc<DeviceGroup>) -> Arc<Self> {
+        endpoint.set_device_id(head.id());
         Arc::new(Self { head, endpoint: Arc::clone(endpoint), group, vdevice: Mutex::default() })
     }
 
@@ -143,7 +144,7 @@ impl Device {
             nested.table.invalidate(0, u64::MAX);
         }
         let token = self.endpoint.machine().token();
-        let faults = hwpt.faults.get().map(|queue| (Arc::clone(queue.arc()), self.head.id()));
+        let faults = hwpt.faults.get().map(|queue| Arc::clone(queue.arc()));
         self.switch_to(
             pasid,
             Some(Attachment {
@@ -176,10 +177,10 @@ impl Device {
             || self.endpoint.attachment(NO_PASID).filter(|attachment| attachment.nested.is_some());
         let attachment = self.endpoint.attachment(request.pasid).or_else(own);
         let Some(attachment) = attachment else { return false };
-        let Some((queue, device)) = &attachment.faults else { return false };
+        let Some(queue) = &attachment.faults else { return false };
         queue.post(PageRequest {
             attachment: attachment.token,
-            device: *device,
+            device: self.head.id(),
             pasid: request.pasid,
             group: request.group,
             iova: request.iova,

@@ -308,17 +308,20 @@ impl Endpoint {
         let Some(attachment) = attachment.filter(|_| missing && self.config().pri) else {
             return false;
         };
-        let Some((queue, device)) = &attachment.faults else { return false };
+        let Some(queue) = attachment.faults.as_ref().filter(|_| !self.is_silenced()) else {
+            return false;
+        };
         let request = PageRequest {
             attachment: attachment.token,
-            device: *device,
+            device: self.device_id(),
             pasid,
             group: 0,
             iova: refusal.iova,
             perm: perm_of(need),
         };
         // A request sent through an attachment that went meanwhile would wait for ever.
-        let stands = || self.attachment(pasid).is_some_and(|now| now.token == attachment.token);
+        let same = || self.attachment(pasid).is_some_and(|now| now.token == attachment.token);
+        let stands = || !self.is_silenced() && same();
         queue.request(request, stands) == PageResponse::Success
     }
 

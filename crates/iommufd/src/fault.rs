@@ -124,9 +124,12 @@ impl FaultQueue {
         stands: impl FnOnce() -> bool,
     ) -> PageResponse {
         let answer = self.send(request);
-        // Whoever takes the attachment away cancels what is queued; what is queued after that is cancelled here.
+        // Whoever takes the attachment away, or stops the device, cancels what is queued; what is queued after that is
+        // cancelled here.
         if !stands() {
-            self.cancel(request.attachment);
+            self.cancel_where(|other| {
+                other.attachment == request.attachment && other.device == request.device
+            });
         }
         answer.wait()
     }
@@ -147,6 +150,11 @@ impl FaultQueue {
     /// Answers every request that came through `attachment`: it is no longer there.
     pub(crate) fn cancel(&self, attachment: u64) {
         self.cancel_where(|request| request.attachment == attachment);
+    }
+
+    /// Answers every request of a device: it stops.
+    pub(crate) fn cancel_device(&self, device: u32) {
+        self.cancel_where(|request| request.device == device);
     }
 
     /// Answers every request.

@@ -6,6 +6,7 @@
 //! Lock order: `Group::ownership` is a leaf. `Group::attachment` is swapped under the lock of whoever owns the group.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Weak};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -164,8 +165,8 @@ pub(crate) struct Attachment {
     pub(crate) domain: Arc<Domain>,
     /// The client's own table above the domain.
     pub(crate) nested: Option<Arc<Nested>>,
-    /// Where page requests go, and the object id of the device they name.
-    pub(crate) faults: Option<(Arc<FaultQueue>, u32)>,
+    /// Where page requests go.
+    pub(crate) faults: Option<Arc<FaultQueue>>,
     /// Who in a guest is told of refused transactions.
     pub(crate) guest: Option<Guest>,
     /// For the fault log.
@@ -350,6 +351,20 @@ pub struct Endpoint {
     driver: Option<Arc<dyn Driver>>,
     /// What each PASID translates through.
     pasids: ArcSwap<BTreeMap<u32, Arc<Attachment>>>,
+    /// Object id of the device it is bound as; page requests carry it.
+    device: AtomicU32,
+    /// How many want it to ask for no pages.
+    silenced: AtomicU32,
+}
+
+/// As long as it lives the endpoint asks for no pages, and what it asked for is answered with no.
+#[derive(Debug)]
+pub struct Silence<'a>(&'a Endpoint);
+
+impl Drop for Silence<'_> {
+    fn drop(&mut self) {
+        self.0.silenced.fetch_sub(1, Ordering::AcqRel);
+    }
 }
 
 impl Endpoint {
@@ -382,7 +397,38 @@ impl Endpoint {
             group: Arc::clone(group),
             driver,
             pasids: ArcSwap::default(),
+            device: AtomicU32::new(0),
+            silenced: AtomicU32::new(0),
         })
+    }
+
+    /// Ends what its DMA waits for: a page request that is on its way is refused, and no other is made meanwhile. To be held
+    /// while the device is reset or stopped, which would else wait for the client.
+    #[must_use]
+    pub fn silence(&self) -> Silence<'_> {
+        self.silenced.fetch_add(1, Ordering::AcqRel);
+        let own = self.group.attachment().clone();
+        let pasids = self.pasids.load();
+        for attachment in own.iter().chain(pasids.values()) {
+            if let Some(queue) = &attachment.faults {
+                queue.cancel_device(self.device_id());
+            }
+        }
+        Silence(self)
+    }
+
+    /// Whether it asks for no pages.
+    pub(crate) fn is_silenced(&self) -> bool {
+        self.silenced.load(Ordering::Acquire) > 0
+    }
+
+    /// Object id of the device it is bound as.
+    pub(crate) fn device_id(&self) -> u32 {
+        self.device.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn set_device_id(&self, id: u32) {
+        self.device.store(id, Ordering::Release);
     }
 
     /// Who answers for an IOMMU of no kind this crate knows.

@@ -68,6 +68,7 @@ pub use ioas::{Place, Unmapped};
 pub use ioasis_iommupt::{Dirty, Iova, IovaRange, Pa, Prot, Run};
 pub use iommu::{
     Endpoint, EndpointConfig, Group, Iommu, Kind as IommuKind, ReservedKind, ReservedRegion,
+    Silence,
 };
 pub use library::HwptFlags;
 pub use machine::Machine;

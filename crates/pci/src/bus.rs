@@ -40,6 +40,41 @@ pub trait Dma: Debug + Send + Sync {
     ///
     /// The first address that faulted; bytes before it may have been written.
     fn write(&self, segments: &[Segment], buf: &[u8]) -> Result<(), DmaFault>;
+
+    /// [`read`](Self::read), with a PASID that is not 0. Without an IOMMU that knows PASIDs, nothing is reached.
+    ///
+    /// # Errors
+    ///
+    /// As [`read`](Self::read).
+    fn read_with_pasid(
+        &self,
+        pasid: u32,
+        segments: &[Segment],
+        buf: &mut [u8],
+    ) -> Result<(), DmaFault> {
+        let _ = (pasid, buf);
+        Err(first(segments))
+    }
+
+    /// [`write`](Self::write), with a PASID that is not 0.
+    ///
+    /// # Errors
+    ///
+    /// As [`write`](Self::write).
+    fn write_with_pasid(
+        &self,
+        pasid: u32,
+        segments: &[Segment],
+        buf: &[u8],
+    ) -> Result<(), DmaFault> {
+        let _ = (pasid, buf);
+        Err(first(segments))
+    }
+}
+
+/// A fault at the first address of all.
+fn first(segments: &[Segment]) -> DmaFault {
+    DmaFault { iova: segments.first().map_or(0, |segment| segment.iova) }
 }
 
 /// The level of the interrupt pin (INTA), which a device holds until its cause is gone.
@@ -107,11 +142,44 @@ impl<'a> Bus<'a> {
         self.session.dma.write(segments, buf)
     }
 
-    fn admit(&self, segments: &[Segment]) -> Result<(), DmaFault> {
-        if self.gate.may_master() {
-            return Ok(());
+    /// [`read`](Self::read), with a PASID; 0 is none.
+    ///
+    /// # Errors
+    ///
+    /// As [`read`](Self::read).
+    pub fn read_with_pasid(
+        &self,
+        pasid: u32,
+        segments: &[Segment],
+        buf: &mut [u8],
+    ) -> Result<(), DmaFault> {
+        if pasid == 0 {
+            return self.read(segments, buf);
         }
-        Err(DmaFault { iova: segments.first().map_or(0, |segment| segment.iova) })
+        self.admit(segments)?;
+        self.session.dma.read_with_pasid(pasid, segments, buf)
+    }
+
+    /// [`write`](Self::write), with a PASID; 0 is none.
+    ///
+    /// # Errors
+    ///
+    /// As [`write`](Self::write).
+    pub fn write_with_pasid(
+        &self,
+        pasid: u32,
+        segments: &[Segment],
+        buf: &[u8],
+    ) -> Result<(), DmaFault> {
+        if pasid == 0 {
+            return self.write(segments, buf);
+        }
+        self.admit(segments)?;
+        self.session.dma.write_with_pasid(pasid, segments, buf)
+    }
+
+    fn admit(&self, segments: &[Segment]) -> Result<(), DmaFault> {
+        if self.gate.may_master() { Ok(()) } else { Err(first(segments)) }
     }
 
     /// Sends the message of MSI or MSI-X vector `vector`; a message is a memory write, so none is sent while bus

@@ -229,7 +229,10 @@ impl Device {
             return;
         }
         self.interrupts.signal_removal();
+        // Its worker may wait for a page.
+        let silence = self.endpoint.silence();
         self.function.close();
+        drop(silence);
         for page in self.pages.lock().iter().flatten() {
             // What answers no more reads all ones, as on the bus. Pages that are gone need not.
             let _ = page.fill(0, page.len(), 0xff);
@@ -274,12 +277,22 @@ impl Device {
 
     /// The driver's close: no DMA, no interrupt and no eventfd after it returns.
     pub(crate) fn end(&self) {
+        // Its worker may wait for a page that the program will never give.
+        let _silence = self.endpoint.silence();
         self.revoke();
         self.leave_low_power();
         self.function.close();
         self.ioeventfds.close();
         self.interrupts.close(&self.function);
         *self.pages.lock() = Pages::default();
+    }
+
+    /// Resets the function; page requests of its are refused.
+    pub(crate) fn reset(&self) -> Result<()> {
+        let _silence = self.endpoint.silence();
+        self.function.reset()?;
+        self.after_reset();
+        Ok(())
     }
 
     /// How often what a dma-buf gave away was taken back: by a reset, or because the BARs stopped answering.

@@ -36,4 +36,24 @@ impl Dma for Translated {
         let done = self.endpoint.write(translated(segments), buf);
         done.map_err(|fault| DmaFault { iova: fault.iova.0 })
     }
+
+    fn read_with_pasid(
+        &self,
+        pasid: u32,
+        segments: &[Segment],
+        buf: &mut [u8],
+    ) -> Result<(), DmaFault> {
+        let done = self.endpoint.with_pasid(pasid).read(translated(segments), buf);
+        done.map_err(|fault| DmaFault { iova: fault.iova.0 })
+    }
+
+    fn write_with_pasid(
+        &self,
+        pasid: u32,
+        segments: &[Segment],
+        buf: &[u8],
+    ) -> Result<(), DmaFault> {
+        let done = self.endpoint.with_pasid(pasid).write(translated(segments), buf);
+        done.map_err(|fault| DmaFault { iova: fault.iova.0 })
+    }
 }

@@ -194,9 +194,7 @@ impl DeviceFile {
     }
 
     fn reset(&self) -> Result<()> {
-        self.device.function().reset()?;
-        self.device.after_reset();
-        Ok(())
+        self.device.reset()
     }
 }
 

@@ -115,11 +115,7 @@ pub(crate) fn hot(client: &dyn Client, device: &Device, address: u64) -> Result<
     if !owned {
         return Err(Error::new(Errno::EINVAL, "an affected device is not the caller's"));
     }
-    for other in &devices {
-        other.function().reset()?;
-        other.after_reset();
-    }
-    Ok(())
+    devices.iter().try_for_each(|other| other.reset())
 }
 
 /// The groups behind the fds of the call.

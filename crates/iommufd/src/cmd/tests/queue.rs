@@ -83,6 +83,40 @@ fn a_missing_page_is_asked_for_and_the_device_tries_again() {
 }
 
 #[test]
+fn a_device_that_is_stopped_waits_for_no_page_and_its_group_goes_on_waiting() {
+    let fixture = Fixture::new();
+    let (group, ioas, queue) = (fixture.machine.group(), fixture.ioas(), fault_queue(&fixture));
+    let both =
+        [(); 2].map(|()| fixture.context.bind(&fixture.machine.endpoint_in(&group)).unwrap());
+    let mut cmd = paged(&both[0], ioas, queue);
+    fixture.call(abi::HWPT_ALLOC, &mut cmd).unwrap();
+    both.iter().for_each(|bound| assert_eq!(bound.attach(cmd.out_hwpt_id), Ok(cmd.out_hwpt_id)));
+    let file = fixture.client.take_file();
+    let queue = file.queue().unwrap();
+    let (woken, waiting) = std::sync::mpsc::channel();
+    queue.watch(Arc::new(Bell(woken)));
+    let ask = |bound: &Bound| {
+        let endpoint = Arc::clone(bound.endpoint());
+        std::thread::spawn(move || {
+            endpoint.read([Segment { iova: Iova(0x1000), length: 1 }], &mut [0])
+        })
+    };
+    let [first, second] = both.each_ref().map(ask);
+    waiting.recv().unwrap();
+    waiting.recv().unwrap();
+    let silence = both[1].endpoint().silence();
+    assert!(second.join().unwrap().is_err());
+    assert!(ask(&both[1]).join().unwrap().is_err(), "no other request is made");
+    drop(silence);
+    assert_eq!(queue.read(&fixture.client, ARG, 80), Ok(40), "the other device's request stands");
+    let mut record = abi::HwptPgfault::default();
+    fixture.client.memory.read(ARG, record.as_mut_bytes()).unwrap();
+    assert_eq!(record.dev_id, both[0].id(), "each device asks under its own id");
+    both.iter().for_each(Bound::detach);
+    assert!(first.join().unwrap().is_err());
+}
+
+#[test]
 fn detaching_answers_for_the_client() {
     let fixture = Fixture::new();
     let (bound, ioas, queue) = (fixture.device(), fixture.ioas(), fault_queue(&fixture));

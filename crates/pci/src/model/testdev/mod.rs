@@ -7,6 +7,7 @@
 //! | 0x00 | 64 | ADDR: where the copy begins; may be written as two halves |
 //! | 0x08 | 32 | CMD: writing 3 copies from memory at ADDR into the device, 1 from the device to memory; bit 0 reads 1 until that is done, then bit 31 reads 1 if the memory could not be reached |
 //! | 0x10 | 64 | FAULT: the first address that could not be reached, when bit 31 of CMD is set; 0 otherwise |
+//! | 0x18 | 32 | PASID: that of the next copies; 0 is none |
 //!
 //! MSI message 0 is sent when a copy ends. After a reset the device holds zeroes.
 
@@ -29,6 +30,7 @@ const BYTES: usize = 4096;
 const ADDR: u64 = 0x00;
 const CMD: u64 = 0x08;
 const FAULT: u64 = 0x10;
+const PASID: u64 = 0x18;
 
 const CMD_RUN: u32 = 1 << 0;
 const CMD_FROM_MEMORY: u32 = 1 << 1;
@@ -79,10 +81,11 @@ impl Model for Testdev {
             return Ok(Progress::Idle);
         }
         let memory = [Segment { iova: registers.load_u64(ADDR)?, length: BYTES }];
+        let pasid = registers.load_u32(PASID)?;
         let copied = if command & CMD_FROM_MEMORY != 0 {
-            bus.read(&memory, &mut *self.buffer)
+            bus.read_with_pasid(pasid, &memory, &mut *self.buffer)
         } else {
-            bus.write(&memory, &*self.buffer)
+            bus.write_with_pasid(pasid, &memory, &*self.buffer)
         };
         let (status, fault) = match copied {
             Ok(()) => (0, 0),

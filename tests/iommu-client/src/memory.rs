@@ -1,0 +1,36 @@
+//! Memory of the program that devices reach: private, in pages that stay where they are.
+
+use std::sync::atomic::{AtomicU8, Ordering};
+
+/// Bytes.
+pub(crate) const LENGTH: usize = 0x4_0000;
+/// Bytes of a page.
+pub(crate) const PAGE: usize = 4096;
+
+#[repr(align(4096))]
+struct Pages([AtomicU8; LENGTH]);
+
+static PAGES: Pages = Pages([const { AtomicU8::new(0) }; LENGTH]);
+
+/// Where it lies in the program.
+pub(crate) fn address() -> u64 {
+    PAGES.0.as_ptr().addr() as u64
+}
+
+/// Fills the page at `offset` with `byte`.
+pub(crate) fn fill(offset: usize, byte: u8) {
+    PAGES.0[offset..offset + PAGE].iter().for_each(|place| place.store(byte, Ordering::Release));
+}
+
+/// The byte at `offset`.
+pub(crate) fn byte(offset: usize) -> u8 {
+    PAGES.0[offset].load(Ordering::Acquire)
+}
+
+/// Stores a little-endian word at `offset`.
+pub(crate) fn word(offset: u64, word: u64) {
+    let at = usize::try_from(offset).expect("an offset in memory");
+    for (place, byte) in PAGES.0[at..].iter().zip(word.to_le_bytes()) {
+        place.store(byte, Ordering::Release);
+    }
+}
