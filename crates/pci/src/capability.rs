@@ -1,6 +1,5 @@
 //! The capabilities of a function: which there are, where they lie, what each bit is and who may write it.
 
-use crate::config::msix_location;
 use crate::description::Description;
 
 // Capability IDs, PCI Code and ID Assignment 1.11, 2.
@@ -153,7 +152,7 @@ impl Kind {
             ],
             Self::Msix => {
                 let table = description.msix.expect("vectors are in a table");
-                let (table, pending) = msix_location(table);
+                let (table, pending) = table.registers();
                 vec![
                     Field::read_only(MSIX_FLAGS, 2, u32::from(description.vectors.msix) - 1),
                     Field::read_only(MSIX_TABLE, 4, table),

@@ -8,7 +8,7 @@
 use ioasis_uapi::{Errno, Error, Result};
 
 use crate::capability::{self, Capability, Kind};
-use crate::description::{BARS, Bar, BarKind, Description, MsixTable};
+use crate::description::{BARS, Bar, BarKind, Description};
 use crate::gate::Permissions;
 
 /// Bytes of configuration space of a PCI Express function.
@@ -333,12 +333,6 @@ impl ConfigSpace {
     pub(crate) fn irq_mode(&self) -> IrqMode {
         self.irq_mode
     }
-}
-
-/// The value of an MSI-X offset register: where the structure lies, and in which BAR.
-pub(crate) fn msix_location(table: MsixTable) -> (u32, u32) {
-    let bir = |bar: usize| u32::try_from(bar).expect("a BAR index is below 6");
-    (table.table_offset | bir(table.table_bar), table.pba_offset | bir(table.pba_bar))
 }
 
 fn halves(value: u64) -> (u32, u32) {

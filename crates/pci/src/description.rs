@@ -83,6 +83,14 @@ pub struct MsixTable {
     pub pba_offset: u32,
 }
 
+impl MsixTable {
+    /// The table offset and the PBA offset register: where each lies, and in which BAR (PCI Local Bus 3.0, 6.8.2.4, 6.8.2.5).
+    pub(crate) fn registers(self) -> (u32, u32) {
+        let bir = |bar: usize| u32::try_from(bar).expect("a BAR index is below 6");
+        (self.table_offset | bir(self.table_bar), self.pba_offset | bir(self.pba_bar))
+    }
+}
+
 /// A function as its model describes it. Constant for the life of the model.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Description {

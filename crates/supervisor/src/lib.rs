@@ -7,6 +7,7 @@ mod injection;
 mod launch;
 mod machine;
 pub mod memory;
+mod notes;
 mod parameters;
 mod queues;
 mod removal;

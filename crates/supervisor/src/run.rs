@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 
 use ioasis_sys::signal::{self, SignalFd};
 use ioasis_sys::spawn::{self, Fork};
-use ioasis_sys::sync::Mutex;
 use ioasis_sys::{because, message};
 use ioasis_uapi::{Error, Result};
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -17,6 +16,7 @@ use rustix::process::{PidfdFlags, Signal};
 use crate::filter;
 use crate::launch::{self, Launched};
 use crate::machine::Machine;
+use crate::notes::Notes;
 use crate::removal::{Failure, Marks, Note, Removal};
 use crate::serve::Server;
 use crate::trace::Trace;
@@ -93,70 +93,6 @@ pub fn exit_like(status: ExitStatus) -> ! {
     match status.signal() {
         Some(signal) => signal::die_of(signal),
         None => std::process::exit(status.code().unwrap_or(125)),
-    }
-}
-
-/// The supervisor's line to its watchdog, and the list that the next watchdog would need.
-#[derive(Debug)]
-pub(crate) struct Notes {
-    state: Mutex<(Removal, OwnedFd)>,
-}
-
-impl Notes {
-    fn new(socket: OwnedFd) -> Self {
-        Self { state: Mutex::new((Removal::default(), socket)) }
-    }
-
-    /// Tells the watchdog. One that is dead is replaced soon, with all that was ever told.
-    pub(crate) fn tell(&self, note: Note) {
-        let mut state = self.state.lock();
-        let _ = note.send(&state.1);
-        state.0.keep(note);
-    }
-
-    fn socket(&self) -> Result<OwnedFd> {
-        let state = self.state.lock();
-        state
-            .1
-            .try_clone()
-            .map_err(|_| Error::new(ioasis_uapi::Errno::EMFILE, "too many open files"))
-    }
-
-    /// Forks another watchdog. Returns the socket to watch it by, and its process id.
-    fn replace_watchdog(
-        &self,
-        shared: &Arc<Shared>,
-        leftovers: Leftovers,
-    ) -> Result<(OwnedFd, u32)> {
-        let mut state = self.state.lock();
-        let (theirs, ours) = message::pair()?;
-        let supervisor =
-            rustix::process::pidfd_open(rustix::process::getpid(), PidfdFlags::empty())
-                .map_err(because("no pidfd of this process"))?;
-        match spawn::fork()? {
-            Fork::Child => {
-                let removal = std::mem::take(&mut state.0);
-                let kept: Vec<_> =
-                    removal.files().chain([theirs.as_fd(), supervisor.as_fd()]).collect();
-                spawn::close_all_but(&kept);
-                let shared = Arc::clone(shared);
-                let watchdog = Watchdog {
-                    shared,
-                    supervisor,
-                    notes: theirs,
-                    signals: None,
-                    removal,
-                    leftovers,
-                };
-                let _ = watchdog.watch();
-                spawn::exit(0)
-            }
-            Fork::Parent(child) => {
-                state.1 = ours;
-                drop(state);
-                Ok((self.socket()?, child.id()))
-            }
-        }
     }
 }
 

@@ -1,4 +1,5 @@
 use super::*;
+use crate::description::MsixTable;
 use crate::description::{Ids, Vectors};
 use proptest::prelude::*;
 

@@ -2,7 +2,7 @@
 
 use super::features::{CRITICAL_TEMPERATURE_K, WARNING_TEMPERATURE_K};
 use super::io::{MDTS, NAMESPACE};
-use super::log::ERROR_ENTRIES;
+use super::log::{ERROR_ENTRIES, FIRMWARE};
 use super::registers::VERSION;
 
 /// Bytes of every Identify data structure.
@@ -15,8 +15,6 @@ pub(super) const SUBSYSTEM_VENDOR: u16 = 0x1af4;
 pub(super) const SUBSYSTEM_DEVICE: u16 = 0x1100;
 
 const MODEL_NUMBER: &str = "ioasis NVMe Controller";
-/// The firmware revision, in Identify and in the firmware slot log.
-pub(super) const FIRMWARE: [u8; 8] = *b"1.0     ";
 
 /// The most Asynchronous Event Requests outstanding.
 pub(super) const EVENT_REQUESTS: usize = 4;

@@ -3,7 +3,6 @@
 use std::collections::VecDeque;
 
 use super::features::TEMPERATURE_K;
-use super::identify::FIRMWARE;
 use super::io::Counters;
 use super::status::Status;
 
@@ -14,6 +13,8 @@ const FIRMWARE_SLOT: u8 = 0x03;
 
 /// Entries of the error log.
 pub(super) const ERROR_ENTRIES: usize = 64;
+/// The firmware revision, in Identify and in the firmware slot log.
+pub(super) const FIRMWARE: [u8; 8] = *b"1.0     ";
 const ERROR_BYTES: usize = 64;
 const HEALTH_BYTES: usize = 512;
 const FIRMWARE_BYTES: usize = 512;
