@@ -2,7 +2,8 @@
 //!
 //! A table's address is what its parent's word holds: frame number times table size, in an address space of the
 //! table's own. Segments are added and never moved or freed before the arena is; which frames are in use is the
-//! writer's knowledge (`tables`).
+//! writer's knowledge (`tables`). The root, at address 0, is always there and lies apart, so that a walk begins without
+//! looking for it.
 
 use alloc::boxed::Box;
 use core::fmt;
@@ -49,8 +50,21 @@ impl Segment {
     }
 }
 
+#[cfg(not(any(loom, ioasis_shuttle)))]
+fn blank_root(items: usize) -> Result<Box<[AtomicU64]>, zerocopy::AllocError> {
+    <[AtomicU64] as zerocopy::FromZeros>::new_box_zeroed_with_elems(items)
+}
+
+#[cfg(any(loom, ioasis_shuttle))]
+#[expect(clippy::unnecessary_wraps, reason = "as without a checker")]
+fn blank_root(items: usize) -> Result<Box<[AtomicU64]>, ()> {
+    Ok((0..items).map(|_| AtomicU64::new(0)).collect())
+}
+
 /// All tables of one page table.
 pub(crate) struct Arena {
+    root: Box<[AtomicU64]>,
+    root_touched: AtomicU8,
     segments: [OnceBox<Segment>; SEGMENTS],
 }
 
@@ -62,8 +76,12 @@ impl fmt::Debug for Arena {
 }
 
 impl Arena {
-    pub(crate) const fn new() -> Self {
-        Self { segments: [const { OnceBox::new() }; SEGMENTS] }
+    /// With a root of `root_items` words.
+    pub(crate) fn new(root_items: usize) -> Result<Self> {
+        let root = blank_root(root_items)
+            .map_err(|_| Error::new(Errno::ENOMEM, "no memory for the root table"))?;
+        let segments = [const { OnceBox::new() }; SEGMENTS];
+        Ok(Self { root, root_touched: AtomicU8::new(0), segments })
     }
 
     /// Makes sure that `frame` has memory.
@@ -78,15 +96,31 @@ impl Arena {
             .map_err(|_| Error::at(Errno::ENOMEM, "no memory for tables", frame.into()))
     }
 
-    /// The word `index` of the table at `address`, as a reader sees it. A table that does not exist reads as zero.
-    #[inline]
+    /// The word `index` of the root, as a reader sees it; zero beyond its end.
+    #[inline(always)]
+    pub(crate) fn load_root(&self, index: usize) -> u64 {
+        self.root.get(index).map_or(0, |word| word.load(Ordering::Acquire))
+    }
+
+    /// The word `index` of the table at `address`, which is not the root, as a reader sees it. A table that does not exist
+    /// reads as zero.
+    #[inline(always)]
     pub(crate) fn load(&self, address: u64, index: usize) -> u64 {
+        self.below_root(address, index).map_or(0, |word| word.load(Ordering::Acquire))
+    }
+
+    /// The word `index` of any table.
+    pub(crate) fn load_any(&self, address: u64, index: usize) -> u64 {
         self.word(address, index).map_or(0, |word| word.load(Ordering::Acquire))
     }
 
     /// The place of a word.
-    #[inline]
     pub(crate) fn word(&self, address: u64, index: usize) -> Option<&AtomicU64> {
+        if address == 0 { self.root.get(index) } else { self.below_root(address, index) }
+    }
+
+    #[inline(always)]
+    fn below_root(&self, address: u64, index: usize) -> Option<&AtomicU64> {
         let at = place(address) | index;
         let segment = self.segments[(at >> SEGMENT_WORDS_LG2) & (SEGMENTS - 1)].get()?;
         Some(&segment.words[at & (SEGMENT_WORDS - 1)])
@@ -94,16 +128,22 @@ impl Arena {
 
     /// A whole table, for the writer.
     #[inline]
-    pub(crate) fn table(&self, frame: u32, items_lg2: u32, table_lg2: u32) -> &[AtomicU64] {
+    pub(crate) fn table(&self, frame: u32, table_lg2: u32) -> &[AtomicU64] {
+        if frame == 0 {
+            return &self.root;
+        }
         let at = (frame as usize) << table_lg2;
         let segment = self.segment(at);
         let at = at & (SEGMENT_WORDS - 1);
-        &segment.words[at..at + (1 << items_lg2)]
+        &segment.words[at..at + (1 << table_lg2)]
     }
 
     /// Whether a leaf below this table became dirty since the mark was cleared.
     #[inline]
     pub(crate) fn touched(&self, frame: u32, table_lg2: u32) -> &AtomicU8 {
+        if frame == 0 {
+            return &self.root_touched;
+        }
         let at = (frame as usize) << table_lg2;
         &self.segment(at).touched[(at & (SEGMENT_WORDS - 1)) >> table_lg2]
     }

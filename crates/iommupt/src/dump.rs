@@ -67,7 +67,7 @@ impl<F: Format> Dump<'_, F> {
         let mut first = true;
         for slot in 0..1_usize << items_lg2 {
             let iova = base.wrapping_add((slot as u64).wrapping_shl(F::item_lg2(level)));
-            let word = self.reader.arena.load(table, slot);
+            let word = self.reader.arena.load_any(table, slot);
             let entry = F::decode(word, level);
             if let Entry::Leaf = entry {
                 let leaf = self.leaf(word, level, iova);

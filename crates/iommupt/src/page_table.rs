@@ -48,7 +48,7 @@ impl<F: Format> PageTable<F> {
             return Err(Error::at(Errno::EINVAL, "no page fits", config.iova_lg2.into()));
         }
         let last = low_bits(config.iova_lg2.min(F::IOVA_LG2));
-        let shared = Arc::new(Reader::new(last));
+        let shared = Arc::new(Reader::new(last)?);
         let root = 1 << F::ROOT_ITEMS_LG2.saturating_sub(F::ITEMS_LG2);
         let tables =
             Tables::new(&shared.arena, root, F::ITEMS_LG2, F::TOP_LEVEL, config.tables_max)?;
@@ -153,8 +153,7 @@ impl<F: Format> Writer<F> {
 
     #[inline]
     pub(crate) fn table(&self, frame: u32) -> &[AtomicU64] {
-        let items_lg2 = if frame == 0 { F::ROOT_ITEMS_LG2 } else { F::ITEMS_LG2 };
-        self.shared.arena.table(frame, items_lg2, F::ITEMS_LG2)
+        self.shared.arena.table(frame, F::ITEMS_LG2)
     }
 
     /// The linked level 0 table of `iova`, if it was used last.

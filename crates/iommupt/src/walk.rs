@@ -16,6 +16,7 @@
 
 use alloc::sync::Arc;
 use core::fmt;
+use core::hint::cold_path;
 use core::marker::PhantomData;
 
 use crate::arena::Arena;
@@ -60,41 +61,81 @@ pub(crate) struct Spot {
 impl<F: Format> Reader<F> {
     pub(crate) const TABLE_LG2: u32 = F::ITEMS_LG2;
 
-    pub(crate) fn new(last: u64) -> Self {
-        Self { arena: Arena::new(), last, changes: Arc::default(), format: PhantomData }
+    pub(crate) fn new(last: u64) -> ioasis_uapi::Result<Self> {
+        let arena = Arena::new(1 << F::ROOT_ITEMS_LG2)?;
+        Ok(Self { arena, last, changes: Arc::default(), format: PhantomData })
     }
 
     /// Walks to the leaf of `iova`.
     #[inline(always)]
     pub(crate) fn find(&self, iova: u64) -> Result<Spot, Fault> {
-        let mut table = 0;
-        let mut level = F::TOP_LEVEL;
-        if iova > self.last {
-            return Err(Fault { iova: Iova(iova), level, missing: Prot::empty() });
-        }
-        loop {
-            let word = self.arena.load(table, F::index(iova, level));
+        self.walk(iova, |spot| spot)
+    }
+
+    /// Walks to the leaf of `iova` and hands it to `then`.
+    #[inline(always)]
+    fn walk<R>(&self, iova: u64, then: impl Fn(Spot) -> R) -> Result<R, Fault> {
+        self.descend(self.root(iova), iova, then)
+    }
+
+    /// Where each walk begins.
+    #[inline(always)]
+    pub(crate) fn root(&self, iova: u64) -> Spot {
+        // Nothing is mapped outside the aperture, and the root ends where the format does.
+        #[expect(clippy::cast_possible_truncation, reason = "no root has 2^32 items")]
+        let word = self.arena.load_root((iova >> F::item_lg2(F::TOP_LEVEL)) as usize);
+        Spot { table: 0, level: F::TOP_LEVEL, word }
+    }
+
+    /// Walks on from `spot`. Most leaves stand at level 0, which therefore has code of its own: the level is a constant there.
+    #[inline(always)]
+    pub(crate) fn descend<R>(
+        &self,
+        spot: Spot,
+        iova: u64,
+        then: impl Fn(Spot) -> R,
+    ) -> Result<R, Fault> {
+        let Spot { mut table, mut level, mut word } = spot;
+        while level > 0 {
             match F::decode(word, level) {
-                Entry::Leaf => return Ok(Spot { table, level, word }),
-                Entry::Table(address) if level > 0 => {
-                    table = address;
-                    level -= 1;
+                Entry::Table(address) => table = address,
+                Entry::Leaf => return Ok(then(Spot { table, level, word })),
+                Entry::Empty if F::BREAK_BEFORE_MAKE && word == BROKEN => {
+                    return self.walk_again(iova, then);
                 }
-                // The writer is about to store what follows a leaf that had to be made invalid first.
-                Entry::Empty if F::BREAK_BEFORE_MAKE && word == BROKEN => spin_loop(),
-                Entry::Table(_) | Entry::Empty => {
-                    return Err(Fault { iova: Iova(iova), level, missing: Prot::empty() });
-                }
+                Entry::Empty => return Err(nothing(iova, level)),
+            }
+            level -= 1;
+            word = self.arena.load(table, F::index(iova, level));
+        }
+        match F::decode(word, 0) {
+            Entry::Leaf => Ok(then(Spot { table, level: 0, word })),
+            Entry::Empty if F::BREAK_BEFORE_MAKE && word == BROKEN => self.walk_again(iova, then),
+            Entry::Table(_) | Entry::Empty => Err(nothing(iova, 0)),
+        }
+    }
+
+    /// The writer is about to store what follows a leaf that had to be made invalid first.
+    #[cold]
+    #[inline(never)]
+    fn walk_again<R>(&self, iova: u64, then: impl Fn(Spot) -> R) -> Result<R, Fault> {
+        let (mut table, mut level) = (0, F::TOP_LEVEL);
+        loop {
+            let word = self.arena.load_any(table, F::index(iova, level));
+            match F::decode(word, level) {
+                Entry::Leaf => return Ok(then(Spot { table, level, word })),
+                Entry::Table(address) if level > 0 => (table, level) = (address, level - 1),
+                Entry::Empty if word == BROKEN => spin_loop(),
+                Entry::Table(_) | Entry::Empty => return Err(nothing(iova, level)),
             }
         }
     }
 
     /// The output address behind `iova`, whatever its permissions.
-    #[inline]
+    #[inline(always)]
     #[must_use]
     pub fn iova_to_phys(&self, iova: Iova) -> Option<Pa> {
-        let spot = self.find(iova.0).ok()?;
-        Some(Pa(output::<F>(spot.word, spot.level, iova.0)))
+        self.walk(iova.0, |spot| Pa(output::<F>(spot.word, spot.level, iova.0))).ok()
     }
 
     /// See [`TableReader::translate`].
@@ -102,16 +143,29 @@ impl<F: Format> Reader<F> {
     /// # Errors
     ///
     /// The fault, when not even the first byte can be translated.
-    #[inline]
+    #[inline(always)]
     pub fn translate(&self, iova: Iova, length: u64, need: Prot) -> Result<Run, Fault> {
-        let spot = self.grant(iova.0, need)?;
-        let size = 1 << F::leaf_lg2(spot.word, spot.level);
-        let pa = output::<F>(spot.word, spot.level, iova.0);
-        let rest = size - (iova.0 & (size - 1));
-        if length <= rest {
-            return Ok(Run { pa: Pa(pa), length });
+        self.translate_from(self.root(iova.0), iova, length, need)
+    }
+
+    /// Translates, with `start` on the way.
+    #[inline(always)]
+    pub(crate) fn translate_from(
+        &self,
+        start: Spot,
+        iova: Iova,
+        length: u64,
+        need: Prot,
+    ) -> Result<Run, Fault> {
+        let run = self.grant(start, iova.0, need, |spot| {
+            let size = 1 << F::leaf_lg2(spot.word, spot.level);
+            let pa = output::<F>(spot.word, spot.level, iova.0);
+            Run { pa: Pa(pa), length: size - (iova.0 & (size - 1)) }
+        })?;
+        if length <= run.length {
+            return Ok(Run { pa: run.pa, length });
         }
-        Ok(self.extend(iova.0, Run { pa: Pa(pa), length: rest }, length, need))
+        Ok(self.extend(iova.0, run, length, need))
     }
 
     /// See [`TableReader::leaf`].
@@ -121,7 +175,7 @@ impl<F: Format> Reader<F> {
     /// The fault, when nothing is mapped there or not with `need`.
     #[inline]
     pub fn leaf(&self, iova: Iova, need: Prot) -> Result<(IovaRange, Pa), Fault> {
-        let spot = self.grant(iova.0, need)?;
+        let spot = self.grant(self.root(iova.0), iova.0, need, |spot| spot)?;
         let inside = low_bits(F::leaf_lg2(spot.word, spot.level));
         let range = IovaRange::closed(Iova(iova.0 & !inside), Iova(iova.0 | inside));
         Ok((range.expect("a leaf is not empty"), Pa(F::oa(spot.word, spot.level))))
@@ -136,7 +190,7 @@ impl<F: Format> Reader<F> {
             if output::<F>(next.word, next.level, at) != run.pa.0 + run.length {
                 break;
             }
-            let Ok(next) = self.grant(at, need) else { break };
+            let Ok(next) = self.grant(self.root(at), at, need, |spot| spot) else { break };
             // The leaf may have been replaced since it was looked at.
             if output::<F>(next.word, next.level, at) != run.pa.0 + run.length {
                 break;
@@ -146,18 +200,32 @@ impl<F: Format> Reader<F> {
         Run { pa: run.pa, length: run.length.min(length) }
     }
 
-    /// Walks to the leaf of `iova`, checks it against `need`, and marks it dirty if it is to be written.
+    /// Walks from `start` to the leaf of `iova`, checks it against `need`, marks it dirty if it is to be written, and hands it
+    /// to `then`.
     #[inline(always)]
-    fn grant(&self, iova: u64, need: Prot) -> Result<Spot, Fault> {
+    fn grant<R>(
+        &self,
+        start: Spot,
+        iova: u64,
+        need: Prot,
+        then: impl Fn(Spot) -> R,
+    ) -> Result<R, Fault> {
+        let mut start = start;
         loop {
-            let spot = self.find(iova)?;
-            let missing = need.difference(F::prot(spot.word, spot.level));
-            if !missing.is_empty() {
-                return Err(Fault { iova: Iova(iova), level: spot.level, missing });
+            let granted = self.descend(start, iova, |spot| {
+                let missing = need.difference(F::prot(spot.word, spot.level));
+                if !missing.is_empty() {
+                    return Err(Fault { iova: Iova(iova), level: spot.level, missing });
+                }
+                let marked =
+                    !need.contains(Prot::WRITE) || F::is_dirty(spot.word) || self.mark(iova, spot);
+                Ok(marked.then(|| then(spot)))
+            })??;
+            if let Some(granted) = granted {
+                return Ok(granted);
             }
-            if !need.contains(Prot::WRITE) || F::is_dirty(spot.word) || self.mark(iova, spot) {
-                return Ok(spot);
-            }
+            // It changed meanwhile.
+            start = self.root(iova);
         }
     }
 
@@ -178,17 +246,25 @@ impl<F: Format> Reader<F> {
     /// Marks the tables on the way to `iova`, from `lowest` up to the root.
     pub(crate) fn touch(&self, iova: u64, lowest: u32) {
         for level in lowest..=F::TOP_LEVEL {
-            let mut table = 0;
-            for above in (level + 1..=F::TOP_LEVEL).rev() {
-                match F::decode(self.arena.load(table, F::index(iova, above)), above) {
-                    Entry::Table(address) => table = address,
-                    // Unmapped meanwhile: what was written is gone, and its dirty state with it.
-                    Entry::Leaf | Entry::Empty => return,
-                }
-            }
+            // Unmapped meanwhile: what was written is gone, and its dirty state with it.
+            let Some(table) = self.table_at(iova, level) else { return };
             let frame = frame_of::<F>(table);
             self.arena.touched(frame, Self::TABLE_LG2).store(1, Ordering::Release);
         }
+    }
+
+    /// The address of the table at `level` that translates `iova`.
+    pub(crate) fn table_at(&self, iova: u64, level: u32) -> Option<u64> {
+        if iova > self.last {
+            return None;
+        }
+        let mut table = 0;
+        for above in (level + 1..=F::TOP_LEVEL).rev() {
+            let word = self.arena.load_any(table, F::index(iova, above));
+            let Entry::Table(address) = F::decode(word, above) else { return None };
+            table = address;
+        }
+        Some(table)
     }
 }
 
@@ -210,10 +286,21 @@ impl<F: Format> TableReader for Reader<F> {
     }
 }
 
+/// Nothing is mapped at `iova`.
+#[cold]
+const fn nothing(iova: u64, level: u32) -> Fault {
+    Fault { iova: Iova(iova), level, missing: Prot::empty() }
+}
+
 /// Where a leaf leads `iova`.
 #[inline]
 pub(crate) fn output<F: Format>(word: u64, level: u32, iova: u64) -> u64 {
-    F::oa(word, level) | (iova & low_bits(F::leaf_lg2(word, level)))
+    let item_lg2 = F::item_lg2(level);
+    if F::leaf_lg2(word, level) != item_lg2 {
+        cold_path();
+        return F::oa(word, level) | (iova & low_bits(F::leaf_lg2(word, level)));
+    }
+    F::oa(word, level) | (iova & low_bits(item_lg2))
 }
 
 /// The frame of the table at `address`.

@@ -6,6 +6,8 @@
 //! The manual's level 3 is level 0 here. Input addresses are those of TTBR0. `BITS` is the size of input and output
 //! addresses: 48, or 52 (FEAT_LPA with 64 KiB granules, FEAT_LPA2 with the others).
 
+use core::hint::cold_path;
+
 use crate::Prot;
 use crate::format::{Entry, Format, bits, low_bits};
 use ioasis_uapi::{Errno, Error, Result};
@@ -167,13 +169,15 @@ impl<const STAGE: u32, const GRANULE_LG2: u32, const BITS: u32> Format
 
     #[inline]
     fn decode(word: u64, level: u32) -> Entry {
-        match word & (VALID | TABLE_OR_PAGE) {
-            0b11 if level == 0 => Entry::Leaf,
-            0b11 => Entry::Table(Self::address(word)),
-            // What is reserved faults as what is invalid does (D8.3.1).
-            0b01 if level > 0 && Self::sizes(level) != 0 => Entry::Leaf,
-            _ => Entry::Empty,
+        if word & VALID == 0 {
+            return Entry::Empty;
         }
+        if word & TABLE_OR_PAGE != 0 {
+            return if level == 0 { Entry::Leaf } else { Entry::Table(Self::address(word)) };
+        }
+        cold_path();
+        // What is reserved faults as what is invalid does (D8.3.1).
+        if level > 0 && Self::sizes(level) != 0 { Entry::Leaf } else { Entry::Empty }
     }
 
     #[inline]
@@ -183,8 +187,11 @@ impl<const STAGE: u32, const GRANULE_LG2: u32, const BITS: u32> Format
 
     #[inline]
     fn leaf_lg2(word: u64, level: u32) -> u32 {
-        let joined = if word & CONTIGUOUS != 0 { Self::contiguous_lg2(level) } else { 0 };
-        Self::item_lg2(level) + joined
+        if word & CONTIGUOUS != 0 {
+            cold_path();
+            return Self::item_lg2(level) + Self::contiguous_lg2(level);
+        }
+        Self::item_lg2(level)
     }
 
     fn attrs(prot: Prot) -> Result<u64> {

@@ -5,6 +5,8 @@
 //! Every level has leaves. The second stage (G-stage) takes two more address bits, so its root is four pages, and
 //! does not sign-extend.
 
+use core::hint::cold_path;
+
 use crate::Prot;
 use crate::format::{Entry, Format, bits, low_bits};
 use ioasis_uapi::{Errno, Error, Result};
@@ -106,7 +108,11 @@ impl<const LEVELS: u32, const EXTRA: u32> Format for Riscv<LEVELS, EXTRA> {
 
     #[inline]
     fn leaf_lg2(word: u64, level: u32) -> u32 {
-        if level == 0 && word & N != 0 { NAPOT_LG2 } else { Self::item_lg2(level) }
+        if level == 0 && word & N != 0 {
+            cold_path();
+            return NAPOT_LG2;
+        }
+        Self::item_lg2(level)
     }
 
     fn attrs(prot: Prot) -> Result<u64> {
