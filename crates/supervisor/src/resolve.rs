@@ -60,6 +60,8 @@ pub(crate) enum Found {
 /// Resolves `path` as `from` would.
 pub(crate) fn resolve(from: From, path: &[u8], last: Last, wait: Wait) -> Found {
     match fast(from, path, last, wait) {
+        // The kernel took /proc/self for this process.
+        Ok(file) if in_procfs(&file) => walk(from, path, last, wait),
         Ok(file) => Found::File(file),
         Err(Errno::AGAIN) if wait == Wait::Forbidden => Found::WouldWait,
         // A link of procfs, or `..` or a link out of the directory.
@@ -68,6 +70,10 @@ pub(crate) fn resolve(from: From, path: &[u8], last: Last, wait: Wait) -> Found 
         Err(Errno::NOENT) if mentions_descriptors(path) => walk(from, path, last, wait),
         Err(_) => Found::Nothing,
     }
+}
+
+fn in_procfs(file: &OwnedFd) -> bool {
+    rustix::fs::fstatfs(file).is_ok_and(|found| found.f_type == PROC_SUPER_MAGIC)
 }
 
 fn mentions_descriptors(path: &[u8]) -> bool {
@@ -176,7 +182,7 @@ impl Walk {
         if self.links > MAX_LINKS {
             return Err(Errno::LOOP);
         }
-        if rustix::fs::fstatfs(&next)?.f_type == PROC_SUPER_MAGIC {
+        if in_procfs(&next) {
             return self.step_in_proc(name, &next);
         }
         self.follow(&next)
@@ -326,6 +332,26 @@ mod tests {
         assert_eq!(found(-100, &format!("{root}/a/loop"), Last::Follow), None);
         let link = found(-100, &format!("{root}/a/b/up"), Last::Keep);
         assert!(link.is_some() && link != file);
+    }
+
+    #[test]
+    fn the_callers_own_files_in_proc_are_not_ours() {
+        let mut other = std::process::Command::new("sleep").arg("60").spawn().expect("sleep");
+        let pid = other.id();
+        let identity = |stat: Stat| (stat.st_dev, stat.st_ino);
+        for path in ["/proc/self/status", "/proc/thread-self/status"] {
+            let from = From { tid: pid, pid, dirfd: -100 };
+            let Found::File(file) = resolve(from, path.as_bytes(), Last::Follow, Wait::Allowed)
+            else {
+                panic!("{path} is there")
+            };
+            let theirs = path.replace("thread-self", &format!("{pid}/task/{pid}"));
+            let theirs = theirs.replace("self", &pid.to_string());
+            let expected = identity(rustix::fs::stat(theirs).expect("it runs"));
+            assert_eq!(identity(rustix::fs::fstat(file).expect("it runs")), expected, "{path}");
+        }
+        other.kill().expect("it runs");
+        other.wait().expect("it ended");
     }
 
     #[test]

@@ -370,7 +370,7 @@ impl Server {
 
     fn decide_for(&self, caller: &Caller<'_>, call: &Notification, wait: Wait) -> Decision {
         if call.arch != Arch::X86_64.raw() || call.number & X32_BIT != 0 {
-            return foreign_ioctl(caller, call);
+            return foreign_ioctl(caller, call, wait);
         }
         let decided = match call.number {
             number::IOCTL => return ioctl::ioctl(caller, call, wait),
@@ -410,11 +410,13 @@ impl Server {
     }
 }
 
-/// An ioctl by another entry ABI: our files have none there.
-// DIFFERS: Linux answers i386 ioctls through compat_ioctl.
-fn foreign_ioctl(caller: &Caller<'_>, call: &Notification) -> Decision {
-    match caller.opened(signed(call.args[0])) {
-        Ok(Some(_)) => Decision::error(Errno::ENOTTY),
-        _ => Decision::CONTINUE,
+/// An ioctl by another entry ABI. Containers, groups and devices answer it as any (compat_ptr_ioctl), iommufd has none there.
+fn foreign_ioctl(caller: &Caller<'_>, call: &Notification, wait: Wait) -> Decision {
+    let Ok(Some(opened)) = caller.opened(signed(call.args[0])) else { return Decision::CONTINUE };
+    match opened.file {
+        File::Container(_) | File::Group(_) | File::Device { .. } => {
+            ioctl::ioctl(caller, call, wait)
+        }
+        File::Iommufd { .. } | File::Made(_) => Decision::error(Errno::ENOTTY),
     }
 }
