@@ -11,7 +11,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use ioasis_supervisor::Machine;
 use ioasis_supervisor::trace::{Format, Trace};
 use ioasis_supervisor::view::{self, FaultInjection, HostPci, User};
-use ioasis_supervisor::{Leftovers, RunOptions, doctor};
+use ioasis_supervisor::{Ledger, Leftovers, RunOptions, doctor};
 
 use crate::hardware::{self, MockHardware};
 use crate::machine::Description;
@@ -71,6 +71,10 @@ struct Run {
     /// Print every VFIO and IOMMUFD call with its result and, on error, the reason in words
     #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true)]
     trace: Option<Option<PathBuf>>,
+
+    /// Print who pinned how much memory under which limit: at the end, and when this process gets SIGUSR1
+    #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true)]
+    ledger: Option<Option<PathBuf>>,
 
     /// End what CMD left behind when CMD ends, instead of waiting for it
     #[arg(long)]
@@ -179,7 +183,15 @@ fn start(run: Run) -> Result<ExitCode> {
         },
         iommu_of: description.devices.iter().map(|device| device.iommu).collect(),
     };
-    let options = RunOptions { command: run.command, leftovers, machine, trace };
+    let ledger = match run.ledger {
+        None => None,
+        Some(None) => Some(Ledger::stderr()?),
+        Some(Some(path)) => Some(
+            Ledger::file(&path)
+                .with_context(|| format!("cannot write the ledger {}", path.display()))?,
+        ),
+    };
+    let options = RunOptions { command: run.command, leftovers, machine, trace, ledger };
     match ioasis_supervisor::run(options) {
         Ok(status) => ioasis_supervisor::exit_like(status),
         Err(failure) => {

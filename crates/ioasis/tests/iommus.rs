@@ -1,5 +1,6 @@
 //! A program that uses IOMMUFD as a VMM does, run whole on IOMMUs of every kind.
 
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -108,4 +109,52 @@ fn a_refused_access_is_traced_with_what_was_there_before() {
     ];
     assert_eq!(faults, expected);
     std::fs::remove_file(&trace).expect("the trace is still there");
+}
+
+/// Asks for the text of `path` until `done` says that it is all there.
+fn text_when(path: &Path, done: impl Fn(&str) -> bool) -> String {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        let text = std::fs::read_to_string(path).unwrap_or_default();
+        if done(&text) {
+            return text;
+        }
+        assert!(Instant::now() < deadline, "{} holds {text:?}", path.display());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn the_ledger_says_who_pins_what_while_it_does_and_when_the_run_ends() {
+    let ledger = format!("ledger-{}.txt", std::process::id());
+    let ledger = Path::new(env!("CARGO_TARGET_TMPDIR")).join(ledger);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ioasis"));
+    command.args(["run", "--device", "testdev", &format!("--ledger={}", ledger.display()), "--"]);
+    command.arg(client()).arg("hold").stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut run = command.spawn().expect("ioasis starts");
+    let mut lines = BufReader::new(run.stdout.take().expect("a pipe")).lines();
+    assert_eq!(lines.next().expect("a line").expect("text"), "ready");
+    let signalled = Command::new("kill").args(["-USR1", &run.id().to_string()]).status();
+    assert!(signalled.expect("kill").success());
+    let now = text_when(&ledger, |text| text.contains("together"));
+    drop(run.stdin.take());
+    assert_eq!(
+        lines.next().expect("a line").expect("text"),
+        "ok",
+        "the signal was not the client's"
+    );
+    assert!(run.wait().expect("a child").success());
+    let all = std::fs::read_to_string(&ledger).expect("a ledger");
+    let end = all.strip_prefix(&now).expect("what was printed stays");
+    // now and most, then the limit and refusals.
+    let pinned = |text: &str| {
+        let line = text.lines().nth(2).expect("a line of the client's").to_owned();
+        assert!(line.contains(" ioasis-iommu-cl "), "{line}");
+        let words: Vec<_> = line.split_whitespace().map(str::to_owned).collect();
+        words[words.len() - 4..words.len() - 2].to_vec()
+    };
+    assert_eq!(pinned(&now), ["256", "256"]);
+    assert_eq!(pinned(end), ["0", "256"]);
+    assert!(now.ends_with("together 256 KiB now\n") && end.ends_with("together 0 KiB now\n"));
+    std::fs::remove_file(&ledger).expect("the ledger is still there");
 }

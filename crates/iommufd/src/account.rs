@@ -5,6 +5,8 @@
 //!
 //! `Ledger::books` is a leaf lock.
 
+mod history;
+
 use std::collections::BTreeMap;
 
 use ioasis_sys::sync::{Mutex, MutexGuard};
@@ -12,9 +14,12 @@ use ioasis_uapi::Result;
 
 use crate::Account;
 use crate::inject::step;
+use history::History;
+
+pub use history::Entry;
 
 /// Against which sum, and under which limit, pages are charged.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Rule {
     /// Counted as pinned only.
     None,
@@ -49,6 +54,14 @@ impl Rule {
 impl Rule {
     const fn is_type1(self) -> bool {
         matches!(self, Self::Type1 | Self::Type1Unlimited)
+    }
+
+    /// Pages that `account` may have under it.
+    const fn limit(self, account: &Account) -> Option<u64> {
+        match self {
+            Self::User | Self::Process | Self::Type1 => account.memlock_pages,
+            Self::None | Self::Type1Unlimited => None,
+        }
     }
 }
 
@@ -106,6 +119,8 @@ struct Books {
     users: BTreeMap<u32, u64>,
     processes: BTreeMap<u32, Charges>,
     hot: Option<Hot>,
+    /// Kept when somebody asked for it.
+    history: Option<Box<History>>,
 }
 
 impl Books {
@@ -142,6 +157,17 @@ pub struct Ledger {
 }
 
 impl Ledger {
+    /// Keeps [`entries`](Self::entries) from now on; `name_of` says what a process is called.
+    pub fn remember(&self, name_of: fn(u32) -> Option<String>) {
+        self.books.lock().history = Some(Box::new(History::new(name_of)));
+    }
+
+    /// Who pinned how much under which rule since [`remember`](Self::remember), by thread-group id and rule.
+    #[must_use]
+    pub fn entries(&self) -> Vec<Entry> {
+        self.books.lock().history.as_ref().map(|history| history.entries()).unwrap_or_default()
+    }
+
     /// Charges `pages` to `account`.
     ///
     /// # Errors
@@ -151,10 +177,12 @@ impl Ledger {
         step("a charge")?;
         let mut books = self.books.lock();
         let hot = books.hot(account);
-        let limit = if rule == Rule::Type1Unlimited { None } else { account.memlock_pages };
         if let Some(sum) = hot.sum(rule) {
             let locked = sum.saturating_add(pages);
-            if limit.is_some_and(|limit| locked > limit) {
+            if rule.limit(account).is_some_and(|limit| locked > limit) {
+                if let Some(history) = &mut books.history {
+                    history.refused(rule, account);
+                }
                 return refuse!(
                     ENOMEM,
                     "over the locked-memory limit (RLIMIT_MEMLOCK), in pages",
@@ -166,6 +194,9 @@ impl Ledger {
         hot.process.pinned += pages;
         if rule.is_type1() {
             hot.process.type1 += pages;
+        }
+        if let Some(history) = &mut books.history {
+            history.charged(rule, account, pages);
         }
         Ok(())
     }
@@ -186,6 +217,9 @@ impl Ledger {
         }
         if let Some(sum) = hot.sum(rule) {
             *sum = less(*sum);
+        }
+        if let Some(history) = &mut books.history {
+            history.uncharged(rule, account, pages);
         }
     }
 

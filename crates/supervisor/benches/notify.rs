@@ -93,7 +93,8 @@ fn supervised(client: &str) {
         iommu_of: Vec::new(),
     };
     let command = vec![client.into(), "iommu".into()];
-    let options = RunOptions { command, leftovers: Leftovers::Await, machine, trace: None };
+    let options =
+        RunOptions { command, leftovers: Leftovers::Await, machine, trace: None, ledger: None };
     let status = run(options).expect("a run starts");
     assert!(status.success(), "the client fails: {status}");
 }

@@ -34,7 +34,13 @@ fn main() {
         }
     }
     let command: Vec<OsString> = arguments.collect();
-    match run(RunOptions { command, leftovers, machine: machine(&devices, user), trace }) {
+    match run(RunOptions {
+        command,
+        leftovers,
+        machine: machine(&devices, user),
+        trace,
+        ledger: None,
+    }) {
         Ok(status) => exit_like(status),
         Err(failure) => {
             eprintln!("ioasis: {failure}");

@@ -5,6 +5,7 @@ mod files;
 mod filter;
 mod injection;
 mod launch;
+mod ledger;
 mod machine;
 pub mod memory;
 mod notes;
@@ -20,6 +21,7 @@ pub mod view;
 mod watchdog;
 mod workers;
 
+pub use ledger::Ledger;
 pub use machine::Machine;
 pub use removal::Failure;
 pub use run::{RunOptions, exit_like, run};

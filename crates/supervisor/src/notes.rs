@@ -12,7 +12,7 @@ use ioasis_uapi::{Error, Result};
 use rustix::process::PidfdFlags;
 
 use crate::removal::{Note, Removal};
-use crate::watchdog::{Leftovers, Shared, Watchdog};
+use crate::watchdog::{Leftovers, OnUser1, Shared, Watchdog};
 
 /// The supervisor's line to its watchdog, and the list that the next watchdog would need.
 #[derive(Debug)]
@@ -65,6 +65,7 @@ impl Notes {
                     signals: None,
                     removal,
                     leftovers,
+                    on_user1: OnUser1::Pass,
                 };
                 let _ = watchdog.watch();
                 spawn::exit(0)

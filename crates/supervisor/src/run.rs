@@ -15,13 +15,14 @@ use rustix::process::{PidfdFlags, Signal};
 
 use crate::filter;
 use crate::launch::{self, Launched};
+use crate::ledger::{self, Ledger};
 use crate::machine::Machine;
 use crate::notes::Notes;
 use crate::removal::{Failure, Marks, Note, Removal};
 use crate::serve::Server;
 use crate::trace::Trace;
 use crate::view::{self, View};
-use crate::watchdog::{Leftovers, Shared, Watchdog, end_descendants, say};
+use crate::watchdog::{Leftovers, OnUser1, Shared, Watchdog, end_descendants, say};
 
 /// What to run, and on what machine.
 #[derive(Debug)]
@@ -34,6 +35,8 @@ pub struct RunOptions {
     pub machine: Machine,
     /// Where a line for every call on our files goes.
     pub trace: Option<Trace>,
+    /// Where it is printed who pinned what: at the end, and when SIGUSR1 comes.
+    pub ledger: Option<Ledger>,
 }
 
 /// Runs a program on a machine.
@@ -59,6 +62,7 @@ pub fn run(options: RunOptions) -> Result<ExitStatus, Failure> {
     let passed = [&signal::BROKEN[..], &STOPPING].concat();
     let passed = signal::Set::all_but(&passed);
     let before = passed.block();
+    let on_user1 = if options.ledger.is_some() { OnUser1::Report } else { OnUser1::Pass };
     let result = match spawn::fork().map_err(failed)? {
         Fork::Child => {
             drop(notes);
@@ -77,6 +81,7 @@ pub fn run(options: RunOptions) -> Result<ExitStatus, Failure> {
                 signals: Some(SignalFd::new(&passed).map_err(failed)?),
                 removal: Removal::default(),
                 leftovers: options.leftovers,
+                on_user1,
             };
             watchdog.watch()
         }
@@ -97,12 +102,21 @@ pub fn exit_like(status: ExitStatus) -> ! {
 }
 
 /// The supervisor's life.
-fn supervise(options: RunOptions, shared: Arc<Shared>, socket: OwnedFd, watchdog: OwnedFd) -> ! {
+fn supervise(
+    mut options: RunOptions,
+    shared: Arc<Shared>,
+    socket: OwnedFd,
+    watchdog: OwnedFd,
+) -> ! {
     signal::Set::all_but(&signal::BROKEN).block();
     let _ = rustix::process::set_child_subreaper(Some(rustix::process::getpid()));
     abort_on_panic();
     let notes = Arc::new(Notes::new(socket));
     let leftovers = options.leftovers;
+    let ledger = options.ledger.take();
+    if ledger.is_some() {
+        options.machine.iommu.ledger.remember(ledger::name);
+    }
     match prepare(options, &shared, &notes) {
         Ok((server, launched)) => {
             let mut supervisor = Supervisor {
@@ -111,6 +125,7 @@ fn supervise(options: RunOptions, shared: Arc<Shared>, socket: OwnedFd, watchdog
                 server,
                 launched,
                 leftovers,
+                ledger,
                 watchdog,
                 successor: None,
                 closing: false,
@@ -185,6 +200,7 @@ struct Supervisor {
     server: Arc<Server>,
     launched: Launched,
     leftovers: Leftovers,
+    ledger: Option<Ledger>,
     /// Readable once the watchdog is gone.
     watchdog: OwnedFd,
     /// The watchdog, if this process made it.
@@ -206,7 +222,11 @@ impl Supervisor {
             if self.wait(&signals)? == Wake::End {
                 break;
             }
-            while signals.next().is_some() {}
+            while let Some(arrived) = signals.next() {
+                if arrived.signal == Signal::USR1.as_raw() {
+                    self.print_ledger();
+                }
+            }
             self.shared.reap();
             if self.leftovers == Leftovers::Kill && self.shared.status().is_some() {
                 end_descendants(self.successor.as_slice());
@@ -215,10 +235,17 @@ impl Supervisor {
             self.look_at_receiver();
         }
         self.server.close_all();
+        self.print_ledger();
         self.shared.reap();
         self.shared.await_client();
         self.shared.finish();
         Ok(())
+    }
+
+    fn print_ledger(&self) {
+        if let Some(ledger) = &self.ledger {
+            ledger.print(&self.server.ledger_entries());
+        }
     }
 
     /// Relieves a receiver that has been with one call for too long.

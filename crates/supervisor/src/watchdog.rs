@@ -17,6 +17,7 @@ use ioasis_sys::signal::{self, SignalFd};
 use ioasis_sys::spawn;
 use ioasis_uapi::{Errno, Error};
 use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::process::{Signal, pidfd_send_signal};
 
 use crate::filter::number;
 use crate::removal::{Failure, Marks, Note, Removal};
@@ -104,6 +105,15 @@ pub enum Leftovers {
     Kill,
 }
 
+/// What becomes of SIGUSR1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum OnUser1 {
+    /// It goes to the client as every other signal.
+    Pass,
+    /// It makes the supervisor print the ledger.
+    Report,
+}
+
 /// One watchdog.
 #[derive(Debug)]
 pub(crate) struct Watchdog {
@@ -117,6 +127,7 @@ pub(crate) struct Watchdog {
     /// What to do once the supervisor is dead.
     pub(crate) removal: Removal,
     pub(crate) leftovers: Leftovers,
+    pub(crate) on_user1: OnUser1,
 }
 
 impl Watchdog {
@@ -180,7 +191,10 @@ impl Watchdog {
     fn pass_signals_on(&self) {
         let Some(signals) = &self.signals else { return };
         while let Some(arrived) = signals.next() {
-            if arrived.signal != SIGCHLD
+            if arrived.signal == Signal::USR1.as_raw() && self.on_user1 == OnUser1::Report {
+                // One that is gone has nothing to print.
+                let _ = pidfd_send_signal(&self.supervisor, Signal::USR1);
+            } else if arrived.signal != SIGCHLD
                 && arrived.by_process
                 && self.shared.status().is_none()
                 && let Some(client) = self.shared.client()
@@ -225,7 +239,7 @@ impl Watchdog {
     }
 }
 
-const SIGCHLD: i32 = rustix::process::Signal::CHILD.as_raw();
+const SIGCHLD: i32 = Signal::CHILD.as_raw();
 
 struct Ready {
     supervisor: bool,
@@ -306,7 +320,7 @@ pub(crate) fn end_descendants(but: &[u32]) {
         ours.extend(children.map(|&(pid, _)| pid));
     }
     for &pid in &ours[1..] {
-        let _ = signal::send(pid, rustix::process::Signal::KILL.as_raw());
+        let _ = signal::send(pid, Signal::KILL.as_raw());
     }
 }
 

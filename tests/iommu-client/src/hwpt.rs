@@ -56,3 +56,15 @@ pub(crate) fn run(kind: Kind) -> Result<()> {
     ensure!(device.copy(page(5), page(3))? == Some(page(5)), "a detached device does DMA");
     Ok(())
 }
+
+/// Pins the memory, says so, and holds it until standard input ends.
+pub(crate) fn hold() -> Result<()> {
+    let iommufd = Iommufd::open()?;
+    let device = Device::open(&iommufd, 0)?;
+    let ioas = iommufd.ioas()?;
+    iommufd.map(ioas, IOVA, 0, LENGTH as u64)?;
+    device.attach(ioas)?;
+    println!("ready");
+    std::io::copy(&mut std::io::stdin(), &mut std::io::sink())?;
+    Ok(())
+}

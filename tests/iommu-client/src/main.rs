@@ -47,6 +47,7 @@ fn main() -> Result<()> {
         "abandon" => faults::abandon()?,
         "groups" => groups::run()?,
         "refused" => groups::refused()?,
+        "hold" => hwpt::hold()?,
         other => bail!("no way called {other:?}"),
     }
     println!("ok");

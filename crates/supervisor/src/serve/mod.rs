@@ -19,6 +19,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use ioasis_iommufd::account::Entry;
 use ioasis_iommufd::type1::Container;
 use ioasis_iommufd::{Backing, ClientFile, Context};
 use ioasis_sys::notify::{Answer, Listener, Notification, OnExec};
@@ -205,6 +206,11 @@ impl Server {
         self.queues.drain();
         self.files.drain();
         self.files.is_closing()
+    }
+
+    /// Who pinned what.
+    pub(crate) fn ledger_entries(&self) -> Vec<Entry> {
+        self.machine.iommu.ledger.entries()
     }
 
     /// Closes everything: no client is left.

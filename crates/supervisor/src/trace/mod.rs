@@ -14,7 +14,7 @@
 mod iommufd;
 mod layout;
 mod line;
-mod sink;
+pub(crate) mod sink;
 mod tail;
 #[cfg(test)]
 mod tests;

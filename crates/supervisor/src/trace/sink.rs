@@ -15,7 +15,7 @@ const PATIENCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 200_000_000 };
 
 /// A file, pipe or terminal.
 #[derive(Debug)]
-pub(super) struct Sink {
+pub(crate) struct Sink {
     file: Mutex<Output>,
     /// The line that says how many are missing.
     missing: fn(u64) -> String,
@@ -29,13 +29,13 @@ struct Output {
 }
 
 impl Sink {
-    pub(super) fn stderr(missing: fn(u64) -> String) -> Result<Self> {
+    pub(crate) fn stderr(missing: fn(u64) -> String) -> Result<Self> {
         let fd = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stderr(), 3)
             .map_err(because("standard error is closed"))?;
         Ok(Self::new(File::from(fd), missing))
     }
 
-    pub(super) fn file(path: &Path, missing: fn(u64) -> String) -> Result<Self> {
+    pub(crate) fn file(path: &Path, missing: fn(u64) -> String) -> Result<Self> {
         let file = File::create(path).map_err(|failure| {
             let errno = failure.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
             Error::new(errno, "the trace file cannot be written")
@@ -43,13 +43,13 @@ impl Sink {
         Ok(Self::new(file, missing))
     }
 
-    pub(super) const fn new(file: File, missing: fn(u64) -> String) -> Self {
+    pub(crate) const fn new(file: File, missing: fn(u64) -> String) -> Self {
         Self { file: Mutex::new(Output { file, dropped: 0 }), missing }
     }
 
     /// Writes one line, at once. A reader that has stopped costs lines, not the client's progress; how many is said
     /// when it goes on.
-    pub(super) fn write(&self, line: &str) {
+    pub(crate) fn write(&self, line: &str) {
         let mut output = self.file.lock();
         let patience =
             if output.dropped == 0 { PATIENCE } else { Timespec { tv_sec: 0, tv_nsec: 0 } };
