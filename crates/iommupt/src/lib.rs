@@ -89,8 +89,10 @@ mod map;
 pub mod nested;
 mod page_table;
 mod quiesce;
+#[cfg(all(test, any(loom, ioasis_shuttle)))]
+mod schedules;
 mod split;
-#[cfg(test)]
+#[cfg(all(test, not(any(loom, ioasis_shuttle))))]
 mod suite;
 mod sync;
 mod table;

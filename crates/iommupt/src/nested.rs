@@ -67,10 +67,11 @@ pub struct Nested<F: Format> {
 }
 
 impl<F: Format> Nested<F> {
-    /// With the root at the guest's address `root`.
+    /// With the root at the guest's address `root`. Bits below the root's size are ignored: the fields that guests write it
+    /// to have none, or treat them as zero (VT-d 9.6, SMMUv3 5.4).
     #[must_use]
     pub const fn new(root: u64) -> Self {
-        Self { root, format: PhantomData }
+        Self { root: root & !low_bits(F::ROOT_ITEMS_LG2 + 3), format: PhantomData }
     }
 
     /// The longest contiguous run within one leaf of the first stage that starts at `iova`, at most `length` bytes, all
@@ -264,6 +265,15 @@ mod tests {
         both_stages::<AmdV2, AmdV1>();
         both_stages::<ArmS1, ArmS2>();
         both_stages::<Sv48, Sv48x4>();
+    }
+
+    #[test]
+    fn only_whole_words_are_read_whatever_the_root_is() {
+        let (_writer, reader) = second::<VtdSs>();
+        let memory = Words::default();
+        let fault = Nested::<VtdFs>::new(0x1_0004).translate(Iova(0), 1, RW, &*reader, &memory);
+        assert_eq!(fault.expect_err("nothing is mapped").cause, Cause::Empty);
+        assert_eq!(memory.reads.get(), 1);
     }
 
     fn hostile<S1: Format, S2: Format>() {

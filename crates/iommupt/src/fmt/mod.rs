@@ -4,7 +4,7 @@ mod amdv1;
 mod arm;
 mod riscv;
 mod vtdss;
-#[cfg(test)]
+#[cfg(all(test, not(any(loom, ioasis_shuttle))))]
 mod words;
 mod x86_64;
 
