@@ -82,6 +82,8 @@ mod arena;
 mod changes;
 mod dirty;
 pub mod dump;
+#[cfg(any(kani, all(test, not(any(loom, ioasis_shuttle)))))]
+mod every;
 pub mod fmt;
 mod format;
 pub mod iotlb;

@@ -8,7 +8,7 @@ use core::hint::cold_path;
 
 use crate::Prot;
 use crate::format::{Entry, Format, bits, low_bits};
-use ioasis_uapi::Result;
+use ioasis_uapi::{Errno, Error, Result};
 
 /// 2.2.3: PR, bit 0, present.
 const PR: u64 = 1 << 0;
@@ -109,6 +109,8 @@ impl<const LEVELS: u32, const GRANULE_LG2: u32> Format for AmdV1<LEVELS, GRANULE
         let mut attrs = 0;
         if prot.contains(Prot::READ) {
             attrs |= IR;
+        } else if prot.contains(Prot::EXEC) {
+            return Err(Error::new(Errno::EOPNOTSUPP, "what is executed is what can be read"));
         }
         if prot.contains(Prot::WRITE) {
             attrs |= IW;

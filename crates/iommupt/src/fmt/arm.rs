@@ -153,10 +153,11 @@ impl<const STAGE: u32, const GRANULE_LG2: u32, const BITS: u32> Format
 
     #[inline]
     fn sizes(level: u32) -> u64 {
-        // Table D8-20: blocks at levels 1 and 2 of the manual, with 64 KiB at level 1 only for 52 bits.
+        // Table D8-20: blocks at levels 1 and 2 of the manual, with 64 KiB at level 1 only for 52 bits; with FEAT_LPA2 also
+        // 512 GiB at level 0 (4 KiB) and 64 GiB at level 1 (16 KiB).
         let leaf = match (GRANULE_LG2, level) {
             (_, 0 | 1) | (12, 2) => true,
-            (16, 2) => BITS == 52,
+            (12, 3) | (14 | 16, 2) => BITS == 52,
             _ => false,
         };
         let item_lg2 = Self::item_lg2(level);

@@ -3,6 +3,10 @@
 mod amdv1;
 mod arm;
 mod riscv;
+#[cfg(any(kani, all(test, not(any(loom, ioasis_shuttle)))))]
+mod round_trip;
+#[cfg(kani)]
+mod verification;
 mod vtdss;
 #[cfg(all(test, not(any(loom, ioasis_shuttle))))]
 mod words;

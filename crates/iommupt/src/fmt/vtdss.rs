@@ -77,6 +77,9 @@ impl<const LEVELS: u32> Format for VtdSs<LEVELS> {
         if attrs == 0 {
             return Err(Error::new(Errno::EINVAL, "VT-d cannot map without read or write"));
         }
+        if prot.contains(Prot::EXEC) && !prot.contains(Prot::READ) {
+            return Err(Error::new(Errno::EOPNOTSUPP, "what is executed is what can be read"));
+        }
         if !prot.contains(Prot::NO_SNOOP) {
             attrs |= SNP;
         }

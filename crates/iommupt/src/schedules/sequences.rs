@@ -200,22 +200,22 @@ fn one_writer_and_several_readers<F: Format>() {
 
 #[test]
 fn readers_and_a_writer_agree_on_small_tables_in_any_schedule() {
-    model(2000, one_writer_and_several_readers::<Tiny<2>>);
-    model(2000, one_writer_and_several_readers::<Tiny<2, true>>);
+    model(800, one_writer_and_several_readers::<Tiny<2>>);
+    model(800, one_writer_and_several_readers::<Tiny<2, true>>);
 }
 
 #[test]
 fn readers_and_a_writer_that_breaks_before_it_makes_agree_in_any_schedule() {
-    model(2000, one_writer_and_several_readers::<Tiny<2, false, true>>);
-    model(2000, one_writer_and_several_readers::<Tiny<2, true, true>>);
+    model(800, one_writer_and_several_readers::<Tiny<2, false, true>>);
+    model(800, one_writer_and_several_readers::<Tiny<2, true, true>>);
 }
 
 #[test]
 fn readers_and_a_writer_agree_on_real_tables_in_any_schedule() {
-    model(100, one_writer_and_several_readers::<VtdSs<3>>);
-    model(100, one_writer_and_several_readers::<AmdV1<3>>);
-    model(100, one_writer_and_several_readers::<Sv39>);
-    model(100, one_writer_and_several_readers::<ArmS1>);
+    model(60, one_writer_and_several_readers::<VtdSs<3>>);
+    model(60, one_writer_and_several_readers::<AmdV1<3>>);
+    model(60, one_writer_and_several_readers::<Sv39>);
+    model(60, one_writer_and_several_readers::<ArmS1>);
 }
 
 /// The tables end: what fails in the midst of a map leaves nothing a reader could find.

@@ -69,25 +69,24 @@ fn a_removed_table_is_not_used_again_under_a_reader_in_any_schedule() {
 
 #[test]
 fn who_finds_a_leaf_sees_what_was_written_before_it_in_any_schedule() {
-    model(|| {
-        let (quiesce, mut writer, reader) = made::<Two>();
-        writer.map(Iova(PAGE), &[run(0x1_0000, PAGE)], RW).expect("mapped");
-        let data = Arc::new(AtomicU64::new(0));
-        let seen = Arc::clone(&data);
-        let other = thread::spawn(move || {
-            for iova in [0, 2 * PAGE] {
+    // One page into a table that is there, two pages of which one goes there, a leaf into the root.
+    for (iova, length) in [(PAGE, PAGE), (PAGE, 2 * PAGE), (2 * PAGE, 2 * PAGE)] {
+        model(move || {
+            let (quiesce, mut writer, reader) = made::<Two>();
+            writer.map(Iova(0), &[run(0x1_0000, PAGE)], RW).expect("mapped");
+            let data = Arc::new(AtomicU64::new(0));
+            let seen = Arc::clone(&data);
+            let other = thread::spawn(move || {
                 let _section = Section::enter(&*quiesce);
                 if pa_of(&reader, iova).is_some() {
                     assert_eq!(seen.load(Ordering::Relaxed), 1);
                 }
-            }
+            });
+            data.store(1, Ordering::Relaxed);
+            writer.map(Iova(iova), &[run(0x2_0000 + iova, length)], RW).expect("mapped");
+            other.join().expect("no panic");
         });
-        data.store(1, Ordering::Relaxed);
-        // One page into a table that is there, one leaf into the root.
-        writer.map(Iova(0), &[run(0x2_0000, PAGE)], RW).expect("mapped");
-        writer.map(Iova(2 * PAGE), &[run(0x4_0000, 2 * PAGE)], RW).expect("mapped");
-        other.join().expect("no panic");
-    });
+    }
 }
 
 fn a_split_leaf_is_always_found<F: Format>(length: u64) {
@@ -159,6 +158,8 @@ fn no_write_is_lost<F: Format>(length: u64, asked: IovaRange, cached: bool) {
 fn a_write_is_copied_or_told_in_any_schedule() {
     no_write_is_lost::<Two>(2 * PAGE, range(0, 4 * PAGE), false);
     no_write_is_lost::<Tiny<2>>(2 * PAGE, range(0, 2 * PAGE), false);
+    // Marks of two levels are taken.
+    no_write_is_lost::<Tiny<2>>(2 * PAGE, range(0, 8 * PAGE), false);
 }
 
 #[test]

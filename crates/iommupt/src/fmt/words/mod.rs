@@ -1,0 +1,114 @@
+//! Words written by hand from the manuals, a file a manual, at least twenty for every format; and every field of every
+//! format against itself (`fields`).
+
+mod amdv1;
+mod arm;
+mod fields;
+mod riscv;
+mod vtdss;
+mod x86_64;
+
+use core::marker::PhantomData;
+
+use crate::Prot;
+use crate::format::{Entry, Format, low_bits};
+
+const R: Prot = Prot::READ;
+const W: Prot = Prot::WRITE;
+const X: Prot = Prot::EXEC;
+const RW: Prot = R.union(W);
+const RX: Prot = R.union(X);
+const RWX: Prot = RW.union(X);
+const NS: Prot = Prot::NO_SNOOP;
+const IO: Prot = Prot::MMIO;
+const PRIV: Prot = Prot::PRIVILEGED;
+const GLOBAL: Prot = Prot::GLOBAL;
+
+/// A leaf: level, lg2 of its size, output address, what is asked for, the word, what it grants.
+type Leaf = (u32, u32, u64, Prot, u64, Prot);
+
+/// Compares a format with rows from its manual. A row above the root of a format of fewer levels is left out.
+struct Words<F: Format> {
+    rows: usize,
+    format: PhantomData<F>,
+}
+
+impl<F: Format> Words<F> {
+    const fn of() -> Self {
+        Self { rows: 0, format: PhantomData }
+    }
+
+    fn counted(mut self, rows: usize) -> Self {
+        self.rows += rows;
+        self
+    }
+
+    fn leaves(self, rows: &[Leaf]) -> Self {
+        let rows = rows.iter().filter(|row| row.0 <= F::TOP_LEVEL);
+        self.counted(rows.clone().count()).each(rows, |&(level, lg2, oa, asked, word, granted)| {
+            let attrs = F::attrs(asked).expect("the format can say it");
+            let made = F::leaf(oa, level, lg2, attrs);
+            assert_eq!(made, word, "{}: {made:#x} is not {word:#x}", F::NAME);
+            assert_eq!(F::decode(word, level), Entry::Leaf, "{word:#x}");
+            assert_eq!(F::oa(word, level), oa & !low_bits(lg2), "{word:#x}");
+            assert_eq!(F::leaf_lg2(word, level), lg2, "{word:#x}");
+            assert_eq!(F::sizes(level) >> lg2 & 1, 1, "{word:#x}");
+            assert_eq!(F::prot(word, level), granted, "{word:#x}");
+            assert!(!F::reserved(word, level), "{word:#x}");
+            assert!(!F::is_dirty(word), "{word:#x}");
+        })
+    }
+
+    /// Pointers: level, address of the table, the word.
+    fn pointers(self, rows: &[(u32, u64, u64)]) -> Self {
+        let rows = rows.iter().filter(|row| row.0 <= F::TOP_LEVEL);
+        self.counted(rows.clone().count()).each(rows, |&(level, address, word)| {
+            assert_eq!(F::table(address, level), word, "{}: {word:#x}", F::NAME);
+            assert_eq!(F::decode(word, level), Entry::Table(address), "{word:#x}");
+            assert_eq!(F::table_prot(word, level), RWX, "{word:#x}");
+            assert!(!F::reserved(word, level), "{word:#x}");
+        })
+    }
+
+    /// Words that map nothing: level and word.
+    fn empty(self, rows: &[(u32, u64)]) -> Self {
+        let rows = rows.iter().filter(|row| row.0 <= F::TOP_LEVEL);
+        self.counted(rows.clone().count()).each(rows, |&(level, word)| {
+            assert_eq!(F::decode(word, level), Entry::Empty, "{}: {word:#x}", F::NAME);
+        })
+    }
+
+    /// Words that the manual reserves: level and word.
+    fn reserved(self, rows: &[(u32, u64)]) -> Self {
+        let rows = rows.iter().filter(|row| row.0 <= F::TOP_LEVEL);
+        self.counted(rows.clone().count()).each(rows, |&(level, word)| {
+            assert!(F::reserved(word, level), "{}: {word:#x} at level {level}", F::NAME);
+        })
+    }
+
+    /// A leaf before and after a write through it.
+    fn dirty(self, rows: &[(u64, u64)]) -> Self {
+        self.counted(rows.len()).each(rows.iter(), |&(clean, dirty)| {
+            assert_eq!(F::make_dirty(clean), dirty, "{}: {clean:#x}", F::NAME);
+            assert!(F::is_dirty(dirty) && !F::is_dirty(clean), "{clean:#x}");
+            assert!(!F::is_dirty(F::make_clean(dirty)), "{dirty:#x}");
+        })
+    }
+
+    /// Where an address falls: level, address, item.
+    fn places(self, rows: &[(u32, u64, usize)]) -> Self {
+        let rows = rows.iter().filter(|row| row.0 <= F::TOP_LEVEL);
+        self.counted(rows.clone().count()).each(rows, |&(level, iova, item)| {
+            assert_eq!(F::index(iova, level), item, "{}: {iova:#x} at level {level}", F::NAME);
+        })
+    }
+
+    fn each<T>(self, rows: impl Iterator<Item = T>, check: impl FnMut(T)) -> Self {
+        rows.for_each(check);
+        self
+    }
+
+    fn done(self) {
+        assert!(self.rows >= 20, "{}: only {} words", F::NAME, self.rows);
+    }
+}
