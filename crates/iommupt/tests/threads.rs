@@ -21,7 +21,7 @@ struct Sections(ioasis_sys::quiesce::Sections);
 
 impl Quiesce for Sections {
     fn enter(&self) {
-        self.0.enter();
+        self.0.enter(1);
     }
 
     fn exit(&self) {
@@ -29,7 +29,7 @@ impl Quiesce for Sections {
     }
 
     fn wait(&self) {
-        self.0.wait();
+        self.0.wait(|label| label == 1);
     }
 }
 

@@ -25,7 +25,7 @@ fn measure(name: &str, mut turn: impl FnMut()) {
 fn main() {
     let sections = Sections::new();
     measure("enter_exit", || {
-        sections.enter();
+        sections.enter(1);
         sections.exit();
     });
     let slot = AtomicU64::new(0);
@@ -41,7 +41,7 @@ fn main() {
     let wait = |name: &str| {
         let begun = Instant::now();
         for _ in 0..100_000 {
-            sections.wait();
+            sections.wait(|label| label == 1);
         }
         println!("quiesce.{name} {:.2} us", begun.elapsed().as_secs_f64() * 10.0);
     };
@@ -50,7 +50,7 @@ fn main() {
     std::thread::scope(|scope| {
         scope.spawn(|| {
             while stop.load(Ordering::Relaxed) == 0 {
-                sections.enter();
+                sections.enter(1);
                 sections.exit();
             }
         });

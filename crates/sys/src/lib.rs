@@ -9,6 +9,7 @@ pub mod mount;
 pub mod namespace;
 pub mod notify;
 pub mod process;
+pub mod published;
 pub mod quiesce;
 pub mod seccomp;
 pub mod signal;

@@ -1,7 +1,8 @@
 //! Sections of translating threads, without a locked instruction, and waiting until they have ended.
 //!
-//! Every thread has a slot of its own, which it alone writes: a count of sections it ended, and how many it is in. To
-//! enter is one plain store, to leave another. Between the store that enters and the loads of a page table there would
+//! Every thread has a slot of its own, which it alone writes: a count of sections it ended, how many it is in, and the label
+//! of those. To enter is two plain stores, to leave another. Whoever waits says for which labels, so that a section that
+//! lasts keeps only those waiting whom it concerns. Between the store that enters and the loads of a page table there would
 //! have to be a fence, for a processor lets later loads overtake an earlier store; instead whoever waits makes all other
 //! threads of the process pass a fence, by membarrier(2) with `MEMBARRIER_CMD_PRIVATE_EXPEDITED`. After that, either
 //! a section's slot is seen, or the section sees the table as it now is.
@@ -14,8 +15,9 @@
 //!
 //! Lock order: the list of free thread numbers is a leaf.
 
+use std::marker::PhantomData;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, compiler_fence, fence};
+use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering, compiler_fence, fence};
 use std::time::Duration;
 
 use crate::sync::Mutex;
@@ -23,23 +25,37 @@ use crate::sync::Mutex;
 /// Sections that any number of threads enter and leave, and that one can wait for.
 #[derive(Debug)]
 pub struct Sections {
-    /// Segment n holds the slots of `8 << n` threads: slots never move. Filled in once, as threads come.
+    /// Segment n holds the slots of `2 << n` threads: slots never move. Filled in once, as threads come.
     segments: [OnceLock<Box<[Slot]>>; SEGMENTS],
     /// Bit n set: segment n is filled in, or about to be.
     present: AtomicU32,
     barrier: Barrier,
 }
 
-/// Threads of a process are fewer than 8 * (2^20 - 1): pids are 22 bits.
-const SEGMENTS: usize = 20;
-const FIRST_SEGMENT_LG2: u32 = 3;
+/// Threads of a process are fewer than 2 * (2^22 - 1): pids are 22 bits.
+const SEGMENTS: usize = 22;
+/// Few, for a wait looks at every slot.
+const FIRST_SEGMENT_LG2: u32 = 1;
 
-/// On a cache line of its own: low 16 bits, how many sections the thread is in; above, how often it was in none again.
+/// What one thread does, on a cache line of its own.
 #[derive(Debug, Default)]
 #[repr(align(64))]
-struct Slot(AtomicU64);
+pub(crate) struct Slot {
+    /// Low 16 bits, how many sections the thread is in; above, how often it was in none again.
+    state: AtomicU64,
+    /// Whom the sections concern.
+    label: AtomicU64,
+    /// What it reads of [`Published`](crate::published::Published) values; null where nothing.
+    pub(crate) hazards: [AtomicPtr<()>; HAZARDS],
+}
+
+/// Published values a thread can hold at once: as many as the line has room for.
+pub(crate) const HAZARDS: usize = 6;
 
 const NESTING: u64 = 0xffff;
+
+/// The label of sections that concern everybody.
+pub const EVERYBODY: u64 = u64::MAX;
 
 /// Who pays for the fence between entering and reading.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,15 +91,53 @@ impl Sections {
         }
     }
 
-    /// Opens a section on this thread. Sections nest.
+    /// Those of the whole process.
+    pub fn of_process() -> &'static Self {
+        static SECTIONS: OnceLock<Sections> = OnceLock::new();
+        SECTIONS.get_or_init(Self::new)
+    }
+
+    /// Opens a section on this thread that lasts as long as the guard.
     #[inline]
-    pub fn enter(&self) {
-        let slot = &self.slot().0;
-        let value = slot.load(Ordering::Relaxed);
-        assert!(value & NESTING != NESTING, "sections nest less than 65535 deep");
-        slot.store(value + 1, Ordering::Relaxed);
+    pub fn section(&self, label: u64) -> Section<'_> {
+        let slot = self.slot();
+        self.open(slot, label);
+        Section { slot, thread: PhantomData }
+    }
+
+    /// Opens a section on this thread, without a guard. Sections nest; those of different labels concern everybody.
+    #[inline]
+    pub fn enter(&self, label: u64) {
+        self.open(self.slot(), label);
+    }
+
+    #[inline]
+    fn open(&self, slot: &Slot, label: u64) {
+        let value = slot.state.load(Ordering::Relaxed);
+        match value & NESTING {
+            0 => slot.label.store(label, Ordering::Release),
+            NESTING => panic!("sections nest less than 65535 deep"),
+            _ if slot.label.load(Ordering::Relaxed) == label => {}
+            _ => slot.label.store(EVERYBODY, Ordering::Release),
+        }
+        slot.state.store(value + 1, Ordering::Release);
+        self.order();
+    }
+
+    /// What this thread stored before is seen by those who come after [`order_others`](Self::order_others), or it sees what they
+    /// stored before.
+    #[inline]
+    pub(crate) fn order(&self) {
         match self.barrier {
             Barrier::Membarrier => compiler_fence(Ordering::SeqCst),
+            Barrier::Fence => fence(Ordering::SeqCst),
+        }
+    }
+
+    /// The other half of [`order`](Self::order), on all other threads.
+    pub(crate) fn order_others(&self) {
+        match self.barrier {
+            Barrier::Membarrier => membarrier(),
             Barrier::Fence => fence(Ordering::SeqCst),
         }
     }
@@ -95,48 +149,48 @@ impl Sections {
     /// If it has none open.
     #[inline]
     pub fn exit(&self) {
-        let slot = &self.slot().0;
-        let value = slot.load(Ordering::Relaxed);
-        let left = match value & NESTING {
-            0 => panic!("a section is closed on the thread that opened it"),
-            1 => value + NESTING,
-            _ => value - 1,
-        };
-        slot.store(left, Ordering::Release);
+        self.slot().close();
     }
 
-    /// Returns once every section that was open when the call began is closed. Stores made before the call are seen
-    /// by every section opened after it returns.
+    /// Returns once every section of a label that `concerns` names, and that was open when the call began, is closed. Stores
+    /// made before the call are seen by every section opened after it returns.
     ///
     /// # Panics
     ///
     /// If the calling thread is in a section: it would wait for itself.
-    pub fn wait(&self) {
-        assert_eq!(
-            self.slot().0.load(Ordering::Relaxed) & NESTING,
-            0,
-            "nobody waits inside a section"
-        );
-        match self.barrier {
-            Barrier::Membarrier => membarrier(),
-            Barrier::Fence => fence(Ordering::SeqCst),
-        }
-        let mut segments = self.present.load(Ordering::Acquire);
-        while segments != 0 {
-            // One that is not filled in yet has nobody inside.
-            let segment = self.segments[segments.trailing_zeros() as usize].get();
-            for slot in segment.into_iter().flatten() {
-                let seen = slot.0.load(Ordering::Acquire);
-                if seen & NESTING != 0 {
-                    wait_for(slot, seen / (NESTING + 1));
-                }
+    pub fn wait(&self, concerns: impl Fn(u64) -> bool) {
+        let own = self.slot().state.load(Ordering::Relaxed);
+        assert_eq!(own & NESTING, 0, "nobody waits inside a section");
+        self.order_others();
+        self.each_slot(|slot| {
+            let seen = slot.state.load(Ordering::Acquire);
+            if seen & NESTING == 0 {
+                return;
             }
-            segments &= segments - 1;
+            // That of a later section, if this one has ended meanwhile.
+            let label = slot.label.load(Ordering::Acquire);
+            if label == EVERYBODY || concerns(label) {
+                let ended = seen / (NESTING + 1);
+                wait_until(|| slot.state.load(Ordering::Acquire) / (NESTING + 1) != ended);
+            }
+        });
+    }
+
+    /// Looks at the slots of all threads that were ever inside.
+    #[inline]
+    pub(crate) fn each_slot(&self, each: impl Fn(&Slot)) {
+        let present = self.present.load(Ordering::Acquire);
+        for segment in &self.segments[..(u32::BITS - present.leading_zeros()) as usize] {
+            // One that is not filled in yet has nobody inside.
+            if let Some(slots) = segment.get() {
+                slots.iter().for_each(&each);
+            }
         }
     }
 
+    /// The slot of this thread.
     #[inline]
-    fn slot(&self) -> &Slot {
+    pub(crate) fn slot(&self) -> &Slot {
         let number = THREAD.with(|thread| thread.0) + (1 << FIRST_SEGMENT_LG2);
         let segment = number.ilog2() - FIRST_SEGMENT_LG2;
         let slots = self.segments[segment as usize].get_or_init(|| {
@@ -147,11 +201,39 @@ impl Sections {
     }
 }
 
-/// Waits until the thread of `slot` has been in no section since `ended` was its count.
-#[cold]
-fn wait_for(slot: &Slot, ended: u64) {
+impl Slot {
+    #[inline]
+    fn close(&self) {
+        let value = self.state.load(Ordering::Relaxed);
+        let left = match value & NESTING {
+            0 => panic!("a section is closed on the thread that opened it"),
+            1 => value + NESTING,
+            _ => value - 1,
+        };
+        self.state.store(left, Ordering::Release);
+    }
+}
+
+/// A section, closed when dropped.
+#[derive(Debug)]
+#[must_use = "a section ends where its guard is dropped"]
+pub struct Section<'a> {
+    slot: &'a Slot,
+    /// It stays on its thread.
+    thread: PhantomData<*const ()>,
+}
+
+impl Drop for Section<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        self.slot.close();
+    }
+}
+
+/// Waits until `done`, without a lock or a system call at first.
+pub(crate) fn wait_until(done: impl Fn() -> bool) {
     let mut turns = 0_u32;
-    while slot.0.load(Ordering::Acquire) / (NESTING + 1) == ended {
+    while !done() {
         turns = turns.saturating_add(1);
         match turns {
             0..100 => std::hint::spin_loop(),
@@ -234,12 +316,12 @@ mod tests {
     #[test]
     fn a_wait_with_nobody_inside_returns() {
         for sections in both() {
-            sections.wait();
-            sections.enter();
-            sections.enter();
+            sections.wait(|label| label == 1);
+            sections.enter(1);
+            sections.enter(1);
             sections.exit();
             sections.exit();
-            sections.wait();
+            sections.wait(|label| label == 1);
         }
     }
 
@@ -247,12 +329,12 @@ mod tests {
     fn a_wait_lasts_until_the_outermost_section_ends() {
         for sections in both() {
             let ended = Arc::new(AtomicBool::new(false));
-            sections.enter();
-            sections.enter();
+            sections.enter(1);
+            sections.enter(1);
             let waiter = std::thread::spawn({
                 let (sections, ended) = (Arc::clone(&sections), Arc::clone(&ended));
                 move || {
-                    sections.wait();
+                    sections.wait(|label| label == 1);
                     assert!(ended.load(Ordering::SeqCst), "the section had not ended");
                 }
             });
@@ -266,6 +348,26 @@ mod tests {
     }
 
     #[test]
+    fn a_section_that_lasts_keeps_only_those_waiting_whom_it_concerns() {
+        for sections in both() {
+            sections.enter(1);
+            std::thread::scope(|scope| {
+                scope.spawn(|| sections.wait(|label| label == 2)).join().expect("no panic");
+                sections.enter(2);
+                let waiters = [1, 2].map(|concerned| {
+                    let sections = &sections;
+                    scope.spawn(move || sections.wait(|label| label == concerned))
+                });
+                std::thread::sleep(Duration::from_millis(20));
+                sections.exit();
+                std::thread::sleep(Duration::from_millis(20));
+                assert!(waiters.iter().all(|waiter| !waiter.is_finished()), "both are concerned");
+                sections.exit();
+            });
+        }
+    }
+
+    #[test]
     fn a_wait_does_not_wait_for_sections_that_began_later() {
         let sections = Arc::new(Sections::new());
         let stop = Arc::new(AtomicBool::new(false));
@@ -273,13 +375,13 @@ mod tests {
             let (sections, stop) = (Arc::clone(&sections), Arc::clone(&stop));
             move || {
                 while !stop.load(Ordering::Relaxed) {
-                    sections.enter();
+                    sections.enter(1);
                     sections.exit();
                 }
             }
         });
         for _ in 0..1000 {
-            sections.wait();
+            sections.wait(|label| label == 1);
         }
         stop.store(true, Ordering::Relaxed);
         busy.join().expect("no panic");
@@ -301,7 +403,7 @@ mod tests {
                     let (current, stop) = (Arc::clone(&current), Arc::clone(&stop));
                     std::thread::spawn(move || {
                         while !stop.load(Ordering::Relaxed) {
-                            sections.enter();
+                            sections.enter(1);
                             let cell = &cells[current.load(Ordering::Relaxed)];
                             let seen = (0..8).all(|_| cell.load(Ordering::Relaxed) == GOOD);
                             sections.exit();
@@ -314,7 +416,7 @@ mod tests {
                 let (old, next) = (turn % 64, (turn + 1) % 64);
                 cells[next].store(GOOD, Ordering::Relaxed);
                 current.store(next, Ordering::Release);
-                sections.wait();
+                sections.wait(|label| label == 1);
                 cells[old].store(SPOILT, Ordering::Relaxed);
             }
             stop.store(true, Ordering::Relaxed);
@@ -330,22 +432,22 @@ mod tests {
         for _ in 0..200 {
             let sections = Arc::clone(&sections);
             std::thread::spawn(move || {
-                sections.enter();
+                sections.enter(1);
                 sections.exit();
             })
             .join()
             .expect("no panic");
         }
-        sections.wait();
+        sections.wait(|label| label == 1);
         let many = sections.segments.iter().filter(|segment| segment.get().is_some()).count();
-        assert!(many <= 6, "200 threads, one at a time, need no {many} segments");
+        assert!(many <= 8, "200 threads, one at a time, need no {many} segments");
     }
 
     #[test]
     #[should_panic(expected = "nobody waits inside a section")]
     fn waiting_inside_a_section_is_a_broken_promise() {
         let sections = Sections::new();
-        sections.enter();
-        sections.wait();
+        sections.enter(1);
+        sections.wait(|label| label == 1);
     }
 }
