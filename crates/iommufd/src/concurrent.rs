@@ -151,3 +151,86 @@ fn threads_that_map_copy_and_unmap_beside_dma_leave_nothing_behind() {
     drop(context);
     machine.assert_clean();
 }
+
+/// Memory whose bytes come when a gate opens, as a client's userfaultfd would have it.
+#[derive(Debug, Default)]
+struct Slow {
+    entered: AtomicBool,
+    open: AtomicBool,
+}
+
+#[derive(Clone, Debug)]
+struct SlowSpace(Arc<Slow>);
+
+impl crate::AddressSpace for SlowSpace {
+    fn key(&self) -> u128 {
+        crate::Backing::key(&*self.0)
+    }
+
+    fn pin(&self, offset: u64, length: u64, _: Prot) -> ioasis_uapi::Result<crate::Extents> {
+        let backing = Arc::<Slow>::clone(&self.0) as Arc<dyn crate::Backing>;
+        Ok(crate::Extents::from_buf([crate::Extent { backing, offset, length }]))
+    }
+
+    fn kind(&self) -> crate::Kind {
+        crate::Kind::User
+    }
+}
+
+impl crate::Backing for Slow {
+    fn key(&self) -> u128 {
+        7
+    }
+
+    fn read(&self, _: &[crate::Piece], _: &mut [u8]) -> ioasis_uapi::Result<()> {
+        self.entered.store(true, Ordering::SeqCst);
+        while !self.open.load(Ordering::SeqCst) {
+            thread::yield_now();
+        }
+        Ok(())
+    }
+
+    fn write(&self, _: &[crate::Piece], _: &[u8]) -> ioasis_uapi::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn memory_that_faults_slowly_keeps_only_its_own_client_waiting() {
+    let (machine, client) = (TestMachine::new(), TestClient::new());
+    let contexts = [(); 2].map(|()| Context::new(&machine.machine));
+    let [(slow_ioas, slow), (ioas, fast)] = contexts.each_ref().map(|context| {
+        let ioas = context.alloc_ioas().unwrap();
+        let bound = context.bind(&machine.endpoint()).unwrap();
+        bound.attach(ioas).unwrap();
+        (ioas, bound)
+    });
+    let gate = Arc::new(Slow::default());
+    let request = MapRequest {
+        space: Arc::new(SlowSpace(Arc::clone(&gate))),
+        address: 0,
+        length: PAGE,
+        place: Place::Fixed(Iova(0x1000)),
+        prot: RW,
+        account: ACCOUNT,
+    };
+    contexts[0].map(slow_ioas, request).unwrap();
+    map(&contexts[1], ioas, &client.memory, 0x1000, BASE).unwrap();
+    thread::scope(|scope| {
+        let dma = scope.spawn(|| {
+            slow.endpoint().read([Segment { iova: Iova(0x1000), length: 8 }], &mut [0; 8])
+        });
+        while !gate.entered.load(Ordering::SeqCst) {
+            thread::yield_now();
+        }
+        let own = scope.spawn(|| contexts[0].unmap(slow_ioas, page(0x1000), 1).unwrap().result);
+        // All of these would wait for ever if they waited for the other client.
+        contexts[1].unmap(ioas, page(0x1000), 1).unwrap().result.unwrap();
+        fast.detach();
+        thread::sleep(std::time::Duration::from_millis(20));
+        assert!(!own.is_finished(), "the client's own unmap waits for its device");
+        gate.open.store(true, Ordering::SeqCst);
+        dma.join().unwrap().unwrap();
+        own.join().unwrap().unwrap();
+    });
+}

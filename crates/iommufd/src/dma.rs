@@ -1,13 +1,12 @@
 //! DMA: what a device model does with the addresses on its bus.
 //!
-//! Every call translates anew, inside one section of [`Machine::quiesce`](crate::Machine): once an unmap or a detach has waited for the
-//! sections that were open, no call uses what it took away. Pieces that lie in one backing become one
-//! vectored copy.
+//! Every call translates anew, inside one section of its group: once an unmap or a detach has waited for the sections that were
+//! open, no call uses what it took away. Pieces that lie in one backing become one vectored copy.
 
 use std::sync::Arc;
 
-use arc_swap::Guard;
-use ioasis_iommupt::{Fault, Iova, Prot, Run, Section};
+use ioasis_iommupt::{Fault, Iova, Prot, Run};
+use ioasis_sys::published::Held;
 use ioasis_uapi::Result;
 
 use crate::device::NO_PASID;
@@ -71,18 +70,23 @@ impl Transfer for Outbound<'_> {
 }
 
 /// Pieces of one window that wait to be copied together.
-struct Batch {
-    window: Guard<Option<Arc<Window>>>,
+struct Batch<'a> {
+    phys: &'a Phys,
+    /// While pieces wait in it nobody else has its place in physical space.
+    window: Option<Held<'a, Window>>,
+    place: u64,
     pieces: [Piece; PIECES],
     count: usize,
     length: usize,
     first: Iova,
 }
 
-impl Batch {
-    fn empty() -> Self {
+impl<'a> Batch<'a> {
+    fn empty(phys: &'a Phys) -> Self {
         Self {
-            window: Guard::from_inner(None),
+            phys,
+            window: None,
+            place: 0,
             pieces: [Piece { offset: 0, length: 0 }; PIECES],
             count: 0,
             length: 0,
@@ -101,20 +105,13 @@ impl Batch {
         copied.map_err(|_| Refusal { iova: self.first, reason: Reason::MemoryGone })
     }
 
-    fn add<T: Transfer>(
-        &mut self,
-        phys: &Phys,
-        at: Iova,
-        run: Run,
-        transfer: &mut T,
-    ) -> Result<(), Refusal> {
-        let same = self.count > 0 && self.count < PIECES && {
-            let window = self.window.as_ref().expect("a batch has a window");
-            phys.window(run.pa).as_ref().is_some_and(|other| Arc::ptr_eq(window, other))
-        };
-        if !same {
+    fn add<T: Transfer>(&mut self, at: Iova, run: Run, transfer: &mut T) -> Result<(), Refusal> {
+        let place = Phys::place(run.pa);
+        if self.count == 0 || self.count == PIECES || place != self.place {
             self.flush(transfer)?;
-            self.window = phys.window(run.pa);
+            self.window = None;
+            self.window = self.phys.hold_window(run.pa);
+            self.place = place;
             self.first = at;
         }
         let Some(window) = self.window.as_ref() else {
@@ -234,32 +231,37 @@ impl Endpoint {
         if second.is_none() && self.copy_one_run(pasid, first, &mut transfer)? {
             return Ok(());
         }
-        let machine = self.machine();
-        let mut batch = Batch::empty();
-        let mut section = Section::enter(&*machine.quiesce);
-        let mut attachment = self.attachment(pasid);
-        for segment in std::iter::once(first).chain(second).chain(segments) {
-            let mut rest = segment;
-            while let Err((refusal, left)) =
-                walk(&machine.phys, attachment.as_ref(), pasid, rest, &mut batch, &mut transfer)
-            {
-                // What came before the missing page is copied while its translations count.
-                let flushed = batch.flush(&mut transfer);
-                drop(section);
-                if let Err(refusal) = flushed {
-                    return Err(self.refuse(attachment.as_ref(), pasid, refusal, T::NEED));
-                }
-                if !self.ask_for_page(attachment.as_ref(), pasid, refusal, T::NEED) {
-                    return Err(self.refuse(attachment.as_ref(), pasid, refusal, T::NEED));
-                }
-                section = Section::enter(&*machine.quiesce);
-                attachment = self.attachment(pasid);
-                rest = left;
+        let mut rest =
+            Rest { segment: first, segments: second.into_iter().chain(segments), done: false };
+        loop {
+            let (attachment, refusal) = match self.transfer_more(pasid, &mut rest, &mut transfer) {
+                Ok(()) => return Ok(()),
+                Err(refused) => refused,
+            };
+            if !self.ask_for_page(attachment.as_ref(), pasid, refusal, T::NEED) {
+                return Err(self.refuse(attachment.as_ref(), pasid, refusal, T::NEED));
             }
         }
-        let flushed = batch.flush(&mut transfer);
+    }
+
+    /// Goes on with a transfer in one section, to the end or to where it is refused.
+    fn transfer_more<T: Transfer, S: Iterator<Item = Segment>>(
+        &self,
+        pasid: u32,
+        rest: &mut Rest<S>,
+        transfer: &mut T,
+    ) -> Result<(), (Option<Arc<Attachment>>, Refusal)> {
+        let machine = self.machine();
+        let section = machine.sections.section(self.group().token());
+        let attachment = self.attachment(pasid);
+        let mut batch = Batch::empty(&machine.phys);
+        let walked = rest
+            .try_each(|segment| walk(attachment.as_ref(), pasid, segment, &mut batch, transfer));
+        // What came before a missing page is copied while its translations count.
+        let flushed = batch.flush(transfer);
+        drop(batch);
         drop(section);
-        flushed.map_err(|refusal| self.refuse(attachment.as_ref(), pasid, refusal, T::NEED))
+        flushed.and(walked).map_err(|refusal| (attachment, refusal))
     }
 
     /// Copies a segment that is one run; says whether it was, else nothing is done.
@@ -269,30 +271,29 @@ impl Endpoint {
         segment: Segment,
         transfer: &mut T,
     ) -> Result<bool, DmaFault> {
-        let machine = self.machine();
-        let section = Section::enter(&*machine.quiesce);
-        let guard = self.group().attachment();
-        let Some(attachment) = guard.as_ref().filter(|_| pasid == NO_PASID) else {
+        if pasid != NO_PASID {
             return Ok(false);
-        };
+        }
+        let machine = self.machine();
+        let section = machine.sections.section(self.group().token());
+        let Some(attachment) = self.group().hold_attachment() else { return Ok(false) };
         let length = segment.length as u64;
         let run = match attachment.translate(pasid, segment.iova, length, T::NEED) {
             Ok(run) if run.length == length && length > 0 => run,
             _ => return Ok(false),
         };
-        let copied = {
-            let window = machine.phys.window(run.pa);
-            window.as_ref().is_some_and(|window| {
-                let piece = Piece { offset: Phys::offset(window, run.pa), length: segment.length };
-                transfer.copy(&*window.backing, &[piece], segment.length).is_ok()
-            })
-        };
-        drop(section);
+        let copied = machine.phys.hold_window(run.pa).is_some_and(|window| {
+            let piece = Piece { offset: Phys::offset(&window, run.pa), length: segment.length };
+            transfer.copy(&*window.backing, &[piece], segment.length).is_ok()
+        });
         if copied {
             return Ok(true);
         }
+        let kept = attachment.to_arc();
+        drop(attachment);
+        drop(section);
         let refusal = Refusal { iova: segment.iova, reason: Reason::MemoryGone };
-        Err(self.refuse(Some(attachment), pasid, refusal, T::NEED))
+        Err(self.refuse(Some(&kept), pasid, refusal, T::NEED))
     }
 
     /// Whether the client was asked for the page and says that it is there now.
@@ -368,32 +369,56 @@ impl Endpoint {
     }
 }
 
-/// Adds the pieces of `segment` to the batch; on failure says what is left of it.
+/// What is left of a transfer.
+struct Rest<S> {
+    segment: Segment,
+    segments: S,
+    done: bool,
+}
+
+impl<S: Iterator<Item = Segment>> Rest<S> {
+    /// Hands on each segment, until one fails: what `each` left of that comes first next time.
+    fn try_each(
+        &mut self,
+        mut each: impl FnMut(&mut Segment) -> Result<(), Refusal>,
+    ) -> Result<(), Refusal> {
+        while !self.done {
+            each(&mut self.segment)?;
+            match self.segments.next() {
+                Some(segment) => self.segment = segment,
+                None => self.done = true,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Adds the pieces of `segment` to the batch; on failure what is left of it stays.
 fn walk<T: Transfer>(
-    phys: &Phys,
     attachment: Option<&Arc<Attachment>>,
     pasid: u32,
-    segment: Segment,
-    batch: &mut Batch,
+    segment: &mut Segment,
+    batch: &mut Batch<'_>,
     transfer: &mut T,
-) -> Result<(), (Refusal, Segment)> {
-    let Segment { iova: mut at, length: mut left } = segment;
-    while left > 0 {
-        let rest = Segment { iova: at, length: left };
+) -> Result<(), Refusal> {
+    while segment.length > 0 {
+        let at = segment.iova;
         let Some(attachment) = attachment else {
-            return Err((Refusal { iova: at, reason: Reason::Blocked }, rest));
+            return Err(Refusal { iova: at, reason: Reason::Blocked });
         };
-        let run = attachment.translate(pasid, at, left as u64, T::NEED).map_err(|fault| {
-            let reason = match attachment.nested {
-                _ if !fault.missing.is_empty() => Reason::Missing(fault.missing),
-                None => Reason::NotMapped,
-                Some(_) => Reason::NotNested,
+        let length = segment.length as u64;
+        let run = attachment.translate(pasid, at, length, T::NEED).map_err(|fault| {
+            let reason = if fault.missing.is_empty() {
+                Reason::NotMapped
+            } else {
+                Reason::Missing(fault.missing)
             };
-            (Refusal { iova: fault.iova, reason }, rest)
+            Refusal { iova: fault.iova, reason }
         })?;
-        batch.add(phys, at, run, transfer).map_err(|refusal| (refusal, rest))?;
-        at = Iova(at.0.wrapping_add(run.length));
-        left -= usize::try_from(run.length).expect("a run fits the segment it was asked for");
+        batch.add(at, run, transfer)?;
+        segment.iova = Iova(at.0.wrapping_add(run.length));
+        segment.length -=
+            usize::try_from(run.length).expect("a run fits the segment it was asked for");
     }
     Ok(())
 }

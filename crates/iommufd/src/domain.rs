@@ -1,7 +1,7 @@
 //! Domain: one hardware page table, what devices translate through.
 //!
 //! The writer is taken by one caller at a time; readers walk without a lock. A range handed to
-//! [`Domain::clear`] is out of reach of every device when [`Machine::quiesce`](crate::Machine) has been waited for.
+//! [`Domain::clear`] is out of reach of every device when its [`Users`] have been waited for.
 //!
 //! `Domain::writer` comes after `Ioas::space` and before nothing.
 
@@ -18,6 +18,7 @@ use crate::inject::step;
 use crate::iommu::Iommu;
 use crate::machine::Machine;
 use crate::pages::PAGE_SIZE;
+use crate::sections::Users;
 
 /// The largest leaf a mapping may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +52,7 @@ pub(crate) struct Domain {
     writer: Mutex<Box<dyn TableWriter>>,
     reader: Arc<dyn TableReader>,
     tracking: AtomicBool,
+    users: Arc<Users>,
 }
 
 impl Domain {
@@ -66,12 +68,13 @@ impl Domain {
     ) -> Result<Arc<Self>> {
         step("a domain")?;
         let stage = if wants.nest_parent { Stage::NestParent } else { Stage::Single };
-        let writer = make_table(iommu, stage, &machine.quiesce)?;
+        let users = Users::new(machine.sections);
+        let writer = make_table(iommu, stage, Arc::<Users>::clone(&users))?;
         let aperture =
             writer.aperture().intersect(iommu.aperture).unwrap_or_else(|| writer.aperture());
         let page_sizes = writer.page_sizes() & iommu.page_sizes;
         let table = PagingTable { writer, aperture, page_sizes };
-        Ok(Self::with_table(machine, iommu, wants, table))
+        Ok(Self::make(machine, iommu, wants, table, users))
     }
 
     /// A domain that translates through `table`.
@@ -80,6 +83,16 @@ impl Domain {
         iommu: &Arc<Iommu>,
         wants: DomainUse,
         table: PagingTable,
+    ) -> Arc<Self> {
+        Self::make(machine, iommu, wants, table, Users::new(machine.sections))
+    }
+
+    fn make(
+        machine: &Arc<Machine>,
+        iommu: &Arc<Iommu>,
+        wants: DomainUse,
+        table: PagingTable,
+        users: Arc<Users>,
     ) -> Arc<Self> {
         Arc::new(Self {
             token: machine.token(),
@@ -91,7 +104,13 @@ impl Domain {
             reader: table.writer.reader(),
             writer: Mutex::new(table.writer),
             tracking: AtomicBool::new(false),
+            users,
         })
+    }
+
+    /// The groups whose devices translate through it.
+    pub(crate) fn users(&self) -> &Users {
+        &self.users
     }
 
     /// A number no one else on the machine has.

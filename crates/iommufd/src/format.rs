@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use ioasis_iommupt::fmt::{AmdV1, ArmS1, ArmS2, Sv48, Sv48x4, VtdSs};
 use ioasis_iommupt::{Config, Format, PageTable, Quiesce, TableWriter};
-use ioasis_sys::quiesce::Sections;
 use ioasis_uapi::Result;
 
 use crate::iommu::{Iommu, Kind};
@@ -22,13 +21,13 @@ pub(crate) enum Stage {
 pub(crate) fn make_table(
     iommu: &Iommu,
     stage: Stage,
-    quiesce: &Arc<dyn Quiesce>,
+    quiesce: Arc<dyn Quiesce>,
 ) -> Result<Box<dyn TableWriter>> {
     let config = Config {
         tables_max: TABLES_MAX,
         page_sizes: iommu.page_sizes,
         iova_lg2: u64::BITS - iommu.aperture.last().0.leading_zeros(),
-        quiesce: Arc::clone(quiesce),
+        quiesce,
     };
     match (iommu.kind, stage) {
         (Kind::Vtd, _) => table::<VtdSs>(config),
@@ -62,21 +61,3 @@ fn table<F: Format>(config: Config) -> Result<Box<dyn TableWriter>> {
 /// Tables of 4 KiB one domain may have: 4 GiB, which map 2 TiB as single pages. Linux charges them to the client; ours
 /// are taken from the supervisor's memory.
 const TABLES_MAX: usize = 1 << 20;
-
-/// Sections of translating threads, as the page tables know them.
-#[derive(Debug, Default)]
-pub(crate) struct DmaSections(Sections);
-
-impl Quiesce for DmaSections {
-    fn enter(&self) {
-        self.0.enter();
-    }
-
-    fn exit(&self) {
-        self.0.exit();
-    }
-
-    fn wait(&self) {
-        self.0.wait();
-    }
-}

@@ -9,8 +9,9 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Weak};
 
-use arc_swap::{ArcSwap, ArcSwapOption};
+use arc_swap::ArcSwap;
 use ioasis_iommupt::{Iova, IovaRange, Prot};
+use ioasis_sys::published::{Held, Published};
 use ioasis_sys::sync::Mutex;
 use ioasis_uapi::Result;
 
@@ -209,7 +210,7 @@ pub struct Group {
     machine: Arc<Machine>,
     iommu: Arc<Iommu>,
     ownership: Mutex<Ownership>,
-    attachment: ArcSwapOption<Attachment>,
+    attachment: Published<Attachment>,
 }
 
 impl Group {
@@ -222,7 +223,7 @@ impl Group {
             machine: Arc::clone(machine),
             iommu: Arc::clone(iommu),
             ownership: Mutex::default(),
-            attachment: ArcSwapOption::empty(),
+            attachment: Published::empty(machine.sections),
         })
     }
 
@@ -308,13 +309,28 @@ impl Group {
 
     /// Makes all endpoints translate through `attachment`, or blocks them. No DMA uses what was there before when it returns.
     pub(crate) fn attach(&self, attachment: Option<Attachment>) {
+        if let Some(new) = &attachment {
+            new.domain.users().add(self.token);
+        }
         let old = self.attachment.swap(attachment.map(Arc::new));
-        if old.is_some() {
-            self.machine.quiesce.wait();
+        if let Some(old) = old.value() {
+            self.wait_for_dma();
+            old.domain.users().remove(self.token);
         }
     }
 
-    pub(crate) fn attachment(&self) -> arc_swap::Guard<Option<Arc<Attachment>>> {
+    /// Returns when all DMA of the endpoints has ended that had begun before.
+    fn wait_for_dma(&self) {
+        self.machine.sections.wait(|label| label == self.token);
+    }
+
+    pub(crate) fn attachment(&self) -> Option<Arc<Attachment>> {
+        self.attachment.get()
+    }
+
+    /// What the endpoints translate through, for as long as the guard lives.
+    #[inline]
+    pub(crate) fn hold_attachment(&self) -> Option<Held<'_, Attachment>> {
         self.attachment.load()
     }
 }
@@ -407,7 +423,7 @@ impl Endpoint {
     #[must_use]
     pub fn silence(&self) -> Silence<'_> {
         self.silenced.fetch_add(1, Ordering::AcqRel);
-        let own = self.group.attachment().clone();
+        let own = self.group.attachment();
         let pasids = self.pasids.load();
         for attachment in own.iter().chain(pasids.values()) {
             if let Some(queue) = &attachment.faults {
@@ -460,12 +476,18 @@ impl Endpoint {
     /// one call at a time.
     pub(crate) fn attach_pasid(&self, pasid: u32, attachment: Option<Attachment>) {
         let mut pasids = BTreeMap::clone(&self.pasids.load());
-        match attachment {
-            Some(attachment) => pasids.insert(pasid, Arc::new(attachment)),
+        let old = match attachment {
+            Some(attachment) => {
+                attachment.domain.users().add(self.group.token);
+                pasids.insert(pasid, Arc::new(attachment))
+            }
             None => pasids.remove(&pasid),
         };
         self.pasids.store(Arc::new(pasids));
-        self.machine.quiesce.wait();
+        self.group.wait_for_dma();
+        if let Some(old) = old {
+            old.domain.users().remove(self.group.token);
+        }
     }
 
     /// How it was made.
@@ -489,11 +511,11 @@ impl Endpoint {
     /// What transactions with `pasid`, 0 for none, translate through: what is attached to it, or the guest's table of PASIDs.
     pub(crate) fn attachment(&self, pasid: u32) -> Option<Arc<Attachment>> {
         if pasid == 0 {
-            return self.group.attachment().clone();
+            return self.group.attachment();
         }
         let own = self.pasids.load().get(&pasid).cloned();
         own.or_else(|| {
-            let whole = self.group.attachment().clone()?;
+            let whole = self.group.attachment()?;
             whole.nested.as_ref()?.has_pasids().then_some(whole)
         })
     }

@@ -49,6 +49,7 @@ mod object;
 mod pages;
 mod params;
 mod phys;
+mod sections;
 #[cfg(test)]
 mod sequences;
 #[cfg(test)]

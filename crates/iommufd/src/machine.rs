@@ -3,12 +3,11 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use ioasis_iommupt::Quiesce;
+use ioasis_sys::quiesce::Sections;
 
 use crate::account::Ledger;
 use crate::cmd::Extension;
 use crate::faultlog::FaultLog;
-use crate::format::DmaSections;
 use crate::params::Params;
 use crate::phys::Phys;
 
@@ -23,8 +22,8 @@ pub struct Machine {
     pub params: Params,
     /// DMA that was refused.
     pub faults: FaultLog,
-    /// Knows when no DMA uses what was taken away.
-    pub(crate) quiesce: Arc<dyn Quiesce>,
+    /// Where DMA is noted while it runs.
+    pub(crate) sections: &'static Sections,
     /// What it has beside IOMMUFD.
     extension: Option<Arc<dyn Extension>>,
     tokens: AtomicU64,
@@ -49,7 +48,7 @@ impl Machine {
             ledger: Ledger::default(),
             params: Params::default(),
             faults: FaultLog::default(),
-            quiesce: Arc::new(DmaSections::default()),
+            sections: Sections::of_process(),
             extension,
             tokens: AtomicU64::new(1),
         })

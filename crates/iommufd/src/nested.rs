@@ -21,6 +21,7 @@ use crate::domain::Domain;
 use crate::driver::{Invalidated, NestedDriver, UserArray};
 use crate::hardware::{Stage1, Walked, bypass};
 use crate::phys::Phys;
+use crate::sections::Users;
 
 /// A translation that was walked.
 #[derive(Clone, Copy, Debug)]
@@ -94,7 +95,7 @@ impl Nested {
         match &self.source {
             Source::Table(_) => {
                 let done = self.parent.iommu().hardware().invalidate_nested(self, requests);
-                self.parent.machine().quiesce.wait();
+                Users::wait_all([self.parent.users()]);
                 done
             }
             Source::Driver(driver) => driver.invalidate(requests),
@@ -165,10 +166,9 @@ impl Nested {
     /// A word of the client's table, through the parent.
     fn read_word(&self, address: u64) -> Option<u64> {
         let run = self.parent.reader().translate(Iova(address & !7), 8, Prot::READ).ok()?;
-        let window = self.parent.machine().phys.window(run.pa);
-        let window = window.as_ref()?;
+        let window = self.parent.machine().phys.hold_window(run.pa)?;
         let mut word = [0; 8];
-        let piece = Piece { offset: Phys::offset(window, Pa(run.pa.0)), length: 8 };
+        let piece = Piece { offset: Phys::offset(&window, Pa(run.pa.0)), length: 8 };
         window.backing.read(&[piece], &mut word).ok()?;
         Some(u64::from_le_bytes(word))
     }

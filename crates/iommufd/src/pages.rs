@@ -365,9 +365,9 @@ impl Pages {
         while left > 0 {
             let page_left = left.min(PAGE_SIZE - (at & (PAGE_SIZE - 1)));
             let done = if let Some(run) = pins.run_at(at, left) {
-                let window = self.machine.phys.window(run.pa);
-                let window = window.as_ref().expect("a pinned page has a window");
-                each(&*window.backing, piece(Phys::offset(window, run.pa), run.length))?;
+                let window = self.machine.phys.hold_window(run.pa);
+                let window = window.expect("a pinned page has a window");
+                each(&*window.backing, piece(Phys::offset(&window, run.pa), run.length))?;
                 run.length
             } else {
                 step("pages for one access")?;

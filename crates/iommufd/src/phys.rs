@@ -12,8 +12,9 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::sync::{Arc, OnceLock};
 
-use arc_swap::{ArcSwapOption, Guard};
 use ioasis_iommupt::{Pa, Run};
+use ioasis_sys::published::{Held, Published};
+use ioasis_sys::quiesce::Sections;
 use ioasis_sys::sync::Mutex;
 use ioasis_uapi::Result;
 use smallvec::SmallVec;
@@ -38,7 +39,7 @@ pub struct Window {
     pub base: u64,
 }
 
-type Chunk = Box<[ArcSwapOption<Window>]>;
+type Chunk = Box<[Published<Window>]>;
 type Key = (u128, u64);
 
 #[derive(Debug, Default)]
@@ -56,6 +57,7 @@ struct Windows {
 pub struct Phys {
     chunks: Box<[OnceLock<Chunk>]>,
     windows: Mutex<Windows>,
+    sections: &'static Sections,
 }
 
 impl Default for Phys {
@@ -63,6 +65,7 @@ impl Default for Phys {
         Self {
             chunks: (0..WINDOWS_MAX / CHUNK).map(|_| OnceLock::new()).collect(),
             windows: Mutex::default(),
+            sections: Sections::of_process(),
         }
     }
 }
@@ -74,11 +77,14 @@ fn index(pa: Pa) -> usize {
 impl Phys {
     /// The window `pa` lies in; `None` when nobody holds it.
     #[must_use]
-    pub fn window(&self, pa: Pa) -> Guard<Option<Arc<Window>>> {
-        match self.cell(index(pa)) {
-            Some(cell) => cell.load(),
-            None => Guard::from_inner(None),
-        }
+    pub fn window(&self, pa: Pa) -> Option<Arc<Window>> {
+        self.cell(index(pa))?.get()
+    }
+
+    /// The window `pa` lies in, for as long as the guard lives.
+    #[inline]
+    pub(crate) fn hold_window(&self, pa: Pa) -> Option<Held<'_, Window>> {
+        self.cell(index(pa))?.load()
     }
 
     /// Where byte `offset` of the backing with this key is; `None` when nobody holds its window.
@@ -89,13 +95,20 @@ impl Phys {
         Some(Pa(((index as u64) << WINDOW_LG2) | (offset & (WINDOW - 1))))
     }
 
+    /// Which window `pa` lies in, by number.
+    #[inline]
+    pub(crate) fn place(pa: Pa) -> u64 {
+        pa.0 >> WINDOW_LG2
+    }
+
     /// The byte offset of `pa` in the backing of its window.
     #[must_use]
     pub fn offset(window: &Window, pa: Pa) -> u64 {
         window.base + (pa.0 & (WINDOW - 1))
     }
 
-    fn cell(&self, index: usize) -> Option<&ArcSwapOption<Window>> {
+    #[inline]
+    fn cell(&self, index: usize) -> Option<&Published<Window>> {
         self.chunks.get(index / CHUNK)?.get()?.get(index % CHUNK)
     }
 
@@ -155,8 +168,10 @@ impl Phys {
         windows.holders[index] = (1, key);
         windows.last = Some((key, index));
         let chunk = self.chunks[index / CHUNK]
-            .get_or_init(|| (0..CHUNK).map(|_| ArcSwapOption::empty()).collect());
-        chunk[index % CHUNK].store(Some(Arc::new(Window { backing: Arc::clone(backing), base })));
+            .get_or_init(|| (0..CHUNK).map(|_| Published::empty(self.sections)).collect());
+        let window = Arc::new(Window { backing: Arc::clone(backing), base });
+        // Where a free window was, there was nothing.
+        drop(chunk[index % CHUNK].swap(Some(window)));
         Ok(index)
     }
 

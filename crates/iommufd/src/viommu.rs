@@ -20,6 +20,7 @@ use crate::iommu::Iommu;
 use crate::nested::Nested;
 use crate::object::{Head, Held, Object, Tracked};
 use crate::pages::PAGE_SIZE;
+use crate::sections::Users;
 
 #[derive(Debug, Default)]
 struct State {
@@ -76,7 +77,7 @@ impl Viommu {
     pub(crate) fn carry_out(&self, requests: &UserArray<'_>) -> Invalidated {
         let Some(driver) = self.driver() else {
             let done = self.iommu.hardware().invalidate_viommu(self, requests);
-            self.parent.domain.machine().quiesce.wait();
+            Users::wait_all([self.parent.domain.users()]);
             return done;
         };
         driver.invalidate(requests, &|virtual_id| {

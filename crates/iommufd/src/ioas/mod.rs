@@ -34,6 +34,7 @@ use crate::inject::step;
 use crate::machine::Machine;
 use crate::object::Head;
 use crate::pages::{PAGE_SIZE, PageRange, Pages};
+use crate::sections::Users;
 
 /// Where a mapping goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -459,11 +460,16 @@ impl Space {
             let range = IovaRange::new(Iova(next), slice.length).expect("the whole was a range");
             if self.fills(&slice.pages) {
                 self.domains.iter().for_each(|domain| domain.clear(range));
-                self.domains.first().expect("they were filled").machine().quiesce.wait();
+                self.wait_for_dma();
                 slice.pages.release(PageRange::of_bytes(slice.start_byte, slice.length));
             }
             next = next.wrapping_add(slice.length);
         }
+    }
+
+    /// Returns when no DMA uses what was cleared in the domains before.
+    fn wait_for_dma(&self) {
+        Users::wait_all(self.domains.iter().map(|domain| domain.users()));
     }
 
     fn leaf_max(&self) -> LeafMax {
@@ -478,7 +484,7 @@ impl Space {
             if let Err(error) = domain.map(iova, &self.runs, prot, leaf_max) {
                 let range = IovaRange::new(iova, slice.length).expect("the whole was a range");
                 self.domains[..index].iter().for_each(|filled| filled.clear(range));
-                self.domains.first().expect("one refused").machine().quiesce.wait();
+                self.wait_for_dma();
                 slice.pages.release(PageRange::of_bytes(slice.start_byte, slice.length));
                 return Err(error);
             }

@@ -8,7 +8,6 @@ use ioasis_uapi::{Errno, Error, Result};
 use super::{Ioas, PastUnmap, Space};
 use crate::Importer;
 use crate::access::Access;
-use crate::machine::Machine;
 
 /// What an unmap did: bytes gone, also when it was refused half way.
 #[derive(Clone, Copy, Debug)]
@@ -52,7 +51,7 @@ impl Ioas {
             let (clean, stop) = space.scan_unmap(range);
             if let Some(Clean { range, bytes: gone, areas }) = clean {
                 bytes = bytes.wrapping_add(gone);
-                space.drop_areas(&self.machine, range, areas);
+                space.drop_areas(range, areas);
                 space.remember_unmap(PastUnmap { range, pid });
             }
             let held = match stop {
@@ -104,7 +103,7 @@ impl Importer for Ioas {
             cleared = true;
         }
         if cleared {
-            self.machine.quiesce.wait();
+            space.wait_for_dma();
         }
     }
 }
@@ -141,10 +140,10 @@ impl Space {
     }
 
     /// Removes the `count` areas inside `range`, which cuts none: first from the devices, then for good.
-    fn drop_areas(&mut self, machine: &Machine, range: IovaRange, count: usize) {
+    fn drop_areas(&mut self, range: IovaRange, count: usize) {
         if !self.domains.is_empty() {
             self.domains.iter().for_each(|domain| domain.clear(range));
-            machine.quiesce.wait();
+            self.wait_for_dma();
         }
         if count == self.areas.len() && count >= TREE_AT_ONCE {
             self.areas.unfill_all();

@@ -23,6 +23,7 @@ use crate::hwpt::Hwpt;
 use crate::inject::step;
 use crate::iommu::{Attachment, Endpoint, EndpointConfig, Group};
 use crate::object::{Custom, Head, Held, Object};
+use crate::sections::AllDma;
 
 /// The format: five levels of 2 KiB pages, 56 bits.
 type Format = AmdV1<5, 11>;
@@ -49,7 +50,7 @@ pub(super) struct MockDevice {
 }
 
 impl MockDevice {
-    fn new(flags: u32, quiesce: &Arc<dyn Quiesce>) -> Result<Arc<Self>> {
+    fn new(flags: u32, quiesce: Arc<dyn Quiesce>) -> Result<Arc<Self>> {
         let known = abi::test::MOCK_FLAGS_DEVICE_NO_DIRTY | abi::test::MOCK_FLAGS_DEVICE_PASID;
         if flags & !known != 0 {
             return refuse!(EINVAL, "unknown flags of a mock device", u64::from(flags));
@@ -57,7 +58,7 @@ impl MockDevice {
         step("a mock device")?;
         let state =
             State { cache: [abi::test::TEST_DEV_CACHE_DEFAULT; CACHES], pasid_armed: false };
-        Ok(Arc::new(Self { flags, quiesce: Arc::clone(quiesce), state: Mutex::new(state) }))
+        Ok(Arc::new(Self { flags, quiesce, state: Mutex::new(state) }))
     }
 
     /// Runs `with` on the device's cache.
@@ -193,7 +194,7 @@ impl Test<'_> {
         let context = self.call.context;
         let reservation = context.objects().reserve()?;
         let machine = context.machine();
-        let device = MockDevice::new(flags, &machine.quiesce)?;
+        let device = MockDevice::new(flags, Arc::new(AllDma(machine.sections)))?;
         let number = self.mock.next_group();
         let config = EndpointConfig {
             name: format!("iommufd_mock{number}"),
