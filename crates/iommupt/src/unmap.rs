@@ -1,5 +1,7 @@
 //! Unmapping, with and without looking at what is removed.
 
+use core::marker::PhantomData;
+
 use crate::format::{Entry, Format, low_bits};
 use crate::page_table::Writer;
 use crate::sync::atomic::Ordering;
@@ -239,30 +241,75 @@ impl<F: Format> Writer<F> {
     /// Hands on the leaves of a level 0 table that was unlinked. Most continue the one before: then the word is the
     /// one that would have been made for it.
     fn look_at_leaves<S: Sink>(&self, node: Node, sink: &mut S) {
-        let page = 1 << F::GRANULE_LG2;
-        // Where the run began, its length, its attributes and the word that would continue it.
-        let (mut iova, mut pa, mut length, mut attrs) = (node.base, 0, 0, 0);
-        for word in self.table(node.frame) {
-            let word = word.load(Ordering::Relaxed);
-            let oa = pa + length;
-            let fits = length > 0 && oa <= low_bits(F::OA_LG2);
-            if fits && word == F::leaf(oa, 0, F::GRANULE_LG2, attrs) {
-                length += page;
-                continue;
-            }
-            let next = iova + length;
-            if length > 0 {
-                sink.leaf(iova, pa, length);
-            }
-            if F::decode(word, 0) == Entry::Empty {
-                (iova, length) = (next.wrapping_add(page), 0);
-            } else {
-                (iova, pa, length) = (next, output::<F>(word, 0, next), page);
-                attrs = F::attrs_of(word, 0);
+        let mut run = Same::<F>::starting(node.base);
+        let (chunks, _) = self.table(node.frame).as_chunks::<CHUNK>();
+        for chunk in chunks {
+            let words = chunk.each_ref().map(|word| word.load(Ordering::Relaxed));
+            if !run.takes_all(&words) {
+                words.iter().for_each(|&word| run.take(word, sink));
             }
         }
-        if length > 0 {
-            sink.leaf(iova, pa, length);
+        run.flush(sink);
+    }
+}
+
+/// Words that are compared together. A table has a multiple of them.
+const CHUNK: usize = sized(8, 8, 2);
+
+/// Leaves that follow each other with the same attributes.
+struct Same<F> {
+    iova: u64,
+    pa: u64,
+    /// Zero where nothing was mapped.
+    length: u64,
+    attrs: u64,
+    format: PhantomData<F>,
+}
+
+impl<F: Format> Same<F> {
+    const PAGE: u64 = 1 << F::GRANULE_LG2;
+
+    const fn starting(iova: u64) -> Self {
+        Self { iova, pa: 0, length: 0, attrs: 0, format: PhantomData }
+    }
+
+    /// Whether all `words` continue it; then it is longer by them.
+    #[inline]
+    fn takes_all(&mut self, words: &[u64; CHUNK]) -> bool {
+        let span = Self::PAGE * CHUNK as u64;
+        let next = self.pa + self.length;
+        if self.length == 0 || next > low_bits(F::OA_LG2) - (span - 1) {
+            return false;
+        }
+        let other = (0..).zip(words).fold(0, |other, (n, word)| {
+            other | (word ^ F::leaf(next + n * Self::PAGE, 0, F::GRANULE_LG2, self.attrs))
+        });
+        if other == 0 {
+            self.length += span;
+        }
+        other == 0
+    }
+
+    fn take<S: Sink>(&mut self, word: u64, sink: &mut S) {
+        let oa = self.pa + self.length;
+        let fits = self.length > 0 && oa <= low_bits(F::OA_LG2);
+        if fits && word == F::leaf(oa, 0, F::GRANULE_LG2, self.attrs) {
+            self.length += Self::PAGE;
+            return;
+        }
+        self.flush(sink);
+        let next = self.iova.wrapping_add(self.length);
+        if F::decode(word, 0) == Entry::Empty {
+            *self = Self::starting(next.wrapping_add(Self::PAGE));
+        } else {
+            let (pa, attrs) = (output::<F>(word, 0, next), F::attrs_of(word, 0));
+            *self = Self { iova: next, pa, length: Self::PAGE, attrs, format: PhantomData };
+        }
+    }
+
+    fn flush<S: Sink>(&self, sink: &mut S) {
+        if self.length > 0 {
+            sink.leaf(self.iova, self.pa, self.length);
         }
     }
 }
