@@ -2,5 +2,5 @@
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|input: &[u8]| {
-    ioasis_hostile::run(input);
+    ioasis_hostile::count(ioasis_hostile::run(input));
 });

@@ -32,7 +32,7 @@ struct Job {
     name: &'static str,
     what: &'static str,
     work: Work,
-    /// Sequences, kills, or fuzz inputs, in all.
+    /// Sequences, kills, runs, or calls, in all.
     total: u64,
     /// How many of them a step runs.
     step: u64,
@@ -85,7 +85,7 @@ const JOBS: &[Job] = &[
     },
     Job {
         name: "fuzz",
-        what: "every fuzz target",
+        what: "calls, or inputs, of every fuzz target",
         work: Work::Fuzz,
         total: 10_000_000,
         step: 1_000_000,
@@ -197,7 +197,7 @@ fn step(workspace: &Workspace, job: &Job, seed: u64) -> Result<()> {
             }
             process::run(&mut cargo)
         }
-        Work::Fuzz => fuzz::inputs(workspace, job.step, seed),
+        Work::Fuzz => fuzz::calls(workspace, job.step, seed),
     }
 }
 
@@ -211,7 +211,7 @@ impl Record {
         Self { file: workspace.target.join("soak").join(job.name) }
     }
 
-    /// Sequences or inputs done.
+    /// How many are done.
     fn done(&self) -> Result<u64> {
         match fs::read_to_string(&self.file) {
             Ok(text) => {

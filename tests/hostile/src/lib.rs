@@ -1,8 +1,8 @@
 //! A client that sends anything.
 //!
 //! [`run`] turns bytes into opens, ioctls with hostile pointers and sizes, region accesses, stores into BAR pages and
-//! closes on a machine with an NVMe controller and two test devices, and then checks that nothing is left: no pinned
-//! page, no charge, no stretch of physical space. The fuzz target and the tests share it.
+//! closes on a machine with an NVMe controller and two test devices behind an IOMMU of any kind, and then checks that
+//! nothing is left: no pinned page, no charge, no stretch of physical space. The fuzz target and the tests share it.
 
 mod calls;
 mod client;
@@ -11,6 +11,7 @@ mod setup;
 
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use ioasis_iommufd::type1::GroupKind;
 use ioasis_iommufd::{self as iommufd, Endpoint, EndpointConfig, Group, Iommu, IommuKind};
@@ -23,6 +24,9 @@ use input::Input;
 /// Bytes of the image behind the NVMe controller.
 const IMAGE: u64 = 1 << 20;
 
+/// What the devices can be behind.
+const KINDS: [IommuKind; 4] = [IommuKind::Vtd, IommuKind::Amd, IommuKind::Smmuv3, IommuKind::Riscv];
+
 /// A whole machine.
 #[derive(Debug)]
 struct Machine {
@@ -32,7 +36,7 @@ struct Machine {
 
 impl Machine {
     /// NVMe in group 1, two test devices that share group 2.
-    fn new() -> Self {
+    fn new(kind: IommuKind) -> Self {
         let image = rustix::fs::memfd_create("image", rustix::fs::MemfdFlags::CLOEXEC);
         let image = image.expect("a file in memory");
         rustix::fs::ftruncate(&image, IMAGE).expect("room for the image");
@@ -40,7 +44,7 @@ impl Machine {
         let nvme = [("image".to_owned(), path), ("queues".to_owned(), "2".to_owned())];
 
         let machine = iommufd::Machine::new();
-        let hardware = Arc::new(Iommu::new(IommuKind::Vtd));
+        let hardware = Arc::new(Iommu::new(kind));
         let groups = [1, 2].map(|number| Group::new(&machine, &hardware, number));
         let mut windows = Windows::default();
         let places = [("nvme", &nvme[..], 0), ("testdev", &[], 1), ("testdev", &[], 1)];
@@ -74,9 +78,9 @@ impl Machine {
 ///
 /// If anything is left behind.
 pub fn run(input: &[u8]) -> u64 {
-    let machine = Machine::new();
-    let client = Hostile::new();
     let mut input = Input(input);
+    let machine = Machine::new(*input.pick(&KINDS));
+    let client = Hostile::new();
     let mut steps = 0;
     while !input.is_empty() {
         calls::step(&machine, &client, &mut input);
@@ -92,4 +96,18 @@ pub fn run(input: &[u8]) -> u64 {
     assert_eq!(machine.iommu.ledger.processes(), [], "a process still pays");
     assert_eq!(machine.iommu.phys.windows(), 0, "a stretch of physical space is still taken");
     steps
+}
+
+/// Adds `calls` to what this process has done. Every so often the sum is written to the file that `IOASIS_CALLS` names,
+/// so that whoever counts calls across processes misses few of them.
+pub fn count(calls: u64) {
+    static DONE: AtomicU64 = AtomicU64::new(0);
+    static INPUTS: AtomicU64 = AtomicU64::new(0);
+    let done = DONE.fetch_add(calls, Ordering::Relaxed) + calls;
+    if INPUTS.fetch_add(1, Ordering::Relaxed) % 64 == 63
+        && let Some(file) = std::env::var_os("IOASIS_CALLS")
+    {
+        // Not being able to write it is no failure of what is fuzzed.
+        let _ = std::fs::write(file, format!("{done}\n"));
+    }
 }
