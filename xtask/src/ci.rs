@@ -10,7 +10,7 @@ use anyhow::Result;
 
 use crate::kselftest::Totals;
 use crate::workspace::Workspace;
-use crate::{fuzz, process, selftests, tools, uapi_check};
+use crate::{clients, fuzz, process, selftests, tools, uapi_check};
 
 /// Sequences each property test runs here, unless the environment says otherwise.
 const SEQUENCES: &str = "2000";
@@ -34,12 +34,14 @@ pub(crate) enum Stage {
     UapiCheck,
     /// Linux's own VFIO selftests on our devices
     Selftests,
+    /// QEMU with a Linux guest, and DPDK, unmodified, with our devices
+    Clients,
     /// 60 s of fuzzing, shared by all targets
     Fuzz,
 }
 
 impl Stage {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::Fmt,
         Self::Clippy,
         Self::Tests,
@@ -48,6 +50,7 @@ impl Stage {
         Self::Doc,
         Self::UapiCheck,
         Self::Selftests,
+        Self::Clients,
         Self::Fuzz,
     ];
 }
@@ -157,6 +160,11 @@ fn check(workspace: &Workspace, stage: Stage) -> Result<Tally> {
             let Totals { passed, failed, skipped, .. } = totals;
             let [passed, failed, skipped] = [passed, failed, skipped].map(u64::from);
             return Ok(Tally { passed, failed, skipped });
+        }
+        Stage::Clients => {
+            let (runs, failed) = clients::run(workspace, &clients::Args::default())?;
+            let (passed, failed) = (u64::from(runs - failed), failed.into());
+            return Ok(Tally { passed, failed, skipped: 0 });
         }
         Stage::Fuzz => {
             if workspace.fuzz_targets.is_empty() {

@@ -1,5 +1,6 @@
 //! Packages of Debian's archive, unpacked under the target folder: nothing is installed, no apt setting changes.
 
+use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -10,10 +11,18 @@ use crate::process;
 use crate::workspace::Workspace;
 
 /// The suites that carry current kernels.
-const SUITES: [&str; 2] = ["sid", "trixie-backports"];
+const KERNELS: Suites = Suites(&["sid", "trixie-backports"]);
+/// Debian 12.
+pub(crate) const BOOKWORM: Suites = Suites(&["bookworm"]);
+/// Debian 13 with what is newer in its backports.
+pub(crate) const BACKPORTS: Suites = Suites(&["trixie", "trixie-backports"]);
 
 /// What apt checks their signatures against.
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+
+/// Suites of the archive; a package is taken from the last that has it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Suites(&'static [&'static str]);
 
 /// A package at a version, or at the newest one of the same series if the archive dropped that.
 #[derive(Debug)]
@@ -35,20 +44,68 @@ pub(crate) struct Fetched {
     pub(crate) root: PathBuf,
 }
 
+/// Programs and every package they depend on, unpacked together.
+#[derive(Debug)]
+pub(crate) struct Tree {
+    root: PathBuf,
+}
+
 /// apt with lists and cache of its own.
 #[derive(Debug)]
 pub(crate) struct Archive {
     folder: PathBuf,
+    suites: Suites,
 }
 
 impl Archive {
-    /// The archive under the target folder; nothing is fetched yet.
+    /// The archive of current kernels; nothing is fetched yet.
     pub(crate) fn new(workspace: &Workspace) -> Result<Self> {
-        let folder = workspace.target.join("debian");
+        Self::at(workspace.target.join("debian"), KERNELS)
+    }
+
+    /// The archive of `suites`, all below the target folder.
+    pub(crate) fn of(workspace: &Workspace, suites: Suites) -> Result<Self> {
+        Self::at(workspace.target.join("debian").join(suites.0.join("+")), suites)
+    }
+
+    fn at(folder: PathBuf, suites: Suites) -> Result<Self> {
         fs::create_dir_all(folder.join("lists/partial"))?;
         fs::create_dir_all(folder.join("cache/archives/partial"))?;
-        fs::write(folder.join("sources.list"), sources(&mirror()?))?;
-        Ok(Self { folder })
+        fs::write(folder.join("sources.list"), sources(&mirror()?, suites))?;
+        Ok(Self { folder, suites })
+    }
+
+    /// `packages` with all they depend on, as they are when first asked for.
+    pub(crate) fn tree(&self, name: &str, packages: &[&str]) -> Result<Tree> {
+        let (root, list) = (self.folder.join(name), packages.join(" "));
+        let holds = root.join("packages");
+        if fs::read_to_string(&holds).is_ok_and(|held| held == list) {
+            return Ok(Tree { root });
+        }
+        self.update()?;
+        println!(
+            "fetching {list} and what they depend on (unpacked under the target folder, not installed)"
+        );
+        let work = self.folder.join("partial");
+        let _ = fs::remove_dir_all(&work);
+        let (debs, unpacked) = (work.join("debs"), work.join("root"));
+        fs::create_dir_all(debs.join("partial"))?;
+        let suite = self.suites.0.last().context("an archive has suites")?;
+        let mut apt = self.apt("apt-get");
+        apt.arg("-o").arg(format!("Dir::Cache::Archives={}", debs.display()));
+        apt.args(["-q", "-y", "--no-install-recommends", "--download-only", "-t", suite]);
+        process::run(apt.arg("install").args(packages))?;
+        for entry in fs::read_dir(&debs)? {
+            let deb = entry?.path();
+            if deb.extension().is_some_and(|extension| extension == "deb") {
+                process::output(Command::new("dpkg").arg("-x").arg(&deb).arg(&unpacked))?;
+            }
+        }
+        fs::write(unpacked.join("packages"), list)?;
+        let _ = fs::remove_dir_all(&root);
+        fs::rename(&unpacked, &root)?;
+        fs::remove_dir_all(&work)?;
+        Ok(Tree { root })
     }
 
     /// The pinned version, or the newest of its series if the archive no longer serves it.
@@ -133,6 +190,59 @@ impl Archive {
     }
 }
 
+impl Tree {
+    /// Where libraries are.
+    const LIBRARIES: [&str; 2] = ["lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu"];
+
+    /// What is installed on this system.
+    pub(crate) fn system() -> Self {
+        Self { root: PathBuf::from("/") }
+    }
+
+    /// A file of the packages.
+    pub(crate) fn path(&self, path: &str) -> PathBuf {
+        self.root.join(path)
+    }
+
+    /// The folders libraries are in.
+    pub(crate) fn libraries(&self) -> Vec<PathBuf> {
+        Self::LIBRARIES.iter().map(|folder| self.path(folder)).collect()
+    }
+
+    /// The only file in `folder` whose name begins with `prefix`.
+    pub(crate) fn one(&self, folder: &str, prefix: &str) -> Result<PathBuf> {
+        let mut found = Vec::new();
+        for entry in fs::read_dir(self.path(folder))? {
+            let entry = entry?;
+            if entry.file_name().to_string_lossy().starts_with(prefix) {
+                found.push(entry.path());
+            }
+        }
+        match <[PathBuf; 1]>::try_from(found) {
+            Ok([path]) => Ok(path),
+            Err(found) => bail!("{folder} holds {} files {prefix}*, not one", found.len()),
+        }
+    }
+
+    /// The words that start a program of the packages with their own libraries.
+    pub(crate) fn program(&self, name: &str) -> Result<Vec<OsString>> {
+        let folders = ["usr/bin", "usr/sbin", "bin", "sbin"];
+        let mut paths = folders.iter().map(|folder| self.path(folder).join(name));
+        let path = paths.find(|path| path.is_file());
+        let path = path.with_context(|| format!("{} holds no {name}", self.root.display()))?;
+        self.with_libraries(&path)
+    }
+
+    /// The words that start the program at `path` with the libraries of the packages.
+    pub(crate) fn with_libraries(&self, path: &Path) -> Result<Vec<OsString>> {
+        let mut loaders =
+            self.libraries().into_iter().map(|path| path.join("ld-linux-x86-64.so.2"));
+        let loader = loaders.find(|path| path.is_file()).context("the packages hold no loader")?;
+        let libraries = std::env::join_paths(self.libraries())?;
+        Ok(vec![loader.into(), "--library-path".into(), libraries, path.into()])
+    }
+}
+
 /// The version column of `apt-cache madison`.
 fn versions(madison: &str) -> Vec<String> {
     let column = |line: &str| line.split('|').nth(1).map(|version| version.trim().to_owned());
@@ -182,9 +292,9 @@ fn choose_mirror(targets: &str) -> Option<String> {
 }
 
 /// The lines of a sources.list.
-fn sources(mirror: &str) -> String {
+fn sources(mirror: &str, suites: Suites) -> String {
     let line = |suite| format!("deb [signed-by={KEYRING}] {mirror} {suite} main\n");
-    SUITES.map(line).concat()
+    suites.0.iter().map(line).collect()
 }
 
 #[cfg(test)]

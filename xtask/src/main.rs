@@ -2,6 +2,7 @@
 
 mod bench;
 mod ci;
+mod clients;
 mod conformance;
 mod debian;
 mod demo;
@@ -16,7 +17,7 @@ mod workspace;
 
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use clap::{Parser, Subcommand};
 
 use workspace::Workspace;
@@ -45,6 +46,8 @@ enum Task {
     Fuzz(fuzz::Args),
     /// Run Linux's own VFIO selftests on our devices
     Selftests(selftests::Args),
+    /// Run QEMU with a Linux guest, and DPDK, unmodified, with our devices
+    Clients(clients::Args),
     /// Run Linux's own IOMMUFD tests, unmodified, on the mock hardware
     Conformance(conformance::Args),
     /// Compare crates/uapi with the headers of Linux 7.2
@@ -71,6 +74,10 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Conformance(args) => conformance::run(&workspace, &args)?,
         Task::Selftests(args) => {
             selftests::run(&workspace, &args)?;
+        }
+        Task::Clients(args) => {
+            let (runs, failed) = clients::run(&workspace, &args)?;
+            ensure!(failed == 0, "{failed} of {runs} failed");
         }
         Task::UapiCheck(args) => uapi_check::run(&workspace, &args)?,
     }

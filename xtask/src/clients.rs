@@ -1,0 +1,101 @@
+//! `cargo xtask clients`: Debian's own programs, unmodified, with our devices.
+//!
+//! They are unpacked under the target folder with every library they need, and run from there; nothing is installed.
+
+mod dpdk;
+mod guest;
+
+use std::ffi::OsString;
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Result, ensure};
+
+use crate::process;
+use crate::workspace::Workspace;
+
+/// A program, or several versions of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Client {
+    /// QEMU with a Linux guest whose disk is our NVMe device
+    Qemu,
+    /// dpdk-testpmd, and a program with a driver of its own on DPDK's VFIO code
+    Dpdk,
+}
+
+/// Run QEMU with a Linux guest, and DPDK, with our devices
+#[derive(Debug, Default, clap::Args)]
+pub(crate) struct Args {
+    /// Which clients to run; all without
+    clients: Vec<Client>,
+}
+
+/// Where `ioasis run` puts the first device.
+const DEVICE: &str = "0000:01:00.0";
+
+/// What every client is run with.
+#[derive(Debug)]
+struct Bench<'a> {
+    workspace: &'a Workspace,
+    ioasis: PathBuf,
+    /// A folder for what the runs leave.
+    work: PathBuf,
+    /// One line for each run.
+    lines: Vec<String>,
+    failed: u32,
+}
+
+impl Bench<'_> {
+    /// `ioasis run` with a device and a limit in seconds, ready for the words of the client.
+    fn ioasis(&self, device: &str, seconds: u32) -> Command {
+        let mut command = Command::new("timeout");
+        command.args(["--kill-after=10", &seconds.to_string()]).arg(&self.ioasis);
+        command.args(["run", "--kill-on-exit", "--device", device]);
+        command
+    }
+
+    /// Keeps the outcome of a run.
+    fn note(&mut self, name: &str, outcome: Result<()>) {
+        let line = match outcome {
+            Ok(()) => format!("{name}: passed"),
+            Err(error) => {
+                self.failed += 1;
+                format!("{name}: FAILED: {error:#}")
+            }
+        };
+        println!("{line}");
+        self.lines.push(line);
+    }
+}
+
+/// A program that is to start with these words.
+fn command(words: &[OsString]) -> Command {
+    let mut command = Command::new(&words[0]);
+    command.args(&words[1..]);
+    command
+}
+
+/// Runs the task; answers how many runs there were and how many of them failed.
+pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<(u32, u32)> {
+    process::run(workspace.cargo().args(["build", "--quiet", "--release", "--package", "ioasis"]))?;
+    let work = workspace.target.join("clients");
+    fs::create_dir_all(&work)?;
+    let ioasis = workspace.target.join("release/ioasis");
+    let mut bench = Bench { workspace, ioasis, work, lines: Vec::new(), failed: 0 };
+    let wanted = |client| args.clients.is_empty() || args.clients.contains(&client);
+    if wanted(Client::Qemu) {
+        guest::run(&mut bench)?;
+    }
+    if wanted(Client::Dpdk) {
+        dpdk::run(&mut bench)?;
+    }
+    println!("\n{}", bench.lines.join("\n"));
+    Ok((u32::try_from(bench.lines.len())?, bench.failed))
+}
+
+/// An error unless `text` has `words`.
+fn ensure_says(text: &str, words: &str) -> Result<()> {
+    ensure!(text.contains(words), "it did not say {words:?}");
+    Ok(())
+}
