@@ -20,13 +20,16 @@ struct Leaves {
     attrs: u64,
 }
 
+/// Runs that are checked together, before any of them is mapped.
+const RUNS_AT_ONCE: usize = 512;
+
 /// What a list that may be mapped consists of.
 #[derive(Clone, Copy)]
-enum Pages {
-    /// Runs of one page each, which one table translates.
-    Only,
+enum List {
+    /// Runs of one page each.
+    Pages,
     /// Runs of any length.
-    AndOthers,
+    Mixed,
 }
 
 impl<F: Format> Writer<F> {
@@ -63,21 +66,30 @@ impl<F: Format> Writer<F> {
     }
 
     fn map_runs(&mut self, iova: u64, runs: &[Run], attrs: u64) -> Result<()> {
-        let (mut at, mut rest) = (iova, runs);
-        // A table at a time, so that what is checked is still in the cache when it is mapped.
-        while !rest.is_empty() {
-            let (runs, after) = rest.split_at(Self::room(at).min(rest.len()));
-            rest = after;
+        let mut at = iova;
+        // In parts that are still in the cache when they are mapped.
+        for runs in runs.chunks(RUNS_AT_ONCE) {
             // The end of all addresses was passed.
             let checked = if at < iova { Err(outside(at)) } else { self.check(at, runs) };
-            let mapped = checked.and_then(|pages| match pages {
-                Pages::Only => self.map_pages(&mut at, runs, attrs),
-                Pages::AndOthers => self.map_mixed(&mut at, runs, attrs),
+            let mapped = checked.and_then(|list| match list {
+                List::Pages => self.map_list(&mut at, runs, attrs),
+                List::Mixed => self.map_mixed(&mut at, runs, attrs),
             });
             if let Err(error) = mapped {
                 self.undo(iova, at);
                 return Err(error);
             }
+        }
+        Ok(())
+    }
+
+    /// Maps runs of one page each; `at` moves on as far as that went.
+    fn map_list(&mut self, at: &mut u64, runs: &[Run], attrs: u64) -> Result<()> {
+        let mut rest = runs;
+        while !rest.is_empty() {
+            let (pages, after) = rest.split_at(Self::room(*at).min(rest.len()));
+            self.map_pages(at, pages, attrs)?;
+            rest = after;
         }
         Ok(())
     }
@@ -110,7 +122,7 @@ impl<F: Format> Writer<F> {
 
     /// Judges addresses and lengths.
     #[inline]
-    fn check(&self, iova: u64, runs: &[Run]) -> Result<Pages> {
+    fn check(&self, iova: u64, runs: &[Run]) -> Result<List> {
         let fits = !(low_bits(F::OA_LG2) & !(Self::PAGE - 1));
         let (odd, merged) = runs.iter().fold((0, iova & (Self::PAGE - 1)), |(odd, merged), run| {
             (odd | (run.length ^ Self::PAGE), merged | (run.pa.0 & fits))
@@ -118,9 +130,9 @@ impl<F: Format> Writer<F> {
         let span = (runs.len() as u64 * Self::PAGE).saturating_sub(1);
         let inside = iova.checked_add(span).is_some_and(|last| last <= self.shared.last);
         if odd == 0 && merged == 0 && inside {
-            return Ok(Pages::Only);
+            return Ok(List::Pages);
         }
-        self.check_mixed(iova, runs).map(|()| Pages::AndOthers)
+        self.check_mixed(iova, runs).map(|()| List::Mixed)
     }
 
     fn check_mixed(&self, iova: u64, runs: &[Run]) -> Result<()> {
@@ -333,8 +345,7 @@ mod tests {
     use crate::{Config, Counted, Pa, PageTable};
 
     const PAGE: u64 = 4096;
-    /// Pages that one table translates.
-    const MANY: u64 = 512;
+    const MANY: u64 = RUNS_AT_ONCE as u64;
 
     fn pages(count: u64) -> Vec<Run> {
         (0..count).map(|n| Run { pa: Pa(3 * n * PAGE), length: PAGE }).collect()
