@@ -123,6 +123,15 @@ pub trait QueueFile {
     /// `EINVAL`, `ESPIPE`, `EFAULT`, as the kind of queue has it.
     fn read(&self, client: &dyn Client, address: u64, length: u64) -> Result<u64>;
 
+    /// One pread(2) at offset 0. Most queues have no places.
+    ///
+    /// # Errors
+    ///
+    /// As [`read`](Self::read).
+    fn read_start(&self, client: &dyn Client, address: u64, length: u64) -> Result<u64> {
+        self.read(client, address, length)
+    }
+
     /// One write(2) of `length` bytes from the caller's `address`; returns the bytes taken.
     ///
     /// # Errors

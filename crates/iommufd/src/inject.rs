@@ -10,16 +10,23 @@ use ioasis_uapi::{Errno, Error, Result};
 
 thread_local! {
     static REMAINING: Cell<u32> = const { Cell::new(0) };
+    static FAILED: Cell<Option<&'static str>> = const { Cell::new(None) };
 }
 
 /// Makes the `nth` step from here on fail on this thread; 0 disarms.
 pub fn arm(nth: u32) {
     REMAINING.set(nth);
+    FAILED.set(None);
 }
 
 /// Disarms this thread and says how many steps were left before the failure: 0 when it happened, or nothing was armed.
 pub fn disarm() -> u32 {
     REMAINING.replace(0)
+}
+
+/// What could not be had in the step that failed since this thread was armed.
+pub fn failed() -> Option<&'static str> {
+    FAILED.get()
 }
 
 /// One step that may fail; `what` is what could not be had.
@@ -32,6 +39,7 @@ pub fn step(what: &'static str) -> Result<()> {
         0 => Ok(()),
         1 => {
             REMAINING.set(0);
+            FAILED.set(Some(what));
             Err(Error::new(Errno::ENOMEM, what))
         }
         nth => {
@@ -50,7 +58,9 @@ mod tests {
         arm(3);
         let answers: Vec<bool> = (0..5).map(|_| step("a step").is_ok()).collect();
         assert_eq!(answers, [true, true, false, true, true]);
-        assert_eq!(disarm(), 0);
+        assert_eq!((disarm(), failed()), (0, Some("a step")));
+        arm(0);
+        assert_eq!(failed(), None);
     }
 
     #[test]

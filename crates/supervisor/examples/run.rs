@@ -1,6 +1,6 @@
 //! Runs a program on a machine with the devices named: what the tests start.
 //!
-//! `run [--kill-on-exit] [--root] [--trace FILE] [--device MODEL[,KEY=VALUE]...]... COMMAND...`; the devices are 0000:01:00.0 in
+//! `run [--kill-on-exit] [--root] [--fail-nth] [--trace FILE] [--device MODEL[,KEY=VALUE]...]... COMMAND...`; the devices are 0000:01:00.0 in
 //! group 1, 0000:02:00.0 in group 2 and so on.
 
 use std::ffi::OsString;
@@ -11,20 +11,21 @@ use ioasis_iommufd::type1::GroupKind;
 use ioasis_iommufd::{Endpoint, EndpointConfig, Group, Iommu, IommuKind};
 use ioasis_pci::{Bdf, Function, Windows};
 use ioasis_supervisor::trace::{Format, Trace};
-use ioasis_supervisor::view::User;
+use ioasis_supervisor::view::{FaultInjection, User};
 use ioasis_supervisor::{Leftovers, Machine, RunOptions, exit_like, run, view};
 use ioasis_vfio::Placement;
 
 fn main() {
     let mut arguments = std::env::args_os().skip(1).peekable();
     let (mut leftovers, mut trace, mut devices) = (Leftovers::Await, None, Vec::new());
-    let mut user = User::Own;
+    let mut view = view::Options::default();
     while let Some(option) =
         arguments.next_if(|argument| argument.to_string_lossy().starts_with("--"))
     {
         match option.to_str() {
             Some("--kill-on-exit") => leftovers = Leftovers::Kill,
-            Some("--root") => user = User::Root,
+            Some("--root") => view.user = User::Root,
+            Some("--fail-nth") => view.fault_injection = FaultInjection::Present,
             Some("--trace") => {
                 let path = arguments.next().expect("a file");
                 trace = Some(Trace::file(Path::new(&path), Format::Text).expect("it can be made"));
@@ -37,7 +38,7 @@ fn main() {
     match run(RunOptions {
         command,
         leftovers,
-        machine: machine(&devices, user),
+        machine: machine(&devices, view),
         trace,
         ledger: None,
     }) {
@@ -49,7 +50,7 @@ fn main() {
     }
 }
 
-fn machine(devices: &[OsString], user: User) -> Machine {
+fn machine(devices: &[OsString], view: view::Options) -> Machine {
     let iommu_machine = ioasis_iommufd::Machine::new();
     let iommu = Arc::new(Iommu::new(IommuKind::Vtd));
     let mut windows = Windows::default();
@@ -81,6 +82,5 @@ fn machine(devices: &[OsString], user: User) -> Machine {
         }
     });
     let devices = ioasis_vfio::Machine::new(placements.collect());
-    let view = view::Options { user, ..view::Options::default() };
     Machine { iommu: iommu_machine, devices, view, iommu_of: Vec::new() }
 }

@@ -18,6 +18,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ioasis_iommufd::inject;
 use ioasis_sys::because;
 use ioasis_sys::locks::{self, Lock};
 use ioasis_sys::sync::Mutex;
@@ -135,6 +136,7 @@ impl<F: Behind> Files<F> {
     ///
     /// `EMFILE`, `ENOSPC`.
     pub(crate) fn blank(&self) -> Result<Blank> {
+        inject::step("a file for the program")?;
         let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
         let file = rustix::fs::openat(&self.root, ".", flags, Mode::from_raw_mode(0o600))
             .map_err(because("a file for the program cannot be made"))?;
@@ -153,12 +155,13 @@ impl<F: Behind> Files<F> {
             .map_err(because("a file for the program cannot be opened"))
     }
 
-    /// Makes a blank file one of ours.
+    /// Makes a blank file one of ours. Where it fails, `file` is dropped without having been closed.
     ///
     /// # Errors
     ///
     /// `ENOSPC` when the user's inotify watches are used up (`fs.inotify.max_user_watches`).
     pub(crate) fn publish(&self, blank: Blank, file: F, look: Look) -> Result<Arc<Opened<F>>> {
+        inject::step("a watch on a file")?;
         let Blank { file: own, inode } = blank;
         let path = format!("/proc/self/fd/{}", own.as_raw_fd());
         let close = WatchFlags::CLOSE_WRITE | WatchFlags::CLOSE_NOWRITE;
@@ -179,6 +182,7 @@ impl<F: Behind> Files<F> {
     ///
     /// `EMFILE`.
     pub(crate) fn open(&self, opened: &Opened<F>, access: OFlags) -> Result<OwnedFd> {
+        inject::step("another open of a file")?;
         let path = format!("/proc/self/fd/{}", opened.own.as_raw_fd());
         let file = rustix::fs::open(path, access | OFlags::CLOEXEC, Mode::empty())
             .map_err(because("a file for the program cannot be opened"))?;

@@ -12,7 +12,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use ioasis_iommufd::{ClientFile, QueueFile, QueueWatcher};
+use ioasis_iommufd::{ClientFile, QueueFile, QueueWatcher, inject};
 use ioasis_sys::because;
 use ioasis_sys::sync::Mutex;
 use ioasis_uapi::Result;
@@ -117,6 +117,7 @@ impl Queues {
     ///
     /// `EMFILE`.
     pub(crate) fn publish(&self, file: &Arc<dyn ClientFile>) -> Result<OwnedFd> {
+        inject::step("a queue's sockets")?;
         let flags = SocketFlags::CLOEXEC;
         let (ours, theirs) =
             rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)

@@ -24,7 +24,8 @@ fn answer(command: &mut Command, options: &[&str], what: &str) -> Option<i32> {
 fn does(what: &str) {
     let folder = Folder::new(what);
     let program = compile(&folder, "account", &[]);
-    let output = bounded(ioasis().args(["--root", "--device", "testdev", &program, what]));
+    let output =
+        bounded(ioasis().args(["--root", "--fail-nth", "--device", "testdev", &program, what]));
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success() && text.ends_with("ok\n"), "{text}{output:?}");
 }
@@ -54,6 +55,11 @@ fn charges_by_user_show_in_vmpin_and_pass_to_another_process() {
 #[test]
 fn charges_by_process_show_in_vmlck_too_and_pass_to_another_process() {
     does("process");
+}
+
+#[test]
+fn a_file_that_cannot_be_given_leaves_nothing_whichever_step_fails() {
+    does("steps");
 }
 
 #[test]

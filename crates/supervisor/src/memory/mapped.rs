@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use ioasis_iommufd::{Backing, Piece};
+use ioasis_iommufd::{Backing, Piece, inject};
 use ioasis_sys::because;
 use ioasis_sys::mapping::{Access, Mapping};
 use ioasis_sys::sync::Mutex;
@@ -105,6 +105,7 @@ impl MappedFile {
         {
             return Ok(());
         }
+        inject::step("a mapping of a file")?;
         let count = self.count.load(Ordering::Relaxed);
         if count == WINDOWS {
             return Err(Error::at(

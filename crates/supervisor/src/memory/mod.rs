@@ -36,7 +36,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
-use ioasis_iommufd::Backing;
+use ioasis_iommufd::{Backing, inject};
 use ioasis_iommupt::Prot;
 use ioasis_sys::mapping::Access;
 use ioasis_sys::process::Process;
@@ -111,6 +111,7 @@ impl Memory {
         let private = match known {
             Some(known) => known,
             None => {
+                inject::step("the memory of a process")?;
                 processes.retain(|_, memory| memory.strong_count() > 0);
                 let number = self.next.fetch_add(1, Ordering::Relaxed);
                 let private =

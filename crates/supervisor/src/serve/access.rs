@@ -109,15 +109,15 @@ fn queue_at(caller: &Caller<'_>, call: &Notification) -> Result<Option<Decision>
     if offset != 0 {
         return Err(Error::at(Errno::ESPIPE, "a queue has no places", offset));
     }
-    let way = if call.number == number::PREAD64 { Way::Read } else { Way::Write };
-    move_records(caller, signed(fd), way, &[(address, length)]).map(Some)
+    let turn = if call.number == number::PREAD64 { Turn::ReadStart } else { Turn::Write };
+    move_records(caller, signed(fd), turn, &[(address, length)]).map(Some)
 }
 
 /// read and write of a queue.
 pub(super) fn queue(caller: &Caller<'_>, call: &Notification) -> Result<Decision> {
     let [fd, address, length, ..] = call.args;
-    let way = if call.number == number::READ { Way::Read } else { Way::Write };
-    move_records(caller, signed(fd), way, &[(address, length)])
+    let turn = if call.number == number::READ { Turn::Read } else { Turn::Write };
+    move_records(caller, signed(fd), turn, &[(address, length)])
 }
 
 /// readv and writev of a queue, each piece a call of its own.
@@ -128,18 +128,32 @@ pub(super) fn queue_vectored(caller: &Caller<'_>, call: &Notification) -> Result
         return Ok(Decision::CONTINUE);
     }
     let pieces = pieces(caller, vector, count)?;
-    let way = if call.number == number::READV { Way::Read } else { Way::Write };
-    move_records(caller, signed(fd), way, &pieces)
+    let turn = if call.number == number::READV { Turn::Read } else { Turn::Write };
+    move_records(caller, signed(fd), turn, &pieces)
 }
 
-fn move_records(caller: &Caller<'_>, fd: i32, way: Way, pieces: &[(u64, u64)]) -> Result<Decision> {
+/// What is done with a queue.
+#[derive(Clone, Copy)]
+enum Turn {
+    Read,
+    ReadStart,
+    Write,
+}
+
+fn move_records(
+    caller: &Caller<'_>,
+    fd: i32,
+    turn: Turn,
+    pieces: &[(u64, u64)],
+) -> Result<Decision> {
     let Some((queue, theirs)) = caller.queue(fd)? else { return Ok(Decision::CONTINUE) };
     let Some(file) = queue.file.queue() else { return Ok(Decision::CONTINUE) };
     let mut total = 0;
     for &(address, length) in pieces {
-        let moved = match way {
-            Way::Read => file.read(caller, address, length),
-            Way::Write => file.write(caller, address, length),
+        let moved = match turn {
+            Turn::Read => file.read(caller, address, length),
+            Turn::ReadStart => file.read_start(caller, address, length),
+            Turn::Write => file.write(caller, address, length),
         };
         match moved {
             Ok(moved) => {

@@ -360,7 +360,16 @@ impl Server {
             let decision = match call.number {
                 // Not the accesses to the setting itself.
                 number::IOCTL | number::OPEN | number::OPENAT | number::OPENAT2 => {
-                    self.injection.during(task.tid, || self.decide_for(&caller, call, wait))
+                    // What is decided once more fails then.
+                    let settled = |decision: &Decision| {
+                        !matches!(decision, Decision::Later) && !caller.is_stale()
+                    };
+                    let decide = || self.decide_for(&caller, call, wait);
+                    let (decision, injected) = self.injection.during(task.tid, decide, settled);
+                    if let (Some(injected), Some(trace)) = (injected, &self.trace) {
+                        trace.injected(task.process.pid(), injected.nth, injected.step);
+                    }
+                    decision
                 }
                 _ => self.decide_for(&caller, call, wait),
             };

@@ -81,8 +81,11 @@ fn fail_nth(caller: &Caller<'_>, open: &OpenCall) -> Option<Decision> {
     if server.machine.view.fault_injection == FaultInjection::Absent {
         return None;
     }
-    let tid = injection::fail_nth_of(&open.path, caller.task.process.pid(), caller.task.tid)?;
-    let file = Arc::new(FailNth { tid, injection: Arc::clone(&server.injection) });
+    let (process, tid) =
+        injection::fail_nth_of(&open.path, caller.task.process.pid(), caller.task.tid)?;
+    // Of no thread, the kernel says that there is no such file.
+    std::fs::exists(format!("/proc/{process}/task/{tid}")).ok().filter(|&exists| exists)?;
+    let file = Arc::new(FailNth::new(tid, &server.injection));
     Some(match caller.install(file, client_flag(open.flags)) {
         Ok(fd) => Decision::Answer(Answer::Value(fd.into())),
         Err(error) => Decision::error(error.errno),
@@ -233,7 +236,14 @@ fn open_node(caller: &Caller<'_>, node: Node, access: OFlags) -> Result<OwnedFd>
             return Err(Error::at(Errno::EACCES, why, number.into()));
         }
     };
-    let opened = server.files.publish(server.files.blank()?, file, Look { path, rdev })?;
+    let group = match &file {
+        File::Group(group) => Some(Arc::clone(group)),
+        _ => None,
+    };
+    let blank = server.files.blank();
+    let opened = blank.and_then(|blank| server.files.publish(blank, file, Look { path, rdev }));
+    // Nobody else would: the file has no descriptor yet. Contexts and containers end when they are dropped.
+    let opened = opened.inspect_err(|_| group.iter().for_each(|group| group.close()))?;
     server.files.open(&opened, access).inspect_err(|_| server.files.forget(&opened))
 }
 

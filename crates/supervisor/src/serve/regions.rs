@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 
-use ioasis_iommufd::MappableMemory;
+use ioasis_iommufd::{MappableMemory, inject};
 use ioasis_sys::because;
 use ioasis_sys::mapping::{Access, Mapping};
 use ioasis_sys::sync::Mutex;
@@ -62,6 +62,7 @@ impl Regions {
     ///
     /// `ENOMEM`, `ENOSPC`.
     pub(super) fn make(&self, file: OwnedFd, length: u64) -> Result<Arc<dyn MappableMemory>> {
+        inject::step("pages to be mapped by the program")?;
         let mut regions = self.regions.lock();
         regions.retain(|region| region.strong_count() > 0);
         let known = regions.iter().filter_map(Weak::upgrade);
@@ -152,4 +153,108 @@ fn shows(line: &str, device: (u32, u32), inode: u64, region: &Region) -> bool {
     });
     let within = (region.offset..region.offset + region.length).contains(&offset);
     within && of == Some(device) && field().parse() == Ok(inode)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::fs::MemfdFlags;
+
+    const RW: u64 = 3;
+
+    fn file() -> OwnedFd {
+        let file = rustix::fs::memfd_create("regions-test", MemfdFlags::CLOEXEC).unwrap();
+        rustix::fs::ftruncate(&file, 2 * FAR).unwrap();
+        file
+    }
+
+    fn mmap(regions: &Regions, offset: u64, length: u64) -> std::result::Result<(), Errno> {
+        let wanted = Wanted { offset, length, protection: RW, flags: MAP_SHARED };
+        regions.mmap(wanted).map_err(|error| error.errno)
+    }
+
+    #[test]
+    fn regions_lie_one_behind_the_other_where_mmap_is_stopped() {
+        let (regions, file) = (Regions::default(), file());
+        let make = |length| regions.make(file.try_clone().unwrap(), length).unwrap();
+        let (first, second) = (make(PAGE), make(2 * PAGE));
+        assert_eq!((first.offset(), second.offset()), (FAR, FAR + PAGE));
+        assert_eq!(mmap(&regions, FAR, PAGE), Ok(()));
+        assert_eq!(mmap(&regions, FAR + PAGE, 2 * PAGE), Ok(()));
+    }
+
+    #[test]
+    fn only_a_whole_region_is_mapped_and_only_while_it_is_there() {
+        let (regions, file) = (Regions::default(), file());
+        let region = regions.make(file, 2 * PAGE).unwrap();
+        for (offset, length) in [
+            (FAR, PAGE),
+            (FAR + PAGE, PAGE),
+            (FAR, 3 * PAGE),
+            (FAR - PAGE, 2 * PAGE),
+            (0, u64::MAX),
+        ] {
+            assert_eq!(
+                mmap(&regions, offset, length),
+                Err(Errno::ENXIO),
+                "{offset:#x} {length:#x}"
+            );
+        }
+        assert_eq!(mmap(&regions, FAR, 2 * PAGE - 1), Ok(()), "mmap(2) rounds up");
+        drop(region);
+        assert_eq!(mmap(&regions, FAR, 2 * PAGE), Err(Errno::ENXIO));
+    }
+
+    #[test]
+    fn registers_are_mapped_shared_and_hold_no_code() {
+        let regions = Regions::default();
+        let _region = regions.make(file(), PAGE).unwrap();
+        let wanted = Wanted { offset: FAR, length: PAGE, protection: RW, flags: MAP_SHARED };
+        let answer = |wanted| regions.mmap(wanted).map_err(|error| error.errno);
+        for (wanted, answered) in [
+            (Wanted { flags: MAP_SHARED_VALIDATE, ..wanted }, Ok(())),
+            (Wanted { flags: 2, ..wanted }, Err(Errno::EINVAL)),
+            (Wanted { protection: RW | PROT_EXEC, ..wanted }, Err(Errno::EPERM)),
+            (Wanted { protection: PROT_EXEC, flags: 2, ..wanted }, Err(Errno::EINVAL)),
+        ] {
+            assert_eq!(answer(wanted), answered, "{wanted:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_in_the_pages_and_goes_with_the_region() {
+        let (regions, file) = (Regions::default(), file());
+        let region = regions.make(file.try_clone().unwrap(), PAGE).unwrap();
+        region.write(8, b"words").unwrap();
+        assert!(region.write(PAGE - 1, b"ab").is_err(), "not past its end");
+        let mut seen = [0; 5];
+        rustix::io::pread(&file, &mut seen, FAR + 8).unwrap();
+        assert_eq!(&seen, b"words");
+        drop(region);
+        rustix::io::pread(&file, &mut seen, FAR + 8).unwrap();
+        assert_eq!(seen, [0; 5], "the next one at this place begins with zeroes");
+        assert_eq!(regions.make(file, PAGE).unwrap().offset(), FAR);
+    }
+
+    #[test]
+    fn a_region_counts_as_mapped_as_long_as_another_process_shows_it() {
+        let (regions, file) = (Regions::default(), file());
+        let region = regions.make(file.try_clone().unwrap(), PAGE).unwrap();
+        assert!(!region.is_mapped());
+        mmap(&regions, FAR, PAGE).unwrap();
+        assert!(!region.is_mapped(), "allowed and not done yet");
+        let (ours, theirs) = ioasis_sys::message::pair().unwrap();
+        let child = ioasis_sys::spawn::fork_with(|| {
+            let page = Mapping::file(file.as_fd(), FAR, 4096, Access::ReadWrite);
+            let _ = ioasis_sys::message::send(&theirs, b"mapped", &[]);
+            let _ = ioasis_sys::message::receive(&theirs, 1);
+            i32::from(page.is_err())
+        })
+        .unwrap();
+        ioasis_sys::message::receive(&ours, 16).unwrap();
+        assert!(region.is_mapped());
+        ioasis_sys::message::send(&ours, b"x", &[]).unwrap();
+        assert!(child.wait().unwrap().success());
+        assert!(!region.is_mapped());
+    }
 }

@@ -209,6 +209,14 @@ pub(super) fn event_json(device: &str, event: &Event, line: &mut String) {
     line.push_str("}\n");
 }
 
+/// A step that failed because the client `pid` asked for it.
+pub(super) fn injected_json(pid: u32, nth: u32, step: &str) -> String {
+    let mut line = format!("{{\"pid\":{pid},\"fail_nth\":{nth},\"step\":");
+    quote(step, &mut line);
+    line.push_str("}\n");
+    line
+}
+
 /// `open(2)` flags, x86-64.
 pub(super) fn open_flags(bits: u64) -> Value {
     const ACCESS: u64 = 3;

@@ -216,6 +216,15 @@ impl Trace {
         self.call(pid, call, &[("path", Value::Quoted(path.to_owned()))], result, Returned::Number);
     }
 
+    /// Writes the line of a step that failed because the client asked for it: the `nth` from then on.
+    pub fn injected(&self, pid: u32, nth: u32, step: &str) {
+        let line = match self.format {
+            Format::Text => format!("[pid {pid}] fail-nth {nth}: {step} could not be had\n"),
+            Format::Json => line::injected_json(pid, nth, step),
+        };
+        self.sink.write(&line);
+    }
+
     /// Writes the line of something a device did; `device` is its BDF.
     pub fn event(&self, device: &str, event: &Event) {
         let mut line = String::new();

@@ -26,6 +26,8 @@
 #define FAILS(call, number) CHECK((call) == -1 && errno == (number))
 
 /* linux/iommufd.h, linux/vfio.h, linux/capability.h */
+#define IOMMU_DESTROY 0x3b80
+#define IOMMU_FAULT_QUEUE_ALLOC 0x3b8e
 #define IOMMU_IOAS_ALLOC 0x3b81
 #define IOMMU_IOAS_UNMAP 0x3b86
 #define IOMMU_OPTION 0x3b87
@@ -169,6 +171,75 @@ static void type1(void)
 	CHECK(status(getpid(), "VmLck:") == 0);
 }
 
+/* Fails step n of `call` for n = 1, 2, ..., until it succeeds without; returns how many there were. After a failure the
+ * same call succeeds, so nothing is left of it. `undo` takes back what it made. */
+static int sweep(int (*call)(const void *), void (*undo)(int), const void *argument)
+{
+	int setting = open("/proc/self/fail-nth", O_RDWR);
+	CHECK(setting >= 0);
+	for (int n = 1;; n++) {
+		char text[16] = "";
+		int length = snprintf(text, sizeof(text), "%d", n);
+		CHECK(pwrite(setting, text, length, 0) == length);
+		int made = call(argument), error = errno;
+		CHECK(pread(setting, text, sizeof(text), 0) >= 2 && pwrite(setting, "0", 1, 0) == 1);
+		if (made >= 0)
+			undo(made);
+		if (text[0] != '0') {
+			CHECK(made >= 0);
+			close(setting);
+			return n - 1;
+		}
+		CHECK(made >= 0 || error == ENOMEM);
+		made = call(argument);
+		CHECK(made >= 0);
+		undo(made);
+	}
+}
+
+static int open_node(const void *path)
+{
+	return open(path, O_RDWR);
+}
+
+static void close_fd(int fd)
+{
+	CHECK(!close(fd));
+}
+
+static int device_of_group(const void *group)
+{
+	return ioctl(*(const int *)group, GROUP_GET_DEVICE_FD, "0000:01:00.0");
+}
+
+static int fault_queue(const void *iommu)
+{
+	uint32_t cmd[4] = { sizeof(cmd) };
+	if (ioctl(*(const int *)iommu, IOMMU_FAULT_QUEUE_ALLOC, cmd))
+		return -1;
+	uint32_t destroy[2] = { sizeof(destroy), cmd[2] };
+	CHECK(!close(cmd[3]) && !ioctl(*(const int *)iommu, IOMMU_DESTROY, destroy));
+	return 0;
+}
+
+static void nothing(int made)
+{
+	(void)made;
+}
+
+/* Every step of what makes a file for the client. */
+static void steps(void)
+{
+	const char *nodes[] = { "/dev/iommu", "/dev/vfio/vfio", "/dev/vfio/1", "/dev/vfio/devices/vfio0" };
+	for (int node = 0; node < 4; node++)
+		CHECK(sweep(open_node, close_fd, nodes[node]) >= 3);
+	int container = open("/dev/vfio/vfio", O_RDWR), group = open("/dev/vfio/1", O_RDWR);
+	CHECK(!ioctl(group, GROUP_SET_CONTAINER, &container) && !ioctl(container, SET_IOMMU, 1));
+	CHECK(sweep(device_of_group, close_fd, &group) >= 3);
+	int iommu = open_iommu();
+	CHECK(sweep(fault_queue, nothing, &iommu) >= 3);
+}
+
 int main(int argc, char **argv)
 {
 	CHECK(argc > 1);
@@ -180,6 +251,8 @@ int main(int argc, char **argv)
 		modes(0);
 	else if (!strcmp(argv[1], "process"))
 		modes(1);
+	else if (!strcmp(argv[1], "steps"))
+		steps();
 	else if (!strcmp(argv[1], "type1"))
 		type1();
 	puts("ok");
