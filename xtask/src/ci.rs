@@ -10,7 +10,7 @@ use anyhow::Result;
 
 use crate::kselftest::Totals;
 use crate::workspace::Workspace;
-use crate::{clients, fuzz, process, selftests, tools, uapi_check};
+use crate::{clients, conformance, fuzz, process, selftests, tools, uapi_check};
 
 /// Sequences each property test runs here, unless the environment says otherwise.
 const SEQUENCES: &str = "2000";
@@ -34,6 +34,8 @@ pub(crate) enum Stage {
     UapiCheck,
     /// Linux's own VFIO selftests on our devices
     Selftests,
+    /// Linux's own IOMMUFD tests, once
+    Conformance,
     /// QEMU with a Linux guest, and DPDK, unmodified, with our devices
     Clients,
     /// 60 s of fuzzing, shared by all targets
@@ -41,7 +43,7 @@ pub(crate) enum Stage {
 }
 
 impl Stage {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 11] = [
         Self::Fmt,
         Self::Clippy,
         Self::Tests,
@@ -50,6 +52,7 @@ impl Stage {
         Self::Doc,
         Self::UapiCheck,
         Self::Selftests,
+        Self::Conformance,
         Self::Clients,
         Self::Fuzz,
     ];
@@ -120,7 +123,7 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
 fn row(stage: Stage, tally: Tally, took: Duration) -> String {
     let word = if tally.failed > 0 { "FAILED" } else { "ok" };
     format!(
-        "{:<10} {word:<6} {:>5} passed {:>3} failed {:>3} skipped {:>5} s",
+        "{:<11} {word:<6} {:>5} passed {:>3} failed {:>3} skipped {:>5} s",
         format!("{stage:?}"),
         tally.passed,
         tally.failed,
@@ -165,6 +168,12 @@ fn check(workspace: &Workspace, stage: Stage) -> Result<Tally> {
             let (runs, failed) = clients::run(workspace, &clients::Args::default())?;
             let (passed, failed) = (u64::from(runs - failed), failed.into());
             return Ok(Tally { passed, failed, skipped: 0 });
+        }
+        Stage::Conformance => {
+            let counts = conformance::check(workspace, &conformance::Args::once())?;
+            let [passed, failed, skipped] =
+                [counts.passed, counts.failed, counts.skipped].map(u64::from);
+            return Ok(Tally { passed, failed, skipped });
         }
         Stage::Fuzz => {
             if workspace.fuzz_targets.is_empty() {

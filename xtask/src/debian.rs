@@ -25,14 +25,14 @@ const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 pub(crate) struct Suites(&'static [&'static str]);
 
 /// A package at a version, or at the newest one of the same series if the archive dropped that.
-#[derive(Debug)]
-pub(crate) struct Wanted {
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wanted<'a> {
     /// Package name.
-    pub(crate) package: &'static str,
+    pub(crate) package: &'a str,
     /// The version wanted.
-    pub(crate) pin: &'static str,
+    pub(crate) pin: &'a str,
     /// What every acceptable version starts with.
-    pub(crate) series: &'static str,
+    pub(crate) series: &'a str,
 }
 
 /// An unpacked package.
@@ -109,7 +109,7 @@ impl Archive {
     }
 
     /// The pinned version, or the newest of its series if the archive no longer serves it.
-    pub(crate) fn fetch(&self, wanted: &Wanted) -> Result<Fetched> {
+    pub(crate) fn fetch(&self, wanted: &Wanted<'_>) -> Result<Fetched> {
         if let Some(fetched) = self.unpacked(wanted.package, wanted.pin) {
             return Ok(fetched);
         }
@@ -250,7 +250,7 @@ fn versions(madison: &str) -> Vec<String> {
 }
 
 /// The pin if served, else the first (newest) of the series.
-fn choose(served: &[String], wanted: &Wanted) -> Result<String> {
+fn choose(served: &[String], wanted: &Wanted<'_>) -> Result<String> {
     let pin = served.iter().find(|version| **version == wanted.pin);
     let series = || served.iter().find(|version| version.starts_with(wanted.series));
     match pin.or_else(series) {
@@ -301,7 +301,8 @@ fn sources(mirror: &str, suites: Suites) -> String {
 mod tests {
     use super::*;
 
-    const WANTED: Wanted = Wanted { package: "linux-libc-dev", pin: "7.2.13-1", series: "7.2." };
+    const WANTED: Wanted<'_> =
+        Wanted { package: "linux-libc-dev", pin: "7.2.13-1", series: "7.2." };
 
     fn served(list: &[&str]) -> Vec<String> {
         list.iter().map(|version| (*version).to_owned()).collect()

@@ -9,12 +9,12 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::debian::{Archive, Wanted};
-use crate::process;
+use crate::debian::{Archive, Fetched, Wanted};
 use crate::workspace::Workspace;
+use crate::{process, uapi_check};
 
 /// The kernel whose tests are run.
-const PIN: Wanted = Wanted { package: "linux-source-7.2", pin: "7.2.13-1", series: "7.2." };
+const PIN: Wanted<'_> = Wanted { package: "linux-source-7.2", pin: "7.2.13-1", series: "7.2." };
 
 /// What is unpacked of it, relative to its root folder.
 const PARTS: [&str; 9] = [
@@ -29,21 +29,128 @@ const PARTS: [&str; 9] = [
     "drivers/iommu/iommufd/iommufd_test.h",
 ];
 
-/// The source tree: the one given, or the package's as far as it is needed, unpacked below `work`.
-pub(crate) fn source(
-    workspace: &Workspace,
-    work: &Path,
-    given: Option<&PathBuf>,
-) -> Result<PathBuf> {
-    if let Some(folder) = given {
-        return folder.canonicalize().context("the source tree is not there");
+/// Which tests to run.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub(crate) struct Choice {
+    /// Take the tests from this Linux source tree instead of Debian's package
+    #[arg(long, value_name = "FOLDER")]
+    source: Option<PathBuf>,
+    /// Take those of another kernel that Debian serves, as 7.3, 7.3.4 or 7.3.4-1
+    #[arg(long, value_name = "VERSION", conflicts_with = "source")]
+    kernel: Option<String>,
+}
+
+impl Choice {
+    /// Whether they are those that the pinned headers belong to.
+    pub(crate) fn is_pinned(&self) -> bool {
+        self.kernel.is_none()
     }
-    let fetched = Archive::new(workspace)?.fetch(&PIN)?;
+}
+
+/// Unpacked tests.
+#[derive(Debug)]
+pub(crate) struct Tree {
+    /// The source tree.
+    pub(crate) source: PathBuf,
+    /// Where the exported headers are, as `usr/include` below it.
+    pub(crate) headers: PathBuf,
+    /// Where to put what is made of them.
+    pub(crate) work: PathBuf,
+    /// Whether what was made of them before is still good: the sources do not change.
+    fixed: bool,
+}
+
+impl Tree {
+    /// The tests chosen, fetched and unpacked as far as they are not there yet.
+    pub(crate) fn get(workspace: &Workspace, choice: &Choice) -> Result<Self> {
+        let work = workspace.target.join("selftests");
+        fs::create_dir_all(&work)?;
+        let archive = Archive::new(workspace)?;
+        if let Some(folder) = &choice.source {
+            let source = folder.canonicalize().context("the source tree is not there")?;
+            let headers = archive.fetch(&uapi_check::PIN)?.root;
+            return Ok(Self { source, headers, work: made(&work, "given")?, fixed: false });
+        }
+        let named = choice.kernel.as_deref().map(Named::read).transpose()?;
+        let wanted = named.as_ref().map_or(PIN, Named::wanted);
+        let fetched = archive.fetch(&wanted)?;
+        let headers = match &named {
+            // Tests use what their own kernel exports.
+            Some(_) => archive.fetch_version(uapi_check::PIN.package, &fetched.version)?,
+            None => archive.fetch(&uapi_check::PIN)?,
+        };
+        let source = unpacked(&work, &wanted, &fetched)?;
+        let work = made(&work, &format!("built-{}", fetched.version))?;
+        Ok(Self { source, headers: headers.root, work, fixed: true })
+    }
+
+    /// The program `name`, made by `make` unless it was made before.
+    pub(crate) fn program(
+        &self,
+        name: &str,
+        make: impl FnOnce(&Path) -> Result<()>,
+    ) -> Result<PathBuf> {
+        let program = self.work.join(name);
+        if !(self.fixed && program.is_file()) {
+            // Half of a program is never taken for one.
+            let partial = self.work.join(format!("{name}.partial"));
+            make(&partial)?;
+            fs::rename(partial, &program)?;
+        }
+        Ok(program)
+    }
+
+    /// A compiler that finds the exported headers.
+    pub(crate) fn gcc(&self) -> Command {
+        let mut gcc = Command::new("gcc");
+        for folder in ["usr/include", "usr/include/x86_64-linux-gnu"] {
+            gcc.arg("-isystem").arg(self.headers.join(folder));
+        }
+        gcc
+    }
+}
+
+/// A kernel that was asked for.
+struct Named {
+    package: String,
+    pin: String,
+    series: String,
+}
+
+impl Named {
+    fn read(version: &str) -> Result<Self> {
+        let upstream = version.split('-').next().unwrap_or_default();
+        let mut numbers = upstream.split('.');
+        let (Some(major), Some(minor)) = (numbers.next(), numbers.next()) else {
+            bail!("{version} is no version of a kernel: 7.3, 7.3.4 and 7.3.4-1 are");
+        };
+        let series = match (version.contains('-'), numbers.next()) {
+            (true, _) => version.to_owned(),
+            (false, Some(_)) => format!("{version}-"),
+            (false, None) => format!("{version}."),
+        };
+        let package = format!("linux-source-{major}.{minor}");
+        Ok(Self { package, pin: version.to_owned(), series })
+    }
+
+    fn wanted(&self) -> Wanted<'_> {
+        Wanted { package: &self.package, pin: &self.pin, series: &self.series }
+    }
+}
+
+fn made(work: &Path, name: &str) -> Result<PathBuf> {
+    let folder = work.join(name);
+    fs::create_dir_all(&folder)?;
+    Ok(folder)
+}
+
+/// The source tree of a package as far as it is needed, unpacked below `work`.
+fn unpacked(work: &Path, wanted: &Wanted<'_>, fetched: &Fetched) -> Result<PathBuf> {
     let tree = work.join(format!("linux-{}", fetched.version));
     if PARTS.iter().all(|part| part.contains('*') || tree.join(part).exists()) {
         return Ok(tree);
     }
-    let archive = fetched.root.join("usr/src").join(format!("{}.tar.xz", PIN.package));
+    let archive = fetched.root.join("usr/src").join(format!("{}.tar.xz", wanted.package));
     ensure!(archive.is_file(), "{} holds no {}", fetched.root.display(), archive.display());
     println!("unpacking the selftests of Linux {}", fetched.version);
     let partial = work.join("partial");
@@ -170,6 +277,19 @@ impl Drop for HugePages {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_kernel_is_named_by_series_release_or_package_version() {
+        let read = |version| {
+            let named = Named::read(version).expect("a version");
+            (named.package, named.series)
+        };
+        let package = || "linux-source-7.3".to_owned();
+        assert_eq!(read("7.3"), (package(), "7.3.".to_owned()));
+        assert_eq!(read("7.3.4"), (package(), "7.3.4-".to_owned()));
+        assert_eq!(read("7.3.4-1"), (package(), "7.3.4-1".to_owned()));
+        assert!(Named::read("7").is_err());
+    }
 
     const TEXT: &str = "ok 1 a\n#      SKIP      no pages\nok 2 b # SKIP no pages\n#      SKIP      no pages\n\
                         # Totals: pass:1 fail:0 xfail:0 xpass:0 skip:2 error:0\n";

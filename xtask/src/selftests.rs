@@ -4,15 +4,14 @@
 //! on /dev/vfio/vfio and on /dev/iommu, and a device bound to an iommufd.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::debian::Archive;
-use crate::kselftest::{self, HugePages, Totals};
+use crate::kselftest::{Choice, HugePages, Totals, Tree};
 use crate::workspace::Workspace;
-use crate::{process, tools, uapi_check};
+use crate::{process, tools};
 
 /// A test program.
 struct Test {
@@ -45,23 +44,19 @@ const LIBRARY: [&str; 6] = [
 /// Run Linux's VFIO selftests
 #[derive(Debug, Default, clap::Args)]
 pub(crate) struct Args {
-    /// Take the tests from this Linux source tree instead of Debian's package
-    #[arg(long, value_name = "FOLDER")]
-    source: Option<PathBuf>,
+    #[command(flatten)]
+    choice: Choice,
 }
 
 /// Runs the task; answers how many cases passed and how many were left out.
 pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<Totals> {
     tools::ensure_programs(&[&tools::GCC])?;
     tools::ensure_header("/usr/include/uuid/uuid.h", "uuid-dev")?;
-    let work = workspace.target.join("selftests");
-    fs::create_dir_all(&work)?;
-    let source = kselftest::source(workspace, &work, args.source.as_ref())?;
-    let headers = Archive::new(workspace)?.fetch(&uapi_check::PIN)?;
-    let programs = build(&source, &headers.root, &work)?;
+    let tree = Tree::get(workspace, &args.choice)?;
+    let programs = build(&tree)?;
     process::run(workspace.cargo().args(["build", "--quiet", "--release", "--package", "ioasis"]))?;
     let ioasis = workspace.target.join("release/ioasis");
-    let image = work.join("disk.img");
+    let image = tree.work.join("disk.img");
     let nvme = format!("nvme,image={},size=64M", image.display());
     let pages = [HugePages::reserve(2 << 10, 8)?, HugePages::reserve(1 << 20, 1)?];
     let sizes_missing: u32 = pages.iter().map(|pages| u32::from(!pages.reserved())).sum();
@@ -87,44 +82,37 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<Totals> {
 }
 
 /// Compiles the tests and returns them in the order of [`TESTS`].
-fn build(source: &Path, headers: &Path, work: &Path) -> Result<Vec<PathBuf>> {
-    let tests = source.join("tools/testing/selftests/vfio");
+fn build(tree: &Tree) -> Result<Vec<PathBuf>> {
+    let tests = tree.source.join("tools/testing/selftests/vfio");
     let gcc = || {
-        let mut gcc = Command::new("gcc");
+        let mut gcc = tree.gcc();
         // `calloc_assert` is defined nowhere in 7.2; the tests are compiled from where they lie.
         gcc.args(["-O1", "-w", "-pthread", "-D_GNU_SOURCE=", "-Dcalloc_assert=calloc"]);
         gcc.current_dir(&tests);
         for folder in
             ["tools/testing/selftests", "tools/testing/selftests/vfio/lib/include", "tools/include"]
         {
-            gcc.arg("-I").arg(source.join(folder));
-        }
-        for folder in ["usr/include", "usr/include/x86_64-linux-gnu"] {
-            gcc.arg("-isystem").arg(headers.join(folder));
+            gcc.arg("-I").arg(tree.source.join(folder));
         }
         gcc
     };
-    let mut drivers = Vec::new();
-    for (driver, registers) in [("ioat", "drivers/dma/ioat"), ("dsa", "drivers/dma/idxd")] {
-        let object = work.join(format!("{driver}.o"));
-        let file = format!("lib/drivers/{driver}/{driver}.c");
-        process::run(
-            gcc().arg("-I").arg(source.join(registers)).args(["-c", &file, "-o"]).arg(&object),
-        )?;
-        drivers.push(object);
-    }
+    let driver = |(driver, registers): (&str, &str)| {
+        tree.program(&format!("{driver}.o"), |object| {
+            let file = format!("lib/drivers/{driver}/{driver}.c");
+            let mut gcc = gcc();
+            gcc.arg("-I").arg(tree.source.join(registers));
+            process::run(gcc.args(["-c", &file, "-o"]).arg(object))
+        })
+    };
+    let drivers = [("ioat", "drivers/dma/ioat"), ("dsa", "drivers/dma/idxd")].map(driver);
+    let drivers: Vec<PathBuf> = drivers.into_iter().collect::<Result<_>>()?;
     let program = |&Test { name, .. }: &Test| {
-        let path = work.join(name);
-        let library = LIBRARY.map(|file| format!("lib/{file}"));
-        let mut gcc = gcc();
-        gcc.arg(format!("{name}.c"))
-            .args(library)
-            .args(&drivers)
-            .arg("-o")
-            .arg(&path)
-            .arg("-luuid");
-        process::run(&mut gcc)?;
-        Ok(path)
+        tree.program(name, |path| {
+            let library = LIBRARY.map(|file| format!("lib/{file}"));
+            let mut gcc = gcc();
+            gcc.arg(format!("{name}.c")).args(library).args(&drivers);
+            process::run(gcc.arg("-o").arg(path).arg("-luuid"))
+        })
     };
     TESTS.iter().map(program).collect()
 }

@@ -80,7 +80,8 @@ fn found(folders: &[PathBuf], name: &str) -> bool {
     folders.iter().any(|folder| Path::is_file(&folder.join(name)))
 }
 
-fn is_root() -> Result<bool> {
+/// Whether this user is root.
+pub(crate) fn is_root() -> Result<bool> {
     Ok(process::output(Command::new("id").arg("-u"))?.trim() == "0")
 }
 

@@ -20,7 +20,7 @@ use layout::{Field, Struct, Value};
 use probe::{Headers, Question};
 
 /// The release `uapi` is written from.
-pub(crate) const PIN: Wanted =
+pub(crate) const PIN: Wanted<'_> =
     Wanted { package: "linux-libc-dev", pin: "7.2.13-1", series: "7.2." };
 
 /// Macros with parameters, which are logic and not layout.
