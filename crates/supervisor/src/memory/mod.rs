@@ -2,8 +2,8 @@
 //!
 //! Shared memory (memfd, tmpfs, hugetlbfs, shared anonymous, System V) is mapped here as well, once per file, and then
 //! reached with a copy: the bytes stay in reach after the client unmapped them or ended, as pinned pages do. Private
-//! memory is reached by address through `process_vm_readv` and `_writev`, as is shared memory whose file we may not
-//! open: without privileges, a shared anonymous mapping that no fd refers to.
+//! memory is reached by address through `process_vm_readv` and `_writev`. So is shared memory whose file we may not
+//! open, in any process that maps it ([`unopened`]): without privileges, a shared anonymous mapping that no fd refers to.
 //!
 //! What follows from reaching by address:
 //!
@@ -12,7 +12,8 @@
 //!   client next writes is the one the next transfer reads.
 //! - DIFFERS: memory the client unmaps without unmapping the IOVA answers `EFAULT`, and memory it then maps at the same
 //!   address is what the device reaches. On Linux the device goes on to reach the old pages.
-//! - DIFFERS: nothing of a client that has ended or executed another program is reached, shared memory excepted.
+//! - DIFFERS: nothing of a client that has ended or executed another program is reached, shared memory excepted, which is
+//!   where it can be opened or another process maps it.
 //!
 //! And of shared memory: DIFFERS: pages are allocated when first touched, not when pinned, so that mapping a terabyte
 //! costs nothing; a file system that is full by then is `EFAULT` to the device. A page truncated or punched away is gone
@@ -30,6 +31,7 @@ mod mapped;
 mod process;
 #[cfg(test)]
 mod tests;
+mod unopened;
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
@@ -49,6 +51,7 @@ pub use process::ProcessMemory;
 use locate::KernelMounts;
 use mapped::MappedFile;
 use process::PrivateMemory;
+use unopened::Unopened;
 
 /// All client memory of one run.
 #[derive(Debug)]
@@ -59,6 +62,8 @@ pub struct Memory {
     kernel_mounts: KernelMounts,
     /// Files mapped here, as long as somebody holds an extent of them.
     files: Mutex<HashMap<FileId, Weak<MappedFile>>>,
+    /// Shared memory that cannot be opened, as long as somebody holds an extent of it.
+    unopened: Mutex<HashMap<FileId, Weak<Unopened>>>,
     /// What stands behind our own device files, by their inode.
     devices: Mutex<HashMap<FileId, Weak<dyn Backing>>>,
     /// By thread-group id.
@@ -91,6 +96,7 @@ impl Memory {
             own_device,
             kernel_mounts: KernelMounts::find(),
             files: Mutex::new(HashMap::new()),
+            unopened: Mutex::new(HashMap::new()),
             devices: Mutex::new(HashMap::new()),
             processes: Mutex::new(HashMap::new()),
             next: AtomicU64::new(0),
@@ -144,6 +150,18 @@ impl Memory {
         devices.retain(|_, device| device.strong_count() > 0);
         devices.insert(id, Arc::downgrade(backing));
         Ok(())
+    }
+
+    /// The one memory there is for the file `id`, which we may not open.
+    fn unopened(&self, id: FileId) -> Arc<Unopened> {
+        let mut unopened = self.unopened.lock();
+        if let Some(known) = unopened.get(&id).and_then(Weak::upgrade) {
+            return known;
+        }
+        unopened.retain(|_, memory| memory.strong_count() > 0);
+        let memory = Arc::new(Unopened::new(id));
+        unopened.insert(id, Arc::downgrade(&memory));
+        memory
     }
 
     /// The one mapped file there is for `id`, able to do `access`; `open` opens it if need be, or knows that it cannot.

@@ -35,6 +35,33 @@ impl PrivateMemory {
         Ok(Self { key, process, mm, made, seen: AtomicU64::new(0), gone: AtomicBool::new(false) })
     }
 
+    /// The memory of a process that did not ask for anything itself.
+    pub(super) fn of_another(process: &Arc<Process>) -> Result<Self> {
+        // Nothing is ever found by this key, which no device's page has.
+        Self::new(u128::MAX ^ u128::from(process.pid()), process)
+    }
+
+    /// Whether the process has `length` bytes of the file `id`, from `offset`, at `address`, to be shared: asked of the kernel.
+    pub(super) fn shows(&self, id: FileId, offset: u64, address: u64, length: u64) -> bool {
+        let last = address + (length - 1);
+        let Ok(vmas) = self.mm.vmas(address, last) else { return false };
+        let mut next = address;
+        for vma in &vmas {
+            let same = vma.shared && (vma.device, vma.inode) == (id.device, id.inode);
+            if !same || vma.start > next {
+                return false;
+            }
+            if vma.offset.wrapping_add(next - vma.start) != offset + (next - address) {
+                return false;
+            }
+            if vma.last >= last {
+                return true;
+            }
+            next = vma.last + 1;
+        }
+        false
+    }
+
     /// Whether the process still has this memory: asked of the kernel.
     pub(super) fn is_current(&self) -> bool {
         let live = !self.gone.load(Ordering::Relaxed) && self.mm.is_live();
@@ -109,9 +136,16 @@ impl ProcessMemory {
         }
         // Device memory and the part of a mapping past the end of its file are mapped but not there. Plain private
         // memory always is.
+        let unopened =
+            vma.shared && self.memory.kernel_mounts.in_memory(&self.private.process, vma.device);
         if vma.inode != 0 || !vma.prot.write {
             self.private.process.read(first, &mut [0]).map_err(|_| not_there(first))?;
             self.private.process.read(last, &mut [0]).map_err(|_| not_there(last))?;
+        }
+        if unopened {
+            let backing = self.memory.unopened(FileId { device: vma.device, inode: vma.inode });
+            backing.add(&self.private, vma);
+            return Ok(Extent { backing, offset: vma.offset + (first - vma.start), length });
         }
         Ok(Extent { backing: Arc::clone(&self.private) as Arc<dyn Backing>, offset: first, length })
     }

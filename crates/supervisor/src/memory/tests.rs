@@ -545,3 +545,60 @@ fn dropped_extents_leave_no_fd_and_no_mapping() {
     drop(extent);
     assert_eq!(held(), 0);
 }
+
+/// A shared anonymous mapping of this process, and how it looks there.
+fn anonymous(pages: u64) -> (Mapping, Arc<Process>, Vma) {
+    let fd = memfd(pages);
+    let mapping = shared(&fd, Access::ReadWrite);
+    let own = Arc::new(Process::open(std::process::id()).expect("this process"));
+    let stat = rustix::fs::fstat(&fd).expect("fstat");
+    drop(fd);
+    let vmas = own.mm().expect("memory").vmas(0, u64::MAX).expect("mappings");
+    let is_it = |vma: &Vma| (vma.device, vma.inode) == (stat.st_dev, stat.st_ino);
+    let vma = vmas.into_iter().find(is_it).expect("the file is mapped");
+    (mapping, own, vma)
+}
+
+#[test]
+fn memory_that_cannot_be_opened_is_reached_in_whoever_maps_it() {
+    let (mapping, _own, vma) = anonymous(4);
+    let mut theirs = Some(mapping);
+    // The client's copy of the mapping goes with the first order, this process's own with the last step.
+    let client = Client::start(|_| drop(theirs.take()));
+    let memory = Arc::new(PrivateMemory::new(1, &client.process).expect("memory"));
+    let id = FileId { device: vma.device, inode: vma.inode };
+    let backing = Unopened::new(id);
+    backing.add(&memory, &vma);
+    let piece = |offset| [Piece { offset, length: 5 }];
+    backing.write(&piece(2 * PAGE + 1), b"there").expect("the client maps it");
+    let mut seen = [0; 5];
+    theirs.as_ref().expect("mapped").read(2 * PAGE + 1, &mut seen).expect("read");
+    assert_eq!(&seen, b"there", "it is the same page");
+
+    client.order(b'u');
+    backing.read(&piece(2 * PAGE + 1), &mut seen).expect("this process maps it too");
+    client.end();
+    backing.write(&piece(PAGE), b"after").expect("the client has ended");
+    theirs.as_ref().expect("mapped").read(PAGE, &mut seen).expect("read");
+    assert_eq!(&seen, b"after");
+    drop(theirs);
+    let gone = backing.read(&piece(PAGE), &mut seen);
+    assert_eq!(errno(gone), Some(Errno::EFAULT), "nobody maps it any more");
+}
+
+#[test]
+fn what_is_mapped_later_in_the_place_of_unopened_memory_is_not_reached() {
+    let (mapping, own, vma) = anonymous(1);
+    let memory = Arc::new(PrivateMemory::new(1, &own).expect("memory"));
+    let id = FileId { device: vma.device, inode: vma.inode };
+    let backing = Unopened::new(id);
+    backing.add(&memory, &vma);
+    assert!(memory.shows(id, 0, vma.start, PAGE));
+    assert!(!memory.shows(id, 0, vma.start, PAGE + 1), "it ends there");
+    assert!(!memory.shows(id, PAGE, vma.start, PAGE), "another part of the file");
+    let other = FileId { inode: id.inode + 1, ..id };
+    assert!(!memory.shows(other, 0, vma.start, PAGE), "another file");
+    drop(mapping);
+    let gone = backing.write(&[Piece { offset: 0, length: 1 }], b"x");
+    assert_eq!(errno(gone), Some(Errno::EFAULT));
+}
