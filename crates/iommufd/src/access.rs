@@ -103,7 +103,9 @@ impl Access {
     ///
     /// `EBUSY` while another change is under way, `EADDRINUSE` when the mappings there are less aligned than needed.
     pub(crate) fn change_ioas(self: &Arc<Self>, ioas: Option<Held<Ioas>>) -> Result<()> {
-        step("an access's place in an IOAS")?;
+        if ioas.is_some() {
+            step("an access's place in an IOAS")?;
+        }
         let mut state = self.state.lock();
         let current = state.ioas.as_ref().map(|ioas| ioas.head.id());
         if current != state.unpin.as_ref().map(|ioas| ioas.head.id()) {

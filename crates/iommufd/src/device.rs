@@ -166,7 +166,7 @@ impl Device {
         if pasid == NO_PASID {
             self.group.group.attach(attachment);
         } else {
-            self.endpoint.attach_pasid(pasid, attachment);
+            self.group.group.attach_pasid(pasid, attachment);
         }
     }
 

@@ -211,6 +211,8 @@ pub struct Group {
     iommu: Arc<Iommu>,
     ownership: Mutex<Ownership>,
     attachment: Published<Attachment>,
+    /// What transactions with each PASID translate through. Swapped as `attachment` is.
+    pasids: ArcSwap<BTreeMap<u32, Arc<Attachment>>>,
 }
 
 impl Group {
@@ -224,6 +226,7 @@ impl Group {
             iommu: Arc::clone(iommu),
             ownership: Mutex::default(),
             attachment: Published::empty(machine.sections),
+            pasids: ArcSwap::default(),
         })
     }
 
@@ -319,6 +322,24 @@ impl Group {
         }
     }
 
+    /// Makes transactions with `pasid` of all endpoints translate through `attachment`, or blocks them. The owner of the group
+    /// calls it, one call at a time. Linux: `__iommu_set_group_pasid`.
+    pub(crate) fn attach_pasid(&self, pasid: u32, attachment: Option<Attachment>) {
+        let mut pasids = BTreeMap::clone(&self.pasids.load());
+        let old = match attachment {
+            Some(attachment) => {
+                attachment.domain.users().add(self.token);
+                pasids.insert(pasid, Arc::new(attachment))
+            }
+            None => pasids.remove(&pasid),
+        };
+        self.pasids.store(Arc::new(pasids));
+        self.wait_for_dma();
+        if let Some(old) = old {
+            old.domain.users().remove(self.token);
+        }
+    }
+
     /// Returns when all DMA of the endpoints has ended that had begun before.
     fn wait_for_dma(&self) {
         self.machine.sections.wait(|label| label == self.token);
@@ -365,8 +386,6 @@ pub struct Endpoint {
     group: Arc<Group>,
     /// Who answers for the IOMMU where it is of no kind this crate knows. Immutable.
     driver: Option<Arc<dyn Driver>>,
-    /// What each PASID translates through.
-    pasids: ArcSwap<BTreeMap<u32, Arc<Attachment>>>,
     /// Object id of the device it is bound as; page requests carry it.
     device: AtomicU32,
     /// How many want it to ask for no pages.
@@ -412,7 +431,6 @@ impl Endpoint {
             machine,
             group: Arc::clone(group),
             driver,
-            pasids: ArcSwap::default(),
             device: AtomicU32::new(0),
             silenced: AtomicU32::new(0),
         })
@@ -424,7 +442,7 @@ impl Endpoint {
     pub fn silence(&self) -> Silence<'_> {
         self.silenced.fetch_add(1, Ordering::AcqRel);
         let own = self.group.attachment();
-        let pasids = self.pasids.load();
+        let pasids = self.group.pasids.load();
         for attachment in own.iter().chain(pasids.values()) {
             if let Some(queue) = &attachment.faults {
                 queue.cancel_device(self.device_id());
@@ -472,24 +490,6 @@ impl Endpoint {
         }
     }
 
-    /// Makes transactions with `pasid` translate through `attachment`, or blocks them. The owner of the group calls it,
-    /// one call at a time.
-    pub(crate) fn attach_pasid(&self, pasid: u32, attachment: Option<Attachment>) {
-        let mut pasids = BTreeMap::clone(&self.pasids.load());
-        let old = match attachment {
-            Some(attachment) => {
-                attachment.domain.users().add(self.group.token);
-                pasids.insert(pasid, Arc::new(attachment))
-            }
-            None => pasids.remove(&pasid),
-        };
-        self.pasids.store(Arc::new(pasids));
-        self.group.wait_for_dma();
-        if let Some(old) = old {
-            old.domain.users().remove(self.group.token);
-        }
-    }
-
     /// How it was made.
     #[must_use]
     pub fn config(&self) -> &EndpointConfig {
@@ -513,7 +513,7 @@ impl Endpoint {
         if pasid == 0 {
             return self.group.attachment();
         }
-        let own = self.pasids.load().get(&pasid).cloned();
+        let own = self.group.pasids.load().get(&pasid).cloned();
         own.or_else(|| {
             let whole = self.group.attachment()?;
             whole.nested.as_ref()?.has_pasids().then_some(whole)

@@ -56,6 +56,8 @@ mod sequences;
 mod testing;
 pub mod type1;
 mod viommu;
+#[cfg(test)]
+mod world;
 
 pub use access::{AccessHandle, AccessKind, AccessUser};
 pub use client::{

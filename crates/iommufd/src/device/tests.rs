@@ -174,3 +174,33 @@ fn pasids_need_page_tables_made_for_them() {
     bound.detach_pasid(5);
     bound.replace(plain).unwrap();
 }
+
+#[test]
+fn a_pasid_that_one_device_attached_is_that_of_its_whole_group() {
+    let (machine, client) = (TestMachine::new(), TestClient::new());
+    let context = Context::new(&machine.machine);
+    let group = machine.group();
+    let [one, other] = [0, 1].map(|_| context.bind(&machine.endpoint_in(&group)).unwrap());
+    let ioas = context.alloc_ioas().unwrap();
+    let hwpt = context.alloc_hwpt(ioas, &one, crate::HwptFlags::PASID).unwrap();
+    let request = MapRequest {
+        space: Arc::new(client.memory.clone()),
+        address: BASE,
+        length: 0x1000,
+        place: Place::Fixed(Iova(0x1000)),
+        prot: RW,
+        account: ACCOUNT,
+    };
+    context.map(ioas, request).unwrap();
+    let reads = |bound: &Bound| {
+        let segment = crate::Segment { iova: Iova(0x1000), length: 1 };
+        bound.endpoint().with_pasid(1).read([segment], &mut [0]).is_ok()
+    };
+    one.attach_pasid(1, hwpt).unwrap();
+    assert!(reads(&other), "the IOMMU does not tell them apart");
+    other.attach_pasid(1, hwpt).unwrap();
+    one.detach_pasid(1);
+    assert!(reads(&other) && reads(&one));
+    other.detach_pasid(1);
+    assert!(!reads(&other) && !reads(&one));
+}

@@ -1,0 +1,120 @@
+//! Every command in any order, on a machine with two opens of `/dev/iommu`, a container and four devices behind two IOMMUs
+//! of any kind, beside a model made of byte arrays.
+//!
+//! After each step are compared: the errno and the reply; objects, with how many hold each; areas, ranges and alignment of
+//! every IOAS; who pays for how much; and at every page what every device reads there, under three PASIDs. Some steps are first
+//! made to fail at each of their fallible points: nothing may have changed then.
+
+mod begin;
+mod calls;
+mod check;
+mod choose;
+mod dma;
+mod hwpts;
+mod model;
+mod perform;
+mod spaces;
+mod step;
+mod system;
+
+use ioasis_uapi::Errno;
+use proptest::prelude::*;
+
+use crate::{IommuKind, inject};
+
+use begin::{BEGINNINGS, beginning};
+use choose::Chooser;
+use model::Model;
+use perform::errno;
+use step::{Call, Step};
+use system::System;
+
+/// More points than any step has.
+const POINTS: u32 = 200;
+
+const KINDS: [IommuKind; 4] = [IommuKind::Vtd, IommuKind::Amd, IommuKind::Smmuv3, IommuKind::Riscv];
+
+/// Fails each point of a step in turn; the answer when none is left to fail.
+fn with_failures(
+    system: &mut System,
+    model: &mut Model,
+    step: &Step,
+    turn: u64,
+) -> Result<Result<step::Reply, Errno>, TestCaseError> {
+    for nth in 1..POINTS {
+        inject::arm(nth);
+        let answer = errno(system.apply(step));
+        if inject::disarm() > 0 {
+            return Ok(answer);
+        }
+        prop_assert_eq!(answer, Err(Errno::ENOMEM), "point {} of {:?}", nth, step);
+        system.check(model, turn)?;
+    }
+    Err(TestCaseError::fail(format!("{step:?} has no end of points that fail")))
+}
+
+fn run(kinds: [usize; 2], begin: usize, chunks: &[Vec<u8>]) -> Result<(), TestCaseError> {
+    let kinds = kinds.map(|kind| KINDS[kind]);
+    let mut system = System::new(kinds);
+    let mut model = Model::new(kinds, system.bytes());
+    let mut steps = beginning(begin, kinds[0]).into_iter();
+    let mut chunks = chunks.iter();
+    let mut turn = 0;
+    loop {
+        turn += 1;
+        let (step, fails) = if let Some(step) = steps.next() {
+            (step, false)
+        } else {
+            let Some(chunk) = chunks.next() else { break };
+            (Chooser(&chunk[1..]).step(&model), chunk[0] % 4 == 1)
+        };
+        let answer = if fails && can_fail(&step) {
+            with_failures(&mut system, &mut model, &step, turn)?
+        } else {
+            errno(system.apply(&step))
+        };
+        let before = model.clone();
+        let expected = model.apply(&step, &answer);
+        if expected.is_err() {
+            // What a refused call does all the same: an unmap keeps what it removed, and a write what it wrote.
+            model.restore_after_refusal(&step, before);
+        }
+        prop_assert_eq!(answer, expected, "step {} of {:?}: {:?}", turn, kinds, step);
+        system.check(&mut model, turn)?;
+        system.check_write(&mut model, turn)?;
+    }
+    system.check_bytes(&model)?;
+    system.close(turn)
+}
+
+/// Steps of which every failure undoes everything: those that stop half way are not among them.
+fn can_fail(step: &Step) -> bool {
+    !matches!(step, Step::AskedDma { .. } | Step::Access { what: step::OnAccess::Write { .. }, .. })
+}
+
+impl Model {
+    fn restore_after_refusal(&mut self, step: &Step, before: Self) {
+        let partial = matches!(
+            step,
+            Step::Call { call: Call::Unmap { .. } | Call::CompatUnmap { .. }, .. }
+                | Step::Type1(step::Type1::Unmap { .. })
+                | Step::Access { .. }
+        );
+        if !partial {
+            *self = before;
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn every_command_in_any_order_does_what_byte_arrays_would(
+        kinds in [0..4_usize, 0..4_usize],
+        begin in 0..BEGINNINGS,
+        chunks in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 12..24), 1..60),
+    ) {
+        run(kinds, begin, &chunks)?;
+    }
+}

@@ -1,0 +1,270 @@
+//! The system under test: a machine with two opens of `/dev/iommu`, a container, and devices behind two IOMMUs.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::sync::{Arc, OnceLock, Weak};
+
+use ioasis_iommupt::{Iova, IovaRange, Prot};
+use ioasis_sys::sync::Mutex;
+use ioasis_uapi::Result;
+
+use super::model::{CONTEXTS, DEVICES, GROUP_OF, GROUPS, IOMMU_OF, LIMIT, PAGE, TABLES, UID, pid};
+use super::spaces::LENGTH;
+use super::step::Space;
+use crate::type1::Container;
+use crate::{
+    AccessHandle, AccessUser, Account, AddressSpace, Bound, Client, ClientFile, Context, Endpoint,
+    EndpointConfig, Extents, Group, Iommu, IommuKind, Kind, Machine, Memory, OnExec,
+};
+
+/// Address of the first byte of a client's memory, and of the file's.
+pub(super) fn base_of(space: Space) -> u64 {
+    match space {
+        Space::User(_) => BASE,
+        Space::File => 0,
+    }
+}
+
+const BASE: u64 = 0x10_0000_0000;
+/// Where arguments go, behind what is mapped and a hole.
+pub(super) const ARG: u64 = BASE + 0x10_0000;
+/// Where what arguments point to goes.
+pub(super) const DATA: u64 = ARG + PAGE;
+/// The descriptor of the file.
+pub(super) const FILE: i32 = 7;
+
+/// Byte `index` of what is written at `iova`.
+pub(super) fn written(iova: u64, index: usize) -> u8 {
+    (iova / 7 + index as u64 * 3 + 1).to_le_bytes()[0]
+}
+
+/// A file by offset.
+#[derive(Debug)]
+pub(super) struct FileSpace(pub(super) Memory);
+
+impl AddressSpace for FileSpace {
+    fn key(&self) -> u128 {
+        self.0.key()
+    }
+
+    fn pin(&self, address: u64, length: u64, need: Prot) -> Result<Extents> {
+        self.0.pin(address, length, need)
+    }
+
+    fn kind(&self) -> Kind {
+        Kind::File
+    }
+}
+
+/// A client's mappable memory, and a page or two for arguments.
+#[derive(Debug)]
+pub(super) struct Actor {
+    pub(super) memory: Memory,
+    pub(super) argument: Memory,
+    file: Arc<FileSpace>,
+    pub(super) pid: Cell<u32>,
+    pub(super) made: RefCell<Vec<Arc<dyn ClientFile>>>,
+}
+
+impl Actor {
+    fn part(&self, address: u64) -> &Memory {
+        if address >= ARG { &self.argument } else { &self.memory }
+    }
+}
+
+impl Client for Actor {
+    fn read(&self, address: u64, buf: &mut [u8]) -> Result<()> {
+        self.part(address).read(address, buf)
+    }
+
+    fn write(&self, address: u64, buf: &[u8]) -> Result<()> {
+        self.part(address).write(address, buf)
+    }
+
+    fn memory(&self) -> Arc<dyn AddressSpace> {
+        Arc::new(self.memory.clone())
+    }
+
+    fn file_memory(&self, fd: i32) -> Result<Arc<dyn AddressSpace>> {
+        if fd == FILE {
+            return Ok(Arc::clone(&self.file) as _);
+        }
+        refuse!(EBADF, "no such file", u64::from(fd.unsigned_abs()))
+    }
+
+    fn account(&self) -> Account {
+        Account {
+            pid: self.pid.get(),
+            uid: UID,
+            memlock_pages: Some(LIMIT),
+            ipc_lock: false,
+            sys_resource: true,
+            sys_rawio: false,
+        }
+    }
+
+    fn install(&self, file: Arc<dyn ClientFile>, _on_exec: OnExec) -> Result<i32> {
+        self.made.borrow_mut().push(file);
+        Ok(20)
+    }
+}
+
+/// Unpins whatever touches what is to be unmapped.
+#[derive(Debug, Default)]
+pub(super) struct Pinner {
+    pub(super) access: OnceLock<Weak<AccessHandle>>,
+    /// Each pin, as often as it was made.
+    pub(super) pins: Mutex<Vec<(u64, u64)>>,
+}
+
+impl AccessUser for Pinner {
+    fn unmap(&self, range: IovaRange) {
+        let gone: Vec<(u64, u64)> = {
+            let touches = |pin: &mut (u64, u64)| {
+                let pin = IovaRange::new(Iova(pin.0), pin.1).unwrap();
+                pin.intersect(range).is_some()
+            };
+            self.pins.lock().extract_if(.., touches).collect()
+        };
+        let access = self.access.get().and_then(Weak::upgrade);
+        for (iova, length) in gone {
+            access.as_ref().unwrap().unpin(Iova(iova), length).unwrap();
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct OfAccess {
+    pub(super) handle: Arc<AccessHandle>,
+    pub(super) pinner: Arc<Pinner>,
+}
+
+#[derive(Debug)]
+pub(super) struct System {
+    pub(super) machine: Arc<Machine>,
+    pub(super) actors: [Actor; CONTEXTS],
+    pub(super) file: Arc<FileSpace>,
+    pub(super) groups: Vec<Arc<Group>>,
+    pub(super) endpoints: Vec<Arc<Endpoint>>,
+    pub(super) contexts: [Arc<Context>; CONTEXTS],
+    pub(super) container: Arc<Container>,
+    pub(super) bound: [Option<Bound>; DEVICES],
+    pub(super) accesses: Vec<Option<OfAccess>>,
+    pub(super) files: Vec<Option<Arc<dyn ClientFile>>>,
+}
+
+impl System {
+    pub(super) fn new(kinds: [IommuKind; 2]) -> Self {
+        let machine = Machine::new();
+        let iommus = kinds.map(|kind| Arc::new(Iommu::new(kind)));
+        let groups: Vec<_> = (0..GROUPS)
+            .map(|index| {
+                let number = u32::try_from(index).unwrap();
+                Group::new(&machine, &iommus[IOMMU_OF[index]], number)
+            })
+            .collect();
+        let endpoints = (0..DEVICES).map(|device| endpoint(&groups[GROUP_OF[device]], device));
+        let endpoints = endpoints.collect();
+        let length = usize::try_from(LENGTH).unwrap();
+        let file = Arc::new(FileSpace(Memory::new(0, length).unwrap()));
+        let actors = std::array::from_fn(|index| Actor {
+            memory: Memory::new(BASE, length).unwrap(),
+            argument: Memory::new(ARG, 4 * 4096).unwrap(),
+            file: Arc::clone(&file),
+            pid: Cell::new(pid(index)),
+            made: RefCell::default(),
+        });
+        let contexts = std::array::from_fn(|_| Context::new(&machine));
+        let container = Container::new(&machine);
+        let system = Self {
+            machine,
+            actors,
+            file,
+            groups,
+            endpoints,
+            contexts,
+            container,
+            bound: [const { None }; DEVICES],
+            accesses: Vec::new(),
+            files: Vec::new(),
+        };
+        system.fill();
+        system
+    }
+
+    pub(super) fn memory(&self, space: Space) -> &Memory {
+        match space {
+            Space::User(actor) => &self.actors[actor].memory,
+            Space::File => &self.file.0,
+        }
+    }
+
+    /// Marks every page, and writes the client's own tables.
+    fn fill(&self) {
+        for (space, mark) in [(Space::User(0), 1), (Space::User(1), 2), (Space::File, 3)] {
+            let memory = self.memory(space);
+            for page in 0..LENGTH / PAGE {
+                let bytes = [page.to_le_bytes()[0], mark, 0x5a, 0xa5];
+                memory.write(base_of(space) + page * PAGE, &bytes).unwrap();
+                memory.write(base_of(space) + page * PAGE + 2048, &bytes).unwrap();
+            }
+            if let Space::User(_) = space {
+                write_tables(memory);
+            }
+        }
+    }
+
+    pub(super) fn bytes(&self) -> BTreeMap<Space, Vec<u8>> {
+        let spaces = [Space::User(0), Space::User(1), Space::File];
+        let read = |space: Space| {
+            let mut bytes = vec![0; usize::try_from(LENGTH).unwrap()];
+            self.memory(space).read(base_of(space), &mut bytes).unwrap();
+            (space, bytes)
+        };
+        spaces.map(read).into_iter().collect()
+    }
+}
+
+fn endpoint(group: &Arc<Group>, device: usize) -> Arc<Endpoint> {
+    Endpoint::new(
+        group,
+        EndpointConfig {
+            name: format!("device {device}"),
+            requester_id: u16::try_from(device).unwrap(),
+            reserved: group.iommu().reserved(),
+            pasid_bits: 20,
+            pasid_exec: false,
+            pasid_privileged: false,
+            ats: false,
+            pri: device == super::dma::ASKER,
+        },
+    )
+}
+
+/// Tables of each architecture that show guest page n at `GUEST` + n pages, in pages from `TABLES` on.
+fn write_tables(memory: &Memory) {
+    let zeroes = [0; 4096];
+    for page in TABLES..TABLES + super::model::TABLE_PAGES {
+        memory.write(BASE + page * PAGE, &zeroes).unwrap();
+    }
+    let word = |page: u64, index: u64, word: u64| {
+        memory.write(BASE + (TABLES + page) * PAGE + index * 8, &word.to_le_bytes()).unwrap();
+    };
+    let table = |page: u64| (TABLES + page) * PAGE;
+    // x86-64: present, writable, user.
+    word(0, 0, table(1) | 7);
+    word(1, 0, table(2) | 7);
+    word(2, 2, table(3) | 7);
+    // AMD's GCR3 table, and an SMMU's context descriptor.
+    word(4, 0, table(0) | 1);
+    word(5, 0, 1 << 31 | 1 << 41 | 16);
+    word(5, 1, table(6));
+    word(6, 0, table(7) | 3);
+    word(7, 0, table(8) | 3);
+    word(8, 2, table(9) | 3);
+    for page in 0..super::model::GUEST_PAGES {
+        word(3, page, (page * PAGE) | 7);
+        // Arm: accessed, accessible without privilege, valid page.
+        word(9, page, (page * PAGE) | (1 << 10) | (1 << 6) | 3);
+    }
+}
