@@ -230,15 +230,22 @@ impl Domain {
         }
     }
 
-    /// Reports the dirty ranges inside `range`.
+    /// Reports the dirty ranges inside `range`. What is cleared has been written by the time it returns: a translation that set
+    /// the bit may be in use until then.
     pub(crate) fn read_dirty(
         &self,
         range: IovaRange,
         dirty: Dirty,
         found: &mut dyn FnMut(IovaRange),
     ) {
-        if let Some(range) = range.intersect(self.aperture) {
-            self.writer.lock().read_dirty(range, dirty, found);
+        let Some(range) = range.intersect(self.aperture) else { return };
+        let mut any = false;
+        self.writer.lock().read_dirty(range, dirty, &mut |range| {
+            any = true;
+            found(range);
+        });
+        if any && dirty == Dirty::Clear {
+            self.machine.quiesce.wait();
         }
     }
 }

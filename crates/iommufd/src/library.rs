@@ -96,7 +96,8 @@ impl Context {
         Ok(())
     }
 
-    /// Calls `found` for every range inside `range` that devices wrote through the page table `hwpt`, ascending.
+    /// Calls `found` for every range inside `range` that devices wrote through the page table `hwpt`, ascending. The bytes of what is
+    /// cleared are all there when this returns, and not before: copy them then.
     ///
     /// # Errors
     ///

@@ -152,3 +152,87 @@ fn an_iommu_without_dirty_bits_makes_no_tracked_page_table() {
     };
     assert_eq!(fixture.errno(abi::HWPT_ALLOC, &mut cmd), Errno::EOPNOTSUPP);
 }
+
+/// Memory in which a write takes as long as the test wants.
+#[derive(Debug)]
+struct Slow {
+    memory: crate::Memory,
+    begun: std::sync::mpsc::Sender<()>,
+    may_end: ioasis_sys::sync::Mutex<std::sync::mpsc::Receiver<()>>,
+}
+
+impl crate::Backing for Slow {
+    fn key(&self) -> u128 {
+        1
+    }
+
+    fn read(&self, pieces: &[crate::Piece], buf: &mut [u8]) -> Result<()> {
+        self.memory.read(pieces[0].offset, buf)
+    }
+
+    fn write(&self, pieces: &[crate::Piece], buf: &[u8]) -> Result<()> {
+        self.begun.send(()).unwrap();
+        self.may_end.lock().recv().unwrap();
+        self.memory.write(pieces[0].offset, buf)
+    }
+}
+
+#[derive(Debug)]
+struct Space(Arc<Slow>);
+
+impl crate::AddressSpace for Space {
+    fn key(&self) -> u128 {
+        1
+    }
+
+    fn pin(&self, address: u64, length: u64, _need: crate::Prot) -> Result<crate::Extents> {
+        let backing: Arc<dyn crate::Backing> = Arc::clone(&self.0) as _;
+        Ok([crate::Extent { backing, offset: address, length }].into_iter().collect())
+    }
+
+    fn kind(&self) -> crate::Kind {
+        crate::Kind::User
+    }
+}
+
+#[test]
+fn what_is_reported_dirty_has_been_written() {
+    let fixture = Fixture::new();
+    let (begun, has_begun) = std::sync::mpsc::channel();
+    let (end, may_end) = std::sync::mpsc::channel();
+    let may_end = ioasis_sys::sync::Mutex::new(may_end);
+    let slow = Arc::new(Slow { memory: crate::Memory::new(0, 4096).unwrap(), begun, may_end });
+    let (bound, ioas) = (fixture.device(), fixture.ioas());
+    let request = crate::MapRequest {
+        space: Arc::new(Space(Arc::clone(&slow))),
+        address: 0,
+        length: 4096,
+        place: crate::Place::Fixed(Iova(0)),
+        prot: crate::testing::RW,
+        account: crate::testing::ACCOUNT,
+    };
+    fixture.context.map(ioas, request).unwrap();
+    let flags = crate::HwptFlags::DIRTY_TRACKING;
+    let hwpt = fixture.context.alloc_hwpt(ioas, &bound, flags).unwrap();
+    bound.attach(hwpt).unwrap();
+    let endpoint = Arc::clone(bound.endpoint());
+    let segment = Segment { iova: Iova(0), length: 1 };
+    let device = std::thread::spawn(move || endpoint.write([segment], &[7]).unwrap());
+    has_begun.recv().unwrap();
+    // The bit is set, the byte is not.
+    let migrator = std::thread::spawn({
+        let (context, slow) = (Arc::clone(&fixture.context), Arc::clone(&slow));
+        move || {
+            let mut ranges = 0;
+            let clear = crate::Dirty::Clear;
+            context.read_dirty(hwpt, crate::IovaRange::ALL, clear, &mut |_| ranges += 1).unwrap();
+            let mut byte = [0];
+            slow.memory.read(0, &mut byte).unwrap();
+            (ranges, byte[0])
+        }
+    });
+    std::thread::sleep(std::time::Duration::from_millis(50));
+    end.send(()).unwrap();
+    device.join().unwrap();
+    assert_eq!(migrator.join().unwrap(), (1, 7), "the bit was taken before the byte was there");
+}
