@@ -3,6 +3,8 @@
 //! Every call translates anew, inside one section of its group: once an unmap or a detach has waited for the sections that were
 //! open, no call uses what it took away. Pieces that lie in one backing become one vectored copy.
 
+mod section;
+
 use std::sync::Arc;
 
 use ioasis_iommupt::{Fault, Iova, Prot, Run};
@@ -15,6 +17,8 @@ use crate::faultlog::{Reason, RefusedDma};
 use crate::iommu::{Attachment, Endpoint};
 use crate::phys::{Phys, Window};
 use crate::{Backing, Piece};
+
+pub use section::{DmaSection, Reached, Unreached};
 
 /// One piece of a scattered transfer, by the address the device puts on the bus.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -393,6 +397,14 @@ impl<S: Iterator<Item = Segment>> Rest<S> {
     }
 }
 
+fn reason_of(attachment: &Attachment, fault: Fault) -> Reason {
+    match attachment.nested {
+        _ if !fault.missing.is_empty() => Reason::Missing(fault.missing),
+        None => Reason::NotMapped,
+        Some(_) => Reason::NotNested,
+    }
+}
+
 /// Adds the pieces of `segment` to the batch; on failure what is left of it stays.
 fn walk<T: Transfer>(
     attachment: Option<&Arc<Attachment>>,
@@ -407,14 +419,9 @@ fn walk<T: Transfer>(
             return Err(Refusal { iova: at, reason: Reason::Blocked });
         };
         let length = segment.length as u64;
-        let run = attachment.translate(pasid, at, length, T::NEED).map_err(|fault| {
-            let reason = if fault.missing.is_empty() {
-                Reason::NotMapped
-            } else {
-                Reason::Missing(fault.missing)
-            };
-            Refusal { iova: fault.iova, reason }
-        })?;
+        let run = attachment
+            .translate(pasid, at, length, T::NEED)
+            .map_err(|fault| Refusal { iova: fault.iova, reason: reason_of(attachment, fault) })?;
         batch.add(at, run, transfer)?;
         segment.iova = Iova(at.0.wrapping_add(run.length));
         segment.length -=

@@ -245,7 +245,7 @@ impl Domain {
             found(range);
         });
         if any && dirty == Dirty::Clear {
-            self.machine.quiesce.wait();
+            Users::wait_all([self.users()]);
         }
     }
 }

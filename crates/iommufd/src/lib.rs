@@ -66,7 +66,7 @@ pub use client::{
 };
 pub use context::{Context, CopyRequest, MapRequest};
 pub use device::{Bound, PageAsk};
-pub use dma::{DmaFault, PasidDma, Segment};
+pub use dma::{DmaFault, DmaSection, PasidDma, Reached, Segment, Unreached};
 pub use ioas::{Place, Unmapped};
 pub use ioasis_iommupt::{Dirty, Iova, IovaRange, Pa, Prot, Run};
 pub use iommu::{
