@@ -20,6 +20,8 @@ enum Work {
     Tests(&'static [&'static str]),
     /// The same for tests that kill, as often as `IOASIS_KILLS` says.
     Kills(&'static [&'static str]),
+    /// The same for tests that take random words, as many as `IOASIS_WORDS` says.
+    Words(&'static [&'static str]),
     /// The same for tests that start runs, as many as `IOASIS_RUNS` says and `IOASIS_TOGETHER` at once.
     Runs(&'static [&'static str]),
     /// Every fuzz target.
@@ -32,7 +34,7 @@ struct Job {
     name: &'static str,
     what: &'static str,
     work: Work,
-    /// Sequences, kills, runs, or calls, in all.
+    /// Sequences, kills, runs, words or calls, in all.
     total: u64,
     /// How many of them a step runs.
     step: u64,
@@ -54,6 +56,20 @@ const JOBS: &[Job] = &[
         work: Work::Tests(&["-p", "ioasis-iommufd"]),
         total: 1_000_000,
         step: 50_000,
+    },
+    Job {
+        name: "iommupt",
+        what: "the tests of ioasis-iommupt, and hostile guests' page tables",
+        work: Work::Tests(&["-p", "ioasis-iommupt", "-p", "ioasis-hostile-guest"]),
+        total: 100_000,
+        step: 10_000,
+    },
+    Job {
+        name: "words",
+        what: "random words of every page table format, said again",
+        work: Work::Words(&["-p", "ioasis-iommupt", "-E", "test(random_words_are_said_again)"]),
+        total: 1 << 28,
+        step: 1 << 26,
     },
     Job {
         name: "vfio",
@@ -177,7 +193,10 @@ fn soak(workspace: &Workspace, job: &Job, args: &Args) -> Result<()> {
 
 fn step(workspace: &Workspace, job: &Job, seed: u64) -> Result<()> {
     match job.work {
-        Work::Tests(arguments) | Work::Kills(arguments) | Work::Runs(arguments) => {
+        Work::Tests(arguments)
+        | Work::Kills(arguments)
+        | Work::Words(arguments)
+        | Work::Runs(arguments) => {
             tools::ensure_subcommand(workspace, "cargo-nextest")?;
             let mut cargo = workspace.cargo();
             cargo
@@ -185,6 +204,7 @@ fn step(workspace: &Workspace, job: &Job, seed: u64) -> Result<()> {
                 .args(arguments);
             let counts: &[&str] = match job.work {
                 Work::Kills(_) => &["IOASIS_KILLS"],
+                Work::Words(_) => &["IOASIS_WORDS"],
                 Work::Runs(_) => &["IOASIS_RUNS"],
                 _ => &["IOASIS_SEQUENCES", "PROPTEST_CASES"],
             };

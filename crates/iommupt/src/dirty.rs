@@ -103,7 +103,7 @@ impl<F: Format> Writer<F> {
         if touched.load(Ordering::Acquire) == 0 {
             return;
         }
-        if harvest.dirty == Dirty::Clear && harvest.covers(node.base, end.min(self.shared.last)) {
+        if harvest.dirty == Dirty::Clear && harvest.covers(node.base, end.min(self.last)) {
             touched.swap(0, Ordering::AcqRel);
         }
         let first = F::index(harvest.start.max(node.base), node.level);

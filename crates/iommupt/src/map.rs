@@ -147,7 +147,7 @@ impl<F: Format> Writer<F> {
             total = sum;
         }
         bad |= merged & (Self::PAGE - 1) != 0 || highest > low_bits(F::OA_LG2);
-        bad |= iova.checked_add(total.saturating_sub(1)).is_none_or(|last| last > self.shared.last);
+        bad |= iova.checked_add(total.saturating_sub(1)).is_none_or(|last| last > self.last);
         if bad { self.refuse(iova, runs) } else { Ok(()) }
     }
 
@@ -167,7 +167,7 @@ impl<F: Format> Writer<F> {
             if pa.checked_add(span).is_none_or(|last| last > low_bits(F::OA_LG2)) {
                 return Err(Error::at(Errno::ERANGE, "output address too large", pa));
             }
-            if at.checked_add(span).is_none_or(|last| last > self.shared.last) {
+            if at.checked_add(span).is_none_or(|last| last > self.last) {
                 break;
             }
             at = at.wrapping_add(length);

@@ -58,6 +58,7 @@ impl<F: Format> PageTable<F> {
             tables,
             quiesce: config.quiesce,
             sizes: all_sizes::<F>() & (config.page_sizes | smallest),
+            last,
             hot: Hot::NONE,
         };
         Ok((writer, shared))
@@ -84,6 +85,8 @@ pub struct Writer<F: Format> {
     pub(crate) quiesce: Arc<dyn Quiesce>,
     /// Leaf sizes in use.
     pub(crate) sizes: u64,
+    /// Last address of the aperture; readers may walk beyond, where nothing is.
+    pub(crate) last: u64,
     hot: Hot,
 }
 
@@ -207,6 +210,11 @@ impl<F: Format> Writer<F> {
         self.tables.allocate(&self.shared.arena, F::ITEMS_LG2, &*self.quiesce)
     }
 
+    /// Makes sure that the next `count` tables can be allocated.
+    pub(crate) fn reserve(&mut self, count: usize) -> Result<()> {
+        self.tables.reserve(count, &self.shared.arena, F::ITEMS_LG2, &*self.quiesce)
+    }
+
     /// Zeroes a table that is not linked, except `keep`, and what was noted about it.
     pub(crate) fn wipe(&self, frame: u32, zeroed: bool, keep: core::ops::Range<usize>) {
         if zeroed {
@@ -237,14 +245,14 @@ impl<F: Format> Writer<F> {
     /// `range` as far as it lies in the aperture.
     pub(crate) fn clip(&self, range: IovaRange) -> Option<(u64, u64)> {
         let start = range.start().0;
-        let last = range.last().0.min(self.shared.last);
+        let last = range.last().0.min(self.last);
         (start <= last).then_some((start, last))
     }
 }
 
 impl<F: Format> TableWriter for Writer<F> {
     fn aperture(&self) -> IovaRange {
-        IovaRange::closed(Iova(0), Iova(self.shared.last)).expect("an aperture starts at zero")
+        IovaRange::closed(Iova(0), Iova(self.last)).expect("an aperture starts at zero")
     }
 
     fn page_sizes(&self) -> u64 {
@@ -265,6 +273,14 @@ impl<F: Format> TableWriter for Writer<F> {
 
     fn cut(&mut self, at: Iova) -> Result<()> {
         Self::cut(self, at)
+    }
+
+    fn protect(&mut self, range: IovaRange, prot: Prot) -> Result<()> {
+        Self::protect(self, range, prot)
+    }
+
+    fn cut_aperture(&mut self, last: Iova) -> Result<()> {
+        Self::cut_aperture(self, last)
     }
 
     fn read_dirty(&mut self, range: IovaRange, dirty: Dirty, found: &mut dyn FnMut(IovaRange)) {

@@ -116,6 +116,23 @@ pub trait TableWriter: Debug + Send {
     /// `ENOMEM` without table memory.
     fn cut(&mut self, at: Iova) -> Result<()>;
 
+    /// Gives every mapped leaf inside `range` the permissions `prot`; leaves that straddle an edge are split first. Dirty
+    /// state stays.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM` when splitting a leaf needs a table and there is none, `EOPNOTSUPP` for a `prot` the format cannot say;
+    /// nothing is changed then.
+    fn protect(&mut self, range: IovaRange, prot: Prot) -> Result<()>;
+
+    /// Makes the aperture end at `last`, for IOVAs that this table is never to translate.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` when `last` is not the last byte of a page or lies outside the aperture, `EBUSY` when something beyond is
+    /// mapped.
+    fn cut_aperture(&mut self, last: Iova) -> Result<()>;
+
     /// Calls `found` for every dirty range inside `range`, ascending.
     fn read_dirty(&mut self, range: IovaRange, dirty: Dirty, found: &mut dyn FnMut(IovaRange));
 

@@ -48,6 +48,9 @@ pub(crate) struct Tables {
     idle: Vec<u32>,
     in_use: usize,
     limit: usize,
+    /// Tables that can still be had, for tests of what happens when there are none.
+    #[cfg(test)]
+    pub(crate) allowed: usize,
 }
 
 impl Tables {
@@ -66,6 +69,8 @@ impl Tables {
             idle: Vec::new(),
             in_use: 0,
             limit,
+            #[cfg(test)]
+            allowed: usize::MAX,
         };
         for _ in 0..root {
             let blank = tables.extend(arena, items_lg2)?;
@@ -91,6 +96,8 @@ impl Tables {
         items_lg2: u32,
         quiesce: &dyn Quiesce,
     ) -> Result<Blank> {
+        #[cfg(test)]
+        self.allow(1)?;
         if let Some(frame) = self.free.pop() {
             self.in_use += 1;
             return Ok(Blank { frame, zeroed: false });
@@ -108,6 +115,43 @@ impl Tables {
         let frame = self.free.pop().expect("retired tables became free");
         self.in_use += 1;
         Ok(Blank { frame, zeroed: false })
+    }
+
+    /// Makes sure that the next `count` tables can be allocated; on failure those that were found are kept for later.
+    pub(crate) fn reserve(
+        &mut self,
+        count: usize,
+        arena: &Arena,
+        items_lg2: u32,
+        quiesce: &dyn Quiesce,
+    ) -> Result<()> {
+        #[cfg(test)]
+        self.allow(count)?;
+        while self.free.len() < count {
+            match self.extend(arena, items_lg2) {
+                Ok(blank) => {
+                    self.in_use -= 1;
+                    self.free.push(blank.frame);
+                }
+                Err(error) if self.retired.is_empty() => return Err(error),
+                Err(_) => {
+                    quiesce.wait();
+                    self.free.append(&mut self.retired);
+                }
+            }
+        }
+        #[cfg(test)]
+        {
+            self.allowed = self.allowed.saturating_add(count);
+        }
+        Ok(())
+    }
+
+    #[cfg(test)]
+    fn allow(&mut self, count: usize) -> Result<()> {
+        let left = self.allowed.checked_sub(count);
+        self.allowed = left.ok_or(Error::new(Errno::ENOMEM, "the test allows no more tables"))?;
+        Ok(())
     }
 
     fn extend(&mut self, arena: &Arena, items_lg2: u32) -> Result<Blank> {
