@@ -109,12 +109,14 @@ impl<T> Areas<T> {
     /// The first area that ends at or after `at`.
     #[inline]
     fn first_from(&self, at: u64) -> Option<(u32, usize, Item)> {
-        if self.nodes.is_empty() {
-            return None;
+        let mut node = self.root;
+        let mut here = self.nodes.get(node as usize)?;
+        for _ in 0..self.height {
+            node = here.id(here.lower_bound(at).min(here.len() - 1));
+            here = &self.nodes[node as usize];
         }
-        let (node, slot) = self.descend(at).at(self.height);
-        let item = self.nodes[node as usize].get(slot)?;
-        Some((node, slot, item))
+        let slot = here.lower_bound(at);
+        Some((node, slot, here.get(slot)?))
     }
 
     /// The first area that shares an address with `range`.

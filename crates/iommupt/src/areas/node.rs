@@ -137,10 +137,9 @@ impl Node {
     #[inline]
     pub(super) fn insert(&mut self, slot: usize, item: Item) {
         let len = self.len();
-        self.firsts.copy_within(slot..len, slot + 1);
-        self.lasts.copy_within(slot..len, slot + 1);
-        self.holes.copy_within(slot..len, slot + 1);
-        self.ids.copy_within(slot..len, slot + 1);
+        if slot < len {
+            self.shift(slot, slot + 1, len - slot);
+        }
         self.len += 1;
         self.set(slot, item);
     }
@@ -148,10 +147,9 @@ impl Node {
     #[inline]
     pub(super) fn remove(&mut self, slot: usize) {
         let len = self.len();
-        self.firsts.copy_within(slot + 1..len, slot);
-        self.lasts.copy_within(slot + 1..len, slot);
-        self.holes.copy_within(slot + 1..len, slot);
-        self.ids.copy_within(slot + 1..len, slot);
+        if slot + 1 < len {
+            self.shift(slot + 1, slot, len - slot - 1);
+        }
         self.lasts[len - 1] = u64::MAX;
         self.len -= 1;
     }
@@ -176,14 +174,30 @@ impl Node {
     /// Moves items between two neighbours until both hold as many.
     pub(super) fn share(&mut self, right: &mut Self) {
         let half = (self.len() + right.len()) / 2;
-        while self.len() < half {
-            self.insert(self.len(), right.item(0));
-            right.remove(0);
+        if let Some(moved) = half.checked_sub(self.len()) {
+            for slot in 0..moved {
+                self.insert(self.len(), right.item(slot));
+            }
+            right.shift(moved, 0, right.len() - moved);
+            right.truncate(right.len() - moved);
+        } else {
+            let moved = self.len() - half;
+            right.shift(0, moved, right.len());
+            right.len += u32::try_from(moved).expect("a node has few items");
+            for slot in 0..moved {
+                right.set(slot, self.item(half + slot));
+            }
+            self.truncate(half);
         }
-        while self.len() > half {
-            right.insert(0, self.item(self.len() - 1));
-            self.truncate(self.len() - 1);
-        }
+    }
+
+    /// Moves `count` items from one slot on to another.
+    #[inline]
+    fn shift(&mut self, from: usize, to: usize, count: usize) {
+        self.firsts.copy_within(from..from + count, to);
+        self.lasts.copy_within(from..from + count, to);
+        self.holes.copy_within(from..from + count, to);
+        self.ids.copy_within(from..from + count, to);
     }
 
     fn truncate(&mut self, len: usize) {
