@@ -168,6 +168,7 @@ impl Context {
         self.map_in(ioas.arc(), request)
     }
 
+    #[inline]
     pub(crate) fn map_in(&self, ioas: &Arc<Ioas>, request: MapRequest) -> Result<Iova> {
         let rule = Rule::iommufd(self.account_mode(), &request.account);
         map_pages(&self.machine, ioas, request, rule)
@@ -182,7 +183,9 @@ impl Context {
     pub fn copy(&self, id: u32, request: CopyRequest) -> Result<Iova> {
         let slices = self.ioas(request.source)?.slices(request.range)?;
         let ioas = self.ioas(id)?;
-        slices.iter().for_each(|slice| slice.pages.import(Ioas::importer(ioas.arc())));
+        for slice in slices.iter().filter(|slice| slice.pages.kind() == Kind::DmaBuf) {
+            slice.pages.import(Ioas::importer(ioas.arc()));
+        }
         ioas.map(&slices, request.place, request.prot)
     }
 
@@ -422,6 +425,7 @@ impl Context {
 }
 
 /// Maps `request` into `ioas`, charged under `rule`.
+#[inline]
 pub(crate) fn map_pages(
     machine: &Arc<Machine>,
     ioas: &Arc<Ioas>,

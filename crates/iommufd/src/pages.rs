@@ -226,6 +226,10 @@ impl Pages {
             pins.spans.push(span);
             return Ok(());
         }
+        if let Some(span) = pins.exactly(range) {
+            span.holders += 1;
+            return Ok(());
+        }
         let phys = &self.machine.phys;
         pins.cut(range.first, phys);
         pins.cut(range.last + 1, phys);
@@ -304,6 +308,12 @@ impl Pages {
         {
             let span = pins.spans.pop().expect("there is one");
             return self.unpin(pins, std::iter::once(span));
+        }
+        if let Some(span) = pins.exactly(range)
+            && span.holders > 1
+        {
+            span.holders -= 1;
+            return;
         }
         let within = pins.within(range);
         assert!(!within.is_empty(), "what is released was held");
@@ -429,6 +439,12 @@ fn piece(offset: u64, length: u64) -> Piece {
 }
 
 impl Pins {
+    /// The span that is just `range`.
+    fn exactly(&mut self, range: PageRange) -> Option<&mut Span> {
+        let index = self.spans.partition_point(|span| span.pages.last < range.first);
+        self.spans.get_mut(index).filter(|span| span.pages == range)
+    }
+
     /// The spans that lie in `range`, by index; none of them crosses its ends.
     fn within(&self, range: PageRange) -> std::ops::Range<usize> {
         let start = self.spans.partition_point(|span| span.pages.last < range.first);
@@ -481,6 +497,14 @@ impl Pins {
 
     /// Appends the output addresses of `length` bytes from `start_byte`, all of them pinned.
     fn runs(&self, start_byte: u64, length: u64, runs: &mut Vec<Run>) {
+        // Most pages are one run.
+        if let [span] = self.spans.as_slice()
+            && let [run] = span.runs.as_slice()
+        {
+            let inside = start_byte - (span.pages.first << PAGE_LG2);
+            assert!(inside + length <= run.length, "the pages of a filled area are pinned");
+            return runs.push(Run { pa: Pa(run.pa.0 + inside), length });
+        }
         let mut at = start_byte;
         let mut left = length;
         while left > 0 {

@@ -51,10 +51,13 @@ impl Users {
         let mut waits: SmallVec<[u64; 4]> = SmallVec::new();
         let mut sections = None;
         for users in all {
-            sections = Some(users.sections);
-            waits.extend(users.labels.lock().iter().map(|(label, _)| *label));
+            for (label, _) in users.labels.lock().as_slice() {
+                waits.push(*label);
+                sections = Some(users.sections);
+            }
         }
-        if let Some(sections) = sections.filter(|_| !waits.is_empty()) {
+        if let Some(sections) = sections {
+            let waits = waits.as_slice();
             sections.wait(|label| waits.contains(&label));
         }
     }

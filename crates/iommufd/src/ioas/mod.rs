@@ -22,6 +22,7 @@ use ioasis_iommupt::areas::{Ranges, Wanted};
 use ioasis_iommupt::{Iova, IovaRange, Prot, Run};
 use ioasis_sys::sync::Mutex;
 use ioasis_uapi::Result;
+use smallvec::SmallVec;
 
 pub(crate) use area::{Area, Areas};
 use space::{ReservedSet, allow_list};
@@ -160,10 +161,10 @@ impl Ioas {
     /// # Errors
     ///
     /// `ENOENT` unless areas cover every byte.
-    pub(crate) fn slices(&self, range: IovaRange) -> Result<Vec<Slice>> {
+    pub(crate) fn slices(&self, range: IovaRange) -> Result<SmallVec<[Slice; 1]>> {
         step("the source of a copy")?;
         let space = self.space.lock();
-        let mut slices = Vec::new();
+        let mut slices = SmallVec::new();
         space.cover(range, |area, part| {
             slices.push(Slice {
                 pages: Arc::clone(&area.pages),

@@ -135,6 +135,9 @@ impl Space {
                 bytes: before.as_ref().map_or(0, |clean| clean.bytes).wrapping_add(area.length()),
                 areas: before.map_or(0, |clean| clean.areas) + 1,
             });
+            if area.range.last() == range.last() {
+                break;
+            }
         }
         (clean, Stop::End)
     }
