@@ -62,18 +62,18 @@ impl Drop for Folder {
     }
 }
 
-/// The C client, built without a shared library: its system calls are its own.
-fn testdev_client(folder: &Folder) -> String {
-    let program = folder.path("testdev");
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients/testdev.c");
+/// A C client, built without a shared library: its system calls are its own.
+fn static_client(folder: &Folder, name: &str) -> String {
+    let program = folder.path(name);
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/clients/{name}.c"));
     let built = Command::new("gcc").args(["-O1", "-static", "-o", &program]).arg(source).status();
-    assert!(built.expect("gcc is installed").success(), "testdev.c does not compile");
+    assert!(built.expect("gcc is installed").success(), "{name}.c does not compile");
     program
 }
 
 fn testdev(how: &str) {
     let folder = Folder::new(how);
-    let program = testdev_client(&folder);
+    let program = static_client(&folder, "testdev");
     let output = ioasis(&["testdev"]).args([&program, how]).output().expect("ioasis starts");
     assert_eq!(succeeded(&output), "ok\n");
 }
@@ -96,6 +96,20 @@ fn a_static_client_copies_a_page_through_a_cdev_and_an_iommufd() {
 #[test]
 fn two_processes_share_an_iommufd_passed_over_a_socket() {
     testdev("shared");
+}
+
+#[test]
+fn kvm_is_told_of_our_groups_and_devices() {
+    // What is tested is what the supervisor answers; whether the host's KVM can be asked at all is the host's.
+    let kvm = std::fs::File::options().read(true).write(true).open("/dev/kvm");
+    if let Err(error) = kvm {
+        println!("/dev/kvm: {error}");
+        return;
+    }
+    let folder = Folder::new("kvm");
+    let program = static_client(&folder, "kvm");
+    let output = ioasis(&["testdev"]).arg(&program).output().expect("ioasis starts");
+    assert_eq!(succeeded(&output), "ok\n");
 }
 
 #[test]

@@ -207,6 +207,11 @@ impl<F: Behind> Files<F> {
         self.state.lock().by_inode.get(&inode).cloned()
     }
 
+    /// Whether some file is such a one.
+    pub(crate) fn any(&self, is: impl Fn(&F) -> bool) -> bool {
+        self.state.lock().by_inode.values().any(|opened| is(&opened.file))
+    }
+
     /// Takes back a file that could not be given to anybody.
     pub(crate) fn forget(&self, opened: &Opened<F>) {
         let _ = inotify::remove_watch(&self.inotify, opened.watch);

@@ -37,6 +37,10 @@ pub(crate) mod number {
 /// Type of every VFIO and IOMMUFD ioctl (`VFIO_TYPE`, `IOMMUFD_TYPE`).
 pub(crate) const IOCTL_TYPE: u32 = ';' as u32;
 
+/// Type and number of the KVM ioctls that make a virtual machine's devices and set their attributes, 0xe0 to 0xe3
+/// (linux/kvm.h): the VFIO device is one of them.
+const KVM_DEVICES: u32 = 0xaee0;
+
 pub(crate) const O_ACCMODE: u32 = 0o3;
 pub(crate) const O_CREAT: u32 = 0o100;
 pub(crate) const O_EXCL: u32 = 0o200;
@@ -68,6 +72,7 @@ pub(crate) fn filter(queues: Option<QueueFds>) -> Filter {
     let low = |arg, mask, is| Test { arg, half: Half::Low, mask, is };
     let far = |arg| [Test { arg, half: Half::High, mask: u32::MAX, is: Is::AtLeast(FAR_HIGH) }];
     let typed = [low(1, 0xff00, Is::Equal(IOCTL_TYPE << 8))];
+    let of_kvm = [low(1, 0xfffc, Is::Equal(KVM_DEVICES))];
     // A directory, a path and a file that must not exist yet are never ours.
     let opened = |flags| {
         [
@@ -87,7 +92,7 @@ pub(crate) fn filter(queues: Option<QueueFds>) -> Filter {
     let (third, fifth, first, second) = (far(3), far(5), opened(1), opened(2));
     let (stat_flags, statx_flags) = (empty_path(3), empty_path(2));
     let x86 = |number, when| Rule { arch: Arch::X86_64, number, when };
-    let mut rules = vec![x86(IOCTL, typed.as_slice())];
+    let mut rules = vec![x86(IOCTL, typed.as_slice()), x86(IOCTL, of_kvm.as_slice())];
     if let Some(tests) = &in_queues {
         rules.extend([READ, WRITE, READV, WRITEV].map(|number| x86(number, tests)));
         rules.extend([PREAD64, PWRITE64].map(|number| x86(number, tests)));
@@ -124,6 +129,10 @@ mod tests {
         assert!(stops(number::IOCTL, [3, 0x3b71, 0, 0, 0, 0]));
         assert!(stops(number::IOCTL, [3, 0xffff_ffff_c028_3b85, 0, 0, 0, 0]));
         assert!(!stops(number::IOCTL, [3, 0x5401, 0, 0, 0, 0]));
+        let of_kvm = [0xc00c_aee0, 0x4018_aee1, 0x4018_aee2, 0x4018_aee3];
+        assert!(of_kvm.iter().all(|&command| stops(number::IOCTL, [3, command, 0, 0, 0, 0])));
+        let kvm_run = 0xae80;
+        assert!(!stops(number::IOCTL, [3, kvm_run, 0, 0, 0, 0]), "it runs at full speed");
         for (arch, number) in [
             (Arch::X86_64, X32_BIT | number::X32_IOCTL),
             (Arch::X86_64, X32_BIT | number::IOCTL),

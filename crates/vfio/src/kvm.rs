@@ -10,14 +10,56 @@ use ioasis_uapi::{Errno, Error, Result};
 
 use crate::{Client, Device, VfioFile};
 
+/// `KVM_CREATE_DEVICE` of `linux/kvm.h`, on a virtual machine.
+pub const KVM_CREATE_DEVICE: u32 = 0xc00c_aee0;
+/// `KVM_SET_DEVICE_ATTR`, on a device of a virtual machine.
+pub const KVM_SET_DEVICE_ATTR: u32 = 0x4018_aee1;
+/// `KVM_GET_DEVICE_ATTR`.
+pub const KVM_GET_DEVICE_ATTR: u32 = 0x4018_aee2;
+/// `KVM_HAS_DEVICE_ATTR`.
+pub const KVM_HAS_DEVICE_ATTR: u32 = 0x4018_aee3;
 /// `KVM_DEV_TYPE_VFIO` of `linux/kvm.h`.
 pub const KVM_DEV_TYPE_VFIO: u32 = 4;
+/// `KVM_CREATE_DEVICE_TEST`.
+const CREATE_TEST: u32 = 1;
 /// `KVM_DEV_VFIO_FILE`, which is `KVM_DEV_VFIO_GROUP`.
 const FILE: u32 = 1;
 /// `KVM_DEV_VFIO_FILE_ADD`.
 const FILE_ADD: u64 = 1;
 /// `KVM_DEV_VFIO_FILE_DEL`.
 const FILE_DEL: u64 = 2;
+
+/// `struct kvm_create_device`.
+#[derive(Clone, Copy, Debug)]
+pub struct KvmCreateDevice {
+    /// Which kind of device.
+    pub kind: u32,
+    /// Whether the caller only asks if it could be made.
+    pub is_test: bool,
+}
+
+impl KvmCreateDevice {
+    /// Where the number of the new descriptor is to be written.
+    pub const FD: u64 = 4;
+
+    /// Reads the argument of KVM_CREATE_DEVICE.
+    ///
+    /// # Errors
+    ///
+    /// `EFAULT`.
+    pub fn read(client: &dyn Client, address: u64) -> Result<Self> {
+        let mut bytes = [0; 12];
+        client.read(address, &mut bytes)?;
+        let [kind, _, flags] = words(&bytes);
+        Ok(Self { kind, is_test: flags & CREATE_TEST != 0 })
+    }
+}
+
+fn words<const BYTES: usize, const WORDS: usize>(bytes: &[u8; BYTES]) -> [u32; WORDS] {
+    assert!(BYTES == WORDS * 4, "whole words");
+    let (chunks, _) = bytes.as_chunks::<4>();
+    std::array::from_fn(|at| u32::from_ne_bytes(chunks[at]))
+}
 
 /// The VFIO device of one virtual machine; it has at most one.
 #[derive(Debug, Default)]
@@ -26,6 +68,31 @@ pub struct KvmDevice {
 }
 
 impl KvmDevice {
+    /// Answers an ioctl on the device's own descriptor.
+    ///
+    /// # Errors
+    ///
+    /// `EFAULT`; `EPERM` for KVM_GET_DEVICE_ATTR, since nothing can be read; `ENOTTY` for another command; what
+    /// [`KvmDevice::set_attr`] answers.
+    pub fn ioctl(&self, client: &dyn Client, command: u32, address: u64) -> Result<()> {
+        match command {
+            KVM_SET_DEVICE_ATTR | KVM_HAS_DEVICE_ATTR => {}
+            KVM_GET_DEVICE_ATTR => {
+                return Err(Error::new(Errno::EPERM, "the VFIO device of KVM has nothing to read"));
+            }
+            _ => return Err(Error::at(Errno::ENOTTY, "no such command", command.into())),
+        }
+        let mut bytes = [0; 24];
+        client.read(address, &mut bytes)?;
+        let [_flags, group, words @ ..] = words::<24, 6>(&bytes);
+        let long = |low: u32, high: u32| u64::from(high) << 32 | u64::from(low);
+        let (attr, address) = (long(words[0], words[1]), long(words[2], words[3]));
+        match command {
+            KVM_HAS_DEVICE_ATTR => Self::has_attr(group, attr),
+            _ => self.set_attr(client, group, attr, address),
+        }
+    }
+
     /// Answers KVM_HAS_DEVICE_ATTR.
     ///
     /// # Errors

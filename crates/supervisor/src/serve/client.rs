@@ -109,11 +109,22 @@ impl<'a> Caller<'a> {
         Some(blanks.swap_remove(at))
     }
 
+    /// Gives the caller a file without a node, which /proc shows as `name`.
+    ///
+    /// # Errors
+    ///
+    /// `EMFILE`, `ENOSPC`.
+    pub(crate) fn install_file(&self, file: File, name: &str, on_exec: OnExec) -> Result<i32> {
+        let (opened, open) = self.publish(file, name)?;
+        let given = self.server.listener.add_file(self.id, open.as_fd(), on_exec);
+        given.inspect_err(|_| self.server.files.forget(&opened))
+    }
+
     /// A file of ours that is `file`, open and not yet among the caller's descriptors.
-    fn publish(&self, file: &Arc<dyn ClientFile>) -> Result<(Arc<Opened<File>>, OwnedFd)> {
+    fn publish(&self, file: File, name: &str) -> Result<(Arc<Opened<File>>, OwnedFd)> {
         let files = &self.server.files;
-        let look = Look { path: file.name().to_owned(), rdev: (0, 0) };
-        let opened = files.publish(files.blank()?, File::Made(Arc::clone(file)), look)?;
+        let look = Look { path: name.to_owned(), rdev: (0, 0) };
+        let opened = files.publish(files.blank()?, file, look)?;
         let open = files.open(&opened, OFlags::RDWR).inspect_err(|_| files.forget(&opened))?;
         Ok((opened, open))
     }
@@ -215,7 +226,7 @@ impl ioasis_iommufd::Client for Caller<'_> {
         if file.queue().is_some() {
             return self.install_queue(&file, on_exec);
         }
-        let (opened, open) = match self.publish(&file) {
+        let (opened, open) = match self.publish(File::Made(Arc::clone(&file)), file.name()) {
             Ok(published) => published,
             Err(error) => {
                 file.close();

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use ioasis_iommufd::{Backing, Client as _};
 use ioasis_sys::notify::{Answer, Notification, OnExec};
 use ioasis_uapi::{Errno, Error, Result, vfio};
-use ioasis_vfio::{DeviceFile, Reply};
+use ioasis_vfio::{DeviceFile, KVM_CREATE_DEVICE, Reply};
 use rustix::fs::OFlags;
 
 use super::client::{BarPages, Caller, mappable};
-use super::{Decision, File, Gift, Line};
+use super::{Decision, File, Gift, Line, kvm};
 use crate::files::{Blank, Look, Opened};
 use crate::removal::Note;
 use crate::resolve::Wait;
@@ -22,7 +22,12 @@ const SLOW: [u32; 3] = [vfio::DEVICE_RESET, vfio::DEVICE_PCI_HOT_RESET, vfio::GR
 
 pub(super) fn ioctl(caller: &Caller<'_>, call: &Notification, wait: Wait) -> Decision {
     let (fd, command, argument) = (signed(call.args[0]), low(call.args[1]), call.args[2]);
-    let Ok(Some(opened)) = caller.opened(fd) else { return Decision::CONTINUE };
+    let Ok(Some(opened)) = caller.opened(fd) else {
+        return match command {
+            KVM_CREATE_DEVICE => kvm::create(caller, fd, argument),
+            _ => Decision::CONTINUE,
+        };
+    };
     if wait == Wait::Forbidden && SLOW.contains(&command) {
         return Decision::Later;
     }
@@ -47,13 +52,19 @@ fn refuse(caller: &Caller<'_>, line: Line, error: Error) -> Decision {
 }
 
 impl Line {
-    fn begin(
+    fn begin(caller: &Caller<'_>, opened: &Opened<File>, call: (i32, u32, u64)) -> Self {
+        Self::of(caller, &opened.look.path, kind(&opened.file), call)
+    }
+
+    /// An ioctl on a file of `kind`: descriptor, command and argument.
+    pub(super) fn of(
         caller: &Caller<'_>,
-        opened: &Opened<File>,
+        path: &str,
+        kind: trace::Kind,
         (fd, command, argument): (i32, u32, u64),
     ) -> Self {
         let Some(trace) = &caller.server.trace else { return Self::None };
-        let (path, kind) = (opened.look.path.clone(), kind(&opened.file));
+        let path = path.to_owned();
         let file = trace::File { fd, path: &path, kind };
         let memory = |address, buf: &mut [u8]| caller.read(address, buf).is_ok();
         let begun = trace.begin(file, command, argument, &memory);
@@ -67,6 +78,7 @@ fn kind(file: &File) -> trace::Kind {
         File::Container(_) => trace::Kind::Container,
         File::Group(_) => trace::Kind::Group,
         File::Device { .. } => trace::Kind::Device,
+        File::Kvm { .. } => trace::Kind::Kvm,
         File::Made(_) => trace::Kind::FaultQueue,
     }
 }
@@ -87,6 +99,9 @@ fn answer(
                 tell_triggers(caller, opened.inode, device);
             }
             reply
+        }
+        File::Kvm { device, .. } => {
+            device.ioctl(caller, command, argument).map(|()| Reply::Value(0))
         }
         File::Made(_) => Err(Error::at(Errno::ENOTTY, "the file has no ioctls", command.into())),
     }

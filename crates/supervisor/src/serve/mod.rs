@@ -11,6 +11,7 @@
 mod access;
 mod client;
 mod ioctl;
+mod kvm;
 mod look;
 mod open;
 mod regions;
@@ -27,7 +28,7 @@ use ioasis_sys::process::Process;
 use ioasis_sys::seccomp::{Arch, X32_BIT};
 use ioasis_sys::sync::{Condvar, Mutex};
 use ioasis_uapi::{Errno, Error, Result};
-use ioasis_vfio::{DeviceFile, GroupFile};
+use ioasis_vfio::{DeviceFile, GroupFile, KvmDevice};
 use rustix::event::{PollFd, PollFlags, Timespec};
 
 use crate::Machine;
@@ -69,6 +70,8 @@ pub(crate) enum File {
         bars: Arc<dyn Backing>,
         notes: Arc<Notes>,
     },
+    /// The VFIO device of a virtual machine.
+    Kvm { device: KvmDevice, vm: kvm::Vm },
     /// What a command made for its caller.
     Made(Arc<dyn ClientFile>),
 }
@@ -77,7 +80,7 @@ impl Behind for File {
     fn close(&self, inode: u64) {
         match self {
             // Dropping them is all.
-            Self::Container(_) => {}
+            Self::Container(_) | Self::Kvm { .. } => {}
             Self::Iommufd { context, .. } => context.close(),
             Self::Made(file) => file.close(),
             Self::Group(group) => group.close(),
@@ -432,6 +435,6 @@ fn foreign_ioctl(caller: &Caller<'_>, call: &Notification, wait: Wait) -> Decisi
         File::Container(_) | File::Group(_) | File::Device { .. } => {
             ioctl::ioctl(caller, call, wait)
         }
-        File::Iommufd { .. } | File::Made(_) => Decision::error(Errno::ENOTTY),
+        File::Iommufd { .. } | File::Kvm { .. } | File::Made(_) => Decision::error(Errno::ENOTTY),
     }
 }

@@ -204,7 +204,7 @@ fn node(caller: &Caller<'_>, file: &OwnedFd) -> Option<Target> {
         File::Device { device, .. } if opened.look.rdev != (0, 0) => {
             Target::Node(Node::Cdev(device.device().index()))
         }
-        File::Device { .. } | File::Made(_) => Target::Anonymous,
+        File::Device { .. } | File::Kvm { .. } | File::Made(_) => Target::Anonymous,
     })
 }
 

@@ -56,6 +56,8 @@ pub enum Kind {
     Group,
     /// A device, from a group or a cdev.
     Device,
+    /// A virtual machine or its VFIO device.
+    Kvm,
     /// A fault queue; answers no ioctl.
     FaultQueue,
     /// A queue of virtual events; answers no ioctl.
@@ -308,6 +310,7 @@ fn find(kind: Kind, request: u32) -> Option<&'static Row> {
         Kind::Container => &[vfio::CONTAINER],
         Kind::Group => &[vfio::GROUP],
         Kind::Device => &[vfio::DEVICE],
+        Kind::Kvm => &[vfio::KVM],
         Kind::FaultQueue | Kind::EventQueue => &[],
     };
     tables.iter().flat_map(|table| table.iter()).find(|row| row.request == request)

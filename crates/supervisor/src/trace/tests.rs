@@ -39,6 +39,7 @@ const fn file(kind: Kind) -> File<'static> {
         Kind::Group => File { fd: 6, path: "/dev/vfio/7", kind },
         Kind::Device => File { fd: 9, path: "0000:01:00.0", kind },
         Kind::FaultQueue => File { fd: 70, path: "fault queue 3", kind },
+        Kind::Kvm => File { fd: 12, path: "anon_inode:kvm-vfio", kind },
         Kind::EventQueue => File { fd: 71, path: "veventq 4", kind },
     }
 }

@@ -187,6 +187,14 @@ const fn bare(request: u32, name: &'static str) -> Row {
     Row { request, name, shape: Shape::Nothing }
 }
 
+/// What a virtual machine tells of VFIO.
+pub(super) const KVM: &[Row] = &[
+    bare(ioasis_vfio::KVM_CREATE_DEVICE, "KVM_CREATE_DEVICE"),
+    bare(ioasis_vfio::KVM_SET_DEVICE_ATTR, "KVM_SET_DEVICE_ATTR"),
+    bare(ioasis_vfio::KVM_GET_DEVICE_ATTR, "KVM_GET_DEVICE_ATTR"),
+    bare(ioasis_vfio::KVM_HAS_DEVICE_ATTR, "KVM_HAS_DEVICE_ATTR"),
+];
+
 /// On /dev/vfio/vfio, and on /dev/iommu.
 pub(super) static CONTAINER: &[Row] = &[
     bare(uapi::GET_API_VERSION, "VFIO_GET_API_VERSION"),

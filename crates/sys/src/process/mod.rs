@@ -8,7 +8,7 @@
 
 #![expect(
     unsafe_code,
-    reason = "process_vm_readv, process_vm_writev, prlimit and PROCMAP_QUERY are not in rustix"
+    reason = "kcmp, process_vm_readv, process_vm_writev, prlimit and PROCMAP_QUERY are not in rustix"
 )]
 
 mod memory;
@@ -197,6 +197,19 @@ fn get_fd(pidfd: BorrowedFd<'_>, fd: i32) -> Result<OwnedFd> {
         rustix::io::Errno::BADF | rustix::io::Errno::SRCH => bad_fd(fd),
         other => because("the fd cannot be duplicated")(other),
     })
+}
+
+/// Whether two descriptors of this process are one open file. A kernel without kcmp(2) does not say: then they are not.
+#[must_use]
+pub fn is_same_file(one: BorrowedFd<'_>, other: BorrowedFd<'_>) -> bool {
+    /// `KCMP_FILE` of linux/kcmp.h.
+    const KCMP_FILE: i32 = 0;
+    let pid = std::process::id();
+    // SAFETY: 1. kcmp(2) takes five integers and looks at this process's own descriptors, which are open.
+    let answer = unsafe {
+        libc::syscall(libc::SYS_kcmp, pid, pid, KCMP_FILE, one.as_raw_fd(), other.as_raw_fd())
+    };
+    answer == 0
 }
 
 /// A thread's number may be used again while the process lives.

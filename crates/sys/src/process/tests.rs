@@ -312,3 +312,12 @@ fn a_thread_belongs_to_its_process_until_it_ends() {
     }
     assert!(!own.has_thread(tid));
 }
+
+#[test]
+fn a_duplicate_is_the_same_file_and_another_open_is_not() {
+    let open = || std::fs::File::open("/dev/null").expect("it is always there");
+    let (one, other) = (open(), open());
+    let duplicate = one.try_clone().expect("a descriptor");
+    assert!(is_same_file(one.as_fd(), duplicate.as_fd()));
+    assert!(!is_same_file(one.as_fd(), other.as_fd()));
+}

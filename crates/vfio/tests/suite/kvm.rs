@@ -1,9 +1,12 @@
 //! What KVM is told of groups and devices.
 
 use ioasis_uapi::Errno;
-use ioasis_vfio::{KvmDevice, VfioFile};
+use ioasis_vfio::{
+    KVM_CREATE_DEVICE, KVM_GET_DEVICE_ATTR, KVM_HAS_DEVICE_ATTR, KVM_SET_DEVICE_ATTR, KvmDevice,
+    VfioFile,
+};
 
-use crate::rig::{NOWHERE, Rig, errno};
+use crate::rig::{BASE, NOWHERE, Rig, errno};
 
 const FILE: u32 = 1;
 const ADD: u64 = 1;
@@ -68,4 +71,27 @@ fn dma_is_coherent_when_every_iommu_can_force_it() {
         assert_eq!(set(&rig, &kvm, ADD, fd), None);
         assert_eq!(kvm.has_noncoherent_dma(), noncoherent, "group {group}");
     }
+}
+
+#[test]
+fn a_call_on_the_devices_descriptor_is_decoded() {
+    let rig = Rig::new();
+    let kvm = KvmDevice::default();
+    let fd = rig.caller.arg(&rig.caller.add_group(&rig.group(0)));
+    let attribute = |group: u32, attr: u64| {
+        let mut bytes = [0; 24];
+        bytes[4..8].copy_from_slice(&group.to_ne_bytes());
+        bytes[8..16].copy_from_slice(&attr.to_ne_bytes());
+        bytes[16..].copy_from_slice(&fd.to_ne_bytes());
+        rig.caller.put(BASE, &bytes);
+        BASE
+    };
+    let call = |command, address| errno(kvm.ioctl(&rig.caller, command, address));
+    assert_eq!(call(KVM_HAS_DEVICE_ATTR, attribute(FILE, ADD)), None);
+    assert_eq!(call(KVM_HAS_DEVICE_ATTR, attribute(FILE, 9)), Some(Errno::ENXIO));
+    assert_eq!(call(KVM_SET_DEVICE_ATTR, attribute(FILE, ADD)), None);
+    assert_eq!(call(KVM_SET_DEVICE_ATTR, attribute(FILE, ADD)), Some(Errno::EEXIST));
+    assert_eq!(call(KVM_SET_DEVICE_ATTR, NOWHERE), Some(Errno::EFAULT));
+    assert_eq!(call(KVM_GET_DEVICE_ATTR, NOWHERE), Some(Errno::EPERM));
+    assert_eq!(call(KVM_CREATE_DEVICE, NOWHERE), Some(Errno::ENOTTY));
 }
