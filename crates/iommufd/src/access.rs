@@ -18,7 +18,7 @@ use crate::Kind;
 use crate::context::Context;
 use crate::inject::step;
 use crate::ioas::{Area, Ioas, Space};
-use crate::object::{Head, Held, KeepId, Object, Tracked};
+use crate::object::{Head, Held, Object, Tracked};
 use crate::pages::{PAGE_SIZE, PageRange};
 
 /// Whoever pins pages through an access.
@@ -344,7 +344,7 @@ impl AccessHandle {
 impl Drop for AccessHandle {
     fn drop(&mut self) {
         self.access.arc().detach();
-        let object = self.context.objects().evict(self.access.id(), KeepId::No);
+        let object = self.context.objects().evict(self.access.id());
         drop(object);
     }
 }

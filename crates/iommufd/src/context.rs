@@ -21,8 +21,9 @@ use crate::inject::step;
 use crate::ioas::{Ioas, Place, Slice};
 use crate::iommu::{Endpoint, Group};
 use crate::machine::Machine;
-use crate::object::{Custom, Head, Held, KeepId, Object, Reservation, Table};
+use crate::object::{Custom, Head, Held, Object, Reservation, Table};
 use crate::pages::{self, Pages};
+use crate::viommu::Vdevice;
 use crate::{Account, AddressSpace, Kind};
 
 #[derive(Debug)]
@@ -242,12 +243,9 @@ impl Context {
         if hwpt.origin != Origin::Automatic {
             return;
         }
-        let id = hwpt.id();
         let ioas = hwpt.ioas.clone();
         let mut hwpts = ioas.hwpts.lock();
-        drop(hwpt);
-        let removed = self.objects.remove(id);
-        if let Ok(Object::Hwpt(hwpt)) = removed {
+        if let Some(Object::Hwpt(hwpt)) = self.objects.remove_held(hwpt) {
             hwpt.leave(&mut hwpts);
             drop(hwpts);
             drop(hwpt);
@@ -277,9 +275,12 @@ impl Context {
     }
 
     /// Destroys the virtual device of a device that is unbound; its id stays taken.
-    pub(crate) fn evict_vdevice(&self, id: u32) {
-        let object = self.objects.evict(id, KeepId::Yes);
-        self.retire(object);
+    pub(crate) fn evict_vdevice(&self, id: u32, device: &Device) {
+        // Gone if DESTROY has just taken it, whose id may be another object's by now.
+        let of_device = |vdevice: &Vdevice| vdevice.is_of(device);
+        if let Some(object) = self.objects.entomb(id, of_device) {
+            self.retire(object);
+        }
     }
 
     /// Makes an access object, which reads, writes and pins memory behind IOVAs without DMA.

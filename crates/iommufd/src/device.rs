@@ -19,7 +19,7 @@ use crate::hwpt::{Hwpt, Origin};
 use crate::inject::step;
 use crate::ioas::Ioas;
 use crate::iommu::{Attachment, Endpoint, Group, Guest};
-use crate::object::{Head, Held, KeepId, Object, Table, Tracked};
+use crate::object::{Head, Held, Object, Table, Tracked};
 use crate::viommu::Vdevice;
 
 /// The requester ID itself, without a PASID.
@@ -550,9 +550,9 @@ impl Drop for Bound {
             slot.id
         };
         if let Some(id) = vdevice {
-            self.context.evict_vdevice(id);
+            self.context.evict_vdevice(id, &self.device);
         }
-        let object = self.context.objects().evict(self.device.id(), KeepId::No);
+        let object = self.context.objects().evict(self.device.id());
         drop(object);
         self.device.group.group.disown();
     }

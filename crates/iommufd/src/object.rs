@@ -303,10 +303,30 @@ impl Table {
         Ok(slots.take(id, Slot::Free))
     }
 
-    /// Removes an object that only its owner holds, whatever its holders; with `keep_id` the id is not used again.
-    pub(crate) fn evict(&self, id: u32, keep_id: KeepId) -> Object {
-        let with = if keep_id == KeepId::Yes { Slot::Tombstone } else { Slot::Free };
-        self.slots.lock().take(id, with)
+    /// Removes the object behind `held`, if nobody else holds it.
+    pub(crate) fn remove_held<T: Tracked>(&self, held: Held<T>) -> Option<Object> {
+        let mut slots = self.slots.lock();
+        // Nobody finds it without the lock, and so it is never there without a holder.
+        let removed = (held.head().holders() == 1).then(|| slots.take(held.id(), Slot::Free));
+        drop(slots);
+        drop(held);
+        removed
+    }
+
+    /// Removes `object`, if it is still there, and keeps its id from being used again.
+    pub(crate) fn entomb<T: Tracked>(
+        &self,
+        id: u32,
+        object: impl FnOnce(&T) -> bool,
+    ) -> Option<Object> {
+        let mut slots = self.slots.lock();
+        let found = slots.live(id).and_then(T::of).is_some_and(|found| object(found));
+        found.then(|| slots.take(id, Slot::Tombstone))
+    }
+
+    /// Removes an object that only its owner holds, whatever its holders.
+    pub(crate) fn evict(&self, id: u32) -> Object {
+        self.slots.lock().take(id, Slot::Free)
     }
 
     /// Whether there is nothing: no object, no reservation, no id that is kept.
@@ -326,15 +346,6 @@ impl Table {
         let slots = self.slots.lock();
         slots.objects().filter_map(T::of).map(Held::new).collect()
     }
-}
-
-/// Whether the id of an evicted object may be given out again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum KeepId {
-    /// It stays taken until the context is closed.
-    Yes,
-    /// It is free.
-    No,
 }
 
 impl Slots {
@@ -448,9 +459,22 @@ mod tests {
     fn a_kept_id_is_not_given_out_again() {
         let table = Arc::new(Table::default());
         let id = ioas(table.reserve().unwrap());
-        table.evict(id, KeepId::Yes);
+        assert!(table.entomb(id, |_: &Ioas| false).is_none());
+        assert!(table.entomb(id, |_: &Device| true).is_none());
+        assert!(table.entomb(id, |_: &Ioas| true).is_some());
         assert_eq!(table.remove(id).unwrap_err().errno, Errno::ENOENT);
+        assert!(table.entomb(id, |_: &Ioas| true).is_none());
         assert!(!table.is_empty());
         assert_eq!(table.reserve().unwrap().id(), id + 1);
+    }
+
+    #[test]
+    fn the_last_holder_takes_the_object_with_it_and_no_other_does() {
+        let table = Arc::new(Table::default());
+        let id = ioas(table.reserve().unwrap());
+        let [one, other] = [0, 1].map(|_| table.get::<Ioas>(id).unwrap());
+        assert!(table.remove_held(one).is_none());
+        assert!(table.remove_held(other).is_some());
+        assert_eq!(table.get::<Ioas>(id).unwrap_err().errno, Errno::ENOENT);
     }
 }

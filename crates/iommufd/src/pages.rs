@@ -163,14 +163,19 @@ impl Pages {
         self.revoked.load(Ordering::Acquire)
     }
 
-    /// Takes the memory away if it is that of the dma-buf with this key, which is revoked; says whether it did just now.
+    /// Takes the memory away if it is that of the dma-buf with this key, which is revoked; says whether it is. Every IOAS that shows
+    /// it asks, for each of its areas.
     pub(crate) fn revoke(&self, key: u128) -> bool {
         if self.kind != Kind::DmaBuf {
             return false;
         }
         let pins = self.pins.lock();
         let space = &pins.origin.space;
-        space.key() == key && space.is_revoked() && !self.revoked.swap(true, Ordering::AcqRel)
+        let revoked = space.key() == key && space.is_revoked();
+        if revoked {
+            self.revoked.store(true, Ordering::Release);
+        }
+        revoked
     }
 
     /// Whether the page at `pa` is pinned.

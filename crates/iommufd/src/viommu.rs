@@ -2,7 +2,7 @@
 //!
 //! Linux: `drivers/iommu/iommufd/viommu.c`.
 //!
-//! Lock order: `Device::vdevice` -> `Viommu::state` -> `EventQueue::state`.
+//! Lock order: `Device::vdevice` -> `Viommu::state` -> `EventQueue::state`; `Device::vdevice` -> `Table::slots`.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
@@ -221,6 +221,11 @@ impl Vdevice {
         drop(state);
         drop(slot);
         Ok(Arc::new(Self { head, viommu, device, virtual_id }))
+    }
+
+    /// Whether it is that of `device`.
+    pub(crate) fn is_of(&self, device: &Device) -> bool {
+        std::ptr::eq(Arc::as_ptr(&self.device), device)
     }
 
     /// The virtual IOMMU and the id in it.

@@ -73,7 +73,15 @@ pub(super) fn vdevice_alloc(call: &Call<'_>) -> Result<i64> {
         vdevice.retire();
         return Err(error);
     }
+    // Whoever unbinds the device meanwhile has looked for the object in vain, or waits for this lock.
+    let slot = device.vdevice.lock();
+    if slot.unbinding {
+        drop(slot);
+        vdevice.retire();
+        return refuse!(ENOENT, "the device is being unbound");
+    }
     reservation.publish(Object::Vdevice(vdevice));
+    drop(slot);
     Ok(0)
 }
 

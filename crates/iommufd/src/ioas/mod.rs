@@ -28,6 +28,7 @@ pub(crate) use area::{Area, Areas};
 use space::{ReservedSet, allow_list};
 pub use unmap::Unmapped;
 
+use crate::Kind;
 use crate::access::Access;
 use crate::domain::{Domain, LeafMax};
 use crate::hwpt::Hwpt;
@@ -439,11 +440,19 @@ impl Space {
         !self.domains.is_empty() && !pages.is_revoked()
     }
 
+    /// What [`fills`](Self::fills) said when the area of `slice` was inserted: a dma-buf may be revoked at any time.
+    fn is_filled(&self, slice: &Slice, iova: Iova) -> bool {
+        match slice.pages.kind() {
+            Kind::DmaBuf => self.areas.at(iova).expect("the area was inserted").filled,
+            Kind::User | Kind::File => !self.domains.is_empty(),
+        }
+    }
+
     /// Holds the pages of each slice and fills every domain with them: all or none.
     fn fill_slices(&mut self, slices: &[Slice], iova: Iova, prot: Prot) -> Result<()> {
         let mut next = iova.0;
         for (index, slice) in slices.iter().enumerate() {
-            if self.fills(&slice.pages)
+            if self.is_filled(slice, Iova(next))
                 && let Err(error) = self.fill_slice(slice, Iova(next), prot)
             {
                 self.empty_slices(&slices[..index], iova);
@@ -459,7 +468,7 @@ impl Space {
         let mut next = iova.0;
         for slice in slices {
             let range = IovaRange::new(Iova(next), slice.length).expect("the whole was a range");
-            if self.fills(&slice.pages) {
+            if self.is_filled(slice, Iova(next)) {
                 self.domains.iter().for_each(|domain| domain.clear(range));
                 self.wait_for_dma();
                 slice.pages.release(PageRange::of_bytes(slice.start_byte, slice.length));

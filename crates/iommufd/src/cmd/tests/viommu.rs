@@ -442,3 +442,31 @@ fn hardware_queues_are_judged_and_not_there() {
         assert_eq!(nest.fixture.errno(abi::HW_QUEUE_ALLOC, cmd), *errno);
     }
 }
+
+#[test]
+fn unbinding_takes_no_other_object_for_the_virtual_device_that_is_being_destroyed() {
+    let (nest, viommu) = smmu();
+    let vdevice = nest.vdevice(viommu, 5).unwrap();
+    let Nest { fixture, bound, .. } = nest;
+    // DESTROY has taken it out of the table and gets no further; its id is somebody else's by now.
+    let taken = fixture.context.objects().remove(vdevice).unwrap();
+    assert_eq!(fixture.ioas(), vdevice);
+    drop(bound);
+    let crate::object::Object::Vdevice(taken) = taken else { unreachable!("it was one") };
+    taken.retire();
+    fixture.destroy(vdevice).unwrap();
+}
+
+#[test]
+fn unbinding_meets_a_virtual_device_that_is_being_made() {
+    let (nest, viommu) = smmu();
+    let Nest { fixture, bound, .. } = nest;
+    let objects = fixture.context.objects();
+    let reservation = objects.reserve().unwrap();
+    let (head, viommu) = (crate::object::Head::new(reservation.id()), objects.get(viommu).unwrap());
+    let device = objects.get::<crate::device::Device>(bound.id()).unwrap();
+    let made = crate::viommu::Vdevice::new(head, &viommu, device.arc(), 5).unwrap();
+    drop(bound);
+    made.retire();
+    assert!(!viommu.has_vdevice(5));
+}
