@@ -123,7 +123,7 @@ impl Tracked for Custom {
 }
 
 impl Object {
-    fn head(&self) -> &Head {
+    pub(crate) fn head(&self) -> &Head {
         match self {
             Self::Ioas(ioas) => &ioas.head,
             Self::Hwpt(hwpt) => hwpt.head(),

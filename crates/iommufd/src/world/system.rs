@@ -155,6 +155,13 @@ pub(super) struct System {
 
 impl System {
     pub(super) fn new(kinds: [IommuKind; 2]) -> Self {
+        let system = Self::empty(kinds);
+        system.fill();
+        system
+    }
+
+    /// With nothing in its memory.
+    pub(super) fn empty(kinds: [IommuKind; 2]) -> Self {
         let machine = Machine::new();
         let iommus = kinds.map(|kind| Arc::new(Iommu::new(kind)));
         let groups: Vec<_> = (0..GROUPS)
@@ -176,7 +183,7 @@ impl System {
         });
         let contexts = std::array::from_fn(|_| Context::new(&machine));
         let container = Container::new(&machine);
-        let system = Self {
+        Self {
             machine,
             actors,
             file,
@@ -187,9 +194,7 @@ impl System {
             bound: [const { None }; DEVICES],
             accesses: Vec::new(),
             files: Vec::new(),
-        };
-        system.fill();
-        system
+        }
     }
 
     pub(super) fn memory(&self, space: Space) -> &Memory {
