@@ -99,6 +99,18 @@ fn two_processes_share_an_iommufd_passed_over_a_socket() {
 }
 
 #[test]
+fn a_disk_is_read_without_an_error_while_its_mappings_change_their_process() {
+    let folder = Folder::new("update");
+    let image = folder.path("disk.img");
+    let words = (0..32_u64 << 17).map(|i| i.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    std::fs::write(&image, words.flat_map(u64::to_le_bytes).collect::<Vec<_>>()).expect("an image");
+    let program = static_client(&folder, "update");
+    let device = format!("nvme,image={image}");
+    let output = ioasis(&[&device]).arg(&program).output().expect("ioasis starts");
+    assert_eq!(succeeded(&output), "ok after enough reads\n");
+}
+
+#[test]
 fn kvm_is_told_of_our_groups_and_devices() {
     // What is tested is what the supervisor answers; whether the host's KVM can be asked at all is the host's.
     let kvm = std::fs::File::options().read(true).write(true).open("/dev/kvm");
@@ -146,6 +158,19 @@ fn qemu_img_knows_the_size_of_the_namespace() {
     let info = ["qemu-img", "info", "--output=json", "nvme://0000:01:00.0/1"];
     let out = succeeded(&ioasis(&[&device]).args(info).output().expect("ioasis starts"));
     assert!(out.contains("\"virtual-size\": 67108864"), "{out}");
+}
+
+#[test]
+fn qemu_img_benches_reads_and_writes_with_many_under_way() {
+    let folder = Folder::new("bench");
+    let device = format!("nvme,image={},size=16M", folder.path("disk.img"));
+    for options in [&["-d", "64", "-s", "4096"][..], &["-w", "-d", "16", "-s", "65536"]] {
+        let mut bench = ioasis(&[&device]);
+        bench.args(["qemu-img", "bench", "-f", "raw", "-c", "1000"]).args(options);
+        let output = bench.arg("nvme://0000:01:00.0/1").output().expect("ioasis starts");
+        let text = succeeded(&output);
+        assert!(text.contains("Run completed in") && output.stderr.is_empty(), "{output:?}");
+    }
 }
 
 #[test]
