@@ -281,7 +281,7 @@ fn check_paging(iommu: &Iommu, flags: u32, data: Option<&UserData<'_>>) -> Resul
     if flags & abi::HWPT_ALLOC_PASID != 0 && iommu.pasid_bits == 0 {
         return refuse!(EOPNOTSUPP, "the device's IOMMU has no PASIDs");
     }
-    Ok(())
+    iommu.hardware().check_flags(flags)
 }
 
 fn check_nested(flags: u32, data: &UserData<'_>) -> Result<()> {

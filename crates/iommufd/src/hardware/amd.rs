@@ -70,6 +70,19 @@ impl Hardware for Amd {
         Ok((abi::HW_INFO_TYPE_AMD, registers(iommu).as_bytes().to_vec()))
     }
 
+    fn check_flags(&self, flags: u32) -> Result<()> {
+        // amd_iommu_domain_alloc_paging_flags: PASIDs take guest tables, the others host tables.
+        let host = abi::HWPT_ALLOC_DIRTY_TRACKING | abi::HWPT_ALLOC_NEST_PARENT;
+        if flags & abi::HWPT_ALLOC_PASID != 0 && flags & host != 0 {
+            return refuse!(
+                EOPNOTSUPP,
+                "an AMD-Vi has no tables for PASIDs that track dirty pages or are nest parents",
+                u64::from(flags)
+            );
+        }
+        Ok(())
+    }
+
     // DIFFERS: Linux 7.2 has the code for nesting in a virtual IOMMU of AMD's and does not offer it yet.
     fn nested_in_viommu(
         &self,
@@ -124,11 +137,12 @@ fn parse(dte: &[u64; 4]) -> Result<Box<dyn Stage1>> {
 
 /// 3.4.10 and 3.4.22: the extended feature registers.
 fn registers(iommu: &Iommu) -> abi::HwInfoAmd {
-    let guest = if iommu.nesting { 1 << 4 } else { 0 };
+    // GTSup and GIOSup; in the second register GCR3TRPMode.
+    let (guest, efr2) = if iommu.nesting { (1 << 4 | 1 << 48, 1 << 3) } else { (0, 0) };
     let pasid = if iommu.pasid_bits > 0 { u64::from(iommu.pasid_bits - 1) << 32 } else { 0 };
     let dirty = if iommu.dirty_tracking { 1 << 49 | 1 << 52 } else { 0 };
     let pri = if iommu.pri { 1 << 1 } else { 0 };
     // Invalidate all, 6 levels of host tables and 5 of guest tables, GCR3 tables of 3 levels.
     let efr = pri | 1 << 6 | guest | 2 << 10 | 1 << 12 | 2 << 14 | pasid | dirty;
-    abi::HwInfoAmd { efr, efr2: 0 }
+    abi::HwInfoAmd { efr, efr2 }
 }

@@ -34,6 +34,16 @@ pub(crate) trait Hardware: Debug + Send + Sync {
         false
     }
 
+    /// Judges HWPT_ALLOC flags that the IOMMU has, one by one, a use for.
+    ///
+    /// # Errors
+    ///
+    /// `EOPNOTSUPP` for flags that do not go together.
+    fn check_flags(&self, flags: u32) -> Result<()> {
+        let _ = flags;
+        Ok(())
+    }
+
     /// Whether an endpoint may use a HWPT with a fault queue.
     ///
     /// # Errors

@@ -110,6 +110,19 @@ impl Hardware for Smmuv3 {
         Ok((abi::HW_INFO_TYPE_ARM_SMMUV3, registers(iommu).as_bytes().to_vec()))
     }
 
+    fn check_flags(&self, flags: u32) -> Result<()> {
+        // arm_smmu_domain_alloc_paging_flags: a nest parent is a second stage, the others are first stages.
+        let first = abi::HWPT_ALLOC_DIRTY_TRACKING | abi::HWPT_ALLOC_PASID;
+        if flags & abi::HWPT_ALLOC_NEST_PARENT != 0 && flags & first != 0 {
+            return refuse!(
+                EOPNOTSUPP,
+                "a nest parent of an SMMUv3 has no PASIDs and tracks no dirty pages",
+                u64::from(flags)
+            );
+        }
+        Ok(())
+    }
+
     fn nested_in_viommu(
         &self,
         _iommu: &Iommu,

@@ -199,3 +199,26 @@ fn a_device_without_page_requests_takes_no_fault_queue_behind_a_vtd() {
         assert_eq!(attached.err().map(|error| error.errno), expected, "{kind:?}");
     }
 }
+
+#[test]
+fn flags_go_together_as_each_kinds_driver_has_it() {
+    let (parent, dirty, pasid) =
+        (abi::HWPT_ALLOC_NEST_PARENT, abi::HWPT_ALLOC_DIRTY_TRACKING, abi::HWPT_ALLOC_PASID);
+    let pairs = [dirty | parent, dirty | pasid, parent | pasid];
+    for (kind, expected) in [
+        (IommuKind::Vtd, [true, true, true]),
+        (IommuKind::Amd, [true, false, false]),
+        (IommuKind::Smmuv3, [false, true, false]),
+    ] {
+        let fixture = Fixture::on(TestMachine::with(Iommu::new(kind)));
+        let (bound, ioas) = (fixture.device(), fixture.ioas());
+        for alone in [parent, dirty, pasid] {
+            fixture.call(abi::HWPT_ALLOC, &mut alloc(bound.id(), ioas, alone)).unwrap();
+        }
+        let made = pairs.map(|flags| {
+            let made = fixture.call(abi::HWPT_ALLOC, &mut alloc(bound.id(), ioas, flags));
+            made.map_err(|error| assert_eq!(error.errno, Errno::EOPNOTSUPP)).is_ok()
+        });
+        assert_eq!(made, expected, "{kind:?}");
+    }
+}
