@@ -49,6 +49,27 @@ fn a_rust_client_copies_a_page_through_testdev_in_three_ways() {
 }
 
 #[test]
+fn what_a_device_does_by_itself_is_traced() {
+    let trace = format!("events-{}.trace", std::process::id());
+    let trace = Path::new(env!("CARGO_TARGET_TMPDIR")).join(trace);
+    let mut ioasis = Command::new(env!("CARGO_BIN_EXE_ioasis"));
+    ioasis.args(["run", "--device", "testdev", &format!("--trace={}", trace.display()), "--"]);
+    let status = ioasis.arg(client()).args(["cdev", "testdev", "0000:01:00.0"]).output();
+    assert!(status.expect("ioasis starts").status.success());
+    let text = std::fs::read_to_string(&trace).expect("a trace");
+    let events = text.lines().filter_map(|line| line.strip_prefix("[0000:01:00.0] "));
+    let expected = [
+        "interrupt MSI 0",
+        "interrupt MSI 0",
+        "DMA read fault at iova 0x50000000: nothing is mapped; the nearest mapping is 0x100000-0x10ffff",
+        "interrupt MSI 0",
+        "reset",
+    ];
+    assert_eq!(events.collect::<Vec<_>>(), expected);
+    std::fs::remove_file(&trace).expect("the trace is still there");
+}
+
+#[test]
 fn a_rust_client_reads_an_image_through_nvme_in_three_ways() {
     let name = format!("rust-client-{}.img", std::process::id());
     let image = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);

@@ -292,6 +292,7 @@ impl Device {
         let _silence = self.endpoint.silence();
         self.function.reset()?;
         self.after_reset();
+        self.interrupts.told_reset();
         Ok(())
     }
 

@@ -6,7 +6,9 @@
 mod pin;
 mod set;
 
-use std::sync::Arc;
+use std::fmt::Debug;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
 use ioasis_pci::{Function, Irq, IrqMode, Line};
@@ -15,7 +17,31 @@ use ioasis_sys::sync::Mutex;
 use ioasis_uapi::vfio;
 
 use crate::watch::Watch;
-use pin::Pin;
+use pin::{Heard, Pin};
+
+/// Which interrupt a device sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InterruptKind {
+    /// The line interrupt.
+    Intx,
+    /// A message.
+    Msi,
+    /// A message of the MSI-X table.
+    Msix,
+    /// The error eventfd.
+    Error,
+    /// The request eventfd: the device is wanted back.
+    Request,
+}
+
+/// Is told what devices do by themselves, by their own threads.
+pub trait DeviceWatcher: Debug + Send + Sync {
+    /// The device called `device` signalled one of the program's eventfds.
+    fn interrupt(&self, device: &str, kind: InterruptKind, vector: u16);
+
+    /// It was reset.
+    fn reset(&self, device: &str);
+}
 
 /// The interrupts of one device.
 #[derive(Debug)]
@@ -24,8 +50,12 @@ pub(crate) struct Interrupts {
     gate: Mutex<Gate>,
     /// The eventfds of MSI or MSI-X; empty while neither is enabled. Changed under `gate`.
     messages: ArcSwap<Messages>,
+    /// Whether those are of MSI-X. Changed under `gate`, before `messages` are.
+    msix: AtomicBool,
     /// A leaf.
     pin: Arc<Pin>,
+    /// Who is told, and the device's name.
+    watcher: OnceLock<(String, Arc<dyn DeviceWatcher>)>,
 }
 
 type Messages = Vec<Option<Arc<EventFd>>>;
@@ -66,7 +96,27 @@ impl Interrupts {
         Self {
             gate: Mutex::new(Gate::default()),
             messages: ArcSwap::from_pointee(Messages::new()),
+            msix: AtomicBool::new(false),
             pin: Arc::new(Pin::default()),
+            watcher: OnceLock::new(),
+        }
+    }
+
+    /// Tells `watcher` from now on what the device called `name` does.
+    pub(crate) fn watch(&self, name: &str, watcher: Arc<dyn DeviceWatcher>) {
+        assert!(self.watcher.set((name.to_owned(), watcher)).is_ok(), "one watcher is told");
+    }
+
+    fn told(&self, kind: InterruptKind, vector: u16) {
+        if let Some((name, watcher)) = self.watcher.get() {
+            watcher.interrupt(name, kind, vector);
+        }
+    }
+
+    /// The device was reset.
+    pub(crate) fn told_reset(&self) {
+        if let Some((name, watcher)) = self.watcher.get() {
+            watcher.reset(name);
         }
     }
 
@@ -107,8 +157,15 @@ impl Interrupts {
 
     /// Fires them.
     pub(crate) fn signal_removal(&self) {
-        for trigger in self.removal_triggers() {
-            trigger.signal();
+        let (request, error) = {
+            let gate = self.gate.lock();
+            (gate.request.clone(), gate.error.clone())
+        };
+        for (trigger, kind) in [(request, InterruptKind::Request), (error, InterruptKind::Error)] {
+            if let Some(trigger) = trigger {
+                trigger.signal();
+                self.told(kind, 0);
+            }
         }
     }
 }
@@ -118,10 +175,14 @@ impl Irq for Interrupts {
         let messages = self.messages.load();
         if let Some(Some(trigger)) = messages.get(usize::from(vector)) {
             trigger.signal();
+            let msix = self.msix.load(Ordering::Relaxed);
+            self.told(if msix { InterruptKind::Msix } else { InterruptKind::Msi }, vector);
         }
     }
 
     fn set_line(&self, line: Line) {
-        self.pin.set_line(line);
+        if self.pin.set_line(line) == Heard::Yes {
+            self.told(InterruptKind::Intx, 0);
+        }
     }
 }

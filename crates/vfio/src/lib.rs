@@ -33,6 +33,7 @@ pub use client::{Client, DeviceMemory, IommuFile, VfioFile};
 pub use device::Device;
 pub use file::{DeviceFile, REGION_SHIFT, Reply};
 pub use group::{Group, GroupFile};
+pub use irq::{DeviceWatcher, InterruptKind};
 pub use kvm::{
     KVM_CREATE_DEVICE, KVM_DEV_TYPE_VFIO, KVM_GET_DEVICE_ATTR, KVM_HAS_DEVICE_ATTR,
     KVM_SET_DEVICE_ATTR, KvmCreateDevice, KvmDevice,

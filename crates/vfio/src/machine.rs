@@ -8,7 +8,7 @@ use ioasis_iommufd::type1::GroupKind;
 use ioasis_pci::Function;
 
 use crate::device::{DeviceSet, Place};
-use crate::{Device, Group};
+use crate::{Device, DeviceWatcher, Group};
 
 /// A function and where it belongs.
 #[derive(Debug)]
@@ -80,6 +80,17 @@ impl Machine {
     #[must_use]
     pub fn devices(&self) -> &[Arc<Device>] {
         &self.devices
+    }
+
+    /// Tells `watcher` from now on what the devices do by themselves.
+    ///
+    /// # Panics
+    ///
+    /// If there is a watcher already.
+    pub fn watch(&self, watcher: &Arc<dyn DeviceWatcher>) {
+        for device in &self.devices {
+            device.interrupts().watch(device.name(), Arc::clone(watcher));
+        }
     }
 
     /// The groups, in the order of their numbers.

@@ -28,7 +28,7 @@ use ioasis_sys::process::Process;
 use ioasis_sys::seccomp::{Arch, X32_BIT};
 use ioasis_sys::sync::{Condvar, Mutex};
 use ioasis_uapi::{Errno, Error, Result};
-use ioasis_vfio::{DeviceFile, GroupFile, KvmDevice};
+use ioasis_vfio::{DeviceFile, DeviceWatcher, GroupFile, KvmDevice};
 use rustix::event::{PollFd, PollFlags, Timespec};
 
 use crate::Machine;
@@ -171,6 +171,8 @@ impl Server {
         let trace = trace.map(Arc::new);
         if let Some(trace) = &trace {
             machine.iommu.faults.watch(Arc::clone(trace) as _);
+            let watcher: Arc<dyn DeviceWatcher> = Arc::clone(trace) as _;
+            machine.devices.watch(&watcher);
         }
         let program = Process::open(launched.child.id())?;
         Ok(Self {

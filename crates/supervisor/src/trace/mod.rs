@@ -27,6 +27,7 @@ use std::path::Path;
 use ioasis_iommufd::faultlog::{FaultWatcher, RefusedDma};
 use ioasis_iommufd::{IovaRange, Prot};
 use ioasis_uapi::{Error, Result};
+use ioasis_vfio::{DeviceWatcher, InterruptKind};
 
 use layout::{Argument, Field};
 use sink::Sink;
@@ -268,6 +269,23 @@ impl FaultWatcher for Trace {
             unmapped: refused.unmapped.map(|(range, pid)| (range.start().0, range.last().0, pid)),
         };
         self.event(&refused.device, &fault);
+    }
+}
+
+impl DeviceWatcher for Trace {
+    fn interrupt(&self, device: &str, kind: InterruptKind, vector: u16) {
+        let kind = match kind {
+            InterruptKind::Intx => Interrupt::Intx,
+            InterruptKind::Msi => Interrupt::Msi,
+            InterruptKind::Msix => Interrupt::Msix,
+            InterruptKind::Error => Interrupt::Error,
+            InterruptKind::Request => Interrupt::Request,
+        };
+        self.event(device, &Event::Interrupt { kind, vector });
+    }
+
+    fn reset(&self, device: &str) {
+        self.event(device, &Event::Reset);
     }
 }
 

@@ -78,8 +78,12 @@ impl DeviceFile {
                 check_config(position, buf.len())?;
                 let resets = function.resets();
                 function.config_write(position, buf)?;
-                if !function.memory_enabled() || function.resets() != resets {
+                let was_reset = function.resets() != resets;
+                if !function.memory_enabled() || was_reset {
                     self.device.revoke();
+                }
+                if was_reset {
+                    self.device.interrupts().told_reset();
                 }
                 self.device.interrupts().command_changed(function);
                 Ok(buf.len())

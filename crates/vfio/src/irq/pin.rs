@@ -6,6 +6,13 @@ use ioasis_pci::Line;
 use ioasis_sys::eventfd::EventFd;
 use ioasis_sys::sync::Mutex;
 
+/// Whether a change made the program's eventfd signal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Heard {
+    Yes,
+    No,
+}
+
 /// INTx of one device.
 #[derive(Debug, Default)]
 pub(crate) struct Pin(Mutex<State>);
@@ -24,21 +31,23 @@ struct State {
 
 impl State {
     /// Signals the program, unless the command register says not to.
-    fn send(&self) {
-        if let Some(trigger) = &self.trigger
-            && self.active
-            && !self.disabled
-        {
-            trigger.signal();
+    fn send(&self) -> Heard {
+        match &self.trigger {
+            Some(trigger) if self.active && !self.disabled => {
+                trigger.signal();
+                Heard::Yes
+            }
+            _ => Heard::No,
         }
     }
 
     /// What the interrupt controller does with a line: the first assertion masks it and is heard.
-    fn hear(&mut self) {
+    fn hear(&mut self) -> Heard {
         if self.active && self.asserted && !self.masked && !self.disabled {
             self.masked = true;
-            self.send();
+            return self.send();
         }
+        Heard::No
     }
 
     /// A line still asserted is heard again at once, and stays masked.
@@ -89,10 +98,10 @@ impl Pin {
         self.0.lock().send();
     }
 
-    pub(super) fn set_line(&self, line: Line) {
+    pub(super) fn set_line(&self, line: Line) -> Heard {
         let mut state = self.0.lock();
         state.asserted = line == Line::Asserted;
-        state.hear();
+        state.hear()
     }
 
     pub(super) fn set_disabled(&self, disabled: bool) {

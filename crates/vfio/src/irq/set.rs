@@ -1,6 +1,7 @@
 //! VFIO_DEVICE_SET_IRQS, in the order of Linux's checks.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use ioasis_pci::{Function, IrqMode};
 use ioasis_sys::eventfd::EventFd;
@@ -291,6 +292,7 @@ impl Interrupts {
         if vectors == 0 {
             return Err(Error::new(Errno::ERANGE, "no vector is asked for"));
         }
+        self.msix.store(call.index == vfio::PCI_MSIX_IRQ_INDEX, Ordering::Relaxed);
         self.messages.store(Arc::new(vec![None; vectors.into()]));
         gate.mode = if call.index == vfio::PCI_MSI_IRQ_INDEX {
             function.set_irq_mode(IrqMode::Msi { messages: vectors });
