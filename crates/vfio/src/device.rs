@@ -296,6 +296,11 @@ impl Device {
         Ok(())
     }
 
+    /// The pages of a BAR, while the device is open.
+    pub(crate) fn bar_pages(&self, bar: usize) -> Option<Arc<Mapping>> {
+        self.pages.lock()[bar].clone()
+    }
+
     /// How often what a dma-buf gave away was taken back: by a reset, or because the BARs stopped answering.
     pub(crate) fn revocations(&self) -> u64 {
         self.revocations.load(Ordering::Acquire)

@@ -32,7 +32,7 @@ struct bitmap { uint64_t pgsize, size, data; };
 struct dma_unmap { uint32_t argsz, flags; uint64_t iova, size; struct bitmap bitmap; };
 struct dirty { uint32_t argsz, flags; uint64_t iova, size; struct bitmap bitmap; };
 struct region_info { uint32_t argsz, flags, index, cap_offset; uint64_t size, offset; };
-struct name { char text[16]; int fd; void *page; };
+struct name { char text[16]; int fd; void *page; uint64_t length; };
 
 static const char *container;
 static struct name names[32];
@@ -148,7 +148,7 @@ static int step_close(int count, char **word)
 	int result = close(name->fd);
 	(void)count;
 	if (name->page)
-		munmap(name->page, PAGE);
+		munmap(name->page, name->length);
 	memset(name, 0, sizeof *name);
 	return say(result, "");
 }
@@ -346,11 +346,14 @@ static int step_command(int count, char **word)
 	return say(pwrite(device, &value, 2, region(device, 7) + 4) == 2 ? 0 : -1, "");
 }
 
+/* mmap DEVICE [OFFSET LENGTH]: part of BAR 0, its first page unless told otherwise. */
 static int step_mmap(int count, char **word)
 {
 	struct name *name = find(word[1]);
-	void *page = mmap(0, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, name->fd, region(name->fd, 0));
-	(void)count;
+	off_t offset = region(name->fd, 0) + (off_t)(count > 2 ? number(word[2]) : 0);
+	uint64_t length = count > 3 ? number(word[3]) : PAGE;
+	void *page = mmap(0, length, PROT_READ | PROT_WRITE, MAP_SHARED, name->fd, offset);
+	name->length = length;
 	if (page != MAP_FAILED)
 		name->page = page;
 	return say(page == MAP_FAILED ? -1 : 0, "");
@@ -457,6 +460,17 @@ static int step_other(int count, char **word)
 		void *at = ftruncate(fd, (off_t)number(word[1])) ? MAP_FAILED
 			: mmap(memory, number(word[1]), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED | MAP_NORESERVE, fd, 0);
 		return say(at == MAP_FAILED ? -1 : 0, "");
+	}
+	if (!strcmp(word[0], "bind")) { /* bind DEVICE IOMMUFD */
+		uint32_t *values = memset(scratch.bytes, 0, sizeof scratch.bytes);
+		values[0] = 16;
+		values[2] = (uint32_t)fd_of(word[2]);
+		return say(call(fd_of(word[1]), 0x76, values), "");
+	}
+	if (!strcmp(word[0], "mode")) {
+		struct stat status;
+		int result = stat(word[1], &status);
+		return say(result, " %o", status.st_mode & 07777);
 	}
 	if (!strcmp(word[0], "munmap"))
 		return say(munmap((void *)number(word[1]), number(word[2])), "");

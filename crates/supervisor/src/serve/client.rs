@@ -14,7 +14,7 @@ use ioasis_sys::eventfd::EventFd;
 use ioasis_sys::mapping::{Access, Mapping};
 use ioasis_sys::notify::OnExec;
 use ioasis_uapi::{Errno, Error, Result};
-use ioasis_vfio::{Device, DeviceFile, DeviceMemory, IommuFile, REGION_SHIFT, VfioFile};
+use ioasis_vfio::{Device, DeviceMemory, IommuFile, REGION_SHIFT, VfioFile};
 use rustix::fs::{FallocateFlags, OFlags};
 
 use super::{File, Server};
@@ -336,7 +336,7 @@ impl AddressSpace for Unreachable {
 #[derive(Debug)]
 pub(crate) struct BarPages {
     pub(crate) inode: u64,
-    pub(crate) device: Arc<DeviceFile>,
+    pub(crate) device: Arc<Device>,
 }
 
 impl Backing for BarPages {

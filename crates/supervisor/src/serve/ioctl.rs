@@ -145,7 +145,7 @@ fn publish_device(
     look: Look,
 ) -> Result<Arc<Opened<File>>> {
     let (server, inode) = (caller.server, blank.inode);
-    let bars: Arc<dyn Backing> = Arc::new(BarPages { inode, device: Arc::clone(device) });
+    let bars: Arc<dyn Backing> = Arc::new(BarPages { inode, device: Arc::clone(device.device()) });
     server.memory.add_device(&blank.file, &bars)?;
     let copy = blank.file.try_clone();
     let copy = copy.map_err(|_| Error::new(Errno::EMFILE, "too many open files"))?;

@@ -3,17 +3,20 @@
 //! Linux's type1 container maps the pages' physical addresses and never takes them away again (`vaddr_get_pfns`). Here
 //! every access asks whether the BAR answers at that moment.
 //!
-//! DIFFERS: nothing is reached while memory decoding is off, in D3hot, or after the last close; what was mapped is
-//! reached again when the BAR comes back.
+//! DIFFERS: nothing is reached while memory decoding is off, in D3hot, or while nobody has the device open; what was mapped is
+//! reached again when the BAR comes back, with another open too.
+
+use std::sync::Arc;
 
 use ioasis_pci::BARS;
 use ioasis_sys::mapping::Mapping;
 use ioasis_uapi::{Errno, Error, Result};
 
 use super::{DeviceFile, region_index, region_position};
+use crate::Device;
 
-impl DeviceFile {
-    /// Reads BAR pages at `offset` of the file, for another device.
+impl Device {
+    /// Reads BAR pages at `offset` of its files, for another device.
     ///
     /// # Errors
     ///
@@ -23,16 +26,50 @@ impl DeviceFile {
         pages.read(position, buf)
     }
 
-    /// Writes BAR pages at `offset` of the file, for another device; the device looks at what was written.
+    /// Writes BAR pages at `offset` of its files, for another device; the device looks at what was written.
     ///
     /// # Errors
     ///
-    /// As [`DeviceFile::peer_read`].
+    /// As [`Device::peer_read`].
     pub fn peer_write(&self, offset: u64, buf: &[u8]) -> Result<()> {
         let (pages, position) = self.peer(offset)?;
         pages.write(position, buf)?;
-        self.device.function().wake();
+        self.function().wake();
         Ok(())
+    }
+
+    fn peer(&self, offset: u64) -> Result<(Arc<Mapping>, u64)> {
+        let silent = |why| Error::at(Errno::EFAULT, why, offset);
+        self.present().map_err(|_| silent("the device of that BAR was removed"))?;
+        if !self.function().memory_enabled() {
+            return Err(silent("that BAR does not decode memory"));
+        }
+        let bar = region_index(offset).and_then(|bar| usize::try_from(bar).ok());
+        let pages = bar.filter(|&bar| bar < BARS).and_then(|bar| self.bar_pages(bar));
+        let none = silent("no BAR pages there, or nobody has the device open");
+        Ok((pages.ok_or(none)?, region_position(offset)))
+    }
+}
+
+impl DeviceFile {
+    /// Reads BAR pages at `offset` of the file, as long as the device is open through it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Device::peer_read`].
+    pub fn peer_read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        self.check_open(offset)?;
+        self.device.peer_read(offset, buf)
+    }
+
+    /// Writes BAR pages at `offset` of the file, as long as the device is open through it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Device::peer_read`].
+    pub fn peer_write(&self, offset: u64, buf: &[u8]) -> Result<()> {
+        self.check_open(offset)?;
+        self.device.peer_write(offset, buf)
     }
 
     /// Whether its BARs answer.
@@ -41,15 +78,8 @@ impl DeviceFile {
         usable.is_ok() && self.device.function().memory_enabled()
     }
 
-    fn peer(&self, offset: u64) -> Result<(&Mapping, u64)> {
-        let silent = |why| Error::at(Errno::EFAULT, why, offset);
-        self.usable().map_err(|_| silent("the device of that BAR is closed"))?;
-        self.device.present().map_err(|_| silent("the device of that BAR was removed"))?;
-        if !self.device.function().memory_enabled() {
-            return Err(silent("that BAR does not decode memory"));
-        }
-        let bar = region_index(offset).and_then(|bar| usize::try_from(bar).ok());
-        let pages = bar.filter(|&bar| bar < BARS).and_then(|bar| self.memory.pages[bar].as_deref());
-        Ok((pages.ok_or(silent("no BAR pages there"))?, region_position(offset)))
+    fn check_open(&self, offset: u64) -> Result<()> {
+        let closed = Error::at(Errno::EFAULT, "the device of that BAR is closed", offset);
+        self.usable().map_err(|_| closed)
     }
 }
