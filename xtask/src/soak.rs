@@ -72,6 +72,13 @@ const JOBS: &[Job] = &[
         step: 1 << 26,
     },
     Job {
+        name: "container",
+        what: "random calls on a type1 container, beside a model of arrays",
+        work: Work::Tests(&["-p", "ioasis-iommufd", "-E", "test(/^type1::sequences::/)"]),
+        total: 1_000_000,
+        step: 50_000,
+    },
+    Job {
         name: "vfio",
         what: "the tests of ioasis-vfio",
         work: Work::Tests(&["-p", "ioasis-vfio"]),

@@ -4,11 +4,14 @@
 //! instructions, counted by callgrind where it is installed: this program runs itself under it twice and takes the
 //! difference. The memory is local: nothing is pinned in another process.
 
+#[path = "callgrind/mod.rs"]
+mod callgrind;
+
 use std::hint::black_box;
-use std::process::Command;
 use std::sync::Arc;
 use std::time::Instant;
 
+use callgrind::{asked, instructions, line};
 use ioasis_iommufd::{
     AccessHandle, AccessKind, Account, Bound, Context, CopyRequest, Dirty, Endpoint,
     EndpointConfig, Group, HwptFlags, Iommu, IommuKind, Iova, IovaRange, Machine, MapRequest,
@@ -150,24 +153,6 @@ fn counted(name: &str, times: u64) {
     std::process::exit(0);
 }
 
-/// Instructions of one turn of `name`.
-fn instructions(name: &str, few: u64, many: u64) -> Option<f64> {
-    let collected = |times: u64| -> Option<f64> {
-        let output = Command::new("valgrind")
-            .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
-            .arg(std::env::current_exe().ok()?)
-            .env("IOASIS_COUNT", format!("{name}:{times}"))
-            .output()
-            .ok()?;
-        let text = String::from_utf8_lossy(&output.stderr);
-        let line = text.lines().find(|line| line.contains("Collected"))?;
-        line.rsplit(':').next()?.trim().parse().ok()
-    };
-    #[expect(clippy::cast_precision_loss, reason = "counts are small")]
-    let turns = (many - few) as f64;
-    Some((collected(many)? - collected(few)?) / turns)
-}
-
 /// Instructions of one access. Callgrind counts a string move once a byte, a processor once: where half the bytes say that one
 /// was counted so, its bytes are taken off.
 fn access_instructions() -> Option<f64> {
@@ -175,10 +160,6 @@ fn access_instructions() -> Option<f64> {
     let bytes = f64::from(u32::try_from(ACCESS / 2).expect("few"));
     let once_a_byte = (whole - half) / bytes > 0.9;
     Some(if once_a_byte { whole - (whole - half) * 2.0 } else { whole })
-}
-
-fn line(goal: &str, value: f64, limit: f64) {
-    println!("{goal} {value:.2} <={limit} {}", if value <= limit { "met" } else { "missed" });
 }
 
 /// P14, and its figures' difference where a call cannot be counted alone.
@@ -224,9 +205,8 @@ fn race() {
 }
 
 fn main() {
-    if let Ok(what) = std::env::var("IOASIS_COUNT") {
-        let (name, times) = what.split_once(':').expect("name:times");
-        counted(name, times.parse().expect("a number"));
+    if let Some((name, times)) = asked() {
+        counted(&name, times);
         return;
     }
     race();

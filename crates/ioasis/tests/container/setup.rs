@@ -258,6 +258,19 @@ fn g34_callers_of_32_bits_are_answered_under_type1() {
 }
 
 #[test]
+fn g37_no_group_comes_while_a_mapping_has_no_address() {
+    Machine::with(&["testdev", "testdev"]).answers(&attached(&[
+        same("map c rw 0x1000 +0 0x1000", "0"),
+        same("open h /dev/vfio/2", "0"),
+        ("unmap c 4 0x1000 0x1000", "0 size=0x1000", "EINVAL size=0x1000"),
+        ("setc h c", "EBUSY", "0"),
+        ("map c v 0x1000 +0 0x1000", "0", "EINVAL"),
+        ("setc h c", "0", "EINVAL"),
+        same("device h e 0000:02:00.0", "0"),
+    ]));
+}
+
+#[test]
 fn g38_each_module_has_its_own_parameter() {
     let steps = |type1_set, type1_open, compat_open| {
         grouped(&[

@@ -333,9 +333,13 @@ impl Ioas {
     /// The end of `range` that lies inside an area which `range` does not hold whole.
     pub(crate) fn cut_by(&self, range: IovaRange) -> Option<Iova> {
         let space = self.space.lock();
-        let cuts =
-            |end: &Iova| space.areas.at(*end).is_some_and(|area| !range.contains(area.range));
-        [range.start(), range.last()].into_iter().find(cuts)
+        let cut = |end: Iova, area: &Area| (!range.contains(area.range)).then_some(end);
+        match space.areas.at(range.start()) {
+            // Often the range is one area: the other end need not be looked for.
+            Some(first) if first.range.last() >= range.last() => cut(range.start(), first),
+            Some(first) if !range.contains(first.range) => Some(range.start()),
+            _ => space.areas.at(range.last()).and_then(|last| cut(range.last(), last)),
+        }
     }
 
     /// What the domains have in common: page sizes, and whether all force snooping. `None` without a domain.

@@ -44,8 +44,8 @@ pub(super) struct Type1 {
     ioas: Arc<Ioas>,
     domains: Vec<GroupDomain>,
     emulated: Vec<Arc<Group>>,
-    /// Mappings that may still be made.
-    avail: u32,
+    /// `dma_entry_limit` as SET_IOMMU found it: mappings there may be.
+    limit: u32,
     /// Where mappings begin whose process address was taken away.
     pub(super) invalid: BTreeSet<u64>,
     /// Dirty pages are logged.
@@ -78,7 +78,7 @@ impl Type1 {
             ioas: Arc::new(Ioas::new(machine, Head::outside())),
             domains: Vec::new(),
             emulated: Vec::new(),
-            avail: machine.params.dma_entry_limit.load(Ordering::Relaxed),
+            limit: machine.params.dma_entry_limit.load(Ordering::Relaxed),
             invalid: BTreeSet::new(),
             logging: false,
             leaves: LeafMax::Format,
@@ -201,6 +201,12 @@ impl Type1 {
         }
     }
 
+    /// Mappings that may still be made: each is one area.
+    fn avail(&self) -> u32 {
+        let areas = u32::try_from(self.ioas.areas()).unwrap_or(u32::MAX);
+        self.limit.saturating_sub(areas)
+    }
+
     /// Page sizes all domains have; without one, every size from a page up.
     fn page_sizes(&self) -> u64 {
         let common = self.ioas.domains_summary().map_or(u64::MAX, |(sizes, _)| sizes);
@@ -227,7 +233,7 @@ impl Type1 {
         chain.push(&migration, &[]);
         let avail = abi::IommuType1InfoDmaAvail {
             header: header(abi::IOMMU_TYPE1_INFO_DMA_AVAIL),
-            avail: self.avail,
+            avail: self.avail(),
         };
         chain.push(&avail, &[]);
         if !self.domains.is_empty() {
@@ -279,7 +285,7 @@ impl Type1 {
         if let Some(area) = self.ioas.first_area(range) {
             return refuse!(EEXIST, "the IOVA range is mapped already", area.start().0);
         }
-        if self.avail == 0 {
+        if self.avail() == 0 {
             return refuse!(ENOSPC, "the container has as many mappings as dma_entry_limit allows");
         }
         self.check_loggable(map.size)?;
@@ -295,7 +301,6 @@ impl Type1 {
             account,
         };
         map_pages(&self.machine, &self.ioas, request, Rule::type1(&account))?;
-        self.avail -= 1;
         Ok(0)
     }
 
@@ -372,11 +377,10 @@ impl Type1 {
     /// The range as the IOMMU type understands it; `None` where a v1 container does nothing.
     fn under_version(&self, range: IovaRange) -> Result<Option<IovaRange>> {
         if self.v2 {
-            return match self.ioas.cut_by(range) {
-                Some(cut) if range != IovaRange::ALL => {
-                    refuse!(EINVAL, "the range cuts a mapping", cut.0)
-                }
-                _ => Ok(Some(range)),
+            let cut = if range == IovaRange::ALL { None } else { self.ioas.cut_by(range) };
+            return match cut {
+                Some(cut) => refuse!(EINVAL, "the range cuts a mapping", cut.0),
+                None => Ok(Some(range)),
             };
         }
         // A mapping goes whole when its first byte is in the range; one that began before stops everything.
@@ -389,12 +393,11 @@ impl Type1 {
 
     /// Removes the mappings of a range that cuts none; returns the bytes.
     pub(super) fn remove(&mut self, range: IovaRange, pid: u32) -> Result<u64> {
-        let before = self.ioas.areas();
         let unmapped = self.ioas.unmap(range, pid);
-        let gone = u32::try_from(before - self.ioas.areas()).unwrap_or(u32::MAX);
-        self.avail = self.avail.saturating_add(gone);
-        let ioas = &self.ioas;
-        self.invalid.retain(|&start| ioas.area_at(Iova(start)).is_some());
+        if !self.invalid.is_empty() {
+            let ioas = &self.ioas;
+            self.invalid.retain(|&start| ioas.area_at(Iova(start)).is_some());
+        }
         unmapped.result.map(|()| unmapped.bytes)
     }
 

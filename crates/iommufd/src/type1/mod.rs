@@ -8,6 +8,8 @@ pub(crate) mod compat;
 mod container;
 mod exact;
 mod log;
+#[cfg(test)]
+mod sequences;
 mod vaddr;
 
 pub use container::{Container, GroupKind, Member};

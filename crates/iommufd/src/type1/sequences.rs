@@ -1,0 +1,538 @@
+//! Random calls on one container, compared with a model of arrays after every step.
+//!
+//! Each step is first made to fail at its first, second, third fallible point and so on; the model must not have moved
+//! then. What is compared: the errno or the size, what every device reads at every page, who has locked how much, what GET_INFO
+//! counts, and the dirty log.
+
+use std::sync::Arc;
+
+use ioasis_iommupt::{Iova, IovaRange};
+use ioasis_uapi::vfio as abi;
+use ioasis_uapi::{Errno, Result};
+use proptest::prelude::*;
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+use super::{Container, GroupKind, Member};
+use crate::testing::{ACCOUNT, ARG, BASE, TestClient};
+use crate::{Endpoint, EndpointConfig, Group, Iommu, IommuKind, Machine, Segment, inject};
+
+const PAGE: u64 = 4096;
+/// Pages of IOVA that are looked at; those from `NARROW` on are outside what the last group's IOMMU translates.
+const PAGES: u64 = 24;
+const NARROW: u64 = 16;
+const GROUPS: usize = 3;
+/// Mappings the container may have.
+const ENTRIES: u32 = 5;
+/// Pages each process may lock.
+const LIMIT: u64 = 20;
+/// Two processes whose memory has the same bytes.
+const PIDS: [u32; 2] = [100, 200];
+
+#[derive(Clone, Copy, Debug)]
+struct Pieces {
+    at: u64,
+    pages: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Add { group: usize },
+    Remove { group: usize },
+    SetIommu { v2: bool },
+    Map { to: Pieces, from: u64, flags: u32, process: usize },
+    NewAddress { to: Pieces, process: usize },
+    Unmap { range: Pieces },
+    UnmapAll,
+    TakeAddress { range: Pieces },
+    TakeAll,
+    UnmapDirty { range: Pieces },
+    Log { on: bool },
+    Dirty { range: Pieces },
+}
+
+fn pieces() -> impl Strategy<Value = Pieces> {
+    (0..PAGES, 1..8_u64).prop_map(|(at, pages)| Pieces { at, pages: pages.min(PAGES - at) })
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let flags = prop_oneof![4 => Just(3_u32), 2 => Just(1_u32), 1 => Just(0_u32)];
+    prop_oneof![
+        2 => (0..GROUPS).prop_map(|group| Step::Add { group }),
+        1 => (0..GROUPS).prop_map(|group| Step::Remove { group }),
+        3 => prop::bool::weighted(0.7).prop_map(|v2| Step::SetIommu { v2 }),
+        8 => (pieces(), 0..16_u64, flags, 0..2_usize)
+            .prop_map(|(to, from, flags, process)| Step::Map { to, from, flags, process }),
+        3 => (pieces(), 0..2_usize).prop_map(|(to, process)| Step::NewAddress { to, process }),
+        4 => pieces().prop_map(|range| Step::Unmap { range }),
+        1 => Just(Step::UnmapAll),
+        3 => pieces().prop_map(|range| Step::TakeAddress { range }),
+        1 => Just(Step::TakeAll),
+        2 => pieces().prop_map(|range| Step::UnmapDirty { range }),
+        1 => any::<bool>().prop_map(|on| Step::Log { on }),
+        2 => pieces().prop_map(|range| Step::Dirty { range }),
+    ]
+}
+
+/// One MAP_DMA.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Area {
+    at: u64,
+    pages: u64,
+    from: u64,
+    write: bool,
+    payer: usize,
+    invalid: bool,
+}
+
+impl Area {
+    fn end(self) -> u64 {
+        self.at + self.pages
+    }
+
+    fn touches(self, range: Pieces) -> bool {
+        self.at < range.at + range.pages && range.at < self.end()
+    }
+}
+
+#[derive(Clone, Debug, Default)]
+struct Model {
+    members: [bool; GROUPS],
+    /// The driver, and whether it is the second version.
+    driver: Option<bool>,
+    /// Ascending.
+    areas: Vec<Area>,
+    logging: bool,
+}
+
+/// What a call answers: a size, or a word of bits.
+type Answer = Result<u64, Errno>;
+
+impl Model {
+    fn locked(&self, process: usize) -> u64 {
+        self.areas.iter().filter(|area| area.payer == process).map(|area| area.pages).sum()
+    }
+
+    fn is_narrow(&self) -> bool {
+        self.driver.is_some() && self.members[GROUPS - 1]
+    }
+
+    fn v2(&self) -> Result<bool, Errno> {
+        self.driver.ok_or(Errno::EINVAL)
+    }
+
+    fn cuts(&self, range: Pieces) -> bool {
+        let (start, end) = (range.at, range.at + range.pages);
+        let cut = |edge: u64| self.areas.iter().any(|area| area.at < edge && edge < area.end());
+        cut(start) || cut(end)
+    }
+
+    /// The areas an UNMAP_DMA of `range` is about.
+    fn chosen(&self, range: Pieces) -> Result<Vec<Area>, Errno> {
+        let mut chosen: Vec<Area> =
+            self.areas.iter().copied().filter(|area| area.touches(range)).collect();
+        if self.v2()? {
+            if self.cuts(range) {
+                return Err(Errno::EINVAL);
+            }
+        } else if chosen.first().is_some_and(|first| first.at < range.at) {
+            chosen.clear();
+        }
+        Ok(chosen)
+    }
+
+    fn remove(&mut self, chosen: &[Area]) -> u64 {
+        self.areas.retain(|area| !chosen.contains(area));
+        chosen.iter().map(|area| area.pages * PAGE).sum()
+    }
+
+    fn take(&mut self, chosen: &[Area]) -> Answer {
+        if chosen.iter().any(|area| area.invalid) {
+            return Err(Errno::EINVAL);
+        }
+        for area in self.areas.iter_mut().filter(|area| chosen.contains(area)) {
+            area.invalid = true;
+        }
+        Ok(chosen.iter().map(|area| area.pages * PAGE).sum())
+    }
+
+    /// Bits of the pages from `base` on that `chosen` map.
+    fn bits(chosen: &[Area], base: u64) -> u64 {
+        chosen
+            .iter()
+            .flat_map(|area| area.at..area.end())
+            .fold(0, |bits, page| bits | 1 << (page - base))
+    }
+
+    fn add(&mut self, group: usize) -> Answer {
+        // The group's own file knows that it has a container: here it is asked of the container's list.
+        if self.members[group] {
+            return Ok(0);
+        }
+        if self.driver.is_some() {
+            if self.areas.iter().any(|area| area.invalid) {
+                return Err(Errno::EBUSY);
+            }
+            if group == GROUPS - 1 && self.areas.iter().any(|area| area.end() > NARROW) {
+                return Err(Errno::EINVAL);
+            }
+        }
+        self.members[group] = true;
+        Ok(0)
+    }
+
+    fn leave(&mut self, group: usize) -> Answer {
+        self.members[group] = false;
+        if self.members == [false; GROUPS] {
+            *self = Self::default();
+        }
+        Ok(0)
+    }
+
+    fn map(&mut self, to: Pieces, from: u64, flags: u32, process: usize) -> Answer {
+        self.v2()?;
+        if flags == 0 {
+            return Err(Errno::EINVAL);
+        }
+        if self.areas.iter().any(|area| area.touches(to)) {
+            return Err(Errno::EEXIST);
+        }
+        if self.areas.len() == ENTRIES as usize {
+            return Err(Errno::ENOSPC);
+        }
+        if self.is_narrow() && to.at + to.pages > NARROW {
+            return Err(Errno::EINVAL);
+        }
+        if self.locked(process) + to.pages > LIMIT {
+            return Err(Errno::ENOMEM);
+        }
+        let write = flags & 2 != 0;
+        let area = Area { at: to.at, pages: to.pages, from, write, payer: process, invalid: false };
+        self.areas.push(area);
+        self.areas.sort_by_key(|area| area.at);
+        Ok(0)
+    }
+
+    fn new_address(&mut self, to: Pieces, process: usize) -> Answer {
+        self.v2()?;
+        let Some(found) = self.areas.iter().position(|area| area.touches(to)) else {
+            return Err(Errno::ENOENT);
+        };
+        let area = self.areas[found];
+        if !area.invalid || (area.at, area.pages) != (to.at, to.pages) {
+            return Err(Errno::EINVAL);
+        }
+        if area.payer != process && self.locked(process) + area.pages > LIMIT {
+            return Err(Errno::ENOMEM);
+        }
+        self.areas[found] = Area { payer: process, invalid: false, ..area };
+        Ok(0)
+    }
+
+    fn apply(&mut self, step: Step) -> Answer {
+        match step {
+            Step::Add { group } => self.add(group),
+            Step::Remove { group } => self.leave(group),
+            Step::SetIommu { v2 } => {
+                if self.driver.is_some() || self.members == [false; GROUPS] {
+                    return Err(Errno::EINVAL);
+                }
+                self.driver = Some(v2);
+                Ok(0)
+            }
+            Step::Map { to, from, flags, process } => self.map(to, from, flags, process),
+            Step::NewAddress { to, process } => self.new_address(to, process),
+            Step::Unmap { range } => {
+                let chosen = self.chosen(range)?;
+                Ok(self.remove(&chosen))
+            }
+            Step::UnmapAll => {
+                self.v2()?;
+                let chosen = self.areas.clone();
+                Ok(self.remove(&chosen))
+            }
+            Step::TakeAddress { range } => {
+                let chosen = self.chosen(range)?;
+                self.take(&chosen)
+            }
+            Step::TakeAll => {
+                self.v2()?;
+                let chosen = self.areas.clone();
+                self.take(&chosen)
+            }
+            Step::UnmapDirty { range } => {
+                self.v2()?;
+                if !self.logging {
+                    return Err(Errno::EINVAL);
+                }
+                let chosen = self.chosen(range)?;
+                self.remove(&chosen);
+                Ok(Self::bits(&chosen, range.at))
+            }
+            Step::Log { on } => {
+                if !self.v2()? {
+                    return Err(Errno::EACCES);
+                }
+                self.logging = on;
+                Ok(0)
+            }
+            Step::Dirty { range } => {
+                if !self.v2()? {
+                    return Err(Errno::EACCES);
+                }
+                if !self.logging || self.cuts(range) {
+                    return Err(Errno::EINVAL);
+                }
+                let chosen: Vec<Area> =
+                    self.areas.iter().copied().filter(|area| area.touches(range)).collect();
+                Ok(Self::bits(&chosen, range.at))
+            }
+        }
+    }
+
+    /// The source page that a device of `group` reads at `page`.
+    fn shown(&self, group: usize, page: u64) -> Option<Area> {
+        let reaches = self.driver.is_some() && self.members[group];
+        let inside = |area: &&Area| area.at <= page && page < area.end();
+        self.areas.iter().find(inside).copied().filter(|_| reaches)
+    }
+}
+
+/// An UNMAP_DMA with room for a bitmap.
+#[repr(C)]
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable)]
+struct Unmap {
+    head: abi::IommuType1DmaUnmap,
+    bitmap: abi::Bitmap,
+}
+
+/// A DIRTY_PAGES with room for a range.
+#[repr(C)]
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable)]
+struct DirtyPages {
+    head: abi::IommuType1DirtyBitmap,
+    get: abi::IommuType1DirtyBitmapGet,
+}
+
+/// Where a word of bits goes.
+const BITS: u64 = ARG + 0x1000;
+const BITMAP: abi::Bitmap = abi::Bitmap { pgsize: PAGE, size: 8, data: BITS };
+
+struct System {
+    machine: Arc<Machine>,
+    clients: [TestClient; 2],
+    container: Arc<Container>,
+    groups: Vec<(Arc<Group>, Arc<Endpoint>)>,
+}
+
+impl System {
+    fn new() -> Self {
+        let machine = Machine::new();
+        machine.params.dma_entry_limit.store(ENTRIES, std::sync::atomic::Ordering::Relaxed);
+        let clients = PIDS.map(|pid| {
+            let mut client = TestClient::new();
+            client.account.pid = pid;
+            client.account.memlock_pages = Some(LIMIT);
+            for page in 0..32_u8 {
+                client.memory.write(BASE + u64::from(page) * PAGE, &[page]).unwrap();
+            }
+            client
+        });
+        let wide = Arc::new(Iommu::new(IommuKind::Vtd));
+        let aperture = IovaRange::new(Iova(0), NARROW * PAGE).unwrap();
+        let narrow = Arc::new(Iommu { aperture, ..Iommu::new(IommuKind::Amd) });
+        let groups = [&wide, &wide, &narrow].into_iter().zip(1..).map(|(iommu, number)| {
+            let group = Group::new(&machine, iommu, number);
+            let config = EndpointConfig {
+                name: format!("0000:0{number}:00.0"),
+                requester_id: 0x100,
+                reserved: Vec::new(),
+                pasid_bits: 0,
+                pasid_exec: false,
+                pasid_privileged: false,
+                ats: false,
+                pri: false,
+            };
+            let endpoint = Endpoint::new(&group, config);
+            (group, endpoint)
+        });
+        let groups = groups.collect();
+        let container = Container::new(&machine);
+        Self { machine, clients, container, groups }
+    }
+
+    fn call<T: FromBytes + IntoBytes + Immutable>(&self, code: u32, cmd: &mut T) -> Result<i64> {
+        self.call_by(&self.clients[0], code, cmd)
+    }
+
+    fn call_by<T: FromBytes + IntoBytes + Immutable>(
+        &self,
+        client: &TestClient,
+        code: u32,
+        cmd: &mut T,
+    ) -> Result<i64> {
+        client.memory.write(ARG, cmd.as_bytes()).unwrap();
+        let answer = self.container.ioctl(client, code, ARG);
+        client.memory.read(ARG, cmd.as_mut_bytes()).unwrap();
+        answer
+    }
+
+    fn map(&self, to: Pieces, from: u64, flags: u32, process: usize) -> Result<u64> {
+        let (iova, size, vaddr) = (to.at * PAGE, to.pages * PAGE, BASE + from * PAGE);
+        let mut cmd = abi::IommuType1DmaMap { argsz: 32, flags, vaddr, iova, size };
+        self.call_by(&self.clients[process], abi::IOMMU_MAP_DMA, &mut cmd).map(|_| 0)
+    }
+
+    fn unmap(&self, flags: u32, range: Pieces) -> Result<u64> {
+        let (iova, size) = (range.at * PAGE, range.pages * PAGE);
+        let head = abi::IommuType1DmaUnmap { argsz: 48, flags, iova, size };
+        let mut cmd = Unmap { head, bitmap: BITMAP };
+        self.clients[0].memory.write(BITS, &[0; 8]).unwrap();
+        let answer = self.call(abi::IOMMU_UNMAP_DMA, &mut cmd);
+        if answer.is_err() {
+            assert_eq!(cmd.head.size, size, "a refused unmap writes nothing back");
+        }
+        answer?;
+        if flags & abi::DMA_UNMAP_FLAG_GET_DIRTY_BITMAP == 0 {
+            Ok(cmd.head.size)
+        } else {
+            self.bits()
+        }
+    }
+
+    fn bits(&self) -> Result<u64> {
+        let mut bits = 0_u64;
+        self.clients[0].memory.read(BITS, bits.as_mut_bytes())?;
+        Ok(bits)
+    }
+
+    fn dirty(&self, flags: u32, range: Pieces) -> Result<u64> {
+        let get = abi::IommuType1DirtyBitmapGet {
+            iova: range.at * PAGE,
+            size: range.pages * PAGE,
+            bitmap: BITMAP,
+        };
+        self.clients[0].memory.write(BITS, &[0; 8]).unwrap();
+        let head = abi::IommuType1DirtyBitmap { argsz: 48, flags };
+        self.call(abi::IOMMU_DIRTY_PAGES, &mut DirtyPages { head, get })?;
+        self.bits()
+    }
+
+    fn apply(&self, step: Step) -> Result<u64> {
+        let none = Pieces { at: 0, pages: 0 };
+        match step {
+            Step::Add { group } => {
+                let (group, endpoint) = &self.groups[group];
+                if self.container.has_group(group) {
+                    return Ok(0);
+                }
+                let member = Member::new(GroupKind::Iommu, group, std::slice::from_ref(endpoint));
+                self.container.add_group(&ACCOUNT, member).map(|()| 0)
+            }
+            Step::Remove { group } => {
+                self.container.remove_group(&self.groups[group].0);
+                Ok(0)
+            }
+            Step::SetIommu { v2 } => {
+                let number = if v2 { abi::TYPE1v2_IOMMU } else { abi::TYPE1_IOMMU };
+                self.container.ioctl(&self.clients[0], abi::SET_IOMMU, number.into()).map(|_| 0)
+            }
+            Step::Map { to, from, flags, process } => self.map(to, from, flags, process),
+            Step::NewAddress { to, process } => self.map(to, 0, abi::DMA_MAP_FLAG_VADDR, process),
+            Step::Unmap { range } => self.unmap(0, range),
+            Step::UnmapAll => self.unmap(abi::DMA_UNMAP_FLAG_ALL, none),
+            Step::TakeAddress { range } => self.unmap(abi::DMA_UNMAP_FLAG_VADDR, range),
+            Step::TakeAll => self.unmap(abi::DMA_UNMAP_FLAG_VADDR | abi::DMA_UNMAP_FLAG_ALL, none),
+            Step::UnmapDirty { range } => self.unmap(abi::DMA_UNMAP_FLAG_GET_DIRTY_BITMAP, range),
+            Step::Log { on: true } => self.dirty(abi::IOMMU_DIRTY_PAGES_FLAG_START, none),
+            Step::Log { on: false } => self.dirty(abi::IOMMU_DIRTY_PAGES_FLAG_STOP, none),
+            Step::Dirty { range } => self.dirty(abi::IOMMU_DIRTY_PAGES_FLAG_GET_BITMAP, range),
+        }
+    }
+
+    fn check(&self, model: &Model) -> Result<(), TestCaseError> {
+        for (process, pid) in PIDS.into_iter().enumerate() {
+            let locked = self.machine.ledger.process(pid).locked;
+            prop_assert_eq!(locked, model.locked(process), "process {}", process);
+        }
+        for (index, (group, endpoint)) in self.groups.iter().enumerate() {
+            prop_assert_eq!(self.container.has_group(group), model.members[index]);
+            prop_assert_eq!(group.is_owned(), model.members[index]);
+            for page in 0..PAGES {
+                let mut byte = [0xff];
+                let segment = Segment { iova: Iova(page * PAGE), length: 1 };
+                let read = endpoint.read([segment], &mut byte).ok().map(|()| u64::from(byte[0]));
+                let area = model.shown(index, page);
+                let expected = area.map(|area| area.from + (page - area.at));
+                prop_assert_eq!(read, expected, "group {} page {}", index, page);
+                let source = expected.unwrap_or(0);
+                let written = endpoint.write([segment], &[source.to_le_bytes()[0]]).is_ok();
+                prop_assert_eq!(written, area.is_some_and(|area| area.write));
+            }
+        }
+        if model.driver.is_some() {
+            let mut info = [0_u8; 256];
+            info[..4].copy_from_slice(&256_u32.to_ne_bytes());
+            self.call(abi::IOMMU_GET_INFO, &mut info).map_err(|error| fail(&error))?;
+            let avail = u32::from_ne_bytes(info[64..68].try_into().unwrap());
+            prop_assert_eq!(avail as usize, ENTRIES as usize - model.areas.len());
+        }
+        Ok(())
+    }
+}
+
+fn fail(error: &ioasis_uapi::Error) -> TestCaseError {
+    TestCaseError::fail(error.to_string())
+}
+
+/// More points than any step has.
+const POINTS: u32 = 200;
+
+fn run(steps: &[Step]) -> Result<(), TestCaseError> {
+    let (system, mut model) = (System::new(), Model::default());
+    for &step in steps {
+        let mut nth = 0;
+        let answer = loop {
+            nth += 1;
+            prop_assert!(nth < POINTS, "a step has no end of points that fail");
+            inject::arm(nth);
+            let answer = system.apply(step);
+            if inject::disarm() > 0 {
+                break answer;
+            }
+            let answer = answer.map_err(|error| error.errno);
+            prop_assert_eq!(answer, Err(Errno::ENOMEM), "point {} of {:?}", nth, step);
+            system.check(&model)?;
+        };
+        let expected = model.apply(step);
+        prop_assert_eq!(answer.map_err(|error| error.errno), expected, "{:?}", step);
+        system.check(&model)?;
+    }
+    let System { machine, container, groups, .. } = system;
+    drop(container);
+    drop(groups);
+    prop_assert_eq!(machine.ledger.processes(), []);
+    prop_assert_eq!(machine.phys.windows(), 0);
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn every_sequence_of_container_calls_does_what_arrays_would(
+        group in 0..GROUPS,
+        v2 in any::<bool>(),
+        steps in proptest::collection::vec(step(), 1..40),
+    ) {
+        // Most sequences begin with a container that has its driver.
+        let begin = [Step::Add { group }, Step::SetIommu { v2 }];
+        run(&[&begin[..], &steps].concat())?;
+    }
+
+    #[test]
+    fn calls_that_come_before_their_time_change_nothing(
+        steps in proptest::collection::vec(step(), 1..20),
+    ) {
+        run(&steps)?;
+    }
+}
