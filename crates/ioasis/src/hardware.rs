@@ -101,6 +101,7 @@ pub(crate) fn build(
             kind: match device.translation {
                 Translation::Iommu => GroupKind::Iommu,
                 Translation::None => GroupKind::NoIommu,
+                Translation::Emulated => GroupKind::Emulated,
             },
         });
     }
@@ -135,7 +136,7 @@ fn check_kinds(placements: &[Placement]) -> Result<()> {
         let mates = placements.iter().filter(|other| other.endpoint.group().number() == group);
         ensure!(
             mates.clone().all(|other| other.kind == placement.kind),
-            "group {group} has devices with and without an IOMMU"
+            "group {group} has devices with and without an IOMMU, or emulated ones"
         );
     }
     Ok(())

@@ -53,6 +53,8 @@ pub(crate) enum Translation {
     Iommu,
     /// Not at all: its group is a no-iommu group.
     None,
+    /// By its driver, which pins pages or copies: it does no DMA.
+    Emulated,
 }
 
 #[derive(Deserialize)]
@@ -89,7 +91,7 @@ impl Device {
             }
             "group" => self.group = Some(value.parse().with_context(number)?),
             "iommu" => {
-                let place = || wrong("a number, or none");
+                let place = || wrong("a number, none or emulated");
                 (self.iommu, self.translation) = behind(value).with_context(place)?;
             }
             "pasid_bits" => {
@@ -236,6 +238,7 @@ impl Description {
 fn behind(value: &str) -> Result<(usize, Translation)> {
     match value {
         "none" => Ok((0, Translation::None)),
+        "emulated" => Ok((0, Translation::Emulated)),
         number => Ok((number.parse()?, Translation::Iommu)),
     }
 }

@@ -56,7 +56,11 @@ fn seen(device: &Device, iommu: usize) -> Result<view::Device> {
     let mut config = vec![0; CONFIG_SIZE];
     function.config_read(0, &mut config)?;
     let group = device.group();
-    let kind = if group.is_no_iommu() { GroupKind::NoIommu } else { GroupKind::Iommu };
+    let kind = match (group.is_no_iommu(), group.is_emulated()) {
+        (true, _) => GroupKind::NoIommu,
+        (false, true) => GroupKind::Emulated,
+        (false, false) => GroupKind::Iommu,
+    };
     let cdev = device.cdev();
     if cdev.is_none() && kind == GroupKind::Iommu {
         return Err(Error::new(Errno::ENODEV, "a device behind an IOMMU has a node of its own"));

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::{Arc, OnceLock, Weak};
 
 use ioasis_iommufd::{Bound, Context, Endpoint, Importer};
-use ioasis_pci::{BARS, Bdf, Function, Session};
+use ioasis_pci::{BARS, Bdf, Dma, Function, Session};
 use ioasis_sys::eventfd::EventFd;
 use ioasis_sys::mapping::Mapping;
 use ioasis_sys::sync::Mutex;
@@ -12,6 +12,7 @@ use ioasis_sys::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use ioasis_uapi::{Errno, Error, Result};
 
 use crate::dma::Translated;
+use crate::emulated::EmulatedDma;
 use crate::ioeventfd::Ioeventfds;
 use crate::irq::Interrupts;
 use crate::{Client, DeviceFile, DeviceMemory, Group};
@@ -27,6 +28,8 @@ pub struct Device {
     index: u32,
     group: Arc<Group>,
     endpoint: Arc<Endpoint>,
+    /// Its bytes, for a device of an emulated group.
+    emulated: Option<Arc<EmulatedDma>>,
     set: Arc<DeviceSet>,
     slot: usize,
     interrupts: Arc<Interrupts>,
@@ -137,6 +140,7 @@ impl Device {
             bdf: function.address().to_string(),
             function: Arc::new(function),
             index,
+            emulated: group.is_emulated().then(EmulatedDma::new),
             group,
             endpoint,
             set,
@@ -170,9 +174,11 @@ impl Device {
     }
 
     /// Major and minor number of `/dev/vfio/devices/vfioN`; a device without an IOMMU has no such node.
+    // DIFFERS: nor has an emulated one, which in Linux has one.
     #[must_use]
     pub fn cdev(&self) -> Option<(u32, u32)> {
-        (!self.group.is_no_iommu()).then_some((CDEV_MAJOR, self.index))
+        let physical = !self.group.is_no_iommu() && !self.group.is_emulated();
+        physical.then_some((CDEV_MAJOR, self.index))
     }
 
     /// Its group.
@@ -194,7 +200,7 @@ impl Device {
     /// `ENODEV` when the device is gone or has no such node; what [`Client::device_memory`] answers.
     pub fn open_cdev(self: &Arc<Self>, client: &dyn Client) -> Result<Arc<DeviceFile>> {
         self.present()?;
-        if self.group.is_no_iommu() {
+        if self.cdev().is_none() {
             return Err(Error::new(
                 Errno::ENODEV,
                 "a device without an IOMMU has no node of its own",
@@ -245,6 +251,11 @@ impl Device {
         &self.endpoint
     }
 
+    /// Its bytes, if it is emulated.
+    pub(crate) fn emulated(&self) -> Option<&Arc<EmulatedDma>> {
+        self.emulated.as_ref()
+    }
+
     pub(crate) fn set(&self) -> &DeviceSet {
         &self.set
     }
@@ -269,7 +280,10 @@ impl Device {
     pub(crate) fn begin(&self, memory: &DeviceMemory) -> Result<()> {
         self.present()?;
         let irq = Arc::clone(&self.interrupts);
-        let dma = Arc::new(Translated::new(Arc::clone(&self.endpoint)));
+        let dma: Arc<dyn Dma> = match &self.emulated {
+            Some(emulated) => Arc::clone(emulated) as _,
+            None => Arc::new(Translated::new(Arc::clone(&self.endpoint))),
+        };
         self.function.open(Session { dma, irq, pages: memory.pages.clone() })?;
         self.pages.lock().clone_from(&memory.pages);
         Ok(())
@@ -282,6 +296,9 @@ impl Device {
         self.revoke();
         self.leave_low_power();
         self.function.close();
+        if let Some(emulated) = &self.emulated {
+            emulated.end();
+        }
         self.ioeventfds.close();
         self.interrupts.close(&self.function);
         *self.pages.lock() = Pages::default();

@@ -6,12 +6,13 @@ mod region;
 
 use std::sync::{Arc, Weak};
 
-use ioasis_iommufd::Bound;
+use ioasis_iommufd::{AccessKind, Bound};
 use ioasis_sys::sync::atomic::{AtomicBool, Ordering};
 use ioasis_uapi::vfio;
 use ioasis_uapi::{Errno, Error, Result};
 
 use crate::device::Open;
+use crate::emulated::Memory;
 use crate::group::Hold;
 use crate::{Client, Device, DeviceMemory, IommuFile, feature, info, reset};
 
@@ -108,7 +109,11 @@ impl DeviceFile {
         assert!(matches!(open, Open::Closed), "an open group excludes bound cdevs");
         let (hold, bound) = claim(device, client, iommu)?;
         let memory = client.device_memory(device)?;
-        device.begin(&memory)?;
+        open_emulated(device, iommu)?;
+        if let Err(error) = device.begin(&memory) {
+            device.emulated().inspect(|emulated| emulated.end());
+            return Err(error);
+        }
         attach_compat(device, bound.as_ref())?;
         let file = Self::new(Arc::clone(device), Path::Group(hold), memory);
         *open = Open::Group { file: Arc::downgrade(&file), bound };
@@ -212,9 +217,26 @@ fn claim(device: &Device, client: &dyn Client, iommu: &IommuFile) -> Result<(Hol
         IommuFile::Iommufd(context) if no_iommu && context.compat_ioas_id().is_ok() => {
             Err(Error::new(Errno::EPERM, "the iommufd translates, the device does not"))
         }
-        IommuFile::Iommufd(_) if no_iommu => Ok((Hold::Nothing, None)),
+        IommuFile::Iommufd(_) if no_iommu || device.group().is_emulated() => {
+            Ok((Hold::Nothing, None))
+        }
         IommuFile::Iommufd(context) => Ok((Hold::Nothing, Some(context.bind(device.endpoint())?))),
     }
+}
+
+/// An emulated device finds its bytes in the container, or by an access object that is attached to the iommufd's container IOAS.
+fn open_emulated(device: &Device, iommu: &IommuFile) -> Result<()> {
+    let Some(emulated) = device.emulated() else { return Ok(()) };
+    let memory = match iommu {
+        IommuFile::Container(container) => Memory::Container(Arc::clone(container)),
+        IommuFile::Iommufd(context) => {
+            let access = context.create_access(AccessKind::Pins(emulated.user()))?;
+            access.attach(context.compat_ioas_id()?)?;
+            Memory::Access(access)
+        }
+    };
+    emulated.begin(memory);
+    Ok(())
 }
 
 /// The second half: a device bound to an iommufd by its group is attached to that iommufd's container IOAS.

@@ -96,6 +96,12 @@ impl Group {
         if self.is_no_iommu() { format!("noiommu-{number}") } else { number.to_string() }
     }
 
+    /// Whether its devices have no DMA: their driver moves their bytes.
+    #[must_use]
+    pub fn is_emulated(&self) -> bool {
+        self.kind == GroupKind::Emulated
+    }
+
     /// Whether its devices have no IOMMU.
     #[must_use]
     pub fn is_no_iommu(&self) -> bool {

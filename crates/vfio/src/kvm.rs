@@ -154,7 +154,9 @@ impl VfioFile {
     /// Whether the IOMMU can force the DMA of all its devices to be coherent. Linux: `vfio_file_enforced_coherent`.
     fn enforces_coherency(&self) -> bool {
         let coherent = |device: &Arc<Device>| {
-            !device.group().is_no_iommu() && device.endpoint().iommu().enforce_coherency
+            !device.group().is_no_iommu()
+                && !device.group().is_emulated()
+                && device.endpoint().iommu().enforce_coherency
         };
         match self {
             Self::Group(file) => file.group().devices().iter().all(coherent),

@@ -17,6 +17,7 @@ mod client;
 mod device;
 mod dma;
 mod dmabuf;
+mod emulated;
 mod feature;
 mod file;
 mod group;

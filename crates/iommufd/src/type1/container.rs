@@ -14,6 +14,7 @@ use ioasis_uapi::Result;
 use ioasis_uapi::vfio as abi;
 
 use super::exact::Type1;
+use crate::access::AccessUser;
 use crate::iommu::{Endpoint, Group};
 use crate::machine::Machine;
 use crate::{Account, Client};
@@ -65,6 +66,14 @@ enum Driver {
 struct State {
     members: Vec<Member>,
     driver: Option<Driver>,
+    /// Open devices that may pin.
+    users: Vec<Arc<dyn AccessUser>>,
+}
+
+impl State {
+    fn has_pins(&self) -> bool {
+        matches!(&self.driver, Some(Driver::Type1(type1)) if !type1.pins.is_empty())
+    }
 }
 
 /// One open of `/dev/vfio/vfio`.
@@ -95,6 +104,10 @@ impl Container {
     pub fn ioctl(&self, client: &dyn Client, cmd: u32, arg: u64) -> Result<i64> {
         let mut state = self.state.lock();
         match cmd {
+            abi::IOMMU_UNMAP_DMA if state.has_pins() => {
+                drop(state);
+                self.unmap_dma(client, arg)
+            }
             abi::GET_API_VERSION => Ok(i64::from(abi::API_VERSION)),
             abi::CHECK_EXTENSION => Ok(i64::from(self.check_extension(&state, arg))),
             abi::SET_IOMMU => self.set_iommu(&mut state, client, arg),
@@ -232,5 +245,8 @@ impl Drop for Container {
     }
 }
 
+mod emulated;
+#[cfg(test)]
+mod pins_tests;
 #[cfg(test)]
 mod tests;

@@ -14,7 +14,8 @@ use zerocopy::IntoBytes;
 use super::argument::{Chain, read};
 use super::compat::push_ranges;
 use super::container::{GroupKind, Member};
-use super::log::read_bitmap;
+use super::log::{DirtyLog, read_bitmap};
+use super::pins::Pins;
 use crate::Client;
 use crate::account::Rule;
 use crate::context::{MapRequest, map_pages};
@@ -33,6 +34,9 @@ struct GroupDomain {
     groups: Vec<Arc<Group>>,
 }
 
+/// The call, the mappings it is about, and where their dirty bits go.
+type PlannedUnmap = (abi::IommuType1DmaUnmap, Option<IovaRange>, Option<abi::Bitmap>);
+
 /// What GET_INFO shows as the largest dirty bitmap: 256 MiB, `DIRTY_BITMAP_SIZE_MAX`.
 pub(super) const DIRTY_BITMAP_SIZE_MAX: u64 = 256 << 20;
 
@@ -50,6 +54,12 @@ pub(super) struct Type1 {
     pub(super) invalid: BTreeSet<u64>,
     /// Dirty pages are logged.
     pub(super) logging: bool,
+    /// Pages that emulated devices pin.
+    pub(super) pins: Pins,
+    /// What the log knows of pages that no IOMMU shows to devices.
+    pub(super) dirty: DirtyLog,
+    /// There was a page table once: from then on GET_INFO lists ranges.
+    had_domain: bool,
     /// `disable_hugepages` as the last map found it.
     leaves: LeafMax,
 }
@@ -81,6 +91,9 @@ impl Type1 {
             limit: machine.params.dma_entry_limit.load(Ordering::Relaxed),
             invalid: BTreeSet::new(),
             logging: false,
+            pins: Pins::new(),
+            dirty: DirtyLog::default(),
+            had_domain: false,
             leaves: LeafMax::Format,
         })
     }
@@ -161,6 +174,7 @@ impl Type1 {
                 let domain = Domain::new(&self.machine, iommu, wants)?;
                 self.ioas.add_domain(&domain).map_err(conflict)?;
                 self.domains.push(GroupDomain { domain, groups: Vec::new() });
+                self.had_domain = true;
                 self.domains.len() - 1
             }
         };
@@ -189,6 +203,7 @@ impl Type1 {
             .position(|domain| domain.groups.iter().any(|group| member.is(group)))
         {
             member.group.attach(None);
+            self.everything_is_dirty();
             self.domains[at].groups.retain(|group| !member.is(group));
             if self.domains[at].groups.is_empty() {
                 let gone = self.domains.swap_remove(at);
@@ -197,6 +212,7 @@ impl Type1 {
         }
         self.ioas.unreserve(member.token);
         if self.domains.is_empty() && self.emulated.is_empty() {
+            self.take_pins(IovaRange::ALL);
             let _everything = self.ioas.unmap_all(0);
         }
     }
@@ -236,7 +252,7 @@ impl Type1 {
             avail: self.avail(),
         };
         chain.push(&avail, &[]);
-        if !self.domains.is_empty() {
+        if self.had_domain {
             push_ranges(&mut chain, &self.ioas.iova_ranges().0);
         }
         info.flags = abi::IOMMU_INFO_PGSIZES | abi::IOMMU_INFO_CAPS;
@@ -314,8 +330,36 @@ impl Type1 {
         }
     }
 
-    fn unmap_dma(&mut self, client: &dyn Client, arg: u64) -> Result<i64> {
-        let mut unmap: abi::IommuType1DmaUnmap =
+    /// The first mapping that an UNMAP_DMA would remove and emulated devices hold pages of.
+    pub(super) fn pinned_by_unmap(
+        &self,
+        client: &dyn Client,
+        arg: u64,
+    ) -> Result<Option<IovaRange>> {
+        let (_, range, _) = self.plan_unmap(client, arg)?;
+        Ok(range.and_then(|range| self.first_pinned(range)))
+    }
+
+    pub(super) fn unmap_dma(&mut self, client: &dyn Client, arg: u64) -> Result<i64> {
+        let (mut unmap, range, bitmap) = self.plan_unmap(client, arg)?;
+        let Some(range) = range else {
+            unmap.size = 0;
+            client.write(arg, unmap.as_bytes())?;
+            return Ok(0);
+        };
+        let pid = client.account().pid;
+        unmap.size = match bitmap {
+            _ if unmap.flags & abi::DMA_UNMAP_FLAG_VADDR != 0 => self.invalidate_vaddr(range)?,
+            Some(bitmap) => self.remove_logged(client, range, unmap.iova, bitmap, pid)?,
+            None => self.remove(range, pid)?,
+        };
+        client.write(arg, unmap.as_bytes())?;
+        Ok(0)
+    }
+
+    /// What an UNMAP_DMA asks for, checked: nothing has changed. No range where a v1 container does nothing.
+    fn plan_unmap(&self, client: &dyn Client, arg: u64) -> Result<PlannedUnmap> {
+        let unmap: abi::IommuType1DmaUnmap =
             read(client, arg, size_of::<abi::IommuType1DmaUnmap>())?;
         let (all, vaddr) = (abi::DMA_UNMAP_FLAG_ALL, abi::DMA_UNMAP_FLAG_VADDR);
         let get_dirty = unmap.flags & abi::DMA_UNMAP_FLAG_GET_DIRTY_BITMAP != 0;
@@ -337,19 +381,7 @@ impl Type1 {
         if let Some(bitmap) = &bitmap {
             self.check_logging(bitmap)?;
         }
-        let Some(range) = self.under_version(range)? else {
-            unmap.size = 0;
-            client.write(arg, unmap.as_bytes())?;
-            return Ok(0);
-        };
-        let pid = client.account().pid;
-        unmap.size = match bitmap {
-            _ if unmap.flags & vaddr != 0 => self.invalidate_vaddr(range)?,
-            Some(bitmap) => self.remove_logged(client, range, unmap.iova, bitmap, pid)?,
-            None => self.remove(range, pid)?,
-        };
-        client.write(arg, unmap.as_bytes())?;
-        Ok(0)
+        Ok((unmap, self.under_version(range)?, bitmap))
     }
 
     /// What an UNMAP_DMA names.
@@ -394,6 +426,7 @@ impl Type1 {
     /// Removes the mappings of a range that cuts none; returns the bytes.
     pub(super) fn remove(&mut self, range: IovaRange, pid: u32) -> Result<u64> {
         let unmapped = self.ioas.unmap(range, pid);
+        self.dirty.forget(range);
         if !self.invalid.is_empty() {
             let ioas = &self.ioas;
             self.invalid.retain(|&start| ioas.area_at(Iova(start)).is_some());

@@ -3,6 +3,8 @@
 //! The type1 driver does not ask the hardware: whatever a group's devices can reach is dirty each time it is read, for a device
 //! may have written it. Only emulated devices, which pin what they use, are tracked by the page.
 
+use std::collections::BTreeSet;
+
 use ioasis_iommupt::Iova;
 use ioasis_iommupt::IovaRange;
 use ioasis_uapi::Result;
@@ -50,7 +52,56 @@ pub(super) fn read_bitmap(
     Ok(bitmap)
 }
 
+/// Pages known to be dirty where no IOMMU shows the mapping to devices, which would make all of it dirty.
+#[derive(Debug, Default)]
+pub(super) struct DirtyLog {
+    /// Pages, by their IOVA, of emulated devices.
+    pages: BTreeSet<u64>,
+    /// Where mappings begin of which all is dirty until it is read: a group that could write them left.
+    whole: BTreeSet<u64>,
+}
+
+impl DirtyLog {
+    /// The mappings in `range` are gone.
+    pub(super) fn forget(&mut self, range: IovaRange) {
+        if self.pages.is_empty() && self.whole.is_empty() {
+            return;
+        }
+        let outside = |at: &u64| !(range.start().0..=range.last().0).contains(at);
+        self.pages.retain(outside);
+        self.whole.retain(outside);
+    }
+
+    /// Bits of the 64 pages from `first` on.
+    fn word(&self, first: u64, page: u64) -> u64 {
+        let pages = self.pages.range(first..=first.saturating_add(64 * page - 1));
+        pages.fold(0, |bits, at| bits | 1 << ((at - first) / page))
+    }
+}
+
 impl Type1 {
+    /// A device that has no IOMMU writes, or pins, the page at `iova`.
+    pub(super) fn mark_dirty(&mut self, iova: u64) {
+        if self.logging {
+            self.dirty.pages.insert(iova);
+        }
+    }
+
+    /// A group that could write every mapping leaves.
+    pub(super) fn everything_is_dirty(&mut self) {
+        if self.logging {
+            let starts = self.ioas().ranges_in(IovaRange::ALL).into_iter();
+            self.dirty.whole = starts.map(|mapping| mapping.start().0).collect();
+        }
+    }
+
+    /// The bits of a mapping were read: only what is pinned stays dirty.
+    fn clean(&mut self, mapping: IovaRange) {
+        self.dirty.forget(mapping);
+        let pinned = self.pinned_pages(mapping);
+        self.dirty.pages.extend(pinned);
+    }
+
     /// Whether the log is on and has this page size.
     pub(super) fn check_logging(&self, bitmap: &abi::Bitmap) -> Result<()> {
         if !self.logging || bitmap.pgsize != self.page_size_min() {
@@ -86,11 +137,13 @@ impl Type1 {
                         ranges.iter().try_for_each(|range| self.check_loggable(range.span() + 1));
                     self.logging = fits.is_ok();
                     fits?;
+                    self.clean(IovaRange::ALL);
                 }
                 Ok(0)
             }
             abi::IOMMU_DIRTY_PAGES_FLAG_STOP => {
                 self.logging = false;
+                self.dirty = DirtyLog::default();
                 Ok(0)
             }
             abi::IOMMU_DIRTY_PAGES_FLAG_GET_BITMAP => self.get_bitmap(client, arg, cmd.argsz),
@@ -98,7 +151,7 @@ impl Type1 {
         }
     }
 
-    fn get_bitmap(&self, client: &dyn Client, arg: u64, argsz: u32) -> Result<i64> {
+    fn get_bitmap(&mut self, client: &dyn Client, arg: u64, argsz: u32) -> Result<i64> {
         let head = size_of::<abi::IommuType1DirtyBitmap>();
         let needed = head + size_of::<abi::IommuType1DirtyBitmapGet>();
         if u64::from(argsz) < needed as u64 {
@@ -125,6 +178,7 @@ impl Type1 {
         }
         for mapping in self.ioas().ranges_in(range) {
             self.report(client, mapping, get.iova, &get.bitmap)?;
+            self.clean(mapping);
         }
         Ok(0)
     }
@@ -146,7 +200,7 @@ impl Type1 {
         Ok(bytes)
     }
 
-    /// Writes the bits of one mapping: all set when devices reach it, else none. Whole words are written; of the first, the bits that
+    /// Writes the bits of one mapping: all set when devices reach it, else those of the log. Whole words are written; of the first, the bits that
     /// belong to what lies before the mapping stay.
     fn report(
         &self,
@@ -166,7 +220,11 @@ impl Type1 {
             client.read(at, &mut word)?;
             kept = u64::from_ne_bytes(word) & ((1 << shift) - 1);
         }
-        let dirty = if self.is_mapped() { u64::MAX } else { 0 };
+        let all = self.is_mapped() || self.dirty.whole.contains(&mapping.start().0);
+        let bits_of =
+            |first: u64| if all { u64::MAX } else { self.dirty.word(first, bitmap.pgsize) };
+        // The first word begins `shift` pages before the mapping; of those none is in the log's answer.
+        let mut next = mapping.start().0.wrapping_sub(shift << page_lg2);
         let mut left = bits + shift;
         let mut chunk = [0_u8; 4096];
         let mut head = Some((kept, shift));
@@ -175,7 +233,8 @@ impl Type1 {
             for word in chunk[..words * 8].chunks_exact_mut(8) {
                 let (kept, shift) = head.take().unwrap_or((0, 0));
                 let end = if left >= 64 { u64::MAX } else { (1 << left) - 1 };
-                let value = kept | (dirty & end & (u64::MAX << shift));
+                let value = kept | (bits_of(next) & end & (u64::MAX << shift));
+                next = next.wrapping_add(64 << page_lg2);
                 word.copy_from_slice(&value.to_ne_bytes());
                 left = left.saturating_sub(64);
             }

@@ -8,6 +8,7 @@ pub(crate) mod compat;
 mod container;
 mod exact;
 mod log;
+mod pins;
 #[cfg(test)]
 mod sequences;
 mod vaddr;

@@ -11,7 +11,7 @@ pub(super) const CONTAINER: (u32, u32) = (10, 196);
 /// Name of a group's node in /dev/vfio (drivers/vfio/group.c).
 pub(super) fn group_name(device: &Device) -> String {
     match device.group_kind {
-        GroupKind::Iommu => device.group.to_string(),
+        GroupKind::Iommu | GroupKind::Emulated => device.group.to_string(),
         GroupKind::NoIommu => format!("noiommu-{}", device.group),
     }
 }
@@ -36,7 +36,7 @@ pub(super) fn plan(dev: &mut Dir, devices: &[Device], options: &Options) {
     vfio.dir("devices");
     for device in groups(devices) {
         let node = match device.group_kind {
-            GroupKind::Iommu => Node::Group(device.group),
+            GroupKind::Iommu | GroupKind::Emulated => Node::Group(device.group),
             GroupKind::NoIommu => Node::NoIommuGroup(device.group),
         };
         vfio.node(&group_name(device), node, 0o600);

@@ -86,6 +86,8 @@ pub enum GroupKind {
     Iommu,
     /// Nothing: /dev/vfio/noiommu-N, and no cdev.
     NoIommu,
+    /// Nothing, as its devices do no DMA: /dev/vfio/N, and no cdev.
+    Emulated,
 }
 
 /// An IOMMU as /sys/class/iommu shows it.

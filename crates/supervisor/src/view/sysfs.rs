@@ -143,7 +143,7 @@ fn iommu_groups(sys: &mut Dir, devices: &[Device], options: &Options) {
                 group.attribute("reserved_regions", reserved_regions(members));
                 group.writable("type", domain_type(&options.iommus[device.iommu]));
             }
-            GroupKind::NoIommu => {
+            GroupKind::NoIommu | GroupKind::Emulated => {
                 group.attribute("name", "vfio-noiommu\n");
                 group.attribute("reserved_regions", "");
                 group.writable("type", "unknown\n");
