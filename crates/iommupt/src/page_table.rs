@@ -125,8 +125,10 @@ impl<F: Format> Writer<F> {
         let mut freed = false;
         while let Some(frame) = self.tables.pop_idle() {
             let meta = self.tables.meta(frame);
-            self.shared.changes.add(self.span_of(frame));
+            let span = self.span_of(frame);
             self.table(meta.parent)[meta.slot as usize].store(0, Ordering::Relaxed);
+            // Not before: who had forgotten the table could still find and remember it.
+            self.shared.changes.add(span);
             self.retire(frame);
             self.tables.sub(meta.parent, 1);
             freed = true;

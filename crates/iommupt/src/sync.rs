@@ -23,3 +23,14 @@ pub(crate) const fn sized(size: usize, shuttle: usize, loom: usize) -> usize {
         size
     }
 }
+
+/// Stores 1 with release. Under loom by a swap: it does not know that a store which a later swap did not read comes after
+/// that swap, and would let it be overwritten.
+#[inline]
+pub(crate) fn raise(mark: &atomic::AtomicU8) {
+    if cfg!(loom) {
+        mark.swap(1, atomic::Ordering::Release);
+    } else {
+        mark.store(1, atomic::Ordering::Release);
+    }
+}

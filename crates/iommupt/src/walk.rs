@@ -22,7 +22,7 @@ use core::marker::PhantomData;
 use crate::arena::Arena;
 use crate::format::{Entry, Format, low_bits};
 use crate::sync::atomic::Ordering;
-use crate::sync::spin_loop;
+use crate::sync::{raise, spin_loop};
 use crate::{Changes, Fault, Iova, IovaRange, Pa, Prot, Run, TableReader};
 
 /// The reading side of a page table.
@@ -249,7 +249,7 @@ impl<F: Format> Reader<F> {
             // Unmapped meanwhile: what was written is gone, and its dirty state with it.
             let Some(table) = self.table_at(iova, level) else { return };
             let frame = frame_of::<F>(table);
-            self.arena.touched(frame, Self::TABLE_LG2).store(1, Ordering::Release);
+            raise(self.arena.touched(frame, Self::TABLE_LG2));
         }
     }
 

@@ -13,6 +13,8 @@ use crate::{
 };
 
 type Two = Tiny<1>;
+/// As few levels as a [`WalkCache`] remembers tables of.
+type Three = Tiny<2>;
 
 /// Every interleaving with at most three preemptions.
 fn model(check: impl Fn() + Send + Sync + 'static) {
@@ -162,6 +164,29 @@ fn a_write_is_copied_or_told_in_any_schedule() {
     no_write_is_lost::<Tiny<2>>(2 * PAGE, range(0, 8 * PAGE), false);
 }
 
+/// The second comes while the mark of the first is taken.
+#[test]
+fn the_second_of_two_writes_is_told_in_any_schedule() {
+    model(|| {
+        let (quiesce, mut writer, reader) = made::<Two>();
+        writer.map(Iova(0), &[run(0x4_1000, 2 * PAGE)], RW).expect("mapped as two leaves");
+        let other = thread::spawn(move || {
+            for page in [0, 1] {
+                let _section = Section::enter(&*quiesce);
+                assert!(reader.translate(Iova(page * PAGE), 1, RW).is_ok());
+            }
+        });
+        let mut told = Vec::new();
+        writer.read_dirty(IovaRange::ALL, Dirty::Clear, &mut |range| told.push(range));
+        other.join().expect("no panic");
+        writer.read_dirty(IovaRange::ALL, Dirty::Clear, &mut |range| told.push(range));
+        for page in [0, 1] {
+            let page = range(page * PAGE, PAGE);
+            assert!(told.iter().any(|told| told.contains(page)), "{page:?} is lost: {told:?}");
+        }
+    });
+}
+
 #[test]
 fn a_write_to_a_leaf_that_is_split_for_a_harvest_is_copied_or_told_in_any_schedule() {
     no_write_is_lost::<Two>(2 * PAGE, range(PAGE, PAGE), false);
@@ -191,9 +216,9 @@ fn a_write_outlives_a_change_of_permissions_in_any_schedule() {
 }
 
 /// What an unmap took is not used once the wait is over, whoever remembers it.
-fn nothing_old_is_used(find: fn((&mut Iotlb, SpaceId), &mut WalkCache<Two>) -> bool) {
+fn nothing_old_is_used(find: fn((&mut Iotlb, SpaceId), &mut WalkCache<Three>) -> bool) {
     model(move || {
-        let (quiesce, mut writer, reader) = made::<Two>();
+        let (quiesce, mut writer, reader) = made::<Three>();
         writer.map(Iova(0), &[run(0x1_0000, PAGE), run(0x4_0000, PAGE)], RW).expect("mapped");
         let gone = Arc::new(AtomicU64::new(0));
         let (is_gone, sections) = (Arc::clone(&gone), Arc::clone(&quiesce));
@@ -228,7 +253,7 @@ fn a_remembered_table_is_not_used_after_the_wait_in_any_schedule() {
 #[test]
 fn a_remembered_table_is_not_taken_for_that_of_others_in_any_schedule() {
     model(|| {
-        let (quiesce, mut writer, reader) = made::<Two>();
+        let (quiesce, mut writer, reader) = made::<Three>();
         writer.map(Iova(0), &[run(0x1_0000, PAGE)], RW).expect("mapped");
         let mut cache = WalkCache::new(reader);
         assert_eq!(cache.iova_to_phys(Iova(0)), Some(Pa(0x1_0000)));
@@ -241,7 +266,7 @@ fn a_remembered_table_is_not_taken_for_that_of_others_in_any_schedule() {
         });
         writer.unmap(range(0, PAGE), &mut |_, _| {}).expect("unmapped");
         writer.trim();
-        writer.map(Iova(2 * PAGE), &[run(0x3_0000, PAGE)], RW).expect("mapped");
+        writer.map(Iova(4 * PAGE), &[run(0x3_0000, PAGE)], RW).expect("mapped");
         other.join().expect("no panic");
     });
 }
