@@ -57,7 +57,10 @@ fn a_guests_own_table_is_walked_and_remembered_until_it_is_invalidated() {
 
 #[test]
 fn pasids_have_tables_of_their_own() {
-    run(&["--device", "testdev,pasid_bits=16"], &["pasid"]);
+    for kind in ["vtd", "amd", "smmuv3", "riscv"] {
+        let iommu = format!("kind={kind}");
+        run(&["--iommu", &iommu, "--device", "testdev,pasid_bits=16"], &["pasid"]);
+    }
 }
 
 #[test]

@@ -38,6 +38,20 @@ pub(crate) struct DomainUse {
     pub(crate) enforce_coherency: bool,
     /// Tables of the client's own are translated through it.
     pub(crate) nest_parent: bool,
+    /// PASIDs may be attached.
+    pub(crate) pasid: bool,
+}
+
+impl DomainUse {
+    /// Linux: `intel_iommu_domain_alloc_paging_flags`, `amd_iommu_domain_alloc_paging_flags`.
+    // DIFFERS: Linux takes VT-d's first stage for a HWPT without flags too; a client sees a narrower aperture there.
+    fn stage(self) -> Stage {
+        match self {
+            Self { nest_parent: true, .. } => Stage::NestParent,
+            Self { pasid: true, dirty_tracking: false, .. } => Stage::OfPasid,
+            _ => Stage::Single,
+        }
+    }
 }
 
 /// One hardware page table.
@@ -67,9 +81,8 @@ impl Domain {
         wants: DomainUse,
     ) -> Result<Arc<Self>> {
         step("a domain")?;
-        let stage = if wants.nest_parent { Stage::NestParent } else { Stage::Single };
         let users = Users::new(machine.sections);
-        let writer = make_table(iommu, stage, Arc::<Users>::clone(&users))?;
+        let writer = make_table(iommu, wants.stage(), Arc::<Users>::clone(&users))?;
         let aperture =
             writer.aperture().intersect(iommu.aperture).unwrap_or_else(|| writer.aperture());
         let page_sizes = writer.page_sizes() & iommu.page_sizes;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ioasis_iommupt::fmt::{AmdV1, ArmS1, ArmS2, Sv48, Sv48x4, VtdSs};
+use ioasis_iommupt::fmt::{AmdV1, AmdV2, ArmS1, ArmS2, Sv48, Sv48x4, VtdFs, VtdSs};
 use ioasis_iommupt::{Config, Format, PageTable, Quiesce, TableWriter};
 use ioasis_uapi::Result;
 
@@ -13,6 +13,8 @@ use crate::iommu::{Iommu, Kind};
 pub(crate) enum Stage {
     /// The only one.
     Single,
+    /// The only one, and one that a PASID can have: x86 hardware takes the processor's format there.
+    OfPasid,
     /// The second, below tables of the client's own.
     NestParent,
 }
@@ -30,12 +32,14 @@ pub(crate) fn make_table(
         quiesce,
     };
     match (iommu.kind, stage) {
+        (Kind::Vtd, Stage::OfPasid) => table::<VtdFs>(config),
         (Kind::Vtd, _) => table::<VtdSs>(config),
+        (Kind::Amd, Stage::OfPasid) => table::<AmdV2>(config),
         (Kind::Amd, _) => table::<AmdV1>(config),
-        (Kind::Smmuv3, Stage::Single) => table::<ArmS1>(config),
         (Kind::Smmuv3, Stage::NestParent) => table::<ArmS2>(config),
-        (Kind::Riscv, Stage::Single) => table::<Sv48>(config),
+        (Kind::Smmuv3, _) => table::<ArmS1>(config),
         (Kind::Riscv, Stage::NestParent) => table::<Sv48x4>(config),
+        (Kind::Riscv, _) => table::<Sv48>(config),
     }
 }
 

@@ -98,6 +98,7 @@ impl Hwpt {
             dirty_tracking: flags & abi::HWPT_ALLOC_DIRTY_TRACKING != 0,
             enforce_coherency: iommu.enforce_coherency,
             nest_parent: flags & abi::HWPT_ALLOC_NEST_PARENT != 0,
+            pasid: flags & abi::HWPT_ALLOC_PASID != 0,
         };
         let domain = match device.endpoint().driver() {
             Some(driver) => {
