@@ -70,6 +70,12 @@ pub trait Dma: Debug + Send + Sync {
         let _ = (pasid, buf);
         Err(first(segments))
     }
+
+    /// Does `stop`, which waits for the device to finish what it does. Transfers that wait for the program meanwhile, because it
+    /// should give a page, fail instead: it may be the program that waits.
+    fn without_waiting(&self, stop: &mut dyn FnMut()) {
+        stop();
+    }
 }
 
 /// A fault at the first address of all.

@@ -133,7 +133,12 @@ impl Function {
     /// none is open.
     pub fn close(&self) {
         let Some(Open { session, worker }) = self.open.lock().take() else { return };
-        worker.stop();
+        let mut worker = Some(worker);
+        session.dma.without_waiting(&mut || {
+            if let Some(worker) = worker.take() {
+                worker.stop();
+            }
+        });
         // Pages that are gone do not matter any more.
         let _ = self.device.reset(&session);
     }
@@ -156,7 +161,8 @@ impl Function {
             self.device.gate.set(config.permissions());
         }
         self.resets.fetch_add(1, Ordering::AcqRel);
-        let done = self.device.reset(&session);
+        let mut done = Ok(());
+        session.dma.without_waiting(&mut || done = self.device.reset(&session));
         self.wake();
         done
     }

@@ -235,10 +235,7 @@ impl Device {
             return;
         }
         self.interrupts.signal_removal();
-        // Its worker may wait for a page.
-        let silence = self.endpoint.silence();
         self.function.close();
-        drop(silence);
         for page in self.pages.lock().iter().flatten() {
             // What answers no more reads all ones, as on the bus. Pages that are gone need not.
             let _ = page.fill(0, page.len(), 0xff);
@@ -291,8 +288,6 @@ impl Device {
 
     /// The driver's close: no DMA, no interrupt and no eventfd after it returns.
     pub(crate) fn end(&self) {
-        // Its worker may wait for a page that the program will never give.
-        let _silence = self.endpoint.silence();
         self.revoke();
         self.leave_low_power();
         self.function.close();
@@ -304,9 +299,8 @@ impl Device {
         *self.pages.lock() = Pages::default();
     }
 
-    /// Resets the function; page requests of its are refused.
+    /// Resets the function.
     pub(crate) fn reset(&self) -> Result<()> {
-        let _silence = self.endpoint.silence();
         self.function.reset()?;
         self.after_reset();
         self.interrupts.told_reset();

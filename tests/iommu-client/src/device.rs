@@ -11,7 +11,7 @@ use ioasis_uapi::vfio as abi;
 
 use crate::iommufd::{Iommufd, call};
 
-/// Offset of configuration space.
+/// In configuration space.
 const COMMAND: u64 = 4;
 const MEMORY_AND_MASTER: u16 = 6;
 
@@ -29,6 +29,7 @@ pub(crate) struct Device {
     file: File,
     id: u32,
     bar: u64,
+    config: u64,
 }
 
 impl AsRawFd for Device {
@@ -63,7 +64,7 @@ impl Device {
         let config = region(abi::PCI_CONFIG_REGION_INDEX)?;
         file.write_all_at(&MEMORY_AND_MASTER.to_le_bytes(), config + COMMAND)?;
         let bar = region(abi::PCI_BAR0_REGION_INDEX)?;
-        Ok(Self { file, id: bind.out_devid, bar })
+        Ok(Self { file, id: bind.out_devid, bar, config })
     }
 
     /// Its id in the iommufd.
@@ -112,6 +113,22 @@ impl Device {
         let done = unsafe { vmm_sys_util::ioctl::ioctl(self, abi::DEVICE_RESET.into()) };
         ensure!(done == 0, "the device is not reset: {}", io::Error::last_os_error());
         Ok(())
+    }
+
+    /// Resets the function as its own driver does: PCI Express 7.5.3.4, Initiate Function Level Reset.
+    pub(crate) fn reset_function(&self) -> Result<()> {
+        let mut byte = [0];
+        self.file.read_exact_at(&mut byte, self.config + 0x34)?;
+        while byte[0] != 0 {
+            let mut header = [0; 2];
+            self.file.read_exact_at(&mut header, self.config + u64::from(byte[0]))?;
+            if header[0] == 0x10 {
+                let control = self.config + u64::from(byte[0]) + 8;
+                return Ok(self.file.write_all_at(&0x8000_u16.to_le_bytes(), control)?);
+            }
+            byte[0] = header[1];
+        }
+        bail!("the function has no PCI Express capability")
     }
 
     fn store(&self, at: u64, value: u32) -> io::Result<()> {

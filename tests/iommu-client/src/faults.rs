@@ -86,6 +86,12 @@ pub(crate) fn run() -> Result<()> {
     // A reset does not wait for the answer.
     paged.device.reset()?;
     ensure!(paged.queue.read(&mut [0; 40])? == 0, "a request outlives the reset");
+
+    // Nor does one through configuration space.
+    paged.device.begin_reading(IOVA)?;
+    paged.asked()?;
+    paged.device.reset_function()?;
+    ensure!(paged.device.finish()?.is_none(), "a reset device has no fault");
     Ok(())
 }
 
