@@ -132,10 +132,15 @@ impl Areas {
 
     /// Lets go of all pages that are held for the domains; the areas go, too, and the memory the tree took.
     pub(crate) fn unfill_all(&mut self) {
-        let tree = std::mem::take(&mut self.tree);
-        for (_, area) in tree.iter(IovaRange::ALL).filter(|(_, area)| area.filled) {
-            area.pages.release(area.page_range());
+        for mut area in std::mem::take(&mut self.tree).into_values() {
+            area.unfill();
         }
+    }
+
+    /// Takes the area at just `range` away, if nothing keeps it.
+    pub(crate) fn remove_free(&mut self, range: IovaRange) -> Option<Area> {
+        let free = |area: &Area| area.range == range && area.locks == 0 && area.accesses == 0;
+        self.tree.remove_if(range.start(), free).map(|(_, area)| area)
     }
 
     pub(crate) fn remove(&mut self, iova: Iova) -> Option<Area> {

@@ -48,6 +48,13 @@ impl Ioas {
         let mut waiting: Option<(IovaRange, u32)> = None;
         loop {
             let mut space = self.lock();
+            // Most unmaps are of one area.
+            if let Some(mut area) = space.areas.remove_free(range) {
+                space.clear_domains(range);
+                area.unfill();
+                space.remember_unmap(PastUnmap { range, pid });
+                return Unmapped { bytes: bytes.wrapping_add(area.length()), result: Ok(()) };
+            }
             let (clean, stop) = space.scan_unmap(range);
             if let Some(Clean { range, bytes: gone, areas }) = clean {
                 bytes = bytes.wrapping_add(gone);
@@ -142,12 +149,15 @@ impl Space {
         (clean, Stop::End)
     }
 
+    /// Takes `range` from the devices: when it returns, none reaches what was there.
+    fn clear_domains(&self, range: IovaRange) {
+        self.domains.iter().for_each(|domain| domain.clear(range));
+        self.wait_for_dma();
+    }
+
     /// Removes the `count` areas inside `range`, which cuts none: first from the devices, then for good.
     fn drop_areas(&mut self, range: IovaRange, count: usize) {
-        if !self.domains.is_empty() {
-            self.domains.iter().for_each(|domain| domain.clear(range));
-            self.wait_for_dma();
-        }
+        self.clear_domains(range);
         if count == self.areas.len() && count >= TREE_AT_ONCE {
             self.areas.unfill_all();
             return;

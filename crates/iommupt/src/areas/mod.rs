@@ -151,6 +151,11 @@ impl<T> Areas<T> {
         Iter { areas: self, place, last: range.last().0 }
     }
 
+    /// The values of all areas, in no order.
+    pub fn into_values(self) -> impl Iterator<Item = T> {
+        self.values.into_iter().flatten()
+    }
+
     /// Inserts an area.
     ///
     /// # Errors
@@ -240,6 +245,12 @@ impl<T> Areas<T> {
 
     /// Removes the area that `at` lies in.
     pub fn remove(&mut self, at: Iova) -> Option<(IovaRange, T)> {
+        self.remove_if(at, |_| true)
+    }
+
+    /// Removes the area that `at` lies in, if it `may` go.
+    #[inline]
+    pub fn remove_if(&mut self, at: Iova, may: impl FnOnce(&T) -> bool) -> Option<(IovaRange, T)> {
         if self.nodes.is_empty() {
             return None;
         }
@@ -247,6 +258,9 @@ impl<T> Areas<T> {
         let (leaf, slot) = path.at(self.height);
         let here = &mut self.nodes[leaf as usize];
         let item = here.get(slot).filter(|item| item.first <= at.0)?;
+        if !may(self.values[item.id as usize].as_ref().expect(LIVE)) {
+            return None;
+        }
         here.remove(slot);
         let raise = here.hole_before(slot);
         self.len -= 1;
