@@ -87,6 +87,7 @@ fn maps_huge_pages(case: &str) -> bool {
     matches!(name, "access_domain_destory" | "huge_map")
         || fixture.ends_with("_huge")
         || fixture.ends_with("_hugepage")
+            && !fixture.ends_with("_file_hugepage")
             && matches!(name, "basic" | "all_aligns" | "all_aligns_copy")
 }
 
@@ -147,6 +148,7 @@ mod tests {
         for (case, need) in [
             ("iommufd_mock_domain.two_domains_hugepage.all_aligns", Some(Need::HugePages)),
             ("iommufd_mock_domain.two_domains_hugepage.ro_unshare", None),
+            ("iommufd_mock_domain.one_domain_file_hugepage.basic", None),
             ("iommufd_ioas.no_domain.access_domain_destory", Some(Need::HugePages)),
             ("vfio_compat_mock_domain.Ver1v0.huge_map", Some(Need::HugePages)),
             ("vfio_compat_mock_domain.Ver1v0.map", None),

@@ -13,6 +13,7 @@ use ioasis_sys::because;
 use ioasis_sys::eventfd::EventFd;
 use ioasis_sys::mapping::{Access, Mapping};
 use ioasis_sys::notify::OnExec;
+use ioasis_sys::process::Credentials;
 use ioasis_uapi::{Errno, Error, Result};
 use ioasis_vfio::{Device, DeviceMemory, IommuFile, REGION_SHIFT, VfioFile};
 use rustix::fs::{FallocateFlags, OFlags};
@@ -25,7 +26,8 @@ use crate::task::Task;
 /// Regions a device file has room for: six BARs, the ROM, configuration space and VGA.
 const REGIONS: u64 = 9;
 
-/// `CAP_IPC_LOCK`, `CAP_SYS_RAWIO` and `CAP_SYS_RESOURCE` (linux/capability.h).
+/// `CAP_DAC_OVERRIDE`, `CAP_IPC_LOCK`, `CAP_SYS_RAWIO` and `CAP_SYS_RESOURCE` (linux/capability.h).
+const CAP_DAC_OVERRIDE: u32 = 1;
 const CAP_IPC_LOCK: u32 = 14;
 const CAP_SYS_RAWIO: u32 = 17;
 const CAP_SYS_RESOURCE: u32 = 24;
@@ -95,6 +97,24 @@ impl<'a> Caller<'a> {
     pub(crate) fn is_there(&self) -> bool {
         self.stale.set(!self.task.process.is_alive());
         !self.stale.get()
+    }
+
+    /// Whether capabilities of the task are capabilities on the machine: capable() wants them in the first user namespace, which
+    /// here is the program's own (kernel/capability.c). Those that a nested one brings are not.
+    fn is_of_the_machine(&self, credentials: &Credentials) -> bool {
+        credentials.capabilities != 0
+            && self
+                .task
+                .process
+                .user_namespace()
+                .is_ok_and(|of| Some(of) == self.server.user_namespace)
+    }
+
+    /// Whether files of root's are the task's to write.
+    pub(crate) fn writes_as_root(&self) -> bool {
+        self.task.process.credentials().is_ok_and(|found| {
+            found.uid == 0 || found.has(CAP_DAC_OVERRIDE) && self.is_of_the_machine(&found)
+        })
     }
 
     /// Whether the call must be looked at anew, with the task that has the number now.
@@ -262,10 +282,7 @@ impl ioasis_iommufd::Client for Caller<'_> {
     fn account(&self) -> Account {
         let process = &self.task.process;
         let credentials = process.credentials();
-        // capable() asks for capabilities in the first user namespace, which on this machine is the program's own
-        // (kernel/capability.c); those that a nested one brings are not for the machine.
-        let capable = credentials.as_ref().is_ok_and(|found| found.capabilities != 0)
-            && process.user_namespace().is_ok_and(|of| Some(of) == self.server.user_namespace);
+        let capable = credentials.as_ref().is_ok_and(|found| self.is_of_the_machine(found));
         let has =
             |capability| capable && credentials.as_ref().is_ok_and(|found| found.has(capability));
         Account {

@@ -124,7 +124,7 @@ fn parameter(caller: &Caller<'_>, open: &OpenCall, number: u32) -> Decision {
         text_file(caller, parameters::text(machine, number).as_bytes()).map(Ok)
     } else {
         // Mode 0644 and root's (kernel/params.c, module_param_named of each).
-        let is_root = caller.account().uid == 0;
+        let is_root = caller.writes_as_root();
         let denied = Error::new(Errno::EACCES, "only root may write a module parameter");
         let setting = parameters::Setting { machine: Arc::clone(machine), number };
         let on_exec = client_flag(open.flags);

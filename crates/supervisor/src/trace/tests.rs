@@ -401,6 +401,13 @@ fn what_devices_do_by_themselves_is_told() {
 }
 
 #[test]
+fn a_step_that_failed_on_purpose_is_told() {
+    let written = |format| traced(format, |trace| trace.injected(12, 7, "a \"page\""));
+    assert_eq!(written(Format::Text), "[pid 12] fail-nth 7: a \"page\" could not be had\n");
+    assert_eq!(written(Format::Json), "{\"pid\":12,\"fail_nth\":7,\"step\":\"a \\\"page\\\"\"}\n");
+}
+
+#[test]
 fn json_has_one_object_a_line() {
     let map = map_dma(0x7f12_0000_0800);
     let error = Error::at(Errno::EINVAL, "vaddr is not page aligned", 0x7f12_0000_0800);
