@@ -96,6 +96,15 @@ impl Client for TestClient {
         files.push(file);
         Ok(99 + i32::try_from(files.len()).unwrap())
     }
+
+    fn installed(&self, fd: i32) -> Result<Arc<dyn ClientFile>> {
+        let files = self.files.borrow();
+        let file = usize::try_from(fd).ok().and_then(|fd| files.get(fd.checked_sub(100)?));
+        match file {
+            Some(file) => Ok(Arc::clone(file)),
+            None => refuse!(EBADF, "no such file", u64::from(fd.unsigned_abs())),
+        }
+    }
 }
 
 /// The client's memory as a file, whose offsets are its addresses.

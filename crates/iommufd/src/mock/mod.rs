@@ -160,4 +160,6 @@ impl Test<'_> {
 const NO_OWNER: u64 = 0;
 
 #[cfg(test)]
+mod sequences;
+#[cfg(test)]
 mod tests;
