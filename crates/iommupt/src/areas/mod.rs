@@ -7,6 +7,9 @@
 //! How large a hole may be is a bound from above: whatever makes a hole larger raises it on the way up, whatever makes
 //! one smaller leaves it. A search that finds nothing where a bound promised something corrects it, so each change pays
 //! for at most one fruitless step a level, and a change alone almost never goes up to the root.
+//!
+//! Most of the time goes into waiting for memory and into mispredicted branches, so a search has none, an item stays at the
+//! place in its node where it was put, its value lies at the same place, and a change begins at the leaf changed last.
 
 mod free;
 mod node;
@@ -30,12 +33,18 @@ const HEIGHT_MAX: usize = 16;
 pub struct Areas<T> {
     nodes: Vec<Node>,
     free_nodes: Vec<u32>,
+    /// Of each node's places; upper nodes have none.
     values: Vec<Option<T>>,
-    free_values: Vec<u32>,
     root: u32,
     /// Levels above the leaves.
     height: usize,
     len: usize,
+    /// The way that the last change went.
+    path: Path,
+    /// Whether the nodes on it are still those.
+    hot: bool,
+    /// Whether it leads to the last leaf.
+    to_end: bool,
 }
 
 impl<T> Default for Areas<T> {
@@ -60,6 +69,13 @@ impl Path {
         let (node, slot) = self.0[level];
         (node, slot as usize)
     }
+
+    #[inline]
+    const fn set(&mut self, level: usize, node: u32, slot: usize) {
+        #[expect(clippy::cast_possible_truncation, reason = "a node has few items")]
+        let slot = slot as u32;
+        self.0[level] = (node, slot);
+    }
 }
 
 impl<T> Areas<T> {
@@ -70,10 +86,12 @@ impl<T> Areas<T> {
             nodes: Vec::new(),
             free_nodes: Vec::new(),
             values: Vec::new(),
-            free_values: Vec::new(),
             root: 0,
             height: 0,
             len: 0,
+            path: Path([(0, 0); HEIGHT_MAX]),
+            hot: false,
+            to_end: false,
         }
     }
 
@@ -89,32 +107,44 @@ impl<T> Areas<T> {
         self.len == 0
     }
 
-    /// The way to the first area whose last address is not below `at`; its slot is past the end if there is none.
+    /// Finds the way to the first area whose last address is not below `at`, to change something there; its slot is past the
+    /// end if there is none. Changes often follow each other at one place: if `at` lies between the ends of the leaf
+    /// changed last, or that is the last of all, the way is the same.
     #[inline]
-    fn descend(&self, at: u64) -> Path {
-        let mut path = Path([(0, 0); HEIGHT_MAX]);
-        let mut node = self.root;
-        for level in 0..=self.height {
-            let here = &self.nodes[node as usize];
-            let mut slot = here.lower_bound(at);
-            if level < self.height {
-                slot = slot.min(here.len() - 1);
+    fn seek(&mut self, at: u64) -> (u32, usize) {
+        if self.hot {
+            let (leaf, _) = self.path.at(self.height);
+            let here = &self.nodes[leaf as usize];
+            if here.len() > 0 && here.spans(at, self.to_end) {
+                let slot = here.lower_bound(at);
+                self.path.set(self.height, leaf, slot);
+                return (leaf, slot);
             }
-            path.0[level] = (node, u32::try_from(slot).expect("a node has few items"));
+        }
+        let mut node = self.root;
+        self.to_end = true;
+        for level in 0..self.height {
+            let here = &self.nodes[node as usize];
+            let slot = here.lower_bound(at).min(here.len() - 1);
+            self.to_end &= slot == here.len() - 1;
+            self.path.set(level, node, slot);
             node = here.id(slot);
         }
-        path
+        let slot = self.nodes[node as usize].lower_bound(at);
+        self.path.set(self.height, node, slot);
+        self.hot = true;
+        (node, slot)
     }
 
     /// The first area that ends at or after `at`.
     #[inline]
     fn first_from(&self, at: u64) -> Option<(u32, usize, Item)> {
         let mut node = self.root;
-        let mut here = self.nodes.get(node as usize)?;
         for _ in 0..self.height {
+            let here = &self.nodes[node as usize];
             node = here.id(here.lower_bound(at).min(here.len() - 1));
-            here = &self.nodes[node as usize];
         }
+        let here = self.nodes.get(node as usize)?;
         let slot = here.lower_bound(at);
         Some((node, slot, here.get(slot)?))
     }
@@ -123,26 +153,27 @@ impl<T> Areas<T> {
     #[must_use]
     #[inline]
     pub fn first(&self, range: IovaRange) -> Option<(IovaRange, &T)> {
-        let (_, _, item) = self.first_from(range.start().0)?;
-        (item.first <= range.last().0).then(|| (item.range(), self.value(item.id)))
+        let (node, slot, item) = self.first_from(range.start().0)?;
+        (item.first <= range.last().0).then(|| (item.range(), self.value(node, slot)))
     }
 
     /// The area that `at` lies in.
     #[must_use]
     #[inline]
     pub fn get(&self, at: Iova) -> Option<(IovaRange, &T)> {
-        let (_, _, item) = self.first_from(at.0)?;
-        (item.first <= at.0).then(|| (item.range(), self.value(item.id)))
+        let (node, slot, item) = self.first_from(at.0)?;
+        (item.first <= at.0).then(|| (item.range(), self.value(node, slot)))
     }
 
     /// The area that `at` lies in, its value to be changed.
     #[must_use]
     pub fn get_mut(&mut self, at: Iova) -> Option<(IovaRange, &mut T)> {
-        let (_, _, item) = self.first_from(at.0)?;
+        let (node, slot, item) = self.first_from(at.0)?;
         if item.first > at.0 {
             return None;
         }
-        Some((item.range(), self.values[item.id as usize].as_mut().expect(LIVE)))
+        let place = self.place(node, slot);
+        Some((item.range(), self.values[place].as_mut().expect(LIVE)))
     }
 
     /// The areas that share an address with `range`, ascending.
@@ -165,34 +196,35 @@ impl<T> Areas<T> {
         self.reserve()?;
         let item = Item { first: range.start().0, last: range.last().0, hole: 0, id: 0 };
         if self.nodes.is_empty() {
-            self.nodes.push(Node::EMPTY);
+            self.root = self.take_node();
+            self.hot = false;
         }
-        let path = self.descend(item.first);
-        let (leaf, slot) = path.at(self.height);
+        let (leaf, slot) = self.seek(item.first);
         if self.nodes[leaf as usize].get(slot).is_some_and(|next| next.first <= item.last) {
             return Err(Error::at(Errno::EEXIST, "over an area", item.first));
         }
-        let id = self.take_value(value);
         self.len += 1;
-        let added = self.insert_item(leaf, slot, Item { id, ..item });
+        let (added, (node, place)) = self.insert_item(leaf, slot, item);
+        let place = self.place(node, place);
+        self.values[place] = Some(value);
         let raise = self.nodes[leaf as usize].holes_beside(slot);
-        self.rise(&path, self.height, added, raise);
+        self.rise(self.height, added, raise);
         Ok(())
     }
 
     /// Brings what stands above a changed node at `from` up to date: its addresses, what split off it, and the bound of
     /// its holes, of which the largest that grew is `raise`.
     #[inline]
-    fn rise(&mut self, path: &Path, from: usize, added: Option<Item>, raise: u64) {
+    fn rise(&mut self, from: usize, added: Option<Item>, raise: u64) {
         let (mut added, mut raise) = (added, raise);
         for level in (0..from).rev() {
-            let (node, slot) = path.at(level);
+            let (node, slot) = self.path.at(level);
             let child = self.nodes[node as usize].id(slot);
             if let Some(right) = added.take() {
                 // Rare, so everything is counted anew.
                 let left = self.nodes[child as usize].summary(child);
                 self.nodes[node as usize].set(slot, left);
-                added = self.insert_item(node, slot + 1, right);
+                added = self.insert_item(node, slot + 1, right).0;
                 raise = self.nodes[node as usize].summary(node).hole;
                 continue;
             }
@@ -212,33 +244,33 @@ impl<T> Areas<T> {
         }
     }
 
-    /// Inserts into a node; returns what has to follow it in the parent, if it was full.
+    /// Inserts into a node; returns what has to follow it in the parent, if it was full, and where the item is now.
     #[inline]
-    fn insert_item(&mut self, node: u32, slot: usize, item: Item) -> Option<Item> {
-        let here = &mut self.nodes[node as usize];
-        if here.len() < NODE_ITEMS {
-            here.insert(slot, item);
-            return None;
+    fn insert_item(&mut self, node: u32, slot: usize, item: Item) -> (Option<Item>, (u32, usize)) {
+        if self.nodes[node as usize].len() < NODE_ITEMS {
+            self.nodes[node as usize].insert(slot, item);
+            return (None, (node, slot));
         }
+        self.hot = false;
         // Areas often come in ascending order: then leave the left node full.
         let keep = if slot == NODE_ITEMS { NODE_ITEMS - 1 } else { NODE_ITEMS / 2 };
-        let mut right = here.split_off(keep);
-        if slot > keep {
-            right.insert(slot - keep, item);
-        } else {
-            here.insert(slot, item);
+        let right = self.take_node();
+        for to in 0..NODE_ITEMS - keep {
+            self.move_item((node, keep), (right, to));
         }
-        let id = self.take_node(right);
-        Some(self.nodes[id as usize].summary(id))
+        let (node, slot) = if slot > keep { (right, slot - keep) } else { (node, slot) };
+        self.nodes[node as usize].insert(slot, item);
+        (Some(self.nodes[right as usize].summary(right)), (node, slot))
     }
 
     /// Puts a root above the old one and `right`.
     fn grow(&mut self, right: Item) {
         let left = self.nodes[self.root as usize].summary(self.root);
-        let mut root = Node::EMPTY;
+        self.root = self.take_node();
+        let root = &mut self.nodes[self.root as usize];
         root.insert(0, left);
         root.insert(1, right);
-        self.root = self.take_node(root);
+        self.hot = false;
         self.height += 1;
         assert!(self.height < HEIGHT_MAX, "fewer than 2^32 areas");
     }
@@ -254,8 +286,8 @@ impl<T> Areas<T> {
         if self.nodes.is_empty() {
             return None;
         }
-        let path = self.descend(at.0);
-        let (leaf, slot) = path.at(self.height);
+        let (leaf, slot) = self.seek(at.0);
+        let place = self.place(leaf, slot);
         let here = &mut self.nodes[leaf as usize];
         let item = here.get(slot).filter(|item| item.first <= at.0)?;
         if !may(self.values[item.id as usize].as_ref().expect(LIVE)) {
@@ -264,10 +296,10 @@ impl<T> Areas<T> {
         here.remove(slot);
         let raise = here.hole_before(slot);
         self.len -= 1;
-        let value = self.values[item.id as usize].take().expect(LIVE);
-        self.free_values.push(item.id);
-        self.sink(&path, raise);
+        let value = self.values[place].take().expect(LIVE);
+        self.sink(raise);
         while self.height > 0 && self.nodes[self.root as usize].len() == 1 {
+            self.hot = false;
             self.free_nodes.push(self.root);
             self.root = self.nodes[self.root as usize].id(0);
             self.height -= 1;
@@ -277,14 +309,14 @@ impl<T> Areas<T> {
 
     /// Fills the nodes on the way that became too empty, and brings what stands above them up to date.
     #[inline]
-    fn sink(&mut self, path: &Path, raise: u64) {
+    fn sink(&mut self, raise: u64) {
         let mut raise = raise;
         for level in (0..=self.height).rev() {
-            let (node, _) = path.at(level);
+            let (node, _) = self.path.at(level);
             if level == 0 || self.nodes[node as usize].len() >= NODE_ITEMS / 4 {
-                return self.rise(path, level, None, raise);
+                return self.rise(level, None, raise);
             }
-            let (parent, slot) = path.at(level - 1);
+            let (parent, slot) = self.path.at(level - 1);
             self.mend(parent, slot);
             raise = self.nodes[parent as usize].summary(parent).hole;
         }
@@ -292,22 +324,41 @@ impl<T> Areas<T> {
 
     /// Fills a child that became too empty from a neighbour, or puts both together.
     fn mend(&mut self, node: u32, slot: usize) {
+        self.hot = false;
         // Only a root has a single child, and it was shortened then.
         let left_slot = slot.saturating_sub(1);
         let left = self.nodes[node as usize].id(left_slot);
         let right = self.nodes[node as usize].id(left_slot + 1);
-        let mut both = self.nodes[right as usize];
-        if self.nodes[left as usize].len() + both.len() <= NODE_ITEMS {
-            self.nodes[left as usize].append(&both);
+        let len = |areas: &Self, node: u32| areas.nodes[node as usize].len();
+        let both = len(self, left) + len(self, right);
+        let wanted = if both <= NODE_ITEMS { both } else { both / 2 };
+        while len(self, left) < wanted {
+            self.move_item((right, 0), (left, len(self, left)));
+        }
+        while len(self, left) > wanted {
+            self.move_item((left, len(self, left) - 1), (right, 0));
+        }
+        if len(self, right) == 0 {
             self.free_nodes.push(right);
             self.nodes[node as usize].remove(left_slot + 1);
         } else {
-            self.nodes[left as usize].share(&mut both);
-            self.nodes[right as usize] = both;
-            self.nodes[node as usize].set(left_slot + 1, both.summary(right));
+            let summary = self.nodes[right as usize].summary(right);
+            self.nodes[node as usize].set(left_slot + 1, summary);
         }
         let summary = self.nodes[left as usize].summary(left);
         self.nodes[node as usize].set(left_slot, summary);
+    }
+
+    /// Moves an item, and what it stands for, to another node.
+    fn move_item(&mut self, from: (u32, usize), to: (u32, usize)) {
+        let old = self.place(from.0, from.1);
+        let value = self.values[old].take();
+        let node = &mut self.nodes[from.0 as usize];
+        let item = node.item(from.1);
+        node.remove(from.1);
+        self.nodes[to.0 as usize].insert(to.1, item);
+        let place = self.place(to.0, to.1);
+        self.values[place] = value;
     }
 
     /// Provides for one insertion, whatever it splits, so that nothing fails half way, and that every removal can
@@ -318,11 +369,7 @@ impl<T> Areas<T> {
             self.nodes.try_reserve(nodes).map_err(|_| NO_MEMORY)?;
             let room = self.nodes.capacity() - self.free_nodes.len();
             self.free_nodes.try_reserve(room).map_err(|_| NO_MEMORY)?;
-        }
-        if self.values.capacity() == self.values.len() && self.free_values.is_empty() {
-            self.values.try_reserve(1).map_err(|_| NO_MEMORY)?;
-            let room = self.values.capacity() - self.free_values.len();
-            self.free_values.try_reserve(room).map_err(|_| NO_MEMORY)?;
+            self.values.try_reserve(nodes * NODE_ITEMS).map_err(|_| NO_MEMORY)?;
         }
         if self.len >= u32::MAX as usize / 2 {
             return Err(NO_MEMORY);
@@ -330,23 +377,15 @@ impl<T> Areas<T> {
         Ok(())
     }
 
-    fn take_node(&mut self, node: Node) -> u32 {
+    /// An empty node; [`reserve`](Self::reserve) provided for it.
+    fn take_node(&mut self) -> u32 {
         if let Some(id) = self.free_nodes.pop() {
-            self.nodes[id as usize] = node;
+            self.nodes[id as usize] = Node::EMPTY;
             return id;
         }
-        self.nodes.push(node);
+        self.nodes.push(Node::EMPTY);
+        self.values.extend((0..NODE_ITEMS).map(|_| None));
         u32::try_from(self.nodes.len() - 1).expect("fewer than 2^32 nodes")
-    }
-
-    #[inline]
-    fn take_value(&mut self, value: T) -> u32 {
-        if let Some(id) = self.free_values.pop() {
-            self.values[id as usize] = Some(value);
-            return id;
-        }
-        self.values.push(Some(value));
-        u32::try_from(self.values.len() - 1).expect("fewer than 2^32 areas")
     }
 
     /// Whether every item tells the truth about what is below it.
@@ -372,8 +411,14 @@ impl<T> Areas<T> {
         }
     }
 
-    fn value(&self, id: u32) -> &T {
-        self.values[id as usize].as_ref().expect(LIVE)
+    /// Where the value of an area is.
+    #[inline]
+    fn place(&self, node: u32, slot: usize) -> usize {
+        node as usize * NODE_ITEMS + self.nodes[node as usize].place(slot)
+    }
+
+    fn value(&self, node: u32, slot: usize) -> &T {
+        self.values[self.place(node, slot)].as_ref().expect(LIVE)
     }
 
     /// Offers the holes of at least `span + 1` bytes that touch `window`, ascending, each as far as it lies in the
@@ -483,9 +528,9 @@ impl<'a, T> Iterator for Iter<'a, T> {
             let next = item.last.checked_add(1).and_then(|after| self.areas.first_from(after));
             next.map(|(node, slot, _)| (node, slot))
         };
-        Some((item.range(), self.areas.value(item.id)))
+        Some((item.range(), self.areas.value(node, slot)))
     }
 }
 
-const LIVE: &str = "a leaf's id names a value";
+const LIVE: &str = "an area has a value";
 const NO_MEMORY: Error = Error::new(Errno::ENOMEM, "no memory for an area");
