@@ -51,7 +51,8 @@ impl Bench<'_> {
     fn ioasis(&self, device: &str, seconds: u32) -> Command {
         let mut command = Command::new("timeout");
         command.args(["--kill-after=10", &seconds.to_string()]).arg(&self.ioasis);
-        command.args(["run", "--kill-on-exit", "--device", device]);
+        // A guest's memory is more than a plain user may lock, and locked memory is not counted for root.
+        command.args(["run", "--root", "--kill-on-exit", "--device", device]);
         command
     }
 
