@@ -160,16 +160,17 @@ fn sensible(client: &TestClient, context: &Context, op: u32, id: u32, body: [u64
     let files = client.files.borrow().len().max(1) as u64;
     let object = |chosen: u64| u64::from(ids[usize::try_from(chosen).unwrap() % ids.len()]);
     let fd = |chosen: u64| 100 + chosen % files;
+    let both = |low: u64, high: u64| low | (high << 32);
     let word = |word: Word, chosen: u64| match word {
         Word::Iova => test::MOCK_APERTURE_START + chosen % 8 * 0x1000,
         Word::Length => (chosen % 3 + 1) * 0x1000,
         Word::Address => BASE + chosen % 8 * 0x1000,
         Word::Granule => 0x800 << (chosen % 2),
-        Word::NumberAndObject => chosen % 4 | object(chosen >> 8) << 32,
-        Word::ObjectAndNumber => object(chosen >> 8) | (chosen % 2) << 32,
-        Word::Numbers => chosen % 4 | (chosen >> 8) % 4 << 32,
-        Word::Flags => (chosen % 16) << 32,
-        Word::FdAndNumber => fd(chosen >> 8) | (chosen % 2) << 32,
+        Word::NumberAndObject => both(chosen % 4, object(chosen >> 8)),
+        Word::ObjectAndNumber => both(object(chosen >> 8), chosen % 2),
+        Word::Numbers => both(chosen % 4, (chosen >> 8) % 4),
+        Word::Flags => both(0, chosen % 16),
+        Word::FdAndNumber => both(fd(chosen >> 8), chosen % 2),
     };
     let mut filled = [0; 6];
     for (to, (&kind, chosen)) in filled.iter_mut().zip(words(op).iter().zip(body)) {
