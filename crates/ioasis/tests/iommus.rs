@@ -1,6 +1,7 @@
 //! A program that uses IOMMUFD as a VMM does, run whole on IOMMUs of every kind.
 
 use std::io::{BufRead, BufReader};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -20,13 +21,15 @@ fn client() -> PathBuf {
 
 /// Runs `command`, which must not take long: a device that waits for ever would hold the run.
 fn output(command: &mut Command) -> Output {
-    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0).spawn();
     let mut child = child.expect("ioasis starts");
     let deadline = Instant::now() + Duration::from_secs(60);
     while child.try_wait().expect("a child").is_none() {
         if Instant::now() > deadline {
-            child.kill().expect("a child");
-            panic!("the run does not end: {:?}", child.wait_with_output());
+            // All of the run: its supervisor may be what hangs.
+            let group = format!("-{}", child.id());
+            let killed = Command::new("kill").args(["-KILL", "--", &group]).status();
+            panic!("the run does not end: {killed:?}, {:?}", child.wait_with_output());
         }
         std::thread::sleep(Duration::from_millis(5));
     }
