@@ -196,7 +196,12 @@ pub(crate) fn call(client: &Hostile, file: &File, command: u32, address: u64) ->
 /// Puts an argument of mostly `length` bytes somewhere and returns its address, or an address with nothing behind it.
 fn argument(client: &Hostile, command: u32, length: usize, input: &mut Input<'_>) -> u64 {
     if command == vfio::GROUP_GET_DEVICE_FD && input.below(4) != 0 {
-        let name = *input.pick(&[&b"0000:01:00.0\0"[..], b"0000:02:00.0\0", b"0000:03:00.0 x\0"]);
+        let name = *input.pick(&[
+            &b"0000:01:00.0\0"[..],
+            b"0000:02:00.0\0",
+            b"0000:03:00.0 x\0",
+            b"0000:04:00.0\0",
+        ]);
         let _ = client.write(ARGUMENTS[0], name);
         return ARGUMENTS[0];
     }

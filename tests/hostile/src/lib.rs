@@ -35,7 +35,7 @@ struct Machine {
 }
 
 impl Machine {
-    /// NVMe in group 1, two test devices that share group 2.
+    /// NVMe in group 1, two test devices that share group 2, an emulated one in group 3.
     fn new(kind: IommuKind) -> Self {
         let image = rustix::fs::memfd_create("image", rustix::fs::MemfdFlags::CLOEXEC);
         let image = image.expect("a file in memory");
@@ -45,9 +45,10 @@ impl Machine {
 
         let machine = iommufd::Machine::new();
         let hardware = Arc::new(Iommu::new(kind));
-        let groups = [1, 2].map(|number| Group::new(&machine, &hardware, number));
+        let groups = [1, 2, 3].map(|number| Group::new(&machine, &hardware, number));
         let mut windows = Windows::default();
-        let places = [("nvme", &nvme[..], 0), ("testdev", &[], 1), ("testdev", &[], 1)];
+        let places =
+            [("nvme", &nvme[..], 0), ("testdev", &[], 1), ("testdev", &[], 1), ("testdev", &[], 2)];
         let placements = (1..).zip(places).map(|(bus, (model, options, group))| {
             let address = Bdf::new(0, bus, 0, 0).expect("a bus of its own");
             let model = ioasis_pci::create(model, options).expect("its options are right");
@@ -64,7 +65,7 @@ impl Machine {
             Placement {
                 function: Function::new(address, model, &mut windows),
                 endpoint: Endpoint::new(&groups[group], config),
-                kind: GroupKind::Iommu,
+                kind: if group == 2 { GroupKind::Emulated } else { GroupKind::Iommu },
             }
         });
         let vfio = ioasis_vfio::Machine::new(placements.collect());

@@ -51,6 +51,7 @@ impl Type1 {
                 return Err(error);
             }
         }
+        each_page(range).for_each(|page| self.mark_dirty(page));
         Ok(())
     }
 
@@ -65,7 +66,6 @@ impl Type1 {
         }
         drop(space);
         *self.pins.entry(page).or_default() += 1;
-        self.mark_dirty(page);
         Ok(())
     }
 

@@ -4,9 +4,10 @@
 //! then. What is compared: the errno or the size, what every device reads at every page, who has locked how much, what GET_INFO
 //! counts, and the dirty log.
 
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Weak};
 
-use ioasis_iommupt::{Iova, IovaRange};
+use ioasis_iommupt::{Iova, IovaRange, Prot};
 use ioasis_uapi::vfio as abi;
 use ioasis_uapi::{Errno, Result};
 use proptest::prelude::*;
@@ -14,13 +15,17 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::{Container, GroupKind, Member};
 use crate::testing::{ACCOUNT, ARG, BASE, TestClient};
-use crate::{Endpoint, EndpointConfig, Group, Iommu, IommuKind, Machine, Segment, inject};
+use crate::{
+    AccessUser, Endpoint, EndpointConfig, Group, Iommu, IommuKind, Machine, Segment, inject,
+};
 
 const PAGE: u64 = 4096;
 /// Pages of IOVA that are looked at; those from `NARROW` on are outside what the last group's IOMMU translates.
 const PAGES: u64 = 24;
 const NARROW: u64 = 16;
 const GROUPS: usize = 3;
+/// One more, whose device does no DMA.
+const EMULATED: usize = GROUPS;
 /// Mappings the container may have.
 const ENTRIES: u32 = 5;
 /// Pages each process may lock.
@@ -48,6 +53,9 @@ enum Step {
     UnmapDirty { range: Pieces },
     Log { on: bool },
     Dirty { range: Pieces },
+    Pin { range: Pieces, write: bool },
+    Unpin { range: Pieces },
+    Write { range: Pieces },
 }
 
 fn pieces() -> impl Strategy<Value = Pieces> {
@@ -57,8 +65,8 @@ fn pieces() -> impl Strategy<Value = Pieces> {
 fn step() -> impl Strategy<Value = Step> {
     let flags = prop_oneof![4 => Just(3_u32), 2 => Just(1_u32), 1 => Just(0_u32)];
     prop_oneof![
-        2 => (0..GROUPS).prop_map(|group| Step::Add { group }),
-        1 => (0..GROUPS).prop_map(|group| Step::Remove { group }),
+        2 => (0..=EMULATED).prop_map(|group| Step::Add { group }),
+        1 => (0..=EMULATED).prop_map(|group| Step::Remove { group }),
         3 => prop::bool::weighted(0.7).prop_map(|v2| Step::SetIommu { v2 }),
         8 => (pieces(), 0..16_u64, flags, 0..2_usize)
             .prop_map(|(to, from, flags, process)| Step::Map { to, from, flags, process }),
@@ -69,7 +77,10 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Step::TakeAll),
         2 => pieces().prop_map(|range| Step::UnmapDirty { range }),
         1 => any::<bool>().prop_map(|on| Step::Log { on }),
-        2 => pieces().prop_map(|range| Step::Dirty { range }),
+        3 => pieces().prop_map(|range| Step::Dirty { range }),
+        4 => (pieces(), any::<bool>()).prop_map(|(range, write)| Step::Pin { range, write }),
+        1 => pieces().prop_map(|range| Step::Unpin { range }),
+        1 => pieces().prop_map(|range| Step::Write { range }),
     ]
 }
 
@@ -84,6 +95,13 @@ struct Area {
     invalid: bool,
 }
 
+/// What an emulated device wrote or has pinned, and what a group left behind.
+#[derive(Clone, Debug, Default)]
+struct Log {
+    pages: BTreeSet<u64>,
+    whole: BTreeSet<u64>,
+}
+
 impl Area {
     fn end(self) -> u64 {
         self.at + self.pages
@@ -96,20 +114,49 @@ impl Area {
 
 #[derive(Clone, Debug, Default)]
 struct Model {
-    members: [bool; GROUPS],
+    members: [bool; GROUPS + 1],
     /// The driver, and whether it is the second version.
     driver: Option<bool>,
     /// Ascending.
     areas: Vec<Area>,
     logging: bool,
+    log: Log,
+    /// How often each page is pinned.
+    pins: BTreeMap<u64, u32>,
 }
 
 /// What a call answers: a size, or a word of bits.
 type Answer = Result<u64, Errno>;
 
 impl Model {
-    fn locked(&self, process: usize) -> u64 {
+    /// Pages of a process's mappings, pinned or not.
+    fn mapped(&self, process: usize) -> u64 {
         self.areas.iter().filter(|area| area.payer == process).map(|area| area.pages).sum()
+    }
+
+    fn locked(&self, process: usize) -> u64 {
+        if self.has_domain() {
+            return self.mapped(process);
+        }
+        let pays = |page: &&u64| self.area_at(**page).is_some_and(|area| area.payer == process);
+        self.pins.keys().filter(pays).count() as u64
+    }
+
+    fn has_domain(&self) -> bool {
+        self.driver.is_some() && self.members[..GROUPS].contains(&true)
+    }
+
+    fn area_at(&self, page: u64) -> Option<Area> {
+        self.areas.iter().find(|area| area.at <= page && page < area.end()).copied()
+    }
+
+    /// Whether an emulated device may use the process addresses.
+    fn keeps_addresses(&self) -> Result<bool, Errno> {
+        self.v2().map(|_| self.members[EMULATED])
+    }
+
+    fn has_invalid(&self) -> bool {
+        self.areas.iter().any(|area| area.invalid)
     }
 
     fn is_narrow(&self) -> bool {
@@ -142,7 +189,16 @@ impl Model {
 
     fn remove(&mut self, chosen: &[Area]) -> u64 {
         self.areas.retain(|area| !chosen.contains(area));
+        chosen.iter().for_each(|area| {
+            self.pins.retain(|page, _| !(area.at..area.end()).contains(page));
+            self.forget(*area);
+        });
         chosen.iter().map(|area| area.pages * PAGE).sum()
+    }
+
+    fn forget(&mut self, area: Area) {
+        self.log.pages.retain(|page| !(area.at..area.end()).contains(page));
+        self.log.whole.remove(&area.at);
     }
 
     fn take(&mut self, chosen: &[Area]) -> Answer {
@@ -155,12 +211,14 @@ impl Model {
         Ok(chosen.iter().map(|area| area.pages * PAGE).sum())
     }
 
-    /// Bits of the pages from `base` on that `chosen` map.
-    fn bits(chosen: &[Area], base: u64) -> u64 {
-        chosen
-            .iter()
-            .flat_map(|area| area.at..area.end())
-            .fold(0, |bits, page| bits | 1 << (page - base))
+    /// Bits of the pages from `base` on that `chosen` map and that may be dirty.
+    fn bits(&self, chosen: &[Area], base: u64) -> u64 {
+        let all = self.has_domain();
+        let pages = chosen.iter().flat_map(|area| {
+            let whole = all || self.log.whole.contains(&area.at);
+            (area.at..area.end()).filter(move |page| whole || self.log.pages.contains(page))
+        });
+        pages.fold(0, |bits, page| bits | 1 << (page - base))
     }
 
     fn add(&mut self, group: usize) -> Answer {
@@ -176,16 +234,91 @@ impl Model {
                 return Err(Errno::EINVAL);
             }
         }
+        let pins = self.driver.is_some() && group != EMULATED && !self.has_domain();
+        if pins && (0..2).any(|process| self.mapped(process) > LIMIT) {
+            return Err(Errno::ENOMEM);
+        }
         self.members[group] = true;
         Ok(0)
     }
 
     fn leave(&mut self, group: usize) -> Answer {
-        self.members[group] = false;
-        if self.members == [false; GROUPS] {
+        let was = std::mem::take(&mut self.members[group]);
+        if self.members == [false; GROUPS + 1] {
             *self = Self::default();
         }
+        if group == EMULATED {
+            // Its device is closed first.
+            self.pins.clear();
+        } else if was && self.logging {
+            self.log.whole = self.areas.iter().map(|area| area.at).collect();
+        }
         Ok(0)
+    }
+
+    fn pin(&mut self, range: Pieces, write: bool) -> Answer {
+        let Some(v2) = self.driver else { return Err(Errno::ENOTTY) };
+        if !v2 {
+            return Err(Errno::EACCES);
+        }
+        if self.has_invalid() {
+            return Err(Errno::EBUSY);
+        }
+        let mut next = self.clone();
+        for page in range.at..range.at + range.pages {
+            let area = self.area_at(page).ok_or(Errno::EINVAL)?;
+            if write && !area.write {
+                return Err(Errno::EPERM);
+            }
+            *next.pins.entry(page).or_default() += 1;
+            if next.locked(area.payer) > LIMIT {
+                return Err(Errno::ENOMEM);
+            }
+            if self.logging {
+                next.log.pages.insert(page);
+            }
+        }
+        *self = next;
+        Ok(0)
+    }
+
+    fn unpin(&mut self, range: Pieces) -> Answer {
+        for page in range.at..range.at + range.pages {
+            if let Some(count) = self.pins.get_mut(&page) {
+                *count -= 1;
+            }
+        }
+        self.pins.retain(|_, count| *count > 0);
+        Ok(0)
+    }
+
+    fn write(&mut self, range: Pieces) -> Answer {
+        if self.driver.is_none() {
+            return Err(Errno::ENOTTY);
+        }
+        if self.has_invalid() {
+            return Err(Errno::EBUSY);
+        }
+        for page in range.at..range.at + range.pages {
+            if !self.area_at(page).ok_or(Errno::EINVAL)?.write {
+                return Err(Errno::EPERM);
+            }
+            if self.logging {
+                self.log.pages.insert(page);
+            }
+        }
+        Ok(0)
+    }
+
+    /// The bits of `chosen`, which are clean then but for what is pinned.
+    fn read_log(&mut self, chosen: &[Area], base: u64) -> u64 {
+        let bits = self.bits(chosen, base);
+        for area in chosen {
+            self.forget(*area);
+            let pinned = self.pins.keys().filter(|page| (area.at..area.end()).contains(page));
+            self.log.pages.extend(pinned);
+        }
+        bits
     }
 
     fn map(&mut self, to: Pieces, from: u64, flags: u32, process: usize) -> Answer {
@@ -202,7 +335,7 @@ impl Model {
         if self.is_narrow() && to.at + to.pages > NARROW {
             return Err(Errno::EINVAL);
         }
-        if self.locked(process) + to.pages > LIMIT {
+        if self.has_domain() && self.locked(process) + to.pages > LIMIT {
             return Err(Errno::ENOMEM);
         }
         let write = flags & 2 != 0;
@@ -221,6 +354,7 @@ impl Model {
         if !area.invalid || (area.at, area.pages) != (to.at, to.pages) {
             return Err(Errno::EINVAL);
         }
+        // An address can only be taken where there is no emulated device, so that all of the mapping is pinned.
         if area.payer != process && self.locked(process) + area.pages > LIMIT {
             return Err(Errno::ENOMEM);
         }
@@ -233,7 +367,7 @@ impl Model {
             Step::Add { group } => self.add(group),
             Step::Remove { group } => self.leave(group),
             Step::SetIommu { v2 } => {
-                if self.driver.is_some() || self.members == [false; GROUPS] {
+                if self.driver.is_some() || self.members == [false; GROUPS + 1] {
                     return Err(Errno::EINVAL);
                 }
                 self.driver = Some(v2);
@@ -250,6 +384,9 @@ impl Model {
                 let chosen = self.areas.clone();
                 Ok(self.remove(&chosen))
             }
+            Step::TakeAddress { .. } | Step::TakeAll if self.keeps_addresses()? => {
+                Err(Errno::EBUSY)
+            }
             Step::TakeAddress { range } => {
                 let chosen = self.chosen(range)?;
                 self.take(&chosen)
@@ -265,12 +402,18 @@ impl Model {
                     return Err(Errno::EINVAL);
                 }
                 let chosen = self.chosen(range)?;
+                let bits = self.bits(&chosen, range.at);
                 self.remove(&chosen);
-                Ok(Self::bits(&chosen, range.at))
+                Ok(bits)
             }
             Step::Log { on } => {
                 if !self.v2()? {
                     return Err(Errno::EACCES);
+                }
+                if !on {
+                    self.log = Log::default();
+                } else if !self.logging {
+                    self.log = Log { pages: self.pins.keys().copied().collect(), ..Log::default() };
                 }
                 self.logging = on;
                 Ok(0)
@@ -284,16 +427,35 @@ impl Model {
                 }
                 let chosen: Vec<Area> =
                     self.areas.iter().copied().filter(|area| area.touches(range)).collect();
-                Ok(Self::bits(&chosen, range.at))
+                Ok(self.read_log(&chosen, range.at))
             }
+            Step::Pin { range, write } => self.pin(range, write),
+            Step::Unpin { range } => self.unpin(range),
+            Step::Write { range } => self.write(range),
         }
     }
 
     /// The source page that a device of `group` reads at `page`.
     fn shown(&self, group: usize, page: u64) -> Option<Area> {
-        let reaches = self.driver.is_some() && self.members[group];
+        let reaches = self.driver.is_some() && self.members[group] && group != EMULATED;
         let inside = |area: &&Area| area.at <= page && page < area.end();
         self.areas.iter().find(inside).copied().filter(|_| reaches)
+    }
+}
+
+/// The emulated device: it lets go of what is unmapped.
+#[derive(Debug)]
+struct Device(Weak<Container>);
+
+impl Device {
+    /// More pins than a sequence gives a page.
+    const PINS: u32 = 64;
+}
+
+impl AccessUser for Device {
+    fn unmap(&self, range: IovaRange) {
+        let Some(container) = self.0.upgrade() else { return };
+        (0..Self::PINS).for_each(|_| container.unpin(range.start(), (range.span() + 1) / PAGE));
     }
 }
 
@@ -322,6 +484,7 @@ struct System {
     clients: [TestClient; 2],
     container: Arc<Container>,
     groups: Vec<(Arc<Group>, Arc<Endpoint>)>,
+    device: Arc<Device>,
 }
 
 impl System {
@@ -340,7 +503,7 @@ impl System {
         let wide = Arc::new(Iommu::new(IommuKind::Vtd));
         let aperture = IovaRange::new(Iova(0), NARROW * PAGE).unwrap();
         let narrow = Arc::new(Iommu { aperture, ..Iommu::new(IommuKind::Amd) });
-        let groups = [&wide, &wide, &narrow].into_iter().zip(1..).map(|(iommu, number)| {
+        let groups = [&wide, &wide, &narrow, &wide].into_iter().zip(1..).map(|(iommu, number)| {
             let group = Group::new(&machine, iommu, number);
             let config = EndpointConfig {
                 name: format!("0000:0{number}:00.0"),
@@ -357,7 +520,9 @@ impl System {
         });
         let groups = groups.collect();
         let container = Container::new(&machine);
-        Self { machine, clients, container, groups }
+        let device = Arc::new(Device(Arc::downgrade(&container)));
+        container.register(&(Arc::clone(&device) as Arc<dyn AccessUser>));
+        Self { machine, clients, container, groups, device }
     }
 
     fn call<T: FromBytes + IntoBytes + Immutable>(&self, code: u32, cmd: &mut T) -> Result<i64> {
@@ -421,14 +586,18 @@ impl System {
         let none = Pieces { at: 0, pages: 0 };
         match step {
             Step::Add { group } => {
+                let kind = if group == EMULATED { GroupKind::Emulated } else { GroupKind::Iommu };
                 let (group, endpoint) = &self.groups[group];
                 if self.container.has_group(group) {
                     return Ok(0);
                 }
-                let member = Member::new(GroupKind::Iommu, group, std::slice::from_ref(endpoint));
+                let member = Member::new(kind, group, std::slice::from_ref(endpoint));
                 self.container.add_group(&ACCOUNT, member).map(|()| 0)
             }
             Step::Remove { group } => {
+                if group == EMULATED {
+                    self.device.unmap(range_of(Pieces { at: 0, pages: PAGES }));
+                }
                 self.container.remove_group(&self.groups[group].0);
                 Ok(0)
             }
@@ -446,7 +615,25 @@ impl System {
             Step::Log { on: true } => self.dirty(abi::IOMMU_DIRTY_PAGES_FLAG_START, none),
             Step::Log { on: false } => self.dirty(abi::IOMMU_DIRTY_PAGES_FLAG_STOP, none),
             Step::Dirty { range } => self.dirty(abi::IOMMU_DIRTY_PAGES_FLAG_GET_BITMAP, range),
+            Step::Pin { range, write } => {
+                let need = if write { Prot::READ | Prot::WRITE } else { Prot::READ };
+                self.container.pin(Iova(range.at * PAGE), range.pages, need).map(|()| 0)
+            }
+            Step::Unpin { range } => {
+                self.container.unpin(Iova(range.at * PAGE), range.pages);
+                Ok(0)
+            }
+            Step::Write { range } => self.write(range).map(|()| 0),
         }
+    }
+
+    /// Writes to every page of `range`, one byte that it has already.
+    fn write(&self, range: Pieces) -> Result<()> {
+        (range.at..range.at + range.pages).try_for_each(|page| {
+            let (iova, mut byte) = (Iova(page * PAGE), [0]);
+            self.container.read(iova, &mut byte)?;
+            self.container.write(iova, &byte)
+        })
     }
 
     fn check(&self, model: &Model) -> Result<(), TestCaseError> {
@@ -456,7 +643,7 @@ impl System {
         }
         for (index, (group, endpoint)) in self.groups.iter().enumerate() {
             prop_assert_eq!(self.container.has_group(group), model.members[index]);
-            prop_assert_eq!(group.is_owned(), model.members[index]);
+            prop_assert_eq!(group.is_owned(), model.members[index] && index != EMULATED);
             for page in 0..PAGES {
                 let mut byte = [0xff];
                 let segment = Segment { iova: Iova(page * PAGE), length: 1 };
@@ -478,6 +665,10 @@ impl System {
         }
         Ok(())
     }
+}
+
+fn range_of(pieces: Pieces) -> IovaRange {
+    IovaRange::new(Iova(pieces.at * PAGE), pieces.pages * PAGE).unwrap()
 }
 
 fn fail(error: &ioasis_uapi::Error) -> TestCaseError {
@@ -507,7 +698,8 @@ fn run(steps: &[Step]) -> Result<(), TestCaseError> {
         prop_assert_eq!(answer.map_err(|error| error.errno), expected, "{:?}", step);
         system.check(&model)?;
     }
-    let System { machine, container, groups, .. } = system;
+    let System { machine, container, groups, device, .. } = system;
+    container.unregister(&(device as Arc<dyn AccessUser>));
     drop(container);
     drop(groups);
     prop_assert_eq!(machine.ledger.processes(), []);
@@ -520,7 +712,7 @@ proptest! {
 
     #[test]
     fn every_sequence_of_container_calls_does_what_arrays_would(
-        group in 0..GROUPS,
+        group in 0..=EMULATED,
         v2 in any::<bool>(),
         steps in proptest::collection::vec(step(), 1..40),
     ) {
