@@ -3,6 +3,7 @@
 //! Only what may concern our files, as far as registers tell: a descriptor cannot be recognised here, since dup, fork
 //! and SCM_RIGHTS make copies nobody sees. The rest runs at full speed.
 
+use ioasis_sys::notify::Notification;
 use ioasis_sys::seccomp::{Arch, Filter, Half, Is, Rule, Test, X32_BIT};
 
 /// Numbers of the system calls that are stopped, on x86_64 unless said otherwise (asm/unistd_64.h, unistd_32.h,
@@ -30,7 +31,14 @@ pub(crate) mod number {
     pub(crate) const PWRITEV2: u32 = 328;
     pub(crate) const STATX: u32 = 332;
     pub(crate) const OPENAT2: u32 = 437;
+    pub(crate) const I386_OPEN: u32 = 5;
+    pub(crate) const I386_CREAT: u32 = 8;
     pub(crate) const I386_IOCTL: u32 = 54;
+    pub(crate) const I386_PREAD64: u32 = 180;
+    pub(crate) const I386_PWRITE64: u32 = 181;
+    pub(crate) const I386_MMAP2: u32 = 192;
+    pub(crate) const I386_OPENAT: u32 = 295;
+    pub(crate) const I386_OPENAT2: u32 = 437;
     pub(crate) const X32_IOCTL: u32 = 514;
 }
 
@@ -65,9 +73,10 @@ pub(crate) struct QueueFds {
 /// The one filter of a run.
 pub(crate) fn filter(queues: Option<QueueFds>) -> Filter {
     use number::{
-        CREAT, FSTAT, I386_IOCTL, IOCTL, MMAP, NEWFSTATAT, OPEN, OPENAT, OPENAT2, PREAD64, PREADV,
-        PREADV2, PWRITE64, PWRITEV, PWRITEV2, READ, READLINK, READLINKAT, READV, SECCOMP, STATX,
-        WRITE, WRITEV, X32_IOCTL,
+        CREAT, FSTAT, I386_CREAT, I386_IOCTL, I386_MMAP2, I386_OPEN, I386_OPENAT, I386_OPENAT2,
+        I386_PREAD64, I386_PWRITE64, IOCTL, MMAP, NEWFSTATAT, OPEN, OPENAT, OPENAT2, PREAD64,
+        PREADV, PREADV2, PWRITE64, PWRITEV, PWRITEV2, READ, READLINK, READLINKAT, READV, SECCOMP,
+        STATX, WRITE, WRITEV, X32_IOCTL,
     };
     let low = |arg, mask, is| Test { arg, half: Half::Low, mask, is };
     let far = |arg| [Test { arg, half: Half::High, mask: u32::MAX, is: Is::AtLeast(FAR_HIGH) }];
@@ -104,8 +113,33 @@ pub(crate) fn filter(queues: Option<QueueFds>) -> Filter {
     rules.extend([x86(STATX, &statx_flags), x86(OPEN, &first), x86(SECCOMP, &listens)]);
     rules.extend([FSTAT, READLINK, READLINKAT, OPENAT2, CREAT].map(|number| x86(number, &[])));
     rules.extend([X32_BIT | X32_IOCTL, X32_BIT | IOCTL].map(|number| x86(number, &typed)));
-    rules.push(Rule { arch: Arch::I386, number: I386_IOCTL, when: &typed });
+    let i386 = |number, when| Rule { arch: Arch::I386, number, when };
+    // mmap2 counts in pages, and an offset of pread64 is two registers.
+    let far_page = [low(5, u32::MAX, Is::AtLeast(1 << (ioasis_vfio::REGION_SHIFT - 12)))];
+    let far_high = [low(4, u32::MAX, Is::AtLeast(FAR_HIGH))];
+    rules.extend([i386(I386_IOCTL, typed.as_slice()), i386(I386_OPENAT, &second)]);
+    rules.extend([i386(I386_OPEN, &first), i386(I386_MMAP2, &far_page)]);
+    rules.extend([I386_PREAD64, I386_PWRITE64].map(|number| i386(number, &far_high)));
+    rules.extend([I386_CREAT, I386_OPENAT2].map(|number| i386(number, &[])));
     Filter::new(&rules)
+}
+
+/// The call of a 32-bit program that `call` is, as a 64-bit program would make it; none for one that has no such form here.
+pub(crate) fn widened(call: &Notification) -> Option<Notification> {
+    let [first, second, third, fourth, fifth, sixth] = call.args;
+    let offset = (fifth << 32) | (fourth & u64::from(u32::MAX));
+    let (number, args) = match call.number {
+        number::I386_IOCTL => (number::IOCTL, call.args),
+        number::I386_OPEN => (number::OPEN, call.args),
+        number::I386_CREAT => (number::CREAT, call.args),
+        number::I386_OPENAT => (number::OPENAT, call.args),
+        number::I386_OPENAT2 => (number::OPENAT2, call.args),
+        number::I386_PREAD64 => (number::PREAD64, [first, second, third, offset, 0, 0]),
+        number::I386_PWRITE64 => (number::PWRITE64, [first, second, third, offset, 0, 0]),
+        number::I386_MMAP2 => (number::MMAP, [first, second, third, fourth, fifth, sixth << 12]),
+        _ => return None,
+    };
+    Some(Notification { arch: Arch::X86_64.raw(), number, args, ..*call })
 }
 
 /// High half of the lowest offset of any region, 1 << 40: lower ones need not be stopped.
@@ -165,6 +199,30 @@ mod tests {
         }
         assert!(stops(number::OPEN, [0, 2, 0, 0, 0, 0]));
         assert!(stops(number::OPENAT2, [0; 6]) && stops(number::CREAT, [0; 6]));
+    }
+
+    #[test]
+    fn calls_of_32_bit_programs_are_stopped_where_those_of_64_are() {
+        let stops = |number, args: [u64; 6]| {
+            filter(None).decide(&Call { arch: Arch::I386.raw(), number, args }) == Action::Notify
+        };
+        assert!(stops(number::I386_OPEN, [0, 2, 0, 0, 0, 0]));
+        assert!(!stops(number::I386_OPENAT, [0, 0, u64::from(O_DIRECTORY), 0, 0, 0]));
+        assert!(stops(number::I386_MMAP2, [0, 4096, 3, 1, 3, FAR >> 12]));
+        assert!(!stops(number::I386_MMAP2, [0, 4096, 3, 1, 3, (FAR >> 12) - 1]));
+        assert!(stops(number::I386_PREAD64, [3, 0, 4, 0, FAR >> 32, 0]));
+        assert!(!stops(number::I386_PWRITE64, [3, 0, 4, u64::from(u32::MAX), 0, 0]));
+        let call = |number, args| Notification { id: 1, tid: 2, arch: 0, number, args };
+        let wide = |number, args| widened(&call(number, args)).map(|wide| (wide.number, wide.args));
+        assert_eq!(
+            wide(number::I386_PWRITE64, [3, 4, 5, 6, 0x100, 0]),
+            Some((number::PWRITE64, [3, 4, 5, FAR + 6, 0, 0]))
+        );
+        assert_eq!(
+            wide(number::I386_MMAP2, [0, 1, 2, 3, 4, FAR >> 12]),
+            Some((number::MMAP, [0, 1, 2, 3, 4, FAR]))
+        );
+        assert_eq!(wide(6, [0; 6]), None);
     }
 
     #[test]

@@ -57,6 +57,36 @@ static long ioctl_by(int fd, unsigned long code, unsigned long argument)
 	return result;
 }
 
+/* The numbers of both ABIs, and i386's arguments: an offset is two of them. */
+static long call_by(long number64, long number386, long first, long second, long third, uint64_t offset)
+{
+	long result;
+	if (!by_i386)
+		return syscall(number64, first, second, third, offset);
+	__asm__ volatile("int $0x80" : "=a"(result)
+			 : "0"(number386), "b"(first), "c"(second), "d"(third), "S"((long)(uint32_t)offset), "D"((long)(offset >> 32))
+			 : "memory", "r8", "r9", "r10", "r11");
+	if (result < 0 && result > -4096) {
+		errno = (int)-result;
+		return -1;
+	}
+	return result;
+}
+
+/* pread and pwrite of at most 8 bytes, which pass through the low scratch. */
+static long get_at(int fd, void *value, size_t length, off_t offset)
+{
+	long result = call_by(SYS_pread64, 180, fd, (long)(scratch.bytes + 4096), (long)length, (uint64_t)offset);
+	memcpy(value, scratch.bytes + 4096, length);
+	return result;
+}
+
+static long put_at(int fd, const void *value, size_t length, off_t offset)
+{
+	memcpy(scratch.bytes + 4096, value, length);
+	return call_by(SYS_pwrite64, 181, fd, (long)(scratch.bytes + 4096), (long)length, (uint64_t)offset);
+}
+
 static long call(int fd, unsigned nr, void *argument)
 {
 	return ioctl_by(fd, VFIO(nr), (unsigned long)argument);
@@ -135,8 +165,10 @@ static uint32_t flags_of(const char *text)
 
 static int step_open(int count, char **word)
 {
-	int fd = open(!strcmp(word[2], "container") ? container : word[2], O_RDWR | O_CLOEXEC);
+	int fd;
 	(void)count;
+	snprintf((char *)scratch.bytes, 4096, "%s", !strcmp(word[2], "container") ? container : word[2]);
+	fd = (int)call_by(SYS_open, 5, (long)scratch.bytes, O_RDWR | O_CLOEXEC, 0, 0);
 	if (fd >= 0)
 		bind_name(word[1], fd);
 	return say(fd < 0 ? -1 : 0, "");
@@ -343,7 +375,7 @@ static int step_command(int count, char **word)
 	uint16_t value = (uint16_t)number(word[2]);
 	int device = fd_of(word[1]);
 	(void)count;
-	return say(pwrite(device, &value, 2, region(device, 7) + 4) == 2 ? 0 : -1, "");
+	return say(put_at(device, &value, 2, region(device, 7) + 4) == 2 ? 0 : -1, "");
 }
 
 /* mmap DEVICE [OFFSET LENGTH]: part of BAR 0, its first page unless told otherwise. */
@@ -367,18 +399,18 @@ static int step_dma(int count, char **word)
 	uint64_t address = number(word[3]), fault = 0;
 	uint32_t code = !strcmp(word[2], "read") ? 3 : 1;
 	(void)count;
-	if (pwrite(device, &address, 8, bar) != 8 || pwrite(device, &code, 4, bar + 8) != 4)
+	if (put_at(device, &address, 8, bar) != 8 || put_at(device, &code, 4, bar + 8) != 4)
 		return say(-1, "");
 	for (unsigned turns = 0; code & 1; turns++) {
 		if (turns > 20000)
 			return say(0, " the device hangs");
 		usleep(100);
-		if (pread(device, &code, 4, bar + 8) != 4)
+		if (get_at(device, &code, 4, bar + 8) != 4)
 			return say(-1, "");
 	}
 	if (!(code >> 31))
 		return say(0, "");
-	if (pread(device, &fault, 8, bar + 16) != 8)
+	if (get_at(device, &fault, 8, bar + 16) != 8)
 		return say(-1, "");
 	return say(0, " fault=%#llx", (unsigned long long)fault);
 }

@@ -245,8 +245,25 @@ fn g33_info_raises_argsz_only_when_it_is_too_small_under_type1() {
 
 #[test]
 fn g34_callers_of_32_bits_are_answered_under_type1() {
+    // They open, map and access like any other.
+    testdev().type1_answers(
+        &[
+            &[same("abi i386", "0")][..],
+            &ATTACHED,
+            &[
+                same("command d 6", "0"),
+                same("map c rw 0x1000 +0 0x2000", "0"),
+                same("fill +0 7", "0"),
+                same("dma d read 0x1000", "0"),
+                same("dma d write 0x2000", "0"),
+                same("peek +0x1000", "0 0x7"),
+            ],
+        ]
+        .concat(),
+    );
     testdev().answers(&grouped(&[
         same("abi i386", "0"),
+        same("open o container", "0"),
         ("ext c 3", "1", "ENOTTY"),
         same("group g", "0 flags=3"),
         ("set c 3", "0", "ENOTTY"),

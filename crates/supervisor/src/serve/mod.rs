@@ -33,7 +33,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 
 use crate::Machine;
 use crate::files::{Behind, Files};
-use crate::filter::number;
+use crate::filter::{self, number};
 use crate::injection::Injection;
 use crate::launch::{self, Launched};
 use crate::memory::Memory;
@@ -389,6 +389,13 @@ impl Server {
     }
 
     fn decide_for(&self, caller: &Caller<'_>, call: &Notification, wait: Wait) -> Decision {
+        if call.arch == Arch::I386.raw() {
+            return match filter::widened(call) {
+                Some(wide) if wide.number == number::IOCTL => foreign_ioctl(caller, &wide, wait),
+                Some(wide) => self.decide_for(caller, &wide, wait),
+                None => Decision::CONTINUE,
+            };
+        }
         if call.arch != Arch::X86_64.raw() || call.number & X32_BIT != 0 {
             return foreign_ioctl(caller, call, wait);
         }
