@@ -167,7 +167,11 @@ fn aperture(value: &str, kind: IommuKind) -> Result<IovaRange> {
     let aperture = range(value)?;
     let whole = aperture.start().0.is_multiple_of(PAGE) && aperture.last().0 % PAGE == PAGE - 1;
     ensure!(whole, "it does not begin and end with a page");
-    let bits = if kind == IommuKind::Amd { 64 } else { 48 };
+    let bits = match kind {
+        IommuKind::Amd => 64,
+        IommuKind::Vtd | IommuKind::Smmuv3 => 48,
+        IommuKind::Riscv => 47,
+    };
     ensure!(
         bits == 64 || aperture.last().0 >> bits == 0,
         "the kind translates addresses of {bits} bits"
@@ -275,6 +279,7 @@ mod tests {
             let error = parse(text).unwrap_err();
             assert_eq!(format!("{error:#}"), message, "{text}");
         }
+        assert!(parse("kind=riscv,aperture=0-0xffffffffffff").is_err(), "Sv48 has two halves");
         let unknown = parse("size=3").unwrap_err().to_string();
         assert!(
             unknown.starts_with("iommu 0 has no key \"size\"; its keys are kind, dirty,"),
