@@ -245,6 +245,16 @@ static SSE2_FROM: AtomicUsize = AtomicUsize::new(0);
 const SHORT_STRING_MOVE_WINS: usize = 2048;
 /// The same, on one with ERMS only.
 const STRING_MOVE_WINS: usize = 8192;
+/// Where the target lies this little above the source, by their places in their pages, a string move is up to six times
+/// slower than moves of 32 bytes: each load seems to meet a store that is under way. Measured on Zen 4 for 1, 8 and 16 bytes,
+/// not for 32 and more; a `Vec` that is mapped for itself begins 16 bytes into a page.
+const TOO_CLOSE: usize = 64;
+
+/// Whether a string move from `source` to `target` is slow.
+fn is_close(target: *mut u8, source: *const u8) -> bool {
+    let apart = target.addr().wrapping_sub(source.addr()) % 4096;
+    apart != 0 && apart < TOO_CLOSE
+}
 
 fn status(code: u32) -> Result<(), Faulted> {
     if code == 0 { Ok(()) } else { Err(Faulted) }
@@ -266,7 +276,7 @@ pub(super) unsafe fn copy(
     // instructions on this processor. 3. The string move is given at least 2048 bytes, more than
     // the 64 it needs.
     status(unsafe {
-        if length >= STRING_MOVE_FROM.load(Ordering::Relaxed) {
+        if length >= STRING_MOVE_FROM.load(Ordering::Relaxed) && !is_close(target, source) {
             ioasis_foreign_copy_erms(target, source, length)
         } else if length >= SSE2_FROM.load(Ordering::Relaxed) {
             ioasis_foreign_copy_sse2(target, source, length)
