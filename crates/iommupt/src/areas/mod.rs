@@ -290,7 +290,7 @@ impl<T> Areas<T> {
         let place = self.place(leaf, slot);
         let here = &mut self.nodes[leaf as usize];
         let item = here.get(slot).filter(|item| item.first <= at.0)?;
-        if !may(self.values[item.id as usize].as_ref().expect(LIVE)) {
+        if !may(self.values[place].as_ref().expect(LIVE)) {
             return None;
         }
         here.remove(slot);
