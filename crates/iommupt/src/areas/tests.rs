@@ -227,3 +227,18 @@ fn ranges_merge_what_touches() {
     assert_eq!(ranges.first(closed(0, 9)), None);
     assert_eq!(ranges.first(closed(0, 10)), Some(closed(10, u64::MAX)));
 }
+
+#[test]
+fn whether_an_area_may_go_is_asked_of_its_own_value() {
+    let mut areas = Areas::new();
+    for first in [0x3000_u64, 0x1000, 0x2000] {
+        let range = IovaRange::new(Iova(first), 0x1000).expect("a page");
+        areas.insert(range, first).expect("disjoint");
+    }
+    for first in [0x2000_u64, 0x3000, 0x1000] {
+        assert!(areas.remove_if(Iova(first), |&value| value != first).is_none(), "kept");
+        let removed = areas.remove_if(Iova(first), |&value| value == first);
+        assert_eq!(removed.map(|(_, value)| value), Some(first));
+    }
+    assert!(areas.is_empty());
+}
