@@ -13,18 +13,18 @@ use proptest::prelude::*;
 use crate::testing::{ACCOUNT, BASE, TestClient, TestMachine};
 use crate::{Account, Bound, Context, CopyRequest, Endpoint, MapRequest, Place, Segment, inject};
 
-const PAGE: u64 = 4096;
+pub(crate) const PAGE: u64 = 4096;
 /// Pages of IOVA that are looked at.
-const PAGES: u64 = 24;
+pub(crate) const PAGES: u64 = 24;
 const IOASES: usize = 3;
 const DEVICES: usize = 3;
 /// Pages all may pin together.
 const LIMIT: u64 = 20;
 
 #[derive(Clone, Copy, Debug)]
-struct Pieces {
-    at: u64,
-    pages: u64,
+pub(crate) struct Pieces {
+    pub(crate) at: u64,
+    pub(crate) pages: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -39,7 +39,7 @@ enum Step {
     Renew { ioas: usize },
 }
 
-fn pieces() -> impl Strategy<Value = Pieces> {
+pub(crate) fn pieces() -> impl Strategy<Value = Pieces> {
     (0..PAGES, 1..8_u64).prop_map(|(at, pages)| Pieces { at, pages: pages.min(PAGES - at) })
 }
 
@@ -326,7 +326,7 @@ impl System {
     }
 }
 
-fn range_of(pieces: Pieces) -> IovaRange {
+pub(crate) fn range_of(pieces: Pieces) -> IovaRange {
     IovaRange::new(Iova(pieces.at * PAGE), pieces.pages * PAGE).unwrap()
 }
 

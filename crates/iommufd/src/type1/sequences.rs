@@ -14,14 +14,13 @@ use proptest::prelude::*;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::{Container, GroupKind, Member};
+use crate::sequences::{PAGE, PAGES, Pieces, pieces, range_of};
 use crate::testing::{ACCOUNT, ARG, BASE, TestClient};
 use crate::{
     AccessUser, Endpoint, EndpointConfig, Group, Iommu, IommuKind, Machine, Segment, inject,
 };
 
-const PAGE: u64 = 4096;
-/// Pages of IOVA that are looked at; those from `NARROW` on are outside what the last group's IOMMU translates.
-const PAGES: u64 = 24;
+/// Pages from here on are outside what the last group's IOMMU translates.
 const NARROW: u64 = 16;
 const GROUPS: usize = 3;
 /// One more, whose device does no DMA.
@@ -32,12 +31,6 @@ const ENTRIES: u32 = 5;
 const LIMIT: u64 = 20;
 /// Two processes whose memory has the same bytes.
 const PIDS: [u32; 2] = [100, 200];
-
-#[derive(Clone, Copy, Debug)]
-struct Pieces {
-    at: u64,
-    pages: u64,
-}
 
 #[derive(Clone, Copy, Debug)]
 enum Step {
@@ -56,10 +49,6 @@ enum Step {
     Pin { range: Pieces, write: bool },
     Unpin { range: Pieces },
     Write { range: Pieces },
-}
-
-fn pieces() -> impl Strategy<Value = Pieces> {
-    (0..PAGES, 1..8_u64).prop_map(|(at, pages)| Pieces { at, pages: pages.min(PAGES - at) })
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -665,10 +654,6 @@ impl System {
         }
         Ok(())
     }
-}
-
-fn range_of(pieces: Pieces) -> IovaRange {
-    IovaRange::new(Iova(pieces.at * PAGE), pieces.pages * PAGE).unwrap()
 }
 
 fn fail(error: &ioasis_uapi::Error) -> TestCaseError {

@@ -504,3 +504,26 @@ fn an_unmap_hands_the_dirty_bits_over() {
     assert_eq!((cmd.head.size, words(&fixture)[0]), (0x2000, 0b11));
     assert_eq!(fixture.unmap(abi::DMA_UNMAP_FLAG_ALL, 0, 0), Ok(0));
 }
+
+/// Bytes of the leaf at `iova`: a write makes all of it dirty.
+fn leaf(fixture: &Fixture, iova: u64) -> u64 {
+    fixture.endpoint.write([Segment { iova: Iova(iova), length: 1 }], &[1]).unwrap();
+    let attachment = fixture.endpoint.group().attachment();
+    let domain = &attachment.as_ref().expect("attached").domain;
+    let mut bytes = 0;
+    let range = IovaRange::new(Iova(iova), 2 << 20).unwrap();
+    domain.read_dirty(range, crate::Dirty::Clear, &mut |dirty| bytes += dirty.span() + 1);
+    bytes
+}
+
+#[test]
+fn disable_hugepages_counts_from_the_next_map_on() {
+    let fixture = Fixture::with_iommu(abi::TYPE1_IOMMU);
+    let huge = 2 << 20;
+    let disabled = &fixture.machine.machine.params.disable_hugepages;
+    for (at, disable) in [(1, false), (2, true), (3, false)] {
+        disabled.store(disable, Ordering::Relaxed);
+        fixture.map(RW, at * huge, BASE, huge).unwrap();
+    }
+    assert_eq!([1, 2, 3].map(|at| leaf(&fixture, at * huge)), [huge, 0x1000, huge]);
+}
