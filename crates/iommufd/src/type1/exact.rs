@@ -298,13 +298,14 @@ impl Type1 {
             self.set_vaddr(client, range, map.vaddr)?;
             return Ok(0);
         }
-        if let Some(area) = self.ioas.first_area(range) {
-            return refuse!(EEXIST, "the IOVA range is mapped already", area.start().0);
-        }
         if self.avail() == 0 {
+            self.check_unmapped(range)?;
             return refuse!(ENOSPC, "the container has as many mappings as dma_entry_limit allows");
         }
-        self.check_loggable(map.size)?;
+        if self.logging {
+            self.check_unmapped(range)?;
+            self.check_loggable(map.size)?;
+        }
         self.read_disable_hugepages();
         let account = client.account();
         let request = MapRequest {
@@ -316,8 +317,21 @@ impl Type1 {
             prot: prot | Prot::MMIO,
             account,
         };
-        map_pages(&self.machine, &self.ioas, request, Rule::type1(&account))?;
-        Ok(0)
+        match map_pages(&self.machine, &self.ioas, request, Rule::type1(&account)) {
+            // A range that is mapped already is judged first; the IOAS judges it after one that cannot be.
+            Err(error) if error.errno == Errno::EINVAL => {
+                self.check_unmapped(range)?;
+                Err(error)
+            }
+            mapped => mapped.map(|_| 0),
+        }
+    }
+
+    fn check_unmapped(&self, range: IovaRange) -> Result<()> {
+        match self.ioas.first_area(range) {
+            Some(area) => refuse!(EEXIST, "the IOVA range is mapped already", area.start().0),
+            None => Ok(()),
+        }
     }
 
     /// The parameter counts from the next pinning on.
