@@ -107,6 +107,8 @@ mod sections;
 #[cfg(test)]
 mod sequences;
 #[cfg(test)]
+mod storm;
+#[cfg(test)]
 mod testing;
 pub mod type1;
 mod viommu;
