@@ -12,6 +12,7 @@ mod process;
 mod selftests;
 mod soak;
 mod tools;
+mod tsan;
 mod uapi_check;
 mod workspace;
 
@@ -50,6 +51,8 @@ enum Task {
     Clients(clients::Args),
     /// Run Linux's own IOMMUFD tests, unmodified, on the mock hardware
     Conformance(conformance::Args),
+    /// Run commands beside DMA under ThreadSanitizer
+    Tsan(tsan::Args),
     /// Compare crates/uapi with the headers of Linux 7.2
     UapiCheck(uapi_check::Args),
 }
@@ -79,6 +82,7 @@ fn run(task: Task) -> Result<ExitCode> {
             let (runs, failed) = clients::run(&workspace, &args)?;
             ensure!(failed == 0, "{failed} of {runs} failed");
         }
+        Task::Tsan(args) => tsan::run(&workspace, &args)?,
         Task::UapiCheck(args) => uapi_check::run(&workspace, &args)?,
     }
     Ok(ExitCode::SUCCESS)

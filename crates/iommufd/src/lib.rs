@@ -103,6 +103,8 @@ mod object;
 mod pages;
 mod params;
 mod phys;
+#[cfg(all(test, ioasis_shuttle))]
+mod schedules;
 mod sections;
 #[cfg(test)]
 mod sequences;

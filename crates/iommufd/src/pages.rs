@@ -143,7 +143,13 @@ impl Pages {
     /// `importer` maps them: it is told when they are those of a dma-buf and that is revoked.
     pub(crate) fn import(&self, importer: Weak<dyn Importer>) {
         if self.kind == Kind::DmaBuf {
-            self.pins.lock().origin.space.import(importer);
+            let pins = self.pins.lock();
+            let space = &pins.origin.space;
+            space.import(importer);
+            // One that came too late to be told.
+            if space.is_revoked() {
+                self.revoked.store(true, Ordering::Release);
+            }
         }
     }
 

@@ -5,9 +5,10 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
 
 use ioasis_iommupt::{Iova, IovaRange, Prot};
-use ioasis_sys::sync::{Mutex, thread};
+use ioasis_sys::sync::Mutex;
 use ioasis_uapi::iommufd as abi;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 

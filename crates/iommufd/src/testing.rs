@@ -1,15 +1,17 @@
 //! A client and a machine for tests.
 
 use std::cell::RefCell;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 
 use ioasis_iommupt::Prot;
+use ioasis_sys::sync::Mutex;
 use ioasis_uapi::Result;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::{
     Account, AddressSpace, Client, ClientFile, Context, Endpoint, EndpointConfig, Extents, Group,
-    Iommu, IommuKind, Kind, Machine, Memory, OnExec,
+    Importer, Iommu, IommuKind, Kind, Machine, Memory, OnExec,
 };
 
 /// First address of the client's memory.
@@ -193,3 +195,51 @@ impl TestMachine {
 
 /// Read and write.
 pub(crate) const RW: Prot = Prot::READ.union(Prot::WRITE);
+
+/// A dma-buf that can be revoked.
+#[derive(Debug)]
+pub(crate) struct Buffer {
+    memory: Memory,
+    revoked: AtomicBool,
+    importers: Mutex<Vec<Weak<dyn Importer>>>,
+}
+
+impl Buffer {
+    /// The bytes of `memory`.
+    pub(crate) fn new(memory: &Memory) -> Arc<Self> {
+        Arc::new(Self {
+            memory: memory.clone(),
+            revoked: AtomicBool::new(false),
+            importers: Mutex::default(),
+        })
+    }
+
+    pub(crate) fn revoke(&self) {
+        self.revoked.store(true, Ordering::Release);
+        let importers = std::mem::take(&mut *self.importers.lock());
+        let importers = importers.iter().filter_map(Weak::upgrade);
+        importers.for_each(|importer| importer.invalidate(self.key()));
+    }
+}
+
+impl AddressSpace for Buffer {
+    fn key(&self) -> u128 {
+        self.memory.key()
+    }
+
+    fn pin(&self, address: u64, length: u64, need: Prot) -> Result<Extents> {
+        self.memory.pin(BASE + address, length, need)
+    }
+
+    fn kind(&self) -> Kind {
+        Kind::DmaBuf
+    }
+
+    fn is_revoked(&self) -> bool {
+        self.revoked.load(Ordering::Acquire)
+    }
+
+    fn import(&self, importer: Weak<dyn Importer>) {
+        self.importers.lock().push(importer);
+    }
+}

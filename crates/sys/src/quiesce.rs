@@ -20,6 +20,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering, compiler_fence, fence};
 use std::time::Duration;
 
+#[cfg(not(ioasis_shuttle))]
 use crate::sync::Mutex;
 
 /// Sections that any number of threads enter and leave, and that one can wait for.
@@ -246,11 +247,13 @@ pub(crate) fn wait_until(done: impl Fn() -> bool) {
 /// Numbers of threads: the lowest free one, so that slots stay few.
 struct ThreadNumber(u32);
 
+#[cfg(not(ioasis_shuttle))]
 struct Numbers {
     next: u32,
     free: std::collections::BTreeSet<u32>,
 }
 
+#[cfg(not(ioasis_shuttle))]
 static NUMBERS: Mutex<Numbers> =
     Mutex::new(Numbers { next: 0, free: std::collections::BTreeSet::new() });
 
@@ -258,6 +261,16 @@ thread_local! {
     static THREAD: ThreadNumber = ThreadNumber::take();
 }
 
+#[cfg(ioasis_shuttle)]
+impl ThreadNumber {
+    /// All of shuttle's threads are one: its locks are not there outside a schedule, and no number comes back.
+    fn take() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        Self(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+#[cfg(not(ioasis_shuttle))]
 impl ThreadNumber {
     fn take() -> Self {
         let mut numbers = NUMBERS.lock();
@@ -269,6 +282,7 @@ impl ThreadNumber {
     }
 }
 
+#[cfg(not(ioasis_shuttle))]
 impl Drop for ThreadNumber {
     fn drop(&mut self) {
         NUMBERS.lock().free.insert(self.0);

@@ -1,49 +1,6 @@
 use super::*;
-use std::sync::atomic::{AtomicBool, Ordering};
-
-use crate::testing::{ACCOUNT, BASE, RW, TestClient, TestMachine};
-use crate::{
-    AddressSpace, Bound, Context, CopyRequest, Extents, Importer, MapRequest, Memory, Segment,
-};
-
-/// A dma-buf that can be revoked.
-#[derive(Debug)]
-struct Buffer {
-    memory: Memory,
-    revoked: AtomicBool,
-    importers: Mutex<Vec<Weak<dyn Importer>>>,
-}
-
-impl Buffer {
-    fn revoke(&self) {
-        self.revoked.store(true, Ordering::Release);
-        let importers = std::mem::take(&mut *self.importers.lock());
-        let importers = importers.iter().filter_map(Weak::upgrade);
-        importers.for_each(|importer| importer.invalidate(self.key()));
-    }
-}
-
-impl AddressSpace for Buffer {
-    fn key(&self) -> u128 {
-        self.memory.key()
-    }
-
-    fn pin(&self, address: u64, length: u64, need: Prot) -> Result<Extents> {
-        self.memory.pin(BASE + address, length, need)
-    }
-
-    fn kind(&self) -> Kind {
-        Kind::DmaBuf
-    }
-
-    fn is_revoked(&self) -> bool {
-        self.revoked.load(Ordering::Acquire)
-    }
-
-    fn import(&self, importer: Weak<dyn Importer>) {
-        self.importers.lock().push(importer);
-    }
-}
+use crate::testing::{ACCOUNT, Buffer, RW, TestClient, TestMachine};
+use crate::{Bound, Context, CopyRequest, MapRequest, Segment};
 
 #[test]
 fn a_revoked_buffer_is_gone_from_every_copy_of_its_mapping() {
@@ -55,11 +12,7 @@ fn a_revoked_buffer_is_gone_from_every_copy_of_its_mapping() {
         bound.attach(ioas).unwrap();
         bound
     });
-    let buffer = Arc::new(Buffer {
-        memory: client.memory.clone(),
-        revoked: AtomicBool::new(false),
-        importers: Mutex::default(),
-    });
+    let buffer = Buffer::new(&client.memory);
     let request = MapRequest {
         space: Arc::clone(&buffer) as _,
         address: 0,
