@@ -78,7 +78,8 @@ pub(super) fn beginning(number: usize, kind: IommuKind) -> Vec<Step> {
             ]
         }
         _ => {
-            let flags = abi::HWPT_ALLOC_PASID | abi::HWPT_ALLOC_DIRTY_TRACKING;
+            let dirty = if kind == IommuKind::Amd { 0 } else { abi::HWPT_ALLOC_DIRTY_TRACKING };
+            let flags = abi::HWPT_ALLOC_PASID | dirty;
             vec![
                 ioas(0),
                 bind(0, 0),
@@ -109,12 +110,13 @@ fn container() -> Vec<Step> {
 
 /// A guest with tables of its own.
 fn nested(kind: IommuKind) -> Vec<Step> {
+    let dirty = if kind == IommuKind::Smmuv3 { 0 } else { abi::HWPT_ALLOC_DIRTY_TRACKING };
     let mut steps = vec![
         ioas(0),
         bind(0, 0),
         map(1, 0, 12),
         map(1, TABLES, TABLE_PAGES),
-        hwpt(2, 1, abi::HWPT_ALLOC_NEST_PARENT | abi::HWPT_ALLOC_DIRTY_TRACKING, 0, Table::None),
+        hwpt(2, 1, abi::HWPT_ALLOC_NEST_PARENT | dirty, 0, Table::None),
     ];
     let table = match kind {
         IommuKind::Vtd => {

@@ -498,12 +498,7 @@ impl Model {
         match found {
             Some((_, groups)) => groups.push(group),
             None => {
-                let made = super::model::Domain {
-                    iommu,
-                    tracks: false,
-                    nest: false,
-                    dirty: Default::default(),
-                };
+                let made = next.plain_domain(iommu);
                 let domain = next.add_domain(ioas, made).map_err(type1)?;
                 next.container.domains.push((domain, vec![group]));
             }

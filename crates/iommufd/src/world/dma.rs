@@ -98,7 +98,7 @@ impl Model {
         let implies = match self.kind(path) {
             IommuKind::Riscv => true,
             IommuKind::Smmuv3 => !self.domains[path.domain].nest,
-            IommuKind::Vtd | IommuKind::Amd => false,
+            IommuKind::Vtd | IommuKind::Amd => self.domains[path.domain].half,
         };
         let Rw { read, write } = area.prot;
         let granted = Rw { read: read || (write && implies), write };

@@ -11,10 +11,27 @@ use super::model::{
 use super::step::{Change, Stage, Table};
 use crate::IommuKind;
 
-/// The first IOVA that a page table does not translate.
-fn beyond(kind: IommuKind, nest: bool) -> u64 {
-    // Half of Sv48 is the upper half of the address space.
-    if kind == IommuKind::Riscv && !nest { 1 << 47 } else { 1 << 48 }
+/// Whether a page table translates the lower half of 48 bits: a processor's own format does.
+pub(super) fn is_half(kind: IommuKind, flags: u32) -> bool {
+    let others = abi::HWPT_ALLOC_NEST_PARENT | abi::HWPT_ALLOC_DIRTY_TRACKING;
+    match kind {
+        IommuKind::Riscv => flags & abi::HWPT_ALLOC_NEST_PARENT == 0,
+        IommuKind::Vtd | IommuKind::Amd => {
+            flags & abi::HWPT_ALLOC_PASID != 0 && flags & others == 0
+        }
+        IommuKind::Smmuv3 => false,
+    }
+}
+
+/// Whether HWPT_ALLOC flags do not go together.
+fn is_odd(kind: IommuKind, flags: u32) -> bool {
+    let has = |flag| flags & flag != 0;
+    let (nest, pasid) = (abi::HWPT_ALLOC_NEST_PARENT, abi::HWPT_ALLOC_PASID);
+    match kind {
+        IommuKind::Smmuv3 => has(nest) && has(abi::HWPT_ALLOC_DIRTY_TRACKING | pasid),
+        IommuKind::Amd => has(pasid) && has(abi::HWPT_ALLOC_DIRTY_TRACKING | nest),
+        IommuKind::Vtd | IommuKind::Riscv => false,
+    }
 }
 
 pub(super) fn iommu_of(device: usize) -> usize {
@@ -35,11 +52,17 @@ impl Model {
         Ok(())
     }
 
+    /// A page table made with no flags.
+    pub(super) fn plain_domain(&self, iommu: usize) -> Domain {
+        let half = is_half(self.kinds[iommu], 0);
+        Domain { iommu, tracks: false, nest: false, half, dirty: BTreeSet::new() }
+    }
+
     /// Puts a page table on an IOAS.
     pub(super) fn add_domain(&mut self, ioas: usize, made: Domain) -> Answer<usize> {
         self.check_aligned(ioas)?;
         let domain = self.domains.len();
-        let beyond = beyond(self.kinds[made.iommu], made.nest);
+        let beyond = if made.half { 1 << 47 } else { 1 << 48 };
         self.reserve(ioas, beyond, u64::MAX, Owner::Domain(domain))?;
         if self.ioases[ioas].domains.is_empty() {
             let filled = self.fill(&mut self.pinned(), self.ioases[ioas].areas.iter());
@@ -69,11 +92,13 @@ impl Model {
         let made = match self.object(context, pt).cloned() {
             Some(Object::Ioas(ioas)) => {
                 let nest = flags & abi::HWPT_ALLOC_NEST_PARENT != 0;
-                if (fault.is_some() && nest) || table != Table::None {
+                let odd = is_odd(self.kinds[iommu], flags);
+                if (fault.is_some() && nest) || table != Table::None || odd {
                     return Err(Errno::EOPNOTSUPP);
                 }
                 let tracks = flags & abi::HWPT_ALLOC_DIRTY_TRACKING != 0;
-                let domain = Domain { iommu, tracks, nest, dirty: BTreeSet::new() };
+                let half = is_half(self.kinds[iommu], flags);
+                let domain = Domain { iommu, tracks, nest, half, dirty: BTreeSet::new() };
                 let domain = self.add_domain(ioas, domain)?;
                 let made = Hwpt { ioas, domain, auto: false, pasid, fault, nested: None };
                 let found = self.check_fault(context, fault);
@@ -210,6 +235,10 @@ impl Model {
     fn check_device(&self, context: usize, device: usize, hwpt: &Hwpt) -> Answer<()> {
         if self.domains[hwpt.domain].iommu != iommu_of(device) {
             return Err(Errno::EINVAL);
+        }
+        let vtd = self.kinds[iommu_of(device)] == IommuKind::Vtd;
+        if vtd && hwpt.fault.is_some() && device != super::dma::ASKER {
+            return Err(Errno::ENODEV);
         }
         match hwpt.nested {
             Some((_, Some(viommu), stage)) => {
@@ -383,8 +412,7 @@ impl Model {
         ioas: usize,
         change: Change,
     ) -> Answer<u32> {
-        let made =
-            Domain { iommu: iommu_of(device), tracks: false, nest: false, dirty: BTreeSet::new() };
+        let made = self.plain_domain(iommu_of(device));
         let auto =
             |domain| Hwpt { ioas, domain, auto: true, pasid: false, fault: None, nested: None };
         if change == Change::Attach {

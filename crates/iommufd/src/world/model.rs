@@ -99,6 +99,8 @@ pub(super) struct Domain {
     pub(super) iommu: usize,
     pub(super) tracks: bool,
     pub(super) nest: bool,
+    /// In a processor's own format.
+    pub(super) half: bool,
     /// First bytes of dirty pages.
     pub(super) dirty: BTreeSet<u64>,
 }
