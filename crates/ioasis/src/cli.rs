@@ -50,8 +50,8 @@ enum Action {
 #[derive(Debug, Args)]
 struct Run {
     /// Add a device: a model and its options, e.g. nvme,image=disk.img; `ioasis models` lists them.
-    /// Every model takes address=0000:01:00.0, group=N, iommu=N (or none), pasid_bits=N, ats and pri; a comma in a value is
-    /// written twice
+    /// Every model takes address=0000:01:00.0, group=N, iommu=N (or none, or emulated), pasid_bits=N, ats and pri; a comma in
+    /// a value is written twice
     #[arg(long = "device", value_name = "MODEL[,key=value]...")]
     devices: Vec<String>,
 
