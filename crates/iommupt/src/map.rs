@@ -53,7 +53,7 @@ impl<F: Format> Writer<F> {
     fn map_page(&mut self, iova: u64, run: Run, attrs: u64) -> bool {
         let Some(frame) = self.hot(iova) else { return false };
         let odd = (iova | run.pa.0) & (Self::PAGE - 1) != 0 || run.length != Self::PAGE;
-        if odd || run.pa.0 > low_bits(F::OA_LG2) || iova > self.shared.last {
+        if odd || run.pa.0 > low_bits(F::OA_LG2) || iova > self.last {
             return false;
         }
         let word = &self.table(frame)[F::index(iova, 0)];
@@ -128,7 +128,7 @@ impl<F: Format> Writer<F> {
             (odd | (run.length ^ Self::PAGE), merged | (run.pa.0 & fits))
         });
         let span = (runs.len() as u64 * Self::PAGE).saturating_sub(1);
-        let inside = iova.checked_add(span).is_some_and(|last| last <= self.shared.last);
+        let inside = iova.checked_add(span).is_some_and(|last| last <= self.last);
         if odd == 0 && merged == 0 && inside {
             return Ok(List::Pages);
         }
