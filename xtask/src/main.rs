@@ -6,6 +6,8 @@ mod clients;
 mod conformance;
 mod debian;
 mod demo;
+#[cfg(test)]
+mod docs;
 mod fuzz;
 mod kselftest;
 mod process;
