@@ -4,6 +4,7 @@ mod bench;
 mod ci;
 mod clients;
 mod conformance;
+mod coverage;
 mod debian;
 mod demo;
 #[cfg(test)]
@@ -55,6 +56,8 @@ enum Task {
     Conformance(conformance::Args),
     /// Run commands beside DMA under ThreadSanitizer
     Tsan(tsan::Args),
+    /// Say how many lines of a crate its tests run
+    Coverage(coverage::Args),
     /// Compare crates/uapi with the headers of Linux 7.2
     UapiCheck(uapi_check::Args),
 }
@@ -85,6 +88,7 @@ fn run(task: Task) -> Result<ExitCode> {
             ensure!(failed == 0, "{failed} of {runs} failed");
         }
         Task::Tsan(args) => tsan::run(&workspace, &args)?,
+        Task::Coverage(args) => coverage::run(&workspace, &args)?,
         Task::UapiCheck(args) => uapi_check::run(&workspace, &args)?,
     }
     Ok(ExitCode::SUCCESS)

@@ -49,9 +49,30 @@ fn a_tebibyte_of_2m_pages_takes_1027_tables() {
     a_space(1 << 40, LARGE, 1 + 2 + 1024);
 }
 
+/// Two gibibytes of tables.
 #[test]
-fn sixteen_gibibytes_of_4k_pages_take_8210_tables() {
-    a_space(16 << 30, PAGE, 1 + 1 + 16 + 16 * 512);
+fn a_tebibyte_of_4k_pages_takes_525315_tables() {
+    a_space(1 << 40, PAGE, 1 + 2 + 1024 + 1024 * 512);
+}
+
+/// One page in every 64 MiB of a tebibyte: each has a table of its own, which ends with it.
+#[test]
+fn pages_far_apart_take_a_table_each() {
+    let (mut writer, reader) = table(PAGE);
+    let places = || (0..1_u64 << 14).map(|n| n << 26);
+    for iova in places() {
+        let run = Run { pa: Pa(iova | 1 << 44), length: PAGE };
+        writer.map(Iova(iova), &[run], RW).expect("mapped");
+    }
+    let tables = 1 + 2 + 1024 + (1 << 14);
+    assert_eq!(writer.tables(), tables);
+    for iova in places() {
+        assert_eq!(reader.iova_to_phys(Iova(iova)), Some(Pa(iova | 1 << 44)));
+        writer.unmap(range(iova, PAGE), &mut |_, _| {}).expect("no leaf is split");
+        assert_eq!(reader.iova_to_phys(Iova(iova)), None);
+    }
+    writer.trim();
+    assert_eq!(writer.tables(), 1, "only the root is left");
 }
 
 /// 64 times the tables are made and dropped; their memory is used again.

@@ -33,7 +33,22 @@ const SIZE_LG2_MAX: u32 = 51;
 /// A leaf of 512 GiB does not work in hardware (`drivers/iommu/generic_pt/fmt/amdv1.h`).
 const SIZE_BROKEN: u64 = 1 << 39;
 
-/// AMD host tables with `LEVELS` levels, 1 to 6. `GRANULE_LG2` is 12 in hardware; 11 gives the 2 KiB pages of the mock
+/// AMD host tables.
+///
+/// ```
+/// use ioasis_iommupt::fmt::AmdV1;
+/// use ioasis_iommupt::{Format, Prot};
+///
+/// // 64 KiB at 0x1_0000: Next Level 7 (11:9), and ones from bit 12 to below the lowest zero, bit 15, say the size (table 14).
+/// let word = AmdV1::<4>::leaf(0x1_0000, 0, 16, AmdV1::<4>::attrs(Prot::READ | Prot::WRITE)?);
+/// assert_eq!(word, 0x7000_0000_0001_7e01);
+/// assert_eq!((AmdV1::<4>::oa(word, 0), AmdV1::<4>::leaf_lg2(word, 0)), (0x1_0000, 16));
+/// // The same word stands in all 16 items. A pointer says its table's level.
+/// assert_eq!(AmdV1::<4>::table(0x1000, 3), 0x6000_0000_0000_1601);
+/// # Ok::<(), ioasis_uapi::Error>(())
+/// ```
+///
+/// `LEVELS` is 1 to 6. `GRANULE_LG2` is 12 in hardware; 11 gives the 2 KiB pages of the mock
 /// hardware that Linux's IOMMUFD tests use.
 #[derive(Clone, Copy, Debug)]
 pub struct AmdV1<const LEVELS: u32 = 4, const GRANULE_LG2: u32 = 12>;

@@ -50,7 +50,24 @@ const AP_TABLE_READ_ONLY: u64 = 1 << 62;
 /// D8.3.1.1, stage 1 table: UXNTable, bit 60: no unprivileged execution below.
 const XN_TABLE: u64 = 1 << 60;
 
-/// VMSAv8-64: `STAGE` 1 or 2, granules of `1 << GRANULE_LG2` bytes (12, 14 or 16), addresses of `BITS` bits.
+/// VMSAv8-64.
+///
+/// ```
+/// use ioasis_iommupt::fmt::{ArmS1, ArmS2};
+/// use ioasis_iommupt::{Format, Prot};
+///
+/// // A page to be written: read-only with DBM (51) until it is; then AP[2] (7) is clear.
+/// let rwx = Prot::READ | Prot::WRITE | Prot::EXEC;
+/// let word = ArmS1::<12>::leaf(0x1000, 0, 12, ArmS1::<12>::attrs(rwx)?);
+/// assert_eq!(word, 0x8_0000_0000_1fc7);
+/// assert_eq!(ArmS1::<12>::make_dirty(word), 0x8_0000_0000_1f47);
+/// // 32 MiB of 16 blocks joined by the contiguous bit (52).
+/// let word = ArmS2::<12>::leaf(0x200_0000, 1, 25, ArmS2::<12>::attrs(Prot::READ | Prot::EXEC)?);
+/// assert_eq!(word, 0x10_0000_0200_077d);
+/// # Ok::<(), ioasis_uapi::Error>(())
+/// ```
+///
+/// `STAGE` is 1 or 2, granules of `1 << GRANULE_LG2` bytes (12, 14 or 16), addresses of `BITS` bits.
 #[derive(Clone, Copy, Debug)]
 pub struct Arm<const STAGE: u32, const GRANULE_LG2: u32 = 12, const BITS: u32 = 48>;
 

@@ -43,7 +43,22 @@ const NAPOT_64K: u64 = 0b1000 << 10;
 const NAPOT_MASK: u64 = 0b1111 << 10;
 const NAPOT_LG2: u32 = 16;
 
-/// RISC-V with `LEVELS` levels, 3 to 5, and `EXTRA` more address bits at the root: none in the first stage, two in the
+/// RISC-V.
+///
+/// ```
+/// use ioasis_iommupt::fmt::{Sv39x4, Sv48};
+/// use ioasis_iommupt::{Format, Prot};
+///
+/// // 64 KiB at 0x1_0000: N (63) and ppn[0] = xxxx1000 (table 36), in 16 items; V, R, W, U, A.
+/// let word = Sv48::leaf(0x1_0000, 0, 16, Sv48::attrs(Prot::READ | Prot::WRITE)?);
+/// assert_eq!(word, 0x8000_0000_0000_6057);
+/// // The second stage's root has four times the items, its addresses two more bits.
+/// assert_eq!((Sv39x4::ROOT_ITEMS_LG2, Sv39x4::IOVA_LG2), (11, 41));
+/// assert_eq!(Sv39x4::index((1 << 41) - 1, 2), 2047);
+/// # Ok::<(), ioasis_uapi::Error>(())
+/// ```
+///
+/// `LEVELS` is 3 to 5, `EXTRA` the number of more address bits at the root: none in the first stage, two in the
 /// second.
 #[derive(Clone, Copy, Debug)]
 pub struct Riscv<const LEVELS: u32, const EXTRA: u32>;

@@ -29,6 +29,20 @@ const SNP: u64 = 1 << 11;
 const ADDR: u64 = bits(51, 12);
 
 /// Intel VT-d second stage with `LEVELS` levels, 3 to 5 (3.7, AGAW of 39, 48 and 57 bits).
+///
+/// ```
+/// use ioasis_iommupt::fmt::VtdSs;
+/// use ioasis_iommupt::{Entry, Format, Prot};
+///
+/// // 2 MiB at 0x4020_0000 to be read, snooped: an SS-PDE with R (0), PS (7) and SNP (11).
+/// let word = VtdSs::<4>::leaf(0x4020_0000, 1, 21, VtdSs::<4>::attrs(Prot::READ)?);
+/// assert_eq!(word, 0x4020_0881);
+/// // After a write that hardware let pass: A (8) and D (9).
+/// assert_eq!(VtdSs::<4>::make_dirty(word), 0x4020_0b81);
+/// // Neither R nor W: not present.
+/// assert_eq!(VtdSs::<4>::decode(0x4020_0880, 1), Entry::Empty);
+/// # Ok::<(), ioasis_uapi::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug)]
 pub struct VtdSs<const LEVELS: u32 = 4>;
 

@@ -41,6 +41,18 @@ const ADDR: u64 = bits(51, 12);
 const XD: u64 = 1 << 63;
 
 /// x86-64 with `LEVELS` levels, 4 or 5.
+///
+/// ```
+/// use ioasis_iommupt::fmt::{AmdV2, VtdFs};
+/// use ioasis_iommupt::{Format, Prot};
+///
+/// // A page to be read: P (0), U/S (2), A (5), XD (63).
+/// let word = VtdFs::<4>::leaf(0x1000, 0, 12, VtdFs::<4>::attrs(Prot::READ)?);
+/// assert_eq!(word, 0x8000_0000_0000_1025);
+/// // A pointer leaves all permissions to what is below, this one not that to execute.
+/// assert_eq!(AmdV2::<4>::table_prot(1 << 63 | 0x1027, 1), Prot::READ | Prot::WRITE);
+/// # Ok::<(), ioasis_uapi::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug)]
 pub struct X86_64<const LEVELS: u32 = 4>;
 
