@@ -13,6 +13,9 @@
 //!   came too early for is there for the next harvest, which is in time for a write that had not begun.
 //! - A removed table is used again only after [`Quiesce::wait`](crate::Quiesce::wait). A reader therefore stays in one
 //!   section from before the walk until it has used what the walk found.
+//!
+//! `schedules` tries each of these sentences: the steps in every interleaving and with every value that the orderings let a
+//! load see, whole sequences in many schedules. A weaker ordering of any store named here, or of `changes`, fails there.
 
 use alloc::sync::Arc;
 use core::fmt;

@@ -151,6 +151,57 @@ pub(crate) fn tables_are_the_minimum<F: Format>() {
     assert_eq!(writer.tables(), before);
 }
 
+/// Ends a text that grows too long: a table that points to itself is a tree of any size.
+struct Bounded(usize);
+
+impl core::fmt::Write for Bounded {
+    fn write_str(&mut self, text: &str) -> core::fmt::Result {
+        self.0 = self.0.checked_sub(text.len()).ok_or(core::fmt::Error)?;
+        Ok(())
+    }
+}
+
+/// Words that nobody wrote stand in the tables: every walk ends, and so does every text.
+pub(crate) fn any_word_is_walked_to_an_end<F: Format>() {
+    let (mut writer, reader) = made::<F>();
+    let page = 1_u64 << F::GRANULE_LG2;
+    writer.map(Iova(0), &[Run { pa: Pa(0), length: page }], RW).expect("mapped");
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state
+    };
+    for _ in 0..500 {
+        let iova = next() & low_bits(F::IOVA_LG2);
+        for level in 0..=F::TOP_LEVEL {
+            let Some(table) = reader.table_at(0, level) else { continue };
+            let random = next();
+            // Any word, or a pointer to anywhere, most often to a table that is there.
+            let word = match random & 3 {
+                0 => random,
+                1 => F::table((random & low_bits(40)) >> 16 << 16, level),
+                _ => F::table((random >> 4 & 3) << (F::ITEMS_LG2 + 3), level),
+            };
+            // Where a break waits for its make nobody ever makes.
+            if let Some(place) = reader.arena.word(table, F::index(iova, level))
+                && word != crate::walk::BROKEN
+            {
+                place.store(word, crate::sync::atomic::Ordering::Relaxed);
+            }
+        }
+        for iova in [iova, 0, next(), u64::MAX] {
+            let _ = reader.translate(Iova(iova), page, Prot::READ);
+            let _ = reader.leaf(Iova(iova), Prot::READ);
+            let _ = reader.iova_to_phys(Iova(iova));
+        }
+    }
+    for style in [crate::dump::Style::Tree, crate::dump::Style::Json] {
+        let _ = core::fmt::write(&mut Bounded(1 << 20), format_args!("{}", reader.dump(style)));
+    }
+}
+
 /// Instantiates the suite for the formats named.
 macro_rules! suite {
     ($($name:ident: $format:ty;)*) => {$(
@@ -185,6 +236,11 @@ macro_rules! suite {
             #[test]
             fn bad_arguments_have_their_errno() {
                 suite::bad_arguments_have_their_errno::<$format>();
+            }
+
+            #[test]
+            fn any_word_is_walked_to_an_end() {
+                suite::any_word_is_walked_to_an_end::<$format>();
             }
 
             #[test]
