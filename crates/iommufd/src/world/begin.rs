@@ -111,11 +111,15 @@ fn container() -> Vec<Step> {
 /// A guest with tables of its own.
 fn nested(kind: IommuKind) -> Vec<Step> {
     let dirty = if kind == IommuKind::Smmuv3 { 0 } else { abi::HWPT_ALLOC_DIRTY_TRACKING };
+    let at = Some(TABLES * PAGE);
+    let prot = Rw { read: true, write: false };
+    let tables = call(Call::Map { ioas: 1, source: source(TABLES, TABLE_PAGES), at, prot });
     let mut steps = vec![
         ioas(0),
         bind(0, 0),
         map(1, 0, 12),
-        map(1, TABLES, TABLE_PAGES),
+        // Read-only: the model knows what the tables say, and no device is to change that.
+        tables,
         hwpt(2, 1, abi::HWPT_ALLOC_NEST_PARENT | dirty, 0, Table::None),
     ];
     let table = match kind {
