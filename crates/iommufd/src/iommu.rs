@@ -3,7 +3,8 @@
 //! An [`Endpoint`] is a device as the IOMMU sees it: a requester ID and what it translates through. Endpoints that the IOMMU
 //! cannot tell apart share a [`Group`], and with it one owner and one attachment.
 //!
-//! Lock order: `Group::ownership` is a leaf. `Group::attachment` is swapped under the lock of whoever owns the group.
+//! Lock order: `Group::ownership` comes after all other locks of a context; the last claim waits for DMA under it.
+//! `Group::attachment` is swapped under the lock of whoever owns the group.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -298,9 +299,9 @@ impl Group {
         let mut ownership = self.ownership.lock();
         ownership.claims = ownership.claims.checked_sub(1).expect("a claim is given back once");
         if ownership.claims == 0 {
-            ownership.owner = None;
-            drop(ownership);
+            // Under the lock: the next owner attaches after this, or its attachment would be what is taken away.
             self.attach(None);
+            ownership.owner = None;
         }
     }
 

@@ -124,21 +124,19 @@ impl Viommu {
     /// # Errors
     ///
     /// `EEXIST` when there is one.
-    pub(crate) fn check_queue(&self, kind: u32) -> Result<()> {
+    pub(crate) fn add_queue(&self, queue: &Arc<EventQueue>) -> Result<()> {
         let queues = &mut self.state.lock().queues;
-        queues.retain(|queue| queue.strong_count() > 0);
-        if queues.iter().filter_map(Weak::upgrade).any(|queue| queue.kind() == kind) {
+        queues.retain(|other| other.strong_count() > 0);
+        let kind = queue.kind();
+        if queues.iter().filter_map(Weak::upgrade).any(|other| other.kind() == kind) {
             return refuse!(
                 EEXIST,
                 "the virtual IOMMU has a queue for this type of events",
                 u64::from(kind)
             );
         }
+        queues.push(Arc::downgrade(queue));
         Ok(())
-    }
-
-    pub(crate) fn add_queue(&self, queue: &Arc<EventQueue>) {
-        self.state.lock().queues.push(Arc::downgrade(queue));
     }
 
     pub(crate) fn remove_queue(&self, queue: &EventQueue) {

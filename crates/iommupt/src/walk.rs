@@ -15,7 +15,8 @@
 //!   section from before the walk until it has used what the walk found.
 //!
 //! `schedules` tries each of these sentences: the steps in every interleaving and with every value that the orderings let a
-//! load see, whole sequences in many schedules. A weaker ordering of any store named here, or of `changes`, fails there.
+//! load see, whole sequences in many schedules. A weaker store of a link or a leaf, a wait or a fence of the writer left out,
+//! and a change not noted each fail there; the order of the marks among themselves, and the acquire fence in `changes`, do not.
 
 use alloc::sync::Arc;
 use core::fmt;

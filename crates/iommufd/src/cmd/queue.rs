@@ -54,15 +54,15 @@ pub(super) fn veventq_alloc(call: &Call<'_>) -> Result<i64> {
         );
     }
     let viommu: Held<Viommu> = call.context.objects().get(cmd.viommu_id)?;
-    viommu.check_queue(cmd.type_)?;
     let reservation = call.context.objects().reserve()?;
     let head = Head::new(reservation.id());
     let queue = EventQueue::new(head, viommu.clone(), cmd.type_, cmd.veventq_depth);
+    // Whether there is one of its type already is known before there is a file. If nothing comes of it, it goes by itself.
+    viommu.add_queue(&queue)?;
     cmd.out_veventq_id = reservation.id();
     call.prove_reply::<abi::VeventqAlloc>()?;
     cmd.out_veventq_fd = install(call, EventFile::new(call.context, &queue))?;
     call.reply(&cmd)?;
-    viommu.add_queue(&queue);
     reservation.publish(Object::EventQueue(queue));
     Ok(0)
 }

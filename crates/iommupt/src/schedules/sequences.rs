@@ -22,7 +22,7 @@ const OUTPUT: u64 = 1 << 36;
 const READERS: usize = 2;
 const STEPS: u32 = 12;
 
-/// How many schedules: `IOASIS_SEQUENCES`, or enough for each kind of mistake below to be found when it is made.
+/// How many schedules: `IOASIS_SEQUENCES`, or as many as an ordinary run has time for.
 fn schedules(few: usize) -> usize {
     extern crate std;
     std::env::var("IOASIS_SEQUENCES").map_or(few, |count| count.parse().expect("a number"))
