@@ -14,6 +14,8 @@ use crate::{clients, conformance, fuzz, process, selftests, tools, uapi_check};
 
 /// Sequences each property test runs here, unless the environment says otherwise.
 const SEQUENCES: &str = "2000";
+/// Where they begin.
+const SEED: &str = "1";
 
 /// One kind of check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -203,10 +205,17 @@ fn schedules(workspace: &Workspace) -> Result<Tally> {
     Ok(total)
 }
 
-/// How many sequences a property test runs, for our own tests and for proptest's default configuration.
-fn sequences() -> [(&'static str, String); 2] {
-    let count = std::env::var("IOASIS_SEQUENCES").unwrap_or_else(|_| SEQUENCES.to_owned());
-    [("IOASIS_SEQUENCES", count.clone()), ("PROPTEST_CASES", count)]
+/// How many sequences a property test runs and from which seed, for our own tests and for proptest's default
+/// configuration. The seed is the same each time, so that what fails is the change; `cargo xtask soak` tries others.
+fn sequences() -> [(&'static str, String); 4] {
+    let number = |name, default: &str| std::env::var(name).unwrap_or_else(|_| default.to_owned());
+    let (count, seed) = (number("IOASIS_SEQUENCES", SEQUENCES), number("IOASIS_SEED", SEED));
+    [
+        ("IOASIS_SEQUENCES", count.clone()),
+        ("PROPTEST_CASES", count),
+        ("IOASIS_SEED", seed.clone()),
+        ("PROPTEST_RNG_SEED", seed),
+    ]
 }
 
 /// The runner's own counts; a runner that failed without counting one is a failure all the same.
