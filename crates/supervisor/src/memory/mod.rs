@@ -3,7 +3,7 @@
 //! Shared memory (memfd, tmpfs, hugetlbfs, shared anonymous, System V) is mapped here as well, once per file, and then
 //! reached with a copy: the bytes stay in reach after the client unmapped them or ended, as pinned pages do. Private
 //! memory is reached by address through `process_vm_readv` and `_writev`. So is shared memory whose file we may not
-//! open, in any process that maps it ([`unopened`]): without privileges, a shared anonymous mapping that no fd refers to.
+//! open, in any process that maps it (`unopened`): without privileges, a shared anonymous mapping that no fd refers to.
 //!
 //! What follows from reaching by address:
 //!
