@@ -90,10 +90,9 @@ pub(crate) fn build(
             requester_id: address.requester_id(),
             reserved: description.iommus[device.iommu].reserved.clone(),
             pasid_bits: device.pasid_bits,
-            pasid_exec: false,
-            pasid_privileged: false,
             ats: device.ats,
             pri: device.pri,
+            ..EndpointConfig::default()
         };
         placements.push(Placement {
             function: Function::new(address, model, &mut windows),

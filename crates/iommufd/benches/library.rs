@@ -53,11 +53,7 @@ impl Rig {
             name: "0000:01:00.0".into(),
             requester_id: 0x100,
             reserved: iommu.reserved(),
-            pasid_bits: 0,
-            pasid_exec: false,
-            pasid_privileged: false,
-            ats: false,
-            pri: false,
+            ..EndpointConfig::default()
         };
         let group = Group::new(&machine, &iommu, 0);
         let bound = context.bind(&Endpoint::new(&group, config)).expect("bound");

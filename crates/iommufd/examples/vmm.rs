@@ -35,12 +35,7 @@ impl Side {
             name: "0000:00:03.0".into(),
             requester_id: 0x18,
             // This guest has no interrupts in the way of its memory.
-            reserved: Vec::new(),
-            pasid_bits: 0,
-            pasid_exec: false,
-            pasid_privileged: false,
-            ats: false,
-            pri: false,
+            ..EndpointConfig::default()
         };
         let device = Endpoint::new(&group, config);
         let memory = Arc::new(Memory::new(0, usize::try_from(RAM).expect("a 64-bit machine"))?);

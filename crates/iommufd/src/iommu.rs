@@ -357,8 +357,8 @@ impl Group {
     }
 }
 
-/// How an [`Endpoint`] is made.
-#[derive(Clone, Debug)]
+/// How an [`Endpoint`] is made; by default without PASIDs, ATS and PRI.
+#[derive(Clone, Debug, Default)]
 pub struct EndpointConfig {
     /// What messages call it, a PCI address for instance.
     pub name: String,

@@ -22,7 +22,7 @@
 //! let iommu = Arc::new(Iommu { aperture, ..Iommu::new(IommuKind::Amd) });
 //! let device = Endpoint::new(&Group::new(&machine, &iommu, 0), EndpointConfig {
 //!     name: "0000:00:03.0".into(), requester_id: 0x18, reserved: iommu.reserved(),
-//!     pasid_bits: 0, pasid_exec: false, pasid_privileged: false, ats: false, pri: false,
+//!     ..EndpointConfig::default()
 //! });
 //!
 //! // An address space maps the page at 0x3000 of the guest's memory at 0x1_0000.

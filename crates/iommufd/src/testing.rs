@@ -178,10 +178,8 @@ impl TestMachine {
                 requester_id: 0x100,
                 reserved: self.iommu.reserved(),
                 pasid_bits: 20,
-                pasid_exec: false,
-                pasid_privileged: false,
-                ats: false,
                 pri: true,
+                ..EndpointConfig::default()
             },
         )
     }

@@ -15,16 +15,8 @@ const BYTES: usize = 64 * PAGE;
 const DEVICES: u64 = 2;
 
 fn device(group: &Arc<Group>) -> Arc<Endpoint> {
-    let config = EndpointConfig {
-        name: "device".into(),
-        requester_id: 0,
-        reserved: Vec::new(),
-        pasid_bits: 0,
-        pasid_exec: false,
-        pasid_privileged: false,
-        ats: false,
-        pri: false,
-    };
+    let config =
+        EndpointConfig { name: "device".into(), requester_id: 0, ..EndpointConfig::default() };
     Endpoint::new(group, config)
 }
 

@@ -46,11 +46,7 @@ impl Device {
             name: "0000:01:00.0".into(),
             requester_id: 0x100,
             reserved: iommu.reserved(),
-            pasid_bits: 0,
-            pasid_exec: false,
-            pasid_privileged: false,
-            ats: false,
-            pri: false,
+            ..EndpointConfig::default()
         };
         let endpoint = Endpoint::new(&group, config);
         let context = Context::new(&machine);

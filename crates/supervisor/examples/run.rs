@@ -68,12 +68,7 @@ fn machine(devices: &[OsString], view: view::Options) -> Machine {
         let config = EndpointConfig {
             name: bdf.to_string(),
             requester_id: bdf.requester_id(),
-            reserved: Vec::new(),
-            pasid_bits: 0,
-            pasid_exec: false,
-            pasid_privileged: false,
-            ats: false,
-            pri: false,
+            ..EndpointConfig::default()
         };
         Placement {
             function: Function::new(bdf, model, &mut windows),

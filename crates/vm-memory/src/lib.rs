@@ -19,7 +19,7 @@
 //! let iommu = Arc::new(Iommu::new(IommuKind::Vtd));
 //! let device = Endpoint::new(&Group::new(&machine, &iommu, 0), EndpointConfig {
 //!     name: "0000:00:03.0".into(), requester_id: 0x18, reserved: iommu.reserved(),
-//!     pasid_bits: 0, pasid_exec: false, pasid_privileged: false, ats: false, pri: false,
+//!     ..EndpointConfig::default()
 //! });
 //!
 //! // The guest maps its page at 0x5000 at the address 0x1_0000 of its device.

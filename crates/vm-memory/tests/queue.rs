@@ -53,11 +53,7 @@ impl Vmm {
             name: "0000:00:03.0".into(),
             requester_id: 0x18,
             reserved: iommu.reserved(),
-            pasid_bits: 0,
-            pasid_exec: false,
-            pasid_privileged: false,
-            ats: false,
-            pri: false,
+            ..EndpointConfig::default()
         };
         let endpoint = Endpoint::new(&Group::new(&machine, &iommu, 0), config);
         let context = Context::new(&machine);

@@ -199,16 +199,13 @@ impl Test<'_> {
         let config = EndpointConfig {
             name: format!("iommufd_mock{number}"),
             requester_id: 0,
-            reserved: Vec::new(),
             pasid_bits: if flags & abi::test::MOCK_FLAGS_DEVICE_PASID == 0 {
                 0
             } else {
                 abi::test::MOCK_PASID_WIDTH
             },
-            pasid_exec: false,
-            pasid_privileged: false,
-            ats: false,
             pri: true,
+            ..EndpointConfig::default()
         };
         let group = Group::new(machine, &self.mock.iommu, number);
         let endpoint = Endpoint::with_driver(&group, config, device);

@@ -497,12 +497,7 @@ impl System {
             let config = EndpointConfig {
                 name: format!("0000:0{number}:00.0"),
                 requester_id: 0x100,
-                reserved: Vec::new(),
-                pasid_bits: 0,
-                pasid_exec: false,
-                pasid_privileged: false,
-                ats: false,
-                pri: false,
+                ..EndpointConfig::default()
             };
             let endpoint = Endpoint::new(&group, config);
             (group, endpoint)

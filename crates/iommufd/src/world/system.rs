@@ -238,10 +238,8 @@ fn endpoint(group: &Arc<Group>, device: usize) -> Arc<Endpoint> {
             requester_id: u16::try_from(device).unwrap(),
             reserved: group.iommu().reserved(),
             pasid_bits: 20,
-            pasid_exec: false,
-            pasid_privileged: false,
-            ats: false,
             pri: device == super::dma::ASKER,
+            ..EndpointConfig::default()
         },
     )
 }

@@ -465,11 +465,7 @@ impl Hardware {
             name: address.to_string(),
             requester_id: address.requester_id(),
             reserved: iommu.reserved(),
-            pasid_bits: 0,
-            pasid_exec: false,
-            pasid_privileged: false,
-            ats: false,
-            pri: false,
+            ..iommufd::EndpointConfig::default()
         };
         iommufd::Endpoint::new(group, config)
     }
