@@ -45,6 +45,8 @@ fn measure(workspace: &Workspace, package: &str) -> Result<f64> {
     let folder = package.strip_prefix("ioasis-").unwrap_or(package);
     let mut cargo = workspace.cargo();
     cargo.args(["tarpaulin", "--engine", "llvm", "--skip-clean", "--locked", "--out", "Stdout"]);
+    // Seconds: instrumented and not optimised, a crate's tests take minutes.
+    cargo.args(["--timeout", "1200"]);
     cargo.arg("--target-dir").arg(workspace.target.join("tarpaulin"));
     cargo.args(["--lib", "--tests", "--package", package]);
     cargo.arg("--include-files").arg(format!("crates/{folder}/src/*"));
