@@ -19,12 +19,10 @@ use crate::parameters;
 use crate::resolve::{self, Found, Last, Wait};
 use crate::task::OpenCall;
 use crate::view::status::Charges;
-use crate::view::{self, ContainerNode, FaultInjection, Node};
+use crate::view::{self, CONTAINER, ContainerNode, FaultInjection, Node};
 
 /// An access mode that allows neither reading nor writing; the kernel answers such an open of our nodes.
 const NO_ACCESS: u32 = 3;
-/// Major and minor number of /dev/vfio/vfio.
-const CONTAINER: (u32, u32) = (10, 196);
 
 pub(super) fn open(caller: &Caller<'_>, call: &Notification, wait: Wait) -> Decision {
     let Some(Ok(open)) = OpenCall::of(caller.task, call) else { return Decision::CONTINUE };
@@ -63,11 +61,7 @@ pub(super) fn open(caller: &Caller<'_>, call: &Notification, wait: Wait) -> Deci
     };
     let line = Line::Open { pid: caller.task.process.pid(), path: open.path, flags: open.flags };
     match opened {
-        Ok(file) => {
-            let cloexec = open.flags & O_CLOEXEC != 0;
-            let on_exec = if cloexec { OnExec::Close } else { OnExec::Keep };
-            Decision::Give(Gift { file, on_exec, line })
-        }
+        Ok(file) => Decision::Give(Gift { file, on_exec: on_exec(open.flags), line }),
         Err(error) => {
             caller.server.write_line(line, Err(error));
             Decision::error(error.errno)
@@ -109,8 +103,7 @@ fn status(caller: &Caller<'_>, open: &OpenCall, found: &OwnedFd) -> Option<Decis
     }
     let text = view::status::with_charges(&std::fs::read(&link).ok()?, charges);
     let file = text_file(caller, &text).ok()?;
-    let on_exec = if open.flags & O_CLOEXEC != 0 { OnExec::Close } else { OnExec::Keep };
-    Some(Decision::Give(Gift { file, on_exec, line: Line::None }))
+    Some(Decision::Give(Gift { file, on_exec: on_exec(open.flags), line: Line::None }))
 }
 
 /// The answer to an open of a module parameter: its text of now, or a file that takes another.
@@ -119,7 +112,6 @@ fn parameter(caller: &Caller<'_>, open: &OpenCall, number: u32) -> Decision {
     let machine = &server.machine.iommu;
     let line =
         Line::Open { pid: caller.task.process.pid(), path: open.path.clone(), flags: open.flags };
-    let on_exec = if open.flags & O_CLOEXEC != 0 { OnExec::Close } else { OnExec::Keep };
     let opened = if open.flags & O_ACCMODE == 0 {
         text_file(caller, parameters::text(machine, number).as_bytes()).map(Ok)
     } else {
@@ -127,12 +119,11 @@ fn parameter(caller: &Caller<'_>, open: &OpenCall, number: u32) -> Decision {
         let is_root = caller.writes_as_root();
         let denied = Error::new(Errno::EACCES, "only root may write a module parameter");
         let setting = parameters::Setting { machine: Arc::clone(machine), number };
-        let on_exec = client_flag(open.flags);
-        let given = || caller.install(Arc::new(setting), on_exec).map(Err);
+        let given = || caller.install(Arc::new(setting), client_flag(open.flags)).map(Err);
         is_root.then_some(()).ok_or(denied).and_then(|()| given())
     };
     match opened {
-        Ok(Ok(file)) => Decision::Give(Gift { file, on_exec, line }),
+        Ok(Ok(file)) => Decision::Give(Gift { file, on_exec: on_exec(open.flags), line }),
         Ok(Err(fd)) => {
             server.write_line(line, Ok(fd.into()));
             Decision::Answer(Answer::Value(fd.into()))
@@ -152,6 +143,11 @@ fn text_file(caller: &Caller<'_>, text: &[u8]) -> Result<OwnedFd> {
     caller.server.files.reopen(&blank, OFlags::RDONLY)
 }
 
+const fn on_exec(flags: u32) -> OnExec {
+    if flags & O_CLOEXEC != 0 { OnExec::Close } else { OnExec::Keep }
+}
+
+/// The same for what a command installs.
 const fn client_flag(flags: u32) -> ioasis_iommufd::OnExec {
     if flags & O_CLOEXEC != 0 {
         ioasis_iommufd::OnExec::Close

@@ -6,7 +6,7 @@ use super::tree::Dir;
 use super::{ContainerNode, Device, GroupKind, Node, Options};
 
 /// Major and minor number of /dev/vfio/vfio (drivers/vfio/container.c: a misc device with a fixed minor).
-pub(super) const CONTAINER: (u32, u32) = (10, 196);
+pub(crate) const CONTAINER: (u32, u32) = (10, 196);
 
 /// Name of a group's node in /dev/vfio (drivers/vfio/group.c).
 pub(super) fn group_name(device: &Device) -> String {

@@ -24,6 +24,7 @@ use std::os::fd::OwnedFd;
 pub use ioasis_sys::namespace::User;
 use ioasis_uapi::{Errno, Error, Result};
 
+pub(crate) use dev::CONTAINER;
 use tree::{Dir, Host};
 
 /// What the client's environment needs, so that libudev (systemd 251 and newer) takes the view for a sysfs.
