@@ -212,6 +212,15 @@ global_asm!(
     "    mov [rdi], rsi",
     "    xor eax, eax",
     "    ret",
+    // rdi target, esi value, rdx where to put what was there
+    ".p2align 4",
+    ".globl ioasis_foreign_swap_u32",
+    ".hidden ioasis_foreign_swap_u32",
+    "ioasis_foreign_swap_u32:",
+    "    xchg [rdi], esi",
+    "    mov [rdx], esi",
+    "    xor eax, eax",
+    "    ret",
     // Where the SIGBUS handler continues. The stack is as at entry: no routine pushes.
     ".p2align 4",
     ".globl ioasis_foreign_landing",
@@ -233,6 +242,7 @@ unsafe extern "C" {
     fn ioasis_foreign_load_u64(source: *const u8, value: *mut u64) -> u32;
     fn ioasis_foreign_store_u32(target: *mut u8, value: u32) -> u32;
     fn ioasis_foreign_store_u64(target: *mut u8, value: u64) -> u32;
+    fn ioasis_foreign_swap_u32(target: *mut u8, value: u32, before: *mut u32) -> u32;
     fn ioasis_foreign_landing();
 }
 
@@ -342,6 +352,19 @@ pub(super) unsafe fn store_u32(target: *mut u8, value: u32) -> Result<(), Faulte
 pub(super) unsafe fn store_u64(target: *mut u8, value: u64) -> Result<(), Faulted> {
     // SAFETY: 1. the caller vouches for `target`.
     status(unsafe { ioasis_foreign_store_u64(target, value) })
+}
+
+/// Stores `value` and returns what was there, in one step.
+///
+/// # Safety
+///
+/// `target` must be a multiple of 4 and writable in the sense of [`copy`], and [`install`] must have run.
+#[inline]
+pub(super) unsafe fn swap_u32(target: *mut u8, value: u32) -> Result<u32, Faulted> {
+    let mut before = 0;
+    // SAFETY: 1. the caller vouches for `target`. 2. `before` is a local.
+    status(unsafe { ioasis_foreign_swap_u32(target, value, &raw mut before) })?;
+    Ok(before)
 }
 
 /// What SIGBUS did before us.

@@ -207,6 +207,18 @@ impl Mapping {
         unsafe { copy::store_u64(target, value) }.map_err(|_| gone(offset))
     }
 
+    /// Stores 32 bits and returns what was there, in one step no other access comes between.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` unless `offset` is a multiple of 4, `EFAULT` as for [`write`](Self::write).
+    pub fn swap_u32(&self, offset: u64, value: u32) -> Result<u32> {
+        self.address_to_write(offset, 4)?;
+        let target = self.aligned(offset, 4)?;
+        // SAFETY: 1. `aligned` proved four mapped bytes at a multiple of four, `address_to_write` that they are writable.
+        unsafe { copy::swap_u32(target, value) }.map_err(|_| gone(offset))
+    }
+
     #[inline]
     fn address(&self, offset: u64, length: usize) -> Result<*mut u8> {
         let fits = usize::try_from(offset)

@@ -84,6 +84,7 @@ fn a_truncated_file_is_efault_for_every_access() {
     assert_eq!(mapping.load_u64(at).expect_err("gone").errno, Errno::EFAULT);
     assert_eq!(mapping.store_u32(at, 1).expect_err("gone").errno, Errno::EFAULT);
     assert_eq!(mapping.store_u64(at, 1).expect_err("gone").errno, Errno::EFAULT);
+    assert_eq!(mapping.swap_u32(at, 1).expect_err("gone").errno, Errno::EFAULT);
     rustix::fs::ftruncate(&fd, 4 * PAGE as u64).expect("grow");
     assert_eq!(mapping.load_u32(at), Ok(0), "it works again once the file is back");
 }
@@ -177,6 +178,9 @@ fn a_single_access_must_be_aligned() {
     assert_eq!(mapping.load_u32(8), Ok(0x5566_7788));
     mapping.store_u32(12, 1).expect("store");
     assert_eq!(mapping.load_u64(8), Ok(0x1_5566_7788));
+    assert_eq!(mapping.swap_u32(6, 0).expect_err("misaligned").errno, Errno::EINVAL);
+    assert_eq!(mapping.swap_u32(8, 2), Ok(0x5566_7788));
+    assert_eq!(mapping.load_u64(8), Ok(0x1_0000_0002), "the word beside it stays");
 }
 
 #[test]
@@ -186,6 +190,7 @@ fn a_read_only_mapping_refuses_stores_without_a_signal() {
     assert_eq!(mapping.write(0, &[1]).expect_err("read-only").errno, Errno::EFAULT);
     assert_eq!(mapping.fill(0, 1, 1).expect_err("read-only").errno, Errno::EFAULT);
     assert_eq!(mapping.store_u32(0, 1).expect_err("read-only").errno, Errno::EFAULT);
+    assert_eq!(mapping.swap_u32(0, 1).expect_err("read-only").errno, Errno::EFAULT);
     assert_eq!(mapping.load_u32(0), Ok(0));
 }
 

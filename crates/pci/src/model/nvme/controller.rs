@@ -174,6 +174,7 @@ impl Controller {
             (false, true) => self.enable(bus)?,
             (true, false) => {
                 self.drop_state();
+                bus.pages(BAR).store_u32(registers::INTMS, 0)?;
                 self.set_status(bus, 0)?;
             }
             _ => {}
@@ -210,19 +211,32 @@ impl Controller {
         self.used = (0..self.completions.len()).rev().find(has_queue).map_or(0, |slot| slot + 1);
     }
 
-    /// INTMS sets bits of the mask and shows it; INTMC clears them. INTMC reads 0 here, so that every write to it is
-    /// seen as a change.
+    /// INTMS sets bits of the mask and shows it; INTMC clears them. INTMC reads 0 here, so that every store to it is
+    /// seen as a change. Both are exchanged in one step, so that nothing stored meanwhile is lost; of two stores to one
+    /// register between two looks, though, only the last is seen, and a bit cleared and set again counts as cleared.
     fn take_masks(&mut self, bus: &Bus<'_>) -> Result<()> {
         let pages = bus.pages(BAR);
-        let set = pages.load_u32(registers::INTMS)? & !self.masked;
-        let clear = pages.load_u32(registers::INTMC)?;
-        if set | clear == 0 {
+        if pages.load_u32(registers::INTMS)? == self.masked
+            && pages.load_u32(registers::INTMC)? == 0
+        {
             return Ok(());
         }
-        pages.store_u32(registers::INTMC, 0)?;
+        let clear = pages.swap_u32(registers::INTMC, 0)?;
         let unmasked = self.masked & clear;
-        self.masked = (self.masked | set) & !clear;
-        pages.store_u32(registers::INTMS, self.masked)?;
+        let mut shown = self.masked;
+        let mut before_clear = clear;
+        self.masked &= !clear;
+        loop {
+            let seen = pages.swap_u32(registers::INTMS, self.masked)?;
+            let set = if seen == shown { 0 } else { seen & !self.masked & !before_clear };
+            // Each turn but the last adds a bit: a program that never stops storing cannot keep this going.
+            if set == 0 {
+                break;
+            }
+            shown = self.masked;
+            before_clear = 0;
+            self.masked |= set;
+        }
         for queue in self.completions.iter().flatten().filter(|queue| queue.has_entries()) {
             if let Some(vector) = queue.vector
                 && vector < 32

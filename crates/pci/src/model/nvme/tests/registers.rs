@@ -1,5 +1,8 @@
 //! Chapter 3: registers, enabling, resetting, shutting down.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
 use super::rig::{CC_ENABLE, DATA, MEMORY, Rig, transfer};
 use crate::gate::Permissions;
 use crate::model::nvme::io::{READ, WRITE};
@@ -132,7 +135,7 @@ fn one_interrupt_is_raised_for_a_batch() {
 #[test]
 fn the_pin_follows_the_completion_queue() {
     let mut rig = Rig::with_queue(&[]);
-    let pin = |rig: &Rig| rig.interrupts.asserted.load(std::sync::atomic::Ordering::SeqCst);
+    let pin = |rig: &Rig| rig.interrupts.asserted.load(Ordering::SeqCst);
     rig.poll();
     assert!(!pin(&rig), "all completions were taken");
     rig.submit(1, &[transfer(READ, 0, 1, [DATA, 0])]);
@@ -146,7 +149,7 @@ fn the_pin_follows_the_completion_queue() {
 #[test]
 fn the_pin_follows_a_head_before_the_next_poll() {
     let mut rig = Rig::with_queue(&[]);
-    let pin = |rig: &Rig| rig.interrupts.asserted.load(std::sync::atomic::Ordering::SeqCst);
+    let pin = |rig: &Rig| rig.interrupts.asserted.load(Ordering::SeqCst);
     rig.submit(1, &[transfer(READ, 0, 1, [DATA, 0])]);
     rig.poll();
     assert_eq!(rig.answers(1).len(), 1);
@@ -167,12 +170,56 @@ fn a_masked_vector_is_raised_when_it_is_unmasked() {
     rig.submit(1, &[transfer(READ, 0, 1, [DATA, 0])]);
     rig.poll();
     assert!(rig.raised().is_empty());
-    assert!(!rig.interrupts.asserted.load(std::sync::atomic::Ordering::SeqCst));
+    assert!(!rig.interrupts.asserted.load(Ordering::SeqCst));
     rig.pages.store_u32(INTMC, 1 << 1).expect("mapped");
     rig.poll();
     assert_eq!(rig.raised(), [1]);
-    assert!(rig.interrupts.asserted.load(std::sync::atomic::Ordering::SeqCst));
+    assert!(rig.interrupts.asserted.load(Ordering::SeqCst));
     assert_eq!(rig.pages.load_u32(INTMS).expect("mapped"), 0);
+}
+
+#[test]
+fn a_mask_is_gone_after_a_controller_reset() {
+    let mut rig = Rig::with_queue(&[]);
+    rig.pages.store_u32(INTMS, 1 << 1).expect("mapped");
+    rig.poll();
+    rig.pages.store_u32(CC, 0).expect("mapped");
+    rig.poll();
+    rig.poll();
+    assert_eq!(rig.pages.load_u32(INTMS).expect("mapped"), 0);
+}
+
+#[test]
+fn no_mask_is_lost_that_is_stored_while_the_controller_looks() {
+    const ROUNDS: u32 = 5_000;
+    let mut rig = Rig::with_queue(&[]);
+    let pages = Arc::clone(&rig.pages);
+    let looks = AtomicU32::new(0);
+    let client = || {
+        for round in 0..ROUNDS {
+            let (set, clear) = (1 << (round % 2), 1 << ((round + 1) % 2));
+            pages.store_u32(INTMS, set).expect("mapped");
+            pages.store_u32(INTMC, clear).expect("mapped");
+            // The look that is under way may have passed one of the registers; the next one sees both.
+            let enough = looks.load(Ordering::SeqCst) + 2;
+            while looks.load(Ordering::SeqCst) < enough {
+                std::hint::spin_loop();
+            }
+            let shown = [INTMS, INTMC].map(|register| pages.load_u32(register).expect("mapped"));
+            if shown != [set, 0] {
+                return Some((round, shown));
+            }
+        }
+        None
+    };
+    std::thread::scope(|scope| {
+        let client = scope.spawn(client);
+        while !client.is_finished() {
+            rig.poll();
+            looks.fetch_add(1, Ordering::SeqCst);
+        }
+        assert_eq!(client.join().expect("no panic"), None, "a round, INTMS and INTMC");
+    });
 }
 
 #[test]
