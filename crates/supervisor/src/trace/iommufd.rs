@@ -4,8 +4,7 @@ use ioasis_uapi::iommufd::{self as uapi, test};
 
 use super::layout::Show::{Choice, Dec, Flags, Hex, Reserved, Signed, Words};
 use super::layout::{Field, Names, fields};
-use super::tail::Tail;
-use super::{Row, Shape};
+use super::row::{Row, Shape, Tail};
 
 const MAP: Names = &[
     (uapi::IOAS_MAP_FIXED_IOVA as u64, "FIXED_IOVA"),

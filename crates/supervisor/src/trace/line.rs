@@ -2,12 +2,13 @@
 
 use std::fmt::{self, Write as _};
 
+use ioasis_uapi::Result;
 use ioasis_uapi::iommufd::{HwptPageResponse, HwptPgfault};
-use ioasis_uapi::{Result, vfio};
+use ioasis_uapi::vfio::PCI_CONFIG_REGION_INDEX;
 
 use super::layout::{Argument, Names, choice, flags, number, show};
 use super::value::{Value, quote};
-use super::{Kind, Returned, iommufd, reason};
+use super::{Kind, Returned, iommufd, reason, vfio};
 
 /// The direction of an access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -273,19 +274,6 @@ pub(super) fn map_flags(bits: u64) -> Value {
     Value::Flags(names, rest)
 }
 
-/// The regions of a vfio-pci device.
-pub(super) const REGIONS: Names = &[
-    (vfio::PCI_BAR0_REGION_INDEX as u64, "BAR0"),
-    (vfio::PCI_BAR1_REGION_INDEX as u64, "BAR1"),
-    (vfio::PCI_BAR2_REGION_INDEX as u64, "BAR2"),
-    (vfio::PCI_BAR3_REGION_INDEX as u64, "BAR3"),
-    (vfio::PCI_BAR4_REGION_INDEX as u64, "BAR4"),
-    (vfio::PCI_BAR5_REGION_INDEX as u64, "BAR5"),
-    (vfio::PCI_ROM_REGION_INDEX as u64, "ROM"),
-    (vfio::PCI_CONFIG_REGION_INDEX as u64, "CONFIG"),
-    (vfio::PCI_VGA_REGION_INDEX as u64, "VGA"),
-];
-
 /// Registers of a type 0 configuration header (PCI Local Bus 3.0, 6.1).
 const HEADER: Names = &[
     (0x00, "VENDOR_ID"),
@@ -313,12 +301,12 @@ const HEADER: Names = &[
 
 /// Region and offset, with the register's name in configuration space.
 pub(super) fn place(region: u32, offset: u64) -> Value {
-    let name = match choice(u64::from(region), REGIONS) {
+    let name = match choice(u64::from(region), vfio::REGIONS) {
         Value::Name(name) => name.to_owned(),
         _ => format!("region {region}"),
     };
     let register = match choice(offset, HEADER) {
-        Value::Name(register) if region == vfio::PCI_CONFIG_REGION_INDEX => format!(" {register}"),
+        Value::Name(register) if region == PCI_CONFIG_REGION_INDEX => format!(" {register}"),
         _ => String::new(),
     };
     Value::Plain(format!("{name}+{offset:#x}{register}"))

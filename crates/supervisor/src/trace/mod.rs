@@ -14,6 +14,7 @@
 mod iommufd;
 mod layout;
 mod line;
+mod row;
 pub(crate) mod sink;
 mod tail;
 #[cfg(test)]
@@ -29,9 +30,9 @@ use ioasis_iommufd::{IovaRange, Prot};
 use ioasis_uapi::{Error, Result};
 use ioasis_vfio::{DeviceWatcher, InterruptKind};
 
-use layout::{Argument, Field};
+use layout::Argument;
+use row::{Row, Shape};
 use sink::Sink;
-use tail::Tail;
 use value::Value;
 
 pub use line::{Access, Event, Interrupt, Map, Way};
@@ -94,29 +95,6 @@ pub struct Begun {
 pub struct Trace {
     sink: Sink,
     format: Format,
-}
-
-/// One ioctl in a table.
-#[derive(Debug)]
-struct Row {
-    request: u32,
-    name: &'static str,
-    shape: Shape,
-}
-
-/// What the third argument of an ioctl is.
-#[derive(Debug)]
-enum Shape {
-    /// Not used.
-    Nothing,
-    /// A number with names.
-    Choice(layout::Names),
-    /// The address of an `int` that holds a descriptor.
-    Fd,
-    /// The address of a string.
-    Text,
-    /// The address of a struct that starts with its size.
-    Struct(&'static [Field], Tail),
 }
 
 /// Most bytes of an argument that are looked at.

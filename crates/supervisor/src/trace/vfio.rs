@@ -4,9 +4,7 @@ use ioasis_uapi::vfio as uapi;
 
 use super::layout::Show::{Choice, Dec, Flags, Hex, Reserved, Signed};
 use super::layout::{Field, Names, fields};
-use super::line::REGIONS;
-use super::tail::Tail;
-use super::{Row, Shape};
+use super::row::{Row, Shape, Tail};
 
 const EXTENSIONS: Names = &[
     (uapi::TYPE1_IOMMU as u64, "VFIO_TYPE1_IOMMU"),
@@ -52,6 +50,19 @@ const DEVICE_FLAGS: Names = &[
     (uapi::DEVICE_FLAGS_CAPS as u64, "CAPS"),
     (uapi::DEVICE_FLAGS_CDX as u64, "CDX"),
 ];
+/// The regions of a vfio-pci device.
+pub(super) const REGIONS: Names = &[
+    (uapi::PCI_BAR0_REGION_INDEX as u64, "BAR0"),
+    (uapi::PCI_BAR1_REGION_INDEX as u64, "BAR1"),
+    (uapi::PCI_BAR2_REGION_INDEX as u64, "BAR2"),
+    (uapi::PCI_BAR3_REGION_INDEX as u64, "BAR3"),
+    (uapi::PCI_BAR4_REGION_INDEX as u64, "BAR4"),
+    (uapi::PCI_BAR5_REGION_INDEX as u64, "BAR5"),
+    (uapi::PCI_ROM_REGION_INDEX as u64, "ROM"),
+    (uapi::PCI_CONFIG_REGION_INDEX as u64, "CONFIG"),
+    (uapi::PCI_VGA_REGION_INDEX as u64, "VGA"),
+];
+
 const REGION: Names = &[
     (uapi::REGION_INFO_FLAG_READ as u64, "READ"),
     (uapi::REGION_INFO_FLAG_WRITE as u64, "WRITE"),

@@ -2,7 +2,6 @@
 
 use std::fmt::Write as _;
 
-use super::sysfs::{bdf, directory, power};
 use super::tree::Dir;
 use super::{Device, GroupKind, Options};
 
@@ -10,13 +9,13 @@ use super::{Device, GroupKind, Options};
 const RESOURCES: usize = 13;
 
 pub(super) fn plan(sys: &mut Dir, device: &Device, options: &Options) {
-    sys.kept(&format!("devices/{}", bdf(device).bridge()));
-    let dir = sys.dir(&directory(device));
+    sys.kept(&format!("devices/{}", device.address().bridge()));
+    let dir = sys.dir(&device.directory());
     identity(dir, device);
     state(dir, device);
     links(dir, device, options);
     link_speed(dir, &device.config);
-    power(dir);
+    dir.power();
     dir.writable("config", device.config.clone());
 }
 

@@ -69,6 +69,18 @@ pub struct Device {
     pub reserved: Vec<Reserved>,
 }
 
+impl Device {
+    /// The address, which [`View::plan`] checks.
+    fn address(&self) -> Bdf {
+        Bdf::parse(&self.bdf).expect("View::plan checked it")
+    }
+
+    /// The directory below /sys.
+    fn directory(&self) -> String {
+        format!("devices/{}/{}", self.address().bridge(), self.bdf)
+    }
+}
+
 /// An address range of a device, as a line of its `resource` file. All zero when not present.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Bar {

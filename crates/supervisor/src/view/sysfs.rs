@@ -21,7 +21,7 @@ pub(super) fn plan(sys: &mut Dir, devices: &[Device], options: &Options) {
     for device in devices {
         function::plan(sys, device, options);
     }
-    for bdf in devices.iter().map(bdf) {
+    for bdf in devices.iter().map(Device::address) {
         bridge(sys, bdf);
     }
 }
@@ -41,16 +41,6 @@ fn fault_injection(sys: &mut Dir) {
     }
 }
 
-/// The address of a device whose plan was checked.
-pub(super) fn bdf(device: &Device) -> Bdf {
-    Bdf::parse(&device.bdf).expect("View::plan checked it")
-}
-
-/// The directory of a device below /sys.
-pub(super) fn directory(device: &Device) -> String {
-    format!("devices/{}/{}", bdf(device).bridge(), device.bdf)
-}
-
 /// /sys/bus/pci (Documentation/ABI/testing/sysfs-bus-pci).
 fn bus(sys: &mut Dir, devices: &[Device], options: &Options) {
     sys.kept("bus");
@@ -62,9 +52,9 @@ fn bus(sys: &mut Dir, devices: &[Device], options: &Options) {
     pci.writable("resource_alignment", "\n");
     pci.dir("slots");
     for device in devices {
-        pci.dir("devices").link(&device.bdf, format!("../../../{}", directory(device)));
+        pci.dir("devices").link(&device.bdf, format!("../../../{}", device.directory()));
         let driver = pci.dir("drivers").dir(&device.driver);
-        driver.link(&device.bdf, format!("../../../../{}", directory(device)));
+        driver.link(&device.bdf, format!("../../../../{}", device.directory()));
     }
     let names: Vec<String> =
         pci.dir("drivers").entries.keys().cloned().chain(["vfio-pci".to_owned()]).collect();
@@ -152,7 +142,7 @@ fn iommu_groups(sys: &mut Dir, devices: &[Device], options: &Options) {
     }
     for device in devices {
         let members = all.dir(&format!("{}/devices", device.group));
-        members.link(&device.bdf, format!("../../../../{}", directory(device)));
+        members.link(&device.bdf, format!("../../../../{}", device.directory()));
     }
 }
 
@@ -200,20 +190,11 @@ fn class_device(
     }
     device.writable("uevent", uevent);
     device.link("subsystem", format!("{}class/{class}", "../".repeat(depth)));
-    power(device);
+    device.power();
     sys.kept("class").dir(class).link(name, format!("../../{path}"));
     if let Some(((major, minor), _)) = node {
         sys.kept("dev/char").link(&format!("{major}:{minor}"), format!("../../{path}"));
     }
-}
-
-/// The `power` directory of a device.
-pub(super) fn power(device: &mut Dir) {
-    let power = device.dir("power");
-    power.writable("control", "on\n");
-    power.attribute("runtime_status", "active\n");
-    power.attribute("runtime_active_time", "0\n");
-    power.attribute("runtime_suspended_time", "0\n");
 }
 
 /// /sys/class/{vfio,vfio-dev,misc} and the devices behind them.
@@ -240,7 +221,7 @@ fn classes(sys: &mut Dir, devices: &[Device], options: &Options) {
     }
     for device in with_cdev(devices) {
         let name = format!("vfio{}", device.vfio);
-        let path = format!("{}/vfio-dev/{name}", directory(device));
+        let path = format!("{}/vfio-dev/{name}", device.directory());
         class_device(
             sys,
             &path,
@@ -261,8 +242,10 @@ fn iommus(sys: &mut Dir, devices: &[Device], options: &Options) {
         registers(sys.dir(&path), iommu);
         let members = sys.dir(&path).dir("devices");
         for device in with_cdev(devices).filter(|device| device.iommu == index) {
-            members
-                .link(&device.bdf, format!("../../../../{}/{}", bdf(device).bridge(), device.bdf));
+            members.link(
+                &device.bdf,
+                format!("../../../../{}/{}", device.address().bridge(), device.bdf),
+            );
         }
     }
 }
@@ -301,7 +284,7 @@ fn bridge(sys: &mut Dir, bdf: Bdf) {
         return;
     }
     dir.writable("uevent", "");
-    power(dir);
+    dir.power();
     sys.kept("class/pci_bus");
     class_device(sys, &format!("{path}/pci_bus/{bus}"), "pci_bus", &bus, None);
     let dir = sys.dir(&format!("{path}/pci_bus/{bus}"));

@@ -49,6 +49,15 @@ impl Dir {
         Self { host, entries: BTreeMap::new() }
     }
 
+    /// The `power` directory of a device.
+    pub(super) fn power(&mut self) {
+        let power = self.dir("power");
+        power.writable("control", "on\n");
+        power.attribute("runtime_status", "active\n");
+        power.attribute("runtime_active_time", "0\n");
+        power.attribute("runtime_suspended_time", "0\n");
+    }
+
     /// The directory `path` below this one, made where it is missing. What it makes hides the host's entries.
     ///
     /// # Panics
