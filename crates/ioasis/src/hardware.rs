@@ -86,7 +86,7 @@ pub(crate) fn build(
         let model = ioasis_pci::create(&device.model, &device.options)
             .with_context(|| format!("device {address}"))?;
         let config = EndpointConfig {
-            name: address.to_string(),
+            name: address.to_string().into(),
             requester_id: address.requester_id(),
             reserved: description.iommus[device.iommu].reserved.clone(),
             pasid_bits: device.pasid_bits,

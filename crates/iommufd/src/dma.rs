@@ -10,6 +10,7 @@ use std::sync::Arc;
 use ioasis_iommupt::{Fault, Iova, Prot, Run};
 use ioasis_sys::published::Held;
 use ioasis_uapi::Result;
+use smallvec::SmallVec;
 
 use crate::device::NO_PASID;
 use crate::fault::{PageRequest, PageResponse, perm_of};
@@ -79,39 +80,30 @@ struct Batch<'a> {
     /// While pieces wait in it nobody else has its place in physical space.
     window: Option<Held<'a, Window>>,
     place: u64,
-    pieces: [Piece; PIECES],
-    count: usize,
+    pieces: SmallVec<[Piece; PIECES]>,
     length: usize,
     first: Iova,
 }
 
 impl<'a> Batch<'a> {
     fn empty(phys: &'a Phys) -> Self {
-        Self {
-            phys,
-            window: None,
-            place: 0,
-            pieces: [Piece { offset: 0, length: 0 }; PIECES],
-            count: 0,
-            length: 0,
-            first: Iova(0),
-        }
+        Self { phys, window: None, place: 0, pieces: SmallVec::new(), length: 0, first: Iova(0) }
     }
 
     fn flush<T: Transfer>(&mut self, transfer: &mut T) -> Result<(), Refusal> {
-        if self.count == 0 {
+        if self.pieces.is_empty() {
             return Ok(());
         }
         let window = self.window.as_ref().expect("a batch has a window");
-        let copied = transfer.copy(&*window.backing, &self.pieces[..self.count], self.length);
-        self.count = 0;
+        let copied = transfer.copy(&*window.backing, &self.pieces, self.length);
+        self.pieces.clear();
         self.length = 0;
         copied.map_err(|_| Refusal { iova: self.first, reason: Reason::MemoryGone })
     }
 
     fn add<T: Transfer>(&mut self, at: Iova, run: Run, transfer: &mut T) -> Result<(), Refusal> {
         let place = Phys::place(run.pa);
-        if self.count == 0 || self.count == PIECES || place != self.place {
+        if self.pieces.is_empty() || self.pieces.len() == PIECES || place != self.place {
             self.flush(transfer)?;
             self.window = None;
             self.window = self.phys.hold_window(run.pa);
@@ -123,15 +115,11 @@ impl<'a> Batch<'a> {
         };
         let offset = Phys::offset(window, run.pa);
         let length = usize::try_from(run.length).expect("a run fits the segment it was asked for");
-        let touching = self.pieces[..self.count]
-            .last_mut()
-            .filter(|last| last.offset + last.length as u64 == offset);
+        let touching =
+            self.pieces.last_mut().filter(|last| last.offset + last.length as u64 == offset);
         match touching {
             Some(last) => last.length += length,
-            None => {
-                self.pieces[self.count] = Piece { offset, length };
-                self.count += 1;
-            }
+            None => self.pieces.push(Piece { offset, length }),
         }
         self.length += length;
         Ok(())
@@ -362,7 +350,7 @@ impl Endpoint {
             None => (None, None),
         };
         self.machine().faults.record(RefusedDma {
-            device: self.config().name.clone(),
+            device: Arc::clone(&self.config().name),
             pasid,
             iova: refusal.iova,
             need,

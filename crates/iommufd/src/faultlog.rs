@@ -11,7 +11,7 @@ use ioasis_sys::sync::Mutex;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RefusedDma {
     /// The device's name.
-    pub device: String,
+    pub device: Arc<str>,
     /// The PASID it used; 0 is none.
     pub pasid: u32,
     /// The address it used.

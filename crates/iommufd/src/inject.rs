@@ -49,6 +49,35 @@ pub fn step(what: &'static str) -> Result<()> {
     }
 }
 
+/// More steps than any call has.
+const STEPS: u32 = 1000;
+
+/// Calls with its first step failing, then with its second, and so on until the call has no step left to fail: the answer of that
+/// call, and how many steps can fail. `failed` hears of each call before, by the number of the step that failed, what it answered.
+///
+/// # Errors
+///
+/// Whatever `failed` says.
+///
+/// # Panics
+///
+/// When the steps have no end.
+pub fn fail_each<S: ?Sized, A, E>(
+    on: &mut S,
+    mut call: impl FnMut(&mut S) -> A,
+    mut failed: impl FnMut(&mut S, u32, A) -> Result<(), E>,
+) -> Result<(A, u32), E> {
+    for nth in 1..STEPS {
+        arm(nth);
+        let answer = call(on);
+        if disarm() > 0 {
+            return Ok((answer, nth - 1));
+        }
+        failed(on, nth, answer)?;
+    }
+    panic!("a call has no end of steps that fail");
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -61,6 +90,24 @@ mod tests {
         assert_eq!((disarm(), failed()), (0, Some("a step")));
         arm(0);
         assert_eq!(failed(), None);
+    }
+
+    #[test]
+    fn every_step_of_a_call_fails_once_before_the_call_succeeds() {
+        let call = |done: &mut Vec<u32>| {
+            let answer = ["one", "two"].into_iter().try_for_each(step);
+            done.push(u32::from(answer.is_ok()));
+            answer.map_err(|error| error.why)
+        };
+        let mut answers = Vec::new();
+        let mut failed = |_: &mut Vec<u32>, nth, answer| {
+            answers.push((nth, answer));
+            Ok::<_, Error>(())
+        };
+        let mut done = Vec::new();
+        assert_eq!(fail_each(&mut done, call, &mut failed), Ok((Ok(()), 2)));
+        assert_eq!(answers, [(1, Err("one")), (2, Err("two"))]);
+        assert_eq!(done, [0, 0, 1]);
     }
 
     #[test]

@@ -361,7 +361,7 @@ impl Group {
 #[derive(Clone, Debug, Default)]
 pub struct EndpointConfig {
     /// What messages call it, a PCI address for instance.
-    pub name: String,
+    pub name: Arc<str>,
     /// Bus, device and function as they travel with each transaction.
     pub requester_id: u16,
     /// Ranges it cannot use for memory.

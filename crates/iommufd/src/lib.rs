@@ -107,8 +107,6 @@ mod phys;
 mod schedules;
 mod sections;
 #[cfg(test)]
-mod sequences;
-#[cfg(test)]
 mod storm;
 #[cfg(test)]
 mod testing;

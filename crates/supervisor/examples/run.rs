@@ -66,7 +66,7 @@ fn machine(devices: &[OsString], view: view::Options) -> Machine {
         let bdf = Bdf::new(0, number, 0, 0).expect("an address");
         let group = Group::new(&iommu_machine, &iommu, number.into());
         let config = EndpointConfig {
-            name: bdf.to_string(),
+            name: bdf.to_string().into(),
             requester_id: bdf.requester_id(),
             ..EndpointConfig::default()
         };

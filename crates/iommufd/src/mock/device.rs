@@ -197,7 +197,7 @@ impl Test<'_> {
         let device = MockDevice::new(flags, Arc::new(AllDma(machine.sections)))?;
         let number = self.mock.next_group();
         let config = EndpointConfig {
-            name: format!("iommufd_mock{number}"),
+            name: format!("iommufd_mock{number}").into(),
             requester_id: 0,
             pasid_bits: if flags & abi::test::MOCK_FLAGS_DEVICE_PASID == 0 {
                 0

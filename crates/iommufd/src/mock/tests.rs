@@ -131,22 +131,20 @@ fn a_device_without_dirty_tracking_is_not_attached_where_it_is_asked_for() {
 
 #[test]
 fn every_failed_step_of_a_mock_device_leaves_nothing() {
-    let rig = Rig::new();
+    let mut rig = Rig::new();
     rig.map(IOVA, BASE, 0x2000);
-    for nth in 1.. {
-        assert!(nth < 100, "a device takes few steps");
+    let make = |rig: &mut Rig| {
         let mut body = test::TestCmdMockDomain::default();
-        crate::inject::arm(nth);
-        let answer = rig.test(test::TEST_OP_MOCK_DOMAIN, rig.ioas, &mut body);
-        let left = crate::inject::disarm();
-        if left > 0 {
-            assert_eq!((answer, nth > 5), (Ok(0), true));
-            break;
-        }
+        rig.test(test::TEST_OP_MOCK_DOMAIN, rig.ioas, &mut body)
+    };
+    let failed = |rig: &mut Rig, _, answer| {
         assert_eq!(answer, Err(Errno::ENOMEM));
         assert_eq!(rig.machine.ledger.pinned(), 0);
         assert_eq!(rig.context.objects().ids(), [rig.ioas]);
-    }
+        Ok::<_, Errno>(())
+    };
+    let (answer, steps) = crate::inject::fail_each(&mut rig, make, failed).unwrap();
+    assert_eq!((answer, steps > 4), (Ok(0), true));
 }
 
 #[test]

@@ -561,7 +561,7 @@ impl Model {
                 for (space, at, length) in
                     self.reached(&of, range, Rw { read: true, write: false }).1?
                 {
-                    seen.extend_from_slice(&self.bytes[&space][at..at + length]);
+                    seen.extend_from_slice(self.bytes[&space].part(at, length));
                 }
                 Ok(Reply::Bytes(seen))
             }
@@ -569,7 +569,7 @@ impl Model {
                 let (done, result) = self.reached(&of, range, Rw { read: false, write: true });
                 let mut next = 0_usize;
                 for (space, at, length) in done {
-                    for byte in &mut self.bytes.get_mut(&space).unwrap()[at..at + length] {
+                    for byte in self.bytes.get_mut(&space).unwrap().part_mut(at, length) {
                         *byte = super::system::written(range.0, next);
                         next += 1;
                     }

@@ -143,6 +143,11 @@ impl System {
             let guest = (0..super::model::GUEST_PAGES).map(|page| GUEST + page * PAGE);
             pages.extend(guest);
         }
+        if path.is_none() {
+            // What leads nowhere refuses one page like another.
+            let page = usize::try_from(turn).unwrap() % pages.len();
+            pages = vec![pages[page]];
+        }
         for page in pages {
             // Areas may end inside a page where nothing is attached.
             let iova = page + offset;
@@ -150,9 +155,13 @@ impl System {
                 continue;
             }
             let expected = match path.and_then(|path| model.look(path, pasid, iova)) {
-                Some((space, at, rw, _)) if rw.read => Some(model.bytes[&space][at]),
+                Some((space, at, rw, _)) if rw.read => Some(model.bytes[&space].byte(at)),
                 _ => None,
             };
+            // Of what is refused every other page a turn: it costs most, and what is wrong there stays wrong.
+            if expected.is_none() && (page / PAGE + turn).is_multiple_of(2) {
+                continue;
+            }
             let mut byte = [0];
             let segment = Segment { iova: Iova(iova), length: 1 };
             let endpoint = &self.endpoints[device];
@@ -178,15 +187,6 @@ impl System {
         }
         let expected = model.dma(device, 0, range, true).unwrap();
         prop_assert_eq!(self.dma(device, 0, range, true), expected, "device {} writes", device);
-        Ok(())
-    }
-
-    /// Whether all memory is what the model says.
-    pub(super) fn check_bytes(&self, model: &Model) -> Checked {
-        for (space, bytes) in self.bytes() {
-            let same = bytes == model.bytes[&space];
-            prop_assert!(same, "memory {:?}", space);
-        }
         Ok(())
     }
 

@@ -150,16 +150,16 @@ impl Model {
             }
             let path = path.unwrap();
             let (space, offset, _, page) = self.look(path, pasid, at).unwrap();
-            let bytes = self.bytes.get_mut(&space).unwrap();
-            let bytes = &mut bytes[offset..offset + usize::try_from(length).unwrap()];
+            let size = usize::try_from(length).unwrap();
             if write {
+                let bytes = self.bytes.get_mut(&space).unwrap().part_mut(offset, size);
                 for (index, byte) in bytes.iter_mut().enumerate() {
                     let done = usize::try_from(at - range.0).unwrap();
                     *byte = super::system::written(range.0, done + index);
                 }
                 self.domains[path.domain].dirty.insert(page);
             } else {
-                seen.extend_from_slice(bytes);
+                seen.extend_from_slice(self.bytes[&space].part(offset, size));
             }
             at += length;
             left -= length;
@@ -205,7 +205,7 @@ impl Model {
         }
         match self.look(path, 0, iova) {
             Some((space, offset, Rw { read: true, .. }, _)) => {
-                Ok(Reply::Bytes(vec![self.bytes[&space][offset]]))
+                Ok(Reply::Bytes(vec![self.bytes[&space].byte(offset)]))
             }
             _ => Ok(Reply::Refused(iova)),
         }

@@ -1,12 +1,11 @@
 //! Every command with each of its fallible steps failing in turn: what can be seen stays as it was, and then it succeeds.
 
-use std::collections::BTreeMap;
-
 use ioasis_uapi::Errno;
 use ioasis_uapi::iommufd as abi;
 
 use super::KINDS;
 use super::begin::beginning;
+use super::memories::AllBytes;
 use super::model::{CONTEXTS, DEVICES, GROUP_OF, GUEST, PAGE};
 use super::perform::errno;
 use super::step::{Call, Change, OnAccess, Reply, Rw, Source, Space, Stage, Step, Table, Type1};
@@ -25,7 +24,7 @@ struct Seen {
     attached: Vec<bool>,
     owned: Vec<bool>,
     files: usize,
-    memory: BTreeMap<Space, Vec<u8>>,
+    memory: AllBytes,
 }
 
 impl System {
@@ -67,30 +66,28 @@ impl System {
             owned: self.groups.iter().map(|group| group.is_owned()).collect(),
             files: self.files.len()
                 + self.actors.iter().map(|actor| actor.made.borrow().len()).sum::<usize>(),
-            memory: self.bytes(),
+            memory: self.memories.bytes(),
         }
     }
 }
 
 /// Fails each point of `step` after `before`; how many there are.
-fn fail_each(kind: IommuKind, before: Vec<Step>, step: &Step) -> u32 {
+fn fail_each_point(kind: IommuKind, before: Vec<Step>, step: &Step) -> u32 {
     let mut system = System::new([kind, kind]);
     for step in before {
         errno(system.apply(&step)).unwrap_or_else(|errno| panic!("{errno:?} from {step:?}"));
     }
     let seen = system.seen();
-    for nth in 1.. {
-        inject::arm(nth);
-        let answer = errno(system.apply(step));
-        if inject::disarm() > 0 {
-            answer.unwrap_or_else(|errno| panic!("{errno:?} from {step:?}"));
-            system.close(u64::from(nth)).unwrap();
-            return nth - 1;
-        }
+    let apply = |system: &mut System| errno(system.apply(step));
+    let failed = |system: &mut System, nth, answer| {
         assert_eq!(answer, Err(Errno::ENOMEM), "point {nth} of {step:?}");
         assert_eq!(system.seen(), seen, "point {nth} of {step:?}");
-    }
-    unreachable!("the points of a step are fewer than 2^32")
+        Ok::<_, Errno>(())
+    };
+    let (answer, points) = inject::fail_each(&mut system, apply, failed).unwrap();
+    answer.unwrap_or_else(|errno| panic!("{errno:?} from {step:?}"));
+    system.close(u64::from(points)).unwrap();
+    points
 }
 
 const BOTH: Rw = Rw { read: true, write: true };
@@ -334,7 +331,7 @@ fn rows_on_guests(kind: IommuKind) -> Vec<Row> {
 fn fail_all(kind: IommuKind, rows: Vec<Row>) {
     for (name, before, step, least) in rows {
         println!("{kind:?}: {name}");
-        let points = fail_each(kind, before, &step);
+        let points = fail_each_point(kind, before, &step);
         assert!(points >= least, "{name} has {points} points that fail, {least} were known");
     }
 }
@@ -372,5 +369,5 @@ fn a_failed_replacement_leaves_the_whole_group_where_it_was() {
     let before = and(plain(), [Step::Bind { context: 0, device: 1 }, attach(1, 1)]);
     assert_eq!(GROUP_OF[0], GROUP_OF[1]);
     let step = Step::Change { device: 1, pasid: 0, pt: 2, change: Change::Replace };
-    assert!(fail_each(IommuKind::Vtd, before, &step) >= 4);
+    assert!(fail_each_point(IommuKind::Vtd, before, &step) >= 4);
 }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ioasis_uapi::Errno;
 
+use super::memories::AllBytes;
 use super::step::{Rw, Space, Stage};
 use crate::IommuKind;
 use crate::account::{Charges, Rule};
@@ -191,7 +192,7 @@ pub(super) struct File {
 #[derive(Clone, Debug)]
 pub(super) struct Model {
     pub(super) kinds: [IommuKind; 2],
-    pub(super) bytes: BTreeMap<Space, Vec<u8>>,
+    pub(super) bytes: AllBytes,
     pub(super) maps: Vec<Map>,
     pub(super) ioases: Vec<Ioas>,
     pub(super) domains: Vec<Domain>,
@@ -274,7 +275,7 @@ impl Ioas {
 }
 
 impl Model {
-    pub(super) fn new(kinds: [IommuKind; 2], bytes: BTreeMap<Space, Vec<u8>>) -> Self {
+    pub(super) fn new(kinds: [IommuKind; 2], bytes: AllBytes) -> Self {
         Self {
             kinds,
             bytes,

@@ -643,7 +643,7 @@ impl System {
     }
 
     pub(super) fn key(&self, space: Space) -> u128 {
-        self.memory(space).key()
+        self.memories.of(space).key()
     }
 }
 

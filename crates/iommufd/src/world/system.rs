@@ -1,15 +1,14 @@
 //! The system under test: a machine with two opens of `/dev/iommu`, a container, and devices behind two IOMMUs.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock, Weak};
 
 use ioasis_iommupt::{Iova, IovaRange, Prot};
 use ioasis_sys::sync::Mutex;
 use ioasis_uapi::Result;
 
-use super::model::{CONTEXTS, DEVICES, GROUP_OF, GROUPS, IOMMU_OF, LIMIT, PAGE, TABLES, UID, pid};
-use super::spaces::LENGTH;
+use super::memories::Memories;
+use super::model::{CONTEXTS, DEVICES, GROUP_OF, GROUPS, IOMMU_OF, LIMIT, PAGE, UID, pid};
 use super::step::Space;
 use crate::type1::Container;
 use crate::{
@@ -25,7 +24,7 @@ pub(super) fn base_of(space: Space) -> u64 {
     }
 }
 
-const BASE: u64 = 0x10_0000_0000;
+pub(super) const BASE: u64 = 0x10_0000_0000;
 /// Where arguments go, behind what is mapped and a hole.
 pub(super) const ARG: u64 = BASE + 0x10_0000;
 /// Where what arguments point to goes.
@@ -142,8 +141,8 @@ pub(super) struct OfAccess {
 #[derive(Debug)]
 pub(super) struct System {
     pub(super) machine: Arc<Machine>,
+    pub(super) memories: Memories,
     pub(super) actors: [Actor; CONTEXTS],
-    pub(super) file: Arc<FileSpace>,
     pub(super) groups: Vec<Arc<Group>>,
     pub(super) endpoints: Vec<Arc<Endpoint>>,
     pub(super) contexts: [Arc<Context>; CONTEXTS],
@@ -155,13 +154,15 @@ pub(super) struct System {
 
 impl System {
     pub(super) fn new(kinds: [IommuKind; 2]) -> Self {
-        let system = Self::empty(kinds);
-        system.fill();
-        system
+        Self::with(kinds, Memories::take())
     }
 
     /// With nothing in its memory.
     pub(super) fn empty(kinds: [IommuKind; 2]) -> Self {
+        Self::with(kinds, Memories::empty())
+    }
+
+    fn with(kinds: [IommuKind; 2], memories: Memories) -> Self {
         let machine = Machine::new();
         let iommus = kinds.map(|kind| Arc::new(Iommu::new(kind)));
         let groups: Vec<_> = (0..GROUPS)
@@ -172,11 +173,10 @@ impl System {
             .collect();
         let endpoints = (0..DEVICES).map(|device| endpoint(&groups[GROUP_OF[device]], device));
         let endpoints = endpoints.collect();
-        let length = usize::try_from(LENGTH).unwrap();
-        let file = Arc::new(FileSpace(Memory::new(0, length).unwrap()));
+        let file = Arc::new(FileSpace(memories.file.clone()));
         let actors = std::array::from_fn(|index| Actor {
-            memory: Memory::new(BASE, length).unwrap(),
-            argument: Memory::new(ARG, 4 * 4096).unwrap(),
+            memory: memories.users[index].clone(),
+            argument: memories.arguments[index].clone(),
             file: Arc::clone(&file),
             pid: Cell::new(pid(index)),
             made: RefCell::default(),
@@ -185,8 +185,8 @@ impl System {
         let container = Container::new(&machine);
         Self {
             machine,
+            memories,
             actors,
-            file,
             groups,
             endpoints,
             contexts,
@@ -196,45 +196,13 @@ impl System {
             files: Vec::new(),
         }
     }
-
-    pub(super) fn memory(&self, space: Space) -> &Memory {
-        match space {
-            Space::User(actor) => &self.actors[actor].memory,
-            Space::File => &self.file.0,
-        }
-    }
-
-    /// Marks every page, and writes the client's own tables.
-    fn fill(&self) {
-        for (space, mark) in [(Space::User(0), 1), (Space::User(1), 2), (Space::File, 3)] {
-            let memory = self.memory(space);
-            for page in 0..LENGTH / PAGE {
-                let bytes = [page.to_le_bytes()[0], mark, 0x5a, 0xa5];
-                memory.write(base_of(space) + page * PAGE, &bytes).unwrap();
-                memory.write(base_of(space) + page * PAGE + 2048, &bytes).unwrap();
-            }
-            if let Space::User(_) = space {
-                write_tables(memory);
-            }
-        }
-    }
-
-    pub(super) fn bytes(&self) -> BTreeMap<Space, Vec<u8>> {
-        let spaces = [Space::User(0), Space::User(1), Space::File];
-        let read = |space: Space| {
-            let mut bytes = vec![0; usize::try_from(LENGTH).unwrap()];
-            self.memory(space).read(base_of(space), &mut bytes).unwrap();
-            (space, bytes)
-        };
-        spaces.map(read).into_iter().collect()
-    }
 }
 
 fn endpoint(group: &Arc<Group>, device: usize) -> Arc<Endpoint> {
     Endpoint::new(
         group,
         EndpointConfig {
-            name: format!("device {device}"),
+            name: format!("device {device}").into(),
             requester_id: u16::try_from(device).unwrap(),
             reserved: group.iommu().reserved(),
             pasid_bits: 20,
@@ -242,32 +210,4 @@ fn endpoint(group: &Arc<Group>, device: usize) -> Arc<Endpoint> {
             ..EndpointConfig::default()
         },
     )
-}
-
-/// Tables of each architecture that show guest page n at `GUEST` + n pages, in pages from `TABLES` on.
-fn write_tables(memory: &Memory) {
-    let zeroes = [0; 4096];
-    for page in TABLES..TABLES + super::model::TABLE_PAGES {
-        memory.write(BASE + page * PAGE, &zeroes).unwrap();
-    }
-    let word = |page: u64, index: u64, word: u64| {
-        memory.write(BASE + (TABLES + page) * PAGE + index * 8, &word.to_le_bytes()).unwrap();
-    };
-    let table = |page: u64| (TABLES + page) * PAGE;
-    // x86-64: present, writable, user.
-    word(0, 0, table(1) | 7);
-    word(1, 0, table(2) | 7);
-    word(2, 2, table(3) | 7);
-    // AMD's GCR3 table, and an SMMU's context descriptor.
-    word(4, 0, table(0) | 1);
-    word(5, 0, 1 << 31 | 1 << 41 | 16);
-    word(5, 1, table(6));
-    word(6, 0, table(7) | 3);
-    word(7, 0, table(8) | 3);
-    word(8, 2, table(9) | 3);
-    for page in 0..super::model::GUEST_PAGES {
-        word(3, page, (page * PAGE) | 7);
-        // Arm: accessed, accessible without privilege, valid page.
-        word(9, page, (page * PAGE) | (1 << 10) | (1 << 6) | 3);
-    }
 }

@@ -462,7 +462,7 @@ impl Hardware {
         let group =
             self.groups.entry(group).or_insert_with(|| iommufd::Group::new(machine, iommu, group));
         let config = iommufd::EndpointConfig {
-            name: address.to_string(),
+            name: address.to_string().into(),
             requester_id: address.requester_id(),
             reserved: iommu.reserved(),
             ..iommufd::EndpointConfig::default()
