@@ -14,15 +14,10 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "check.h"
+
 #define DEVICES "/sys/bus/pci/devices"
 #define PAGE 4096u
-#define CHECK(what)                                                                                                    \
-	do {                                                                                                           \
-		if (!(what)) {                                                                                         \
-			fprintf(stderr, "%s:%d: %s: %s\n", __FILE__, __LINE__, #what, strerror(errno));                \
-			exit(1);                                                                                       \
-		}                                                                                                      \
-	} while (0)
 
 static struct vfio_region_info region(int device, uint32_t index)
 {

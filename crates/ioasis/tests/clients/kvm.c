@@ -11,14 +11,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define CHECK(what)                                                                                                    \
-	do {                                                                                                           \
-		if (!(what)) {                                                                                         \
-			fprintf(stderr, "%s:%d: %s: %s\n", __FILE__, __LINE__, #what, strerror(errno));                \
-			exit(1);                                                                                       \
-		}                                                                                                      \
-	} while (0)
-#define FAILS(call, number) CHECK((call) == -1 && errno == (number))
+#include "check.h"
 
 enum { FILES = 1, ADD = 1, DEL = 2 }; /* KVM_DEV_VFIO_FILE, _ADD and _DEL */
 

@@ -12,15 +12,10 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "check.h"
+
 #define VFIO(nr) _IO(';', nr)
 #define PAGE 4096u
-#define CHECK(what)                                                                                                    \
-	do {                                                                                                           \
-		if (!(what)) {                                                                                         \
-			fprintf(stderr, "%s:%d: %s: %s\n", __FILE__, __LINE__, #what, strerror(errno));                \
-			exit(1);                                                                                       \
-		}                                                                                                      \
-	} while (0)
 
 struct region_info { uint32_t argsz, flags, index, cap_offset; uint64_t size, offset; };
 struct dma_map { uint32_t argsz, flags; uint64_t vaddr, iova, size; };

@@ -20,13 +20,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#define CHECK(what)                                                                                                    \
-	do {                                                                                                           \
-		if (!(what)) {                                                                                         \
-			fprintf(stderr, "%s:%d: %s: %s\n", __FILE__, __LINE__, #what, strerror(errno));                \
-			exit(1);                                                                                       \
-		}                                                                                                      \
-	} while (0)
+#include "check.h"
 
 enum { PAGE = 4096, QUEUES = 16 * PAGE, BUFFERS = 1024 * PAGE, MEMORY = QUEUES + BUFFERS, DISK = 32 << 20 };
 enum { ENTRIES = 32, AT_ONCE = 100 };

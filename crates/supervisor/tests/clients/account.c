@@ -15,15 +15,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define CHECK(condition)                                                                        \
-	do {                                                                                    \
-		if (!(condition)) {                                                             \
-			printf("line %d: %s (errno %d)\n", __LINE__, #condition, errno);        \
-			fflush(stdout);                                                         \
-			_exit(1);                                                               \
-		}                                                                               \
-	} while (0)
-#define FAILS(call, number) CHECK((call) == -1 && errno == (number))
+#include "check.h"
 
 /* linux/iommufd.h, linux/vfio.h, linux/capability.h */
 #define IOMMU_DESTROY 0x3b80

@@ -24,15 +24,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define CHECK(condition)                                                                        \
-	do {                                                                                    \
-		if (!(condition)) {                                                             \
-			printf("line %d: %s (errno %d)\n", __LINE__, #condition, errno);        \
-			fflush(stdout);                                                         \
-			_exit(1);                                                               \
-		}                                                                               \
-	} while (0)
-#define FAILS(call, number) CHECK((call) == -1 && errno == (number))
+#include "check.h"
 
 /* linux/vfio.h, linux/iommufd.h */
 #define GROUP_GET_STATUS 0x3b67
