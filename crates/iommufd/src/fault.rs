@@ -1,8 +1,9 @@
 //! Fault queues: page requests of devices, answered by the client.
 //!
 //! A device that may ask (PRI) and meets a page that is not there sends a page request. The client reads it, maps the page, and
-//! answers; the device then tries again, or gives up. Detaching, destroying and closing answer for the client.
-//! Linux: `drivers/iommu/iommufd/eventq.c`.
+//! answers; the device then tries again, or gives up. Detaching, unbinding and destroying answer for the client.
+//! Closing the queue's own file does not: a request that nobody can read any more waits until the device is detached, as in Linux
+//! (`iommufd_eventq_fops_release`). Linux: `drivers/iommu/iommufd/eventq.c`.
 //!
 //! Lock order: `FaultQueue::state` -> `Answer::code`. The client's memory is written with `FaultQueue::state` held, as Linux holds its mutex.
 

@@ -133,3 +133,33 @@ fn detaching_answers_for_the_client() {
     bound.detach();
     assert!(device.join().unwrap().is_err());
 }
+
+#[test]
+fn a_request_whose_queue_nobody_has_open_any_more_waits_until_the_device_is_detached() {
+    let fixture = Fixture::new();
+    let (bound, ioas, queue) = (fixture.device(), fixture.ioas(), fault_queue(&fixture));
+    let mut cmd = paged(&bound, ioas, queue);
+    fixture.call(abi::HWPT_ALLOC, &mut cmd).unwrap();
+    bound.attach(cmd.out_hwpt_id).unwrap();
+    let file = fixture.client.take_file();
+    let (woken, waiting) = std::sync::mpsc::channel();
+    file.queue().unwrap().watch(Arc::new(Bell(woken)));
+    let ask = || {
+        let endpoint = Arc::clone(bound.endpoint());
+        std::thread::spawn(move || {
+            endpoint.read([Segment { iova: Iova(0x1000), length: 1 }], &mut [0])
+        })
+    };
+    let before = ask();
+    waiting.recv().unwrap();
+    file.close();
+    let after = ask();
+    waiting.recv().unwrap();
+    assert_eq!(fixture.destroy(queue).unwrap_err().errno, Errno::EBUSY, "the page table has it");
+    assert!(!before.is_finished() && !after.is_finished(), "as in Linux nobody answers");
+    bound.detach();
+    assert!(before.join().unwrap().is_err());
+    assert!(after.join().unwrap().is_err());
+    fixture.destroy(cmd.out_hwpt_id).unwrap();
+    fixture.destroy(queue).unwrap();
+}
