@@ -64,8 +64,8 @@ pub(crate) fn resolve(from: From, path: &[u8], last: Last, wait: Wait) -> Found 
         Ok(file) if in_procfs(&file) => walk(from, path, last, wait),
         Ok(file) => Found::File(file),
         Err(Errno::AGAIN) if wait == Wait::Forbidden => Found::WouldWait,
-        // A link of procfs, or `..` or a link out of the directory.
-        Err(Errno::XDEV | Errno::LOOP) => walk(from, path, last, wait),
+        // A link of procfs, or `..` or a link out of the directory; or `..` while somebody renames or mounts anything.
+        Err(Errno::XDEV | Errno::LOOP | Errno::AGAIN) => walk(from, path, last, wait),
         // Our own /proc/self may lack what the client's has.
         Err(Errno::NOENT) if mentions_descriptors(path) => walk(from, path, last, wait),
         Err(_) => Found::Nothing,
@@ -332,6 +332,28 @@ mod tests {
         assert_eq!(found(-100, &format!("{root}/a/loop"), Last::Follow), None);
         let link = found(-100, &format!("{root}/a/b/up"), Last::Keep);
         assert!(link.is_some() && link != file);
+    }
+
+    #[test]
+    fn a_path_leads_there_while_others_rename_their_files() {
+        let tree = Tree::new("renames");
+        let path = tree.0.join("a/b/../file");
+        let file = expected(&path);
+        let [one, other] = ["one", "other"].map(|name| tree.0.join(name));
+        std::fs::write(&one, b"").expect("a file");
+        let finished = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !finished.load(std::sync::atomic::Ordering::Relaxed) {
+                    std::fs::rename(&one, &other).expect("it is there");
+                    std::fs::rename(&other, &one).expect("it is there");
+                }
+            });
+            let path = path.to_str().expect("plain text");
+            let lost = (0..20_000).find(|_| found(-100, path, Last::Follow) != file);
+            finished.store(true, std::sync::atomic::Ordering::Relaxed);
+            assert_eq!(lost, None);
+        });
     }
 
     #[test]
