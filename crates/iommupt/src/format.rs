@@ -16,6 +16,28 @@ pub enum Entry {
     Leaf,
 }
 
+bitflags::bitflags! {
+    /// What the context of a table says of requests: the fields that stand beside its address, in a PASID table entry, a
+    /// context descriptor or a process context.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+    pub struct Context: u32 {
+        /// Privileged requests may read and write what unprivileged ones may: SUM of a RISC-V process context, PAN clear in
+        /// an SMMUv3 context descriptor. x86-64 knows no other way.
+        const OPEN = 1 << 0;
+        /// Privileged requests, too, do not write what is read-only: WPE of a VT-d PASID table entry. Only x86-64 knows
+        /// another way.
+        const WRITE_PROTECT = 1 << 1;
+        /// The IOMMU sets accessed flags: SADE of a RISC-V process context, HA or AFFD of an SMMUv3 context descriptor. x86-64
+        /// knows no other way.
+        const ACCESSED = 1 << 2;
+        /// The IOMMU sets dirty state: SADE, and HD of an SMMUv3 context descriptor. x86-64 knows no other way.
+        const DIRTY = 1 << 3;
+    }
+}
+
+/// What a request can ask for; [`Prot::PRIVILEGED`] beside it says who asks.
+pub(crate) const RWX: Prot = Prot::READ.union(Prot::WRITE).union(Prot::EXEC);
+
 /// A page table format. Level 0 holds only leaves; the root is at [`TOP_LEVEL`](Self::TOP_LEVEL).
 ///
 /// A leaf may span several items of one table (AMD's page sizes, Arm's contiguous hint, Svnapot): each of them is then
@@ -76,12 +98,31 @@ pub trait Format: Debug + Send + Sync + 'static {
     /// A pointer, held at `level`, to a table at `address`. It restricts nothing.
     fn table(address: u64, level: u32) -> u64;
 
-    /// What a pointer, held at `level`, leaves of the permissions below it.
+    /// The word of a leaf with what a pointer above it takes away.
     #[must_use]
     #[inline]
-    fn table_prot(word: u64, level: u32) -> Prot {
-        let _ = (word, level);
-        Prot::READ | Prot::WRITE | Prot::EXEC
+    fn under(leaf: u64, pointer: u64) -> u64 {
+        let _ = pointer;
+        leaf
+    }
+
+    /// What of `need` a leaf does not grant; empty lets the request pass. A `need` with [`Prot::PRIVILEGED`] is that of a
+    /// privileged request, and [`Prot::PRIVILEGED`] in the answer says that it would have to be one. Memory types in `need`
+    /// are not looked at. Formats without privileges take all requests for the same.
+    #[must_use]
+    #[inline]
+    fn missing(word: u64, level: u32, need: Prot, context: Context) -> Prot {
+        let _ = context;
+        (need & RWX).difference(Self::prot(word, level))
+    }
+
+    /// Whether a request for `need` faults, whatever is granted, because the leaf's accessed or dirty flag is clear and the
+    /// IOMMU is not to set it.
+    #[must_use]
+    #[inline]
+    fn is_flagless(word: u64, need: Prot, context: Context) -> bool {
+        let _ = (word, need, context);
+        false
     }
 
     /// Whether a present word sets bits that the manual reserves.

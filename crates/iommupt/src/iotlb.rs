@@ -189,7 +189,8 @@ impl Iotlb {
             let tag = tag(iova.0, lg2, space.0.into());
             let old = &mut entries[slot(iova.0, lg2)];
             // What was granted before still is: a change would have been noticed.
-            let prot = if old.tag == tag { old.prot | need } else { need };
+            let same = old.tag == tag && !(old.prot ^ need).contains(Prot::PRIVILEGED);
+            let prot = if same { old.prot | need } else { need };
             *old = Entry { tag, offset, last: iova.0 | ((1 << lg2) - 1), prot };
         }
         let rest = range.last().0 - iova.0;
@@ -230,7 +231,9 @@ impl Iotlb {
 impl Entry {
     #[inline(always)]
     fn hit(&self, tag: u64, iova: u64, length: u64, need: Prot) -> Option<Run> {
-        if self.tag != tag || iova > self.last || !self.prot.contains(need) {
+        // What a privileged request was granted is not for others, nor the other way round.
+        let asked = need | Prot::PRIVILEGED;
+        if self.tag != tag || iova > self.last || self.prot & asked != need {
             return None;
         }
         let rest = self.last - iova;
@@ -261,7 +264,7 @@ const fn slot(iova: u64, lg2: u32) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fmt::{AmdV1, VtdSs};
+    use crate::fmt::{AmdV1, VtdFs, VtdSs};
     use crate::{Config, Counted, Dirty, Format, PageTable, Reader, Writer};
 
     const RW: Prot = Prot::READ.union(Prot::WRITE);
@@ -302,6 +305,25 @@ mod tests {
             let fault = found(0x60_0000, 1, RW).expect_err("read-only");
             assert_eq!((fault.iova, fault.missing), (Iova(0x60_0000), Prot::WRITE));
             assert!(found(0x2000, 1, Prot::READ).is_err());
+        }
+    }
+
+    #[test]
+    fn what_a_privileged_request_was_granted_is_not_for_others() {
+        let (mut writer, reader) = table::<VtdFs>();
+        let pages = [(0, RW | Prot::PRIVILEGED), (0x1000, RW)];
+        for (iova, prot) in pages {
+            writer.map(Iova(iova), &[run(0x8000, 0x1000)], prot).expect("mapped");
+        }
+        let mut iotlb = Iotlb::new();
+        let space = iotlb.attach(0, reader).expect("attached");
+        for _ in 0..2 {
+            let mut found = |iova, need| iotlb.translate(space, Iova(iova), 1, need).err();
+            assert_eq!(found(0, RW | Prot::PRIVILEGED), None);
+            let fault = Fault { iova: Iova(0), level: 0, missing: Prot::PRIVILEGED };
+            assert_eq!(found(0, Prot::READ), Some(fault));
+            assert_eq!(found(0x1000, RW), None);
+            assert_eq!(found(0x1000, RW | Prot::PRIVILEGED), None);
         }
     }
 

@@ -105,7 +105,7 @@ mod walk_cache;
 
 pub use addr::{Iova, IovaRange, Pa};
 pub use changes::Changes;
-pub use format::{Entry, Format};
+pub use format::{Context, Entry, Format};
 pub use page_table::{Config, PageTable, Writer};
 pub use quiesce::{Counted, Quiesce, Section};
 pub use table::{Dirty, Fault, Prot, Run, TableReader, TableWriter};

@@ -8,7 +8,7 @@
 use core::fmt::Debug;
 use core::marker::PhantomData;
 
-use crate::format::{Entry, Format, low_bits};
+use crate::format::{Context, Entry, Format, low_bits};
 use crate::walk::output;
 use crate::{Iova, Pa, Prot, Run, TableReader};
 
@@ -17,6 +17,9 @@ pub trait TableMemory {
     /// The word at `pa`, which is a multiple of 8; nothing where no memory is.
     fn word(&self, pa: Pa) -> Option<u64>;
 }
+
+/// Levels of any format.
+const LEVELS_MAX: usize = 8;
 
 /// Which of the two translations failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,7 +32,18 @@ pub enum Stage {
     SecondOfLeaf,
 }
 
-/// Why it failed.
+/// Why it failed. In the manuals' fault records, for the first stage:
+///
+/// | | SMMUv3 7.3 | RISC-V IOMMU, fault queue | AMD 2.5.3, I/O page fault | VT-d 7.1.3 |
+/// |---|---|---|---|---|
+/// | `Address` | F_TRANSLATION | page fault | PR clear | address not canonical |
+/// | `Empty` | F_TRANSLATION | page fault | PR clear | entry not present |
+/// | `Reserved` | F_TRANSLATION, F_ADDR_SIZE | page fault | RZ set | reserved field set |
+/// | `Permission` | F_PERMISSION | page fault | PE set | access right; U/S clear |
+/// | `Flag` | F_ACCESS, F_PERMISSION | page fault | | |
+/// | `Unreadable` | F_WALK_EABT | access fault | | table address |
+///
+/// In the second stage RISC-V calls a page fault a guest page fault, and SMMUv3 sets S2 in the same records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
     /// The input address is none that the format translates.
@@ -38,8 +52,10 @@ pub enum Cause {
     Empty,
     /// A reserved bit is set, or a reserved encoding used.
     Reserved,
-    /// Not granted: what is missing.
+    /// Not granted: what is missing; with [`Prot::PRIVILEGED`], by the guest to an unprivileged request.
     Permission(Prot),
+    /// The leaf's accessed or dirty flag is clear, and nobody is to set it.
+    Flag,
     /// There is no memory where the second stage says the table is.
     Unreadable,
 }
@@ -63,6 +79,7 @@ pub struct NestedFault {
 #[derive(Clone, Copy, Debug)]
 pub struct Nested<F: Format> {
     root: u64,
+    context: Context,
     format: PhantomData<fn() -> F>,
 }
 
@@ -71,7 +88,14 @@ impl<F: Format> Nested<F> {
     /// to have none, or treat them as zero (VT-d 9.6, SMMUv3 5.4).
     #[must_use]
     pub const fn new(root: u64) -> Self {
-        Self { root: root & !low_bits(F::ROOT_ITEMS_LG2 + 3), format: PhantomData }
+        let root = root & !low_bits(F::ROOT_ITEMS_LG2 + 3);
+        Self { root, context: Context::all(), format: PhantomData }
+    }
+
+    /// With what the guest's context says besides the root.
+    #[must_use]
+    pub const fn with_context(self, context: Context) -> Self {
+        Self { context, ..self }
     }
 
     /// The longest contiguous run within one leaf of the first stage that starts at `iova`, at most `length` bytes, all
@@ -112,7 +136,7 @@ impl<F: Format> Nested<F> {
             return Err(fault(F::TOP_LEVEL, Cause::Address));
         }
         let mut table = self.root;
-        let mut granted = Prot::READ | Prot::WRITE | Prot::EXEC;
+        let mut pointers = [0; LEVELS_MAX];
         for level in (0..=F::TOP_LEVEL).rev() {
             let at = table.wrapping_add((F::index(iova.0, level) as u64) << 3);
             let word = read(at, iova, second, memory)?;
@@ -123,11 +147,17 @@ impl<F: Format> Nested<F> {
             match entry {
                 Entry::Empty => return Err(fault(level, Cause::Empty)),
                 Entry::Table(address) => {
-                    granted &= F::table_prot(word, level);
+                    pointers[level as usize] = word;
                     table = address;
                 }
                 Entry::Leaf => {
-                    let lacking = need.difference(granted & F::prot(word, level));
+                    if F::is_flagless(word, need, self.context) {
+                        return Err(fault(level, Cause::Flag));
+                    }
+                    let above = level as usize + 1..=F::TOP_LEVEL as usize;
+                    let under =
+                        pointers[above].iter().fold(word, |leaf, &word| F::under(leaf, word));
+                    let lacking = F::missing(under, level, need, self.context);
                     if !lacking.is_empty() {
                         return Err(fault(level, Cause::Permission(lacking)));
                     }
@@ -183,6 +213,7 @@ mod tests {
     use crate::{Config, Counted, PageTable, Reader, Writer};
     use alloc::sync::Arc;
     use core::cell::Cell;
+    use core::ops::BitAndAssign as _;
     use std::collections::BTreeMap;
 
     const RW: Prot = Prot::READ.union(Prot::WRITE);
@@ -265,6 +296,73 @@ mod tests {
         both_stages::<AmdV2, AmdV1>();
         both_stages::<ArmS1, ArmS2>();
         both_stages::<Sv48, Sv48x4>();
+    }
+
+    /// A guest that keeps its leaf to privileged requests.
+    fn kept_for_the_privileged<S1: Format, S2: Format>() {
+        let (_writer, reader) = second::<S2>();
+        let words = guest::<S1>(0, 0x8_0000, RW | Prot::PRIVILEGED);
+        let ask = |need, context| {
+            let nested = Nested::<S1>::new(0x1_0000).with_context(context);
+            nested.translate(Iova(0), 64, need, &*reader, &words)
+        };
+        let fault = ask(Prot::READ, Context::all()).expect_err("unprivileged");
+        assert_eq!((fault.stage, fault.level), (Stage::First, 0));
+        let Cause::Permission(missing) = fault.cause else { panic!("{fault:?}") };
+        assert!(missing.contains(Prot::PRIVILEGED), "{missing:?}");
+        let privileged = Prot::READ | Prot::PRIVILEGED;
+        assert!(ask(privileged, Context::all()).is_ok(), "the second stage knows no privileges");
+    }
+
+    #[test]
+    fn what_a_guest_keeps_for_the_privileged_is_not_for_others() {
+        kept_for_the_privileged::<VtdFs, VtdSs>();
+        kept_for_the_privileged::<AmdV2, AmdV1>();
+        kept_for_the_privileged::<ArmS1, ArmS2>();
+        kept_for_the_privileged::<Sv48, Sv48x4>();
+    }
+
+    /// Flags that the guest set or not, where its context says that the IOMMU does not set them.
+    fn flags<S1: Format, S2: Format>(flags: u64, need: Prot, expected: Option<Cause>) {
+        let (_writer, reader) = second::<S2>();
+        let mut words = guest::<S1>(0, 0x8_0000, RW);
+        words.words.last_entry().expect("the leaf").into_mut().bitand_assign(!flags);
+        let ask = |context| {
+            let nested = Nested::<S1>::new(0x1_0000).with_context(context);
+            nested.translate(Iova(0), 64, need, &*reader, &words).map_err(|fault| fault.cause)
+        };
+        assert!(ask(Context::all()).is_ok(), "the IOMMU would set them");
+        assert_eq!(ask(Context::OPEN | Context::WRITE_PROTECT).err(), expected);
+    }
+
+    #[test]
+    fn a_clear_flag_that_nobody_sets_faults() {
+        const NONE: u64 = 0;
+        let read_only = Some(Cause::Permission(Prot::WRITE));
+        // AF is bit 10; a page that DBM alone makes writable is read-only.
+        flags::<ArmS1, ArmS2>(1 << 10, Prot::READ, Some(Cause::Flag));
+        flags::<ArmS1, ArmS2>(NONE, Prot::READ, None);
+        flags::<ArmS1, ArmS2>(NONE, RW, read_only);
+        // A is bit 6; D is clear in a page that was not written.
+        flags::<Sv48, Sv48x4>(1 << 6, Prot::READ, Some(Cause::Flag));
+        flags::<Sv48, Sv48x4>(NONE, Prot::READ, None);
+        flags::<Sv48, Sv48x4>(NONE, RW, Some(Cause::Flag));
+        // VT-d and AMD always set them.
+        flags::<VtdFs, VtdSs>(1 << 5, RW, None);
+        flags::<AmdV2, AmdV1>(1 << 5, RW, None);
+    }
+
+    #[test]
+    fn a_guests_pointers_keep_others_off_what_is_below() {
+        // U/S is bit 2 of a PDE, R/W bit 1.
+        for (bit, missing) in [(2, Prot::PRIVILEGED), (1, Prot::WRITE)] {
+            let (_writer, reader) = second::<VtdSs>();
+            let mut words = guest::<VtdFs>(0, 0x8_0000, RW);
+            words.words.get_mut(&0x3_0000).expect("a pointer").bitand_assign(!(1 << bit));
+            let nested = Nested::<VtdFs>::new(0x1_0000);
+            let fault = nested.translate(Iova(0), 64, RW, &*reader, &words).expect_err("kept off");
+            assert_eq!((fault.level, fault.cause), (0, Cause::Permission(missing)));
+        }
     }
 
     #[test]

@@ -43,7 +43,8 @@ pub struct Fault {
     pub iova: Iova,
     /// The level whose entry stopped the walk; 0 holds only leaves.
     pub level: u32,
-    /// What the leaf there does not grant; empty when nothing is mapped.
+    /// What the leaf there does not grant; empty when nothing is mapped. With [`Prot::PRIVILEGED`] the leaf is for privileged
+    /// requests only, and this was none.
     pub missing: Prot,
 }
 
@@ -58,7 +59,9 @@ pub enum Dirty {
 
 /// The lock-free side of a page table: any number of threads walk while one writer changes it.
 pub trait TableReader: Debug + Send + Sync {
-    /// The longest contiguous run that starts at `iova`, at most `length` bytes, all of it granting `need`.
+    /// The longest contiguous run that starts at `iova`, at most `length` bytes, all of it granting `need` as the format's
+    /// manual has it. `need` says what the request does, and with [`Prot::PRIVILEGED`] that it is a privileged one (PCIe's
+    /// Privileged Mode Requested beside a PASID, SMMUv3's PnU); without, it is kept off what is for privileged requests only.
     /// A `need` with [`Prot::WRITE`] marks what it returns dirty in the same step.
     ///
     /// # Errors

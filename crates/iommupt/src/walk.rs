@@ -24,7 +24,7 @@ use core::hint::cold_path;
 use core::marker::PhantomData;
 
 use crate::arena::Arena;
-use crate::format::{Entry, Format, low_bits};
+use crate::format::{Context, Entry, Format, low_bits};
 use crate::sync::atomic::Ordering;
 use crate::sync::{raise, spin_loop};
 use crate::{Changes, Fault, Iova, IovaRange, Pa, Prot, Run, TableReader};
@@ -217,7 +217,7 @@ impl<F: Format> Reader<F> {
         let mut start = start;
         loop {
             let granted = self.descend(start, iova, |spot| {
-                let missing = need.difference(F::prot(spot.word, spot.level));
+                let missing = F::missing(spot.word, spot.level, need, Context::all());
                 if !missing.is_empty() {
                     return Err(Fault { iova: Iova(iova), level: spot.level, missing });
                 }

@@ -1,5 +1,6 @@
 //! AMD-Vi. Manual: *AMD I/O Virtualization Technology (IOMMU) Specification*. Linux: `drivers/iommu/amd/{iommufd,nested}.c`.
 
+use ioasis_iommupt::Context;
 use ioasis_iommupt::fmt::AmdV2;
 use ioasis_uapi::Result;
 use ioasis_uapi::iommufd as abi;
@@ -46,9 +47,9 @@ impl Stage1 for GuestTables {
             }
         }
         if self.five_levels {
-            walk_table::<AmdV2<5>>(table, iova, read)
+            walk_table::<AmdV2<5>>(table, Context::all(), iova, read)
         } else {
-            walk_table::<AmdV2>(table, iova, read)
+            walk_table::<AmdV2>(table, Context::all(), iova, read)
         }
     }
 

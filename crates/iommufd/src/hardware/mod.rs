@@ -11,7 +11,7 @@ mod vtd;
 
 use std::fmt::Debug;
 
-use ioasis_iommupt::{Entry, Format, Iova, Prot};
+use ioasis_iommupt::{Context, Entry, Format, Iova, Prot};
 use ioasis_uapi::{Errno, Error, Result};
 
 use crate::driver::{Invalidated, UserArray, UserData};
@@ -166,8 +166,17 @@ pub(crate) fn bypass(iova: u64) -> Walked {
     }
 }
 
-/// Follows a table in format `F` from its root.
-pub(crate) fn walk_table<F: Format>(root: u64, iova: u64, read: ReadWord<'_>) -> Walked {
+/// Levels of any format.
+const LEVELS_MAX: usize = 8;
+
+/// Follows a table in format `F` from its root. Devices' requests are unprivileged, and neither kind of guest context that
+/// says otherwise (PMR of a PASID, PRIVCFG of a stream table entry) is served.
+pub(crate) fn walk_table<F: Format>(
+    root: u64,
+    context: Context,
+    iova: u64,
+    read: ReadWord<'_>,
+) -> Walked {
     if F::IOVA_LG2 < 64 {
         let above = iova.cast_signed() >> F::IOVA_LG2;
         // With a second half, the addresses that a processor would call canonical.
@@ -176,7 +185,7 @@ pub(crate) fn walk_table<F: Format>(root: u64, iova: u64, read: ReadWord<'_>) ->
         }
     }
     let mut table = root;
-    let mut granted = Prot::READ | Prot::WRITE | Prot::EXEC;
+    let mut pointers = [0; LEVELS_MAX];
     for level in (0..=F::TOP_LEVEL).rev() {
         let address = table.wrapping_add(F::index(iova, level) as u64 * 8);
         let Some(word) = read(address) else { return Walked::Fault };
@@ -184,15 +193,21 @@ pub(crate) fn walk_table<F: Format>(root: u64, iova: u64, read: ReadWord<'_>) ->
             Entry::Empty => return Walked::Fault,
             _ if F::reserved(word, level) => return Walked::Fault,
             Entry::Table(next) => {
-                granted &= F::table_prot(word, level);
+                pointers[level as usize] = word;
                 table = next;
             }
             Entry::Leaf => {
-                let lg2 = F::leaf_lg2(word, level);
+                let above = level as usize + 1..=F::TOP_LEVEL as usize;
+                let leaf = pointers[above].iter().fold(word, |leaf, &word| F::under(leaf, word));
+                let passes = |&need: &Prot| {
+                    !F::is_flagless(leaf, need, context)
+                        && F::missing(leaf, level, need, context).is_empty()
+                };
+                let prot = [Prot::READ, Prot::WRITE].into_iter().filter(passes).collect();
                 return Walked::Leaf {
                     ipa: F::oa(word, level),
-                    lg2,
-                    prot: F::prot(word, level) & granted,
+                    lg2: F::leaf_lg2(word, level),
+                    prot,
                 };
             }
         }

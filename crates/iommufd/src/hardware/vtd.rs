@@ -1,6 +1,7 @@
 //! Intel VT-d in scalable mode. Manual: *Intel Virtualization Technology for Directed I/O Architecture Specification*. Linux:
 //! `drivers/iommu/intel/{iommu,nested}.c`.
 
+use ioasis_iommupt::Context;
 use ioasis_iommupt::fmt::VtdFs;
 use ioasis_uapi::Result;
 use ioasis_uapi::iommufd as abi;
@@ -25,9 +26,9 @@ struct FirstStage {
 impl Stage1 for FirstStage {
     fn walk(&self, _pasid: u32, iova: u64, read: ReadWord<'_>) -> Walked {
         if self.five_levels {
-            walk_table::<VtdFs<5>>(self.root, iova, read)
+            walk_table::<VtdFs<5>>(self.root, Context::all(), iova, read)
         } else {
-            walk_table::<VtdFs>(self.root, iova, read)
+            walk_table::<VtdFs>(self.root, Context::all(), iova, read)
         }
     }
 }

@@ -167,8 +167,8 @@ impl<const LEVELS: u32, const GRANULE_LG2: u32> Format for AmdV1<LEVELS, GRANULE
     }
 
     #[inline]
-    fn table_prot(word: u64, _level: u32) -> Prot {
-        rwx(word)
+    fn under(leaf: u64, pointer: u64) -> u64 {
+        leaf & (pointer | !(IR | IW))
     }
 
     fn reserved(word: u64, level: u32) -> bool {

@@ -9,7 +9,7 @@
 use core::hint::cold_path;
 
 use crate::Prot;
-use crate::format::{Entry, Format, bits, low_bits};
+use crate::format::{Context, Entry, Format, RWX, bits, low_bits};
 use ioasis_uapi::{Errno, Error, Result};
 
 /// D8.3.1: bit 0, valid.
@@ -45,6 +45,10 @@ const CONTIGUOUS: u64 = 1 << 52;
 const PXN: u64 = 1 << 53;
 /// D8.4.3: UXN of stage 1, XN[1] of stage 2, bit 54.
 const XN: u64 = 1 << 54;
+/// D8.3.1.1, stage 1 table: PXNTable, bit 59: no privileged execution below.
+const PXN_TABLE: u64 = 1 << 59;
+/// D8.3.1.1, stage 1 table: APTable[0], bit 61: no unprivileged reads and writes below.
+const AP_TABLE_PRIVILEGED: u64 = 1 << 61;
 /// D8.3.1.1, stage 1 table: APTable[1], bit 62: no writes below.
 const AP_TABLE_READ_ONLY: u64 = 1 << 62;
 /// D8.3.1.1, stage 1 table: UXNTable, bit 60: no unprivileged execution below.
@@ -126,6 +130,12 @@ impl<const STAGE: u32, const GRANULE_LG2: u32, const BITS: u32> Arm<STAGE, GRANU
             (14, 1) | (16, 0 | 1) => 5,
             _ => 0,
         }
+    }
+
+    /// Whether a leaf can be written without its dirty state being set first (D8.5.2).
+    #[inline]
+    const fn is_writable_now(word: u64) -> bool {
+        if STAGE == 1 { word & AP_READ_ONLY == 0 } else { word & S2AP_WRITE != 0 }
     }
 
     fn memory(prot: Prot) -> u64 {
@@ -234,7 +244,10 @@ impl<const STAGE: u32, const GRANULE_LG2: u32, const BITS: u32> Format
         if !prot.contains(Prot::EXEC) {
             attrs |= PXN;
         }
-        if !prot.contains(Prot::PRIVILEGED) {
+        if prot.contains(Prot::PRIVILEGED) {
+            // AP[1] does not keep unprivileged requests from execution (D8.4.3).
+            attrs |= XN;
+        } else {
             attrs |= AP_UNPRIVILEGED;
         }
         if !prot.contains(Prot::GLOBAL) {
@@ -258,7 +271,8 @@ impl<const STAGE: u32, const GRANULE_LG2: u32, const BITS: u32> Format
     #[inline]
     fn prot(word: u64, _level: u32) -> Prot {
         let mut prot = Prot::empty();
-        if word & XN == 0 {
+        let xn = if STAGE == 1 && word & AP_UNPRIVILEGED == 0 { PXN } else { XN };
+        if word & xn == 0 {
             prot |= Prot::EXEC;
         }
         let kind = if STAGE == 1 {
@@ -299,17 +313,54 @@ impl<const STAGE: u32, const GRANULE_LG2: u32, const BITS: u32> Format
     }
 
     #[inline]
-    fn table_prot(word: u64, _level: u32) -> Prot {
-        let mut prot = Prot::READ | Prot::WRITE | Prot::EXEC;
+    fn under(leaf: u64, pointer: u64) -> u64 {
+        let mut leaf = leaf;
         if STAGE == 1 {
-            if word & AP_TABLE_READ_ONLY != 0 {
-                prot -= Prot::WRITE;
+            if pointer & AP_TABLE_READ_ONLY != 0 {
+                leaf = (leaf | AP_READ_ONLY) & !DBM;
             }
-            if word & XN_TABLE != 0 {
-                prot -= Prot::EXEC;
+            if pointer & AP_TABLE_PRIVILEGED != 0 {
+                leaf &= !AP_UNPRIVILEGED;
+            }
+            if pointer & PXN_TABLE != 0 {
+                leaf |= PXN;
+            }
+            if pointer & XN_TABLE != 0 {
+                leaf |= XN;
             }
         }
-        prot
+        leaf
+    }
+
+    /// D8.4.1 and D8.4.3. AP[1] lets unprivileged requests read and write, and privileged ones too unless PAN is set; UXN keeps
+    /// unprivileged requests from executing, PXN privileged ones, who never execute what others can write.
+    #[inline]
+    fn missing(word: u64, level: u32, need: Prot, context: Context) -> Prot {
+        let (mut granted, asked) = (Self::prot(word, level), need & RWX);
+        if !context.contains(Context::DIRTY) && !Self::is_writable_now(word) {
+            granted -= Prot::WRITE;
+        }
+        if STAGE == 2 {
+            return asked.difference(granted);
+        }
+        let open = word & AP_UNPRIVILEGED != 0;
+        let privileged = need.contains(Prot::PRIVILEGED);
+        let shared_write = open && granted.contains(Prot::WRITE);
+        let refused = if privileged { word & PXN != 0 || shared_write } else { word & XN != 0 };
+        granted.set(Prot::EXEC, !refused);
+        let data = Prot::READ | Prot::WRITE;
+        if privileged && open && !context.contains(Context::OPEN) {
+            granted -= data;
+        }
+        let lacking = asked.difference(granted);
+        let closed = !privileged && !open && asked.intersects(data);
+        if closed { lacking | Prot::PRIVILEGED } else { lacking }
+    }
+
+    /// D8.5.1: without hardware that sets it, an access flag fault where AF is clear.
+    #[inline]
+    fn is_flagless(word: u64, _need: Prot, context: Context) -> bool {
+        !context.contains(Context::ACCESSED) && word & AF == 0
     }
 
     fn reserved(word: u64, level: u32) -> bool {

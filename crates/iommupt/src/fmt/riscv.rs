@@ -8,7 +8,7 @@
 use core::hint::cold_path;
 
 use crate::Prot;
-use crate::format::{Entry, Format, bits, low_bits};
+use crate::format::{Context, Entry, Format, RWX, bits, low_bits};
 use ioasis_uapi::{Errno, Error, Result};
 
 /// 12.4.1: V, bit 0.
@@ -195,6 +195,35 @@ impl<const LEVELS: u32, const EXTRA: u32> Format for Riscv<LEVELS, EXTRA> {
     #[inline]
     fn table(address: u64, _level: u32) -> u64 {
         (address >> PPN_SHIFT) | V
+    }
+
+    /// 12.4.1: G of a pointer says that all below it is global.
+    #[inline]
+    fn under(leaf: u64, pointer: u64) -> u64 {
+        leaf | (pointer & G)
+    }
+
+    /// 12.4.1: unprivileged requests need U; privileged ones never execute where it is set, and read and write there with SUM.
+    /// The second stage takes all requests for unprivileged (21.5.1).
+    #[inline]
+    fn missing(word: u64, level: u32, need: Prot, context: Context) -> Prot {
+        let lacking = (need & RWX).difference(Self::prot(word, level));
+        if Self::SECOND_STAGE {
+            return lacking;
+        }
+        match (word & U != 0, need.contains(Prot::PRIVILEGED)) {
+            (true, false) | (false, true) => lacking,
+            (false, false) => lacking | Prot::PRIVILEGED,
+            (true, true) if context.contains(Context::OPEN) => lacking | (need & Prot::EXEC),
+            (true, true) => lacking | (need & RWX),
+        }
+    }
+
+    /// 12.3.1: without hardware that sets A and D, a page fault where they are clear.
+    #[inline]
+    fn is_flagless(word: u64, need: Prot, context: Context) -> bool {
+        (!context.contains(Context::ACCESSED) && word & A == 0)
+            || (!context.contains(Context::DIRTY) && need.contains(Prot::WRITE) && word & D == 0)
     }
 
     fn reserved(word: u64, level: u32) -> bool {

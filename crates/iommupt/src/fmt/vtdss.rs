@@ -126,8 +126,8 @@ impl<const LEVELS: u32> Format for VtdSs<LEVELS> {
     }
 
     #[inline]
-    fn table_prot(word: u64, _level: u32) -> Prot {
-        rwx(word)
+    fn under(leaf: u64, pointer: u64) -> u64 {
+        leaf & (pointer | !(R | W))
     }
 
     fn reserved(word: u64, level: u32) -> bool {

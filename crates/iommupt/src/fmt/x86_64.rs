@@ -14,7 +14,7 @@
 //! Input addresses are canonical; what this crate maps is the lower half.
 
 use crate::Prot;
-use crate::format::{Entry, Format, bits};
+use crate::format::{Context, Entry, Format, RWX, bits};
 use ioasis_uapi::{Errno, Error, Result};
 
 /// SDM table 4-20: P, bit 0.
@@ -50,7 +50,9 @@ const XD: u64 = 1 << 63;
 /// let word = VtdFs::<4>::leaf(0x1000, 0, 12, VtdFs::<4>::attrs(Prot::READ)?);
 /// assert_eq!(word, 0x8000_0000_0000_1025);
 /// // A pointer leaves all permissions to what is below, this one not that to execute.
-/// assert_eq!(AmdV2::<4>::table_prot(1 << 63 | 0x1027, 1), Prot::READ | Prot::WRITE);
+/// let rwx = Prot::READ | Prot::WRITE | Prot::EXEC;
+/// let word = AmdV2::<4>::leaf(0x1000, 0, 12, AmdV2::<4>::attrs(rwx)?);
+/// assert_eq!(AmdV2::<4>::prot(AmdV2::<4>::under(word, 1 << 63 | 0x1027), 0), Prot::READ | Prot::WRITE);
 /// # Ok::<(), ioasis_uapi::Error>(())
 /// ```
 #[derive(Clone, Copy, Debug)]
@@ -152,8 +154,20 @@ impl<const LEVELS: u32> Format for X86_64<LEVELS> {
     }
 
     #[inline]
-    fn table_prot(word: u64, _level: u32) -> Prot {
-        rwx(word)
+    fn under(leaf: u64, pointer: u64) -> u64 {
+        (leaf & (pointer | !(RW | US))) | (pointer & XD)
+    }
+
+    /// SDM 4.6.1 as without SMAP and SMEP (VT-d 3.6.1): U/S, set in every level, lets unprivileged requests in.
+    #[inline]
+    fn missing(word: u64, _level: u32, need: Prot, context: Context) -> Prot {
+        let lacking = (need & RWX).difference(rwx(word));
+        if need.contains(Prot::PRIVILEGED) {
+            let anyway =
+                if context.contains(Context::WRITE_PROTECT) { Prot::empty() } else { Prot::WRITE };
+            return lacking.difference(anyway);
+        }
+        if word & US == 0 { lacking | Prot::PRIVILEGED } else { lacking }
     }
 
     fn reserved(word: u64, level: u32) -> bool {

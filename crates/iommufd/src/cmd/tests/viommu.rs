@@ -296,6 +296,34 @@ fn a_guest_with_context_descriptors_has_every_pasid_of_its_device() {
     assert_eq!(read(1), None);
 }
 
+/// VT-d 3.6.1: U/S is bit 2, in every level.
+#[test]
+fn a_device_is_kept_off_what_a_guest_keeps_for_the_privileged() {
+    for (entry, word) in [(0x4000, 0x8000 | 3), (0x2000, 0x3000 | 3)] {
+        let nest = Nest::new(IommuKind::Vtd);
+        nest.x86_tables(0x8000);
+        nest.word(entry, word);
+        let table = abi::HwptVtdS1 { flags: 0, pgtbl_addr: 0x1000, addr_width: 48, __reserved: 0 };
+        let nested = nest.alloc(nest.parent, abi::HWPT_DATA_VTD_S1, &table).unwrap();
+        nest.bound.attach(nested).unwrap();
+        assert_eq!(nest.reads(0x40_0000), None, "U/S is clear at {entry:#x}");
+    }
+}
+
+/// SMMUv3 5.4: AFFD is bit 35 of a context descriptor, HA bit 43; AF is bit 10 of a leaf.
+#[test]
+fn an_smmu_leaf_without_its_access_flag_faults_unless_the_context_says_otherwise() {
+    for (context, expected) in [(0, None), (1 << 35, Some(8)), (1 << 43, Some(8))] {
+        let (nest, viommu) = smmu();
+        nest.word(0x5000, 1 << 31 | 1 << 41 | 16 | context);
+        nest.word(0x4000, 0x8000 | 1 << 6 | 3);
+        let nested = nest.alloc(viommu, abi::HWPT_DATA_ARM_SMMUV3, &STE).unwrap();
+        nest.vdevice(viommu, 0x18).unwrap();
+        nest.bound.attach(nested).unwrap();
+        assert_eq!(nest.reads(0x40_0000), expected, "context {context:#x}");
+    }
+}
+
 #[test]
 fn a_table_that_is_attached_again_is_walked_again() {
     let nest = Nest::new(IommuKind::Vtd);

@@ -1,9 +1,9 @@
 //! AMD IOMMU host tables: AMD IOMMU 2.2.3, tables 14 and 15.
 
-use super::{NS, R, RW, RWX, RX, W, Words};
+use super::{NONE, NS, PRIV, R, RW, RWX, RX, W, Words, below};
 use crate::Prot;
 use crate::fmt::AmdV1;
-use crate::format::Format;
+use crate::format::Context;
 
 /// Bits 60, 61 and 62: FC, IR, IW.
 const FC: u64 = 1 << 60;
@@ -74,8 +74,13 @@ fn amdv1_words_are_the_manuals() {
     words::<5>().places(&[(4, (1 << 57) - 1, 511)]).done();
     // Table 15: level 6 resolves bits 63:57.
     words::<6>().places(&[(5, u64::MAX, 127), (5, 1 << 57, 1)]).done();
-    assert_eq!(AmdV1::<6>::table_prot(IR | 0x1201, 1), RX, "IW of the levels is ANDed");
-    assert_eq!(AmdV1::<6>::table_prot(IW | 0x1201, 1), W, "IR of the levels is ANDed");
+    assert_eq!(below::<AmdV1<6>>(IR | 0x1201), RX, "IW of the levels is ANDed");
+    assert_eq!(below::<AmdV1<6>>(IW | 0x1201), W, "IR of the levels is ANDed");
+    // Host tables know no privileges.
+    Words::<AmdV1<6>>::of().requests(&[
+        (IR | IW | 0x1001, RWX | PRIV, Context::empty(), NONE),
+        (IR | 0x1001, RW | PRIV, Context::all(), W),
+    ]);
 }
 
 /// Granules of 2 KiB in the same fields: an address is twice as large in the word.

@@ -7,18 +7,66 @@
 //! - 52 bits: with 64 KiB granules address bits 51:48 are bits 15:12 (FEAT_LPA), with the others 51:50 are 9:8, and SH is
 //!   not in the word (FEAT_LPA2).
 
-use super::{GLOBAL, IO, NS, PRIV, R, RW, RWX, RX, W, Words};
+use super::{GLOBAL, IO, NONE, NS, PRIV, R, RW, RWX, RX, W, Words, X, below};
 use crate::Prot;
 use crate::fmt::{ArmS1, ArmS2};
-use crate::format::Format;
+use crate::format::{Context, Format};
 
 /// D8.3.1.1: APTable[1] is bit 62, UXNTable bit 60.
 #[test]
 fn arm_stage_1_pointers_restrict_what_is_below() {
-    assert_eq!(ArmS1::<12>::table_prot(1 << 62 | 0x1003, 1), RX, "no writes");
-    assert_eq!(ArmS1::<12>::table_prot(1 << 60 | 0x1003, 1), RW, "no execution");
-    assert_eq!(ArmS2::<12>::table_prot(1 << 62 | 0x1003, 1), RWX, "stage 2 has no such bits");
+    assert_eq!(below::<ArmS1<12>>(1 << 62 | 0x1003), RX, "no writes");
+    assert_eq!(below::<ArmS1<12>>(1 << 60 | 0x1003), RW, "no execution");
+    assert_eq!(below::<ArmS2<12>>(1 << 62 | 0x1003), RWX, "stage 2 has no such bits");
     assert!(ArmS1::<12>::attrs(Prot::EXEC).is_err(), "what is valid at stage 1 can be read");
+}
+
+/// D8.4.1: AP[1] is bit 6, AP[2] bit 7, APTable[0] bit 61; D8.4.3: PXN is bit 53, UXN bit 54, PXNTable bit 59; D8.5: AF is
+/// bit 10, DBM bit 51.
+#[test]
+fn arm_stage_1_requests_pass_or_not_as_in_the_manual() {
+    const PXN: u64 = 1 << 53;
+    const UXN: u64 = 1 << 54;
+    const DBM: u64 = 1 << 51;
+    let all = Context::all();
+    let (pan, no_hd) = (all - Context::OPEN, all - Context::DIRTY);
+    let under = |leaf, bit: u32| ArmS1::<12>::under(leaf, 1 << bit | 0x1003);
+    Words::<ArmS1<12>>::of().requests(&[
+        (0x1fc7, RX, all, NONE),
+        (0x1fc7, RX | PRIV, all, NONE),
+        (0x1fc7, R | PRIV, pan, R),
+        (0x1fc7, X | PRIV, pan, NONE),
+        (0x1fc7, RW, all, W),
+        (0x1f47, RWX, all, NONE),
+        // What others can write, privileged requests do not execute.
+        (0x1f47, RWX | PRIV, all, X),
+        (0x1f87, R, all, PRIV),
+        (0x1f87, R | PRIV, pan, NONE),
+        (0x1f07, RW | PRIV, pan, NONE),
+        // UXN alone says whether unprivileged requests execute.
+        (0x1f87, X, all, NONE),
+        (UXN | 0x1f87, X, all, X),
+        (UXN | 0x1f87, RX | PRIV, all, NONE),
+        (PXN | 0x1fc7, X | PRIV, all, X),
+        (PXN | 0x1fc7, X, all, NONE),
+        (DBM | 0x1fc7, W, all, NONE),
+        (DBM | 0x1fc7, W, no_hd, W),
+        (DBM | 0x1f47, W, no_hd, NONE),
+        (under(DBM | 0x1fc7, 62), W, all, W),
+        (under(0x1f47, 61), R, all, PRIV),
+        (under(0x1f47, 61), RW | PRIV, all, NONE),
+        (under(0x1fc7, 59), X | PRIV, all, X),
+        (under(0x1fc7, 60), X, all, X),
+    ]);
+    // Stage 2 knows no privileges: S2AP is bits 7:6.
+    Words::<ArmS2<12>>::of().requests(&[
+        (0x1000_07ff, RWX | PRIV, all, NONE),
+        (0x1000_077f, RW | PRIV, all, W),
+        (DBM | 0x1000_077f, W, no_hd, W),
+    ]);
+    let flag = ArmS1::<12>::is_flagless;
+    assert!(flag(0x1bc7, R, all - Context::ACCESSED) && !flag(0x1bc7, R, all), "AF is clear");
+    assert!(!flag(0x1fc7, R, Context::empty()), "AF is set");
 }
 
 /// D8.2.2: at stage 2 a root of up to 16 items is as many tables of the next level, side by side.
@@ -38,7 +86,7 @@ fn arm_stage_1_words_of_4k_granules_and_48_bits_are_the_manuals() {
             (0, 12, 0x1000, RX, 0x1fc7, RX),
             (0, 12, 0x1000, RW, 0x68_0000_0000_1fc7, RW),
             (0, 12, 0x1000, RWX, 0x8_0000_0000_1fc7, RWX),
-            (0, 12, 0x1000, RX | PRIV, 0x1f87, RX | PRIV),
+            (0, 12, 0x1000, RX | PRIV, 0x40_0000_0000_1f87, RX | PRIV),
             (0, 12, 0x1000, RX | GLOBAL, 0x17c7, RX | GLOBAL),
             (0, 12, 0x1000, RX | IO, 0x1ecb, RX | IO),
             (0, 12, 0x1000, RX | NS, 0x1ec3, RX | NS),
@@ -75,7 +123,7 @@ fn arm_stage_1_words_of_4k_granules_and_52_bits_are_the_manuals() {
             (0, 12, 0x1000, RX, 0x1cc7, RX),
             (0, 12, 0x1000, RW, 0x68_0000_0000_1cc7, RW),
             (0, 12, 0x1000, RWX, 0x8_0000_0000_1cc7, RWX),
-            (0, 12, 0x1000, RX | PRIV, 0x1c87, RX | PRIV),
+            (0, 12, 0x1000, RX | PRIV, 0x40_0000_0000_1c87, RX | PRIV),
             (0, 12, 0x1000, RX | GLOBAL, 0x14c7, RX | GLOBAL),
             (0, 12, 0x1000, RX | IO, 0x1ccb, RX | IO),
             (0, 12, 0x1000, RX | NS, 0x1cc3, RX | NS),
@@ -116,7 +164,7 @@ fn arm_stage_1_words_of_16k_granules_and_48_bits_are_the_manuals() {
             (0, 14, 0x4000, RX, 0x4fc7, RX),
             (0, 14, 0x4000, RW, 0x68_0000_0000_4fc7, RW),
             (0, 14, 0x4000, RWX, 0x8_0000_0000_4fc7, RWX),
-            (0, 14, 0x4000, RX | PRIV, 0x4f87, RX | PRIV),
+            (0, 14, 0x4000, RX | PRIV, 0x40_0000_0000_4f87, RX | PRIV),
             (0, 14, 0x4000, RX | GLOBAL, 0x47c7, RX | GLOBAL),
             (0, 14, 0x4000, RX | IO, 0x4ecb, RX | IO),
             (0, 14, 0x4000, RX | NS, 0x4ec3, RX | NS),
@@ -150,7 +198,7 @@ fn arm_stage_1_words_of_16k_granules_and_52_bits_are_the_manuals() {
             (0, 14, 0x4000, RX, 0x4cc7, RX),
             (0, 14, 0x4000, RW, 0x68_0000_0000_4cc7, RW),
             (0, 14, 0x4000, RWX, 0x8_0000_0000_4cc7, RWX),
-            (0, 14, 0x4000, RX | PRIV, 0x4c87, RX | PRIV),
+            (0, 14, 0x4000, RX | PRIV, 0x40_0000_0000_4c87, RX | PRIV),
             (0, 14, 0x4000, RX | GLOBAL, 0x44c7, RX | GLOBAL),
             (0, 14, 0x4000, RX | IO, 0x4ccb, RX | IO),
             (0, 14, 0x4000, RX | NS, 0x4cc3, RX | NS),
@@ -186,7 +234,7 @@ fn arm_stage_1_words_of_64k_granules_and_48_bits_are_the_manuals() {
             (0, 16, 0x1_0000, RX, 0x1_0fc7, RX),
             (0, 16, 0x1_0000, RW, 0x68_0000_0001_0fc7, RW),
             (0, 16, 0x1_0000, RWX, 0x8_0000_0001_0fc7, RWX),
-            (0, 16, 0x1_0000, RX | PRIV, 0x1_0f87, RX | PRIV),
+            (0, 16, 0x1_0000, RX | PRIV, 0x40_0000_0001_0f87, RX | PRIV),
             (0, 16, 0x1_0000, RX | GLOBAL, 0x1_07c7, RX | GLOBAL),
             (0, 16, 0x1_0000, RX | IO, 0x1_0ecb, RX | IO),
             (0, 16, 0x1_0000, RX | NS, 0x1_0ec3, RX | NS),
@@ -218,7 +266,7 @@ fn arm_stage_1_words_of_64k_granules_and_52_bits_are_the_manuals() {
             (0, 16, 0x1_0000, RX, 0x1_0fc7, RX),
             (0, 16, 0x1_0000, RW, 0x68_0000_0001_0fc7, RW),
             (0, 16, 0x1_0000, RWX, 0x8_0000_0001_0fc7, RWX),
-            (0, 16, 0x1_0000, RX | PRIV, 0x1_0f87, RX | PRIV),
+            (0, 16, 0x1_0000, RX | PRIV, 0x40_0000_0001_0f87, RX | PRIV),
             (0, 16, 0x1_0000, RX | GLOBAL, 0x1_07c7, RX | GLOBAL),
             (0, 16, 0x1_0000, RX | IO, 0x1_0ecb, RX | IO),
             (0, 16, 0x1_0000, RX | NS, 0x1_0ec3, RX | NS),

@@ -11,7 +11,7 @@ mod x86_64;
 use core::marker::PhantomData;
 
 use crate::Prot;
-use crate::format::{Entry, Format, low_bits};
+use crate::format::{Context, Entry, Format, low_bits};
 
 const R: Prot = Prot::READ;
 const W: Prot = Prot::WRITE;
@@ -23,6 +23,13 @@ const NS: Prot = Prot::NO_SNOOP;
 const IO: Prot = Prot::MMIO;
 const PRIV: Prot = Prot::PRIVILEGED;
 const GLOBAL: Prot = Prot::GLOBAL;
+const NONE: Prot = Prot::empty();
+
+/// What is left of all permissions below a pointer.
+fn below<F: Format>(pointer: u64) -> Prot {
+    let attrs = F::attrs(RWX).expect("the format can say it");
+    F::prot(F::under(F::leaf(0, 0, F::GRANULE_LG2, attrs), pointer), 0) & RWX
+}
 
 /// A leaf: level, lg2 of its size, output address, what is asked for, the word, what it grants.
 type Leaf = (u32, u32, u64, Prot, u64, Prot);
@@ -65,7 +72,8 @@ impl<F: Format> Words<F> {
         self.counted(rows.clone().count()).each(rows, |&(level, address, word)| {
             assert_eq!(F::table(address, level), word, "{}: {word:#x}", F::NAME);
             assert_eq!(F::decode(word, level), Entry::Table(address), "{word:#x}");
-            assert_eq!(F::table_prot(word, level), RWX, "{word:#x}");
+            let leaf = F::leaf(0, 0, F::GRANULE_LG2, F::attrs(RWX).expect("the format can say it"));
+            assert_eq!(F::under(leaf, word), leaf, "{word:#x} restricts nothing");
             assert!(!F::reserved(word, level), "{word:#x}");
         })
     }
@@ -83,6 +91,14 @@ impl<F: Format> Words<F> {
         let rows = rows.iter().filter(|row| row.0 <= F::TOP_LEVEL);
         self.counted(rows.clone().count()).each(rows, |&(level, word)| {
             assert!(F::reserved(word, level), "{}: {word:#x} at level {level}", F::NAME);
+        })
+    }
+
+    /// Requests at level 0: the leaf, what is asked, in which context, what is missing.
+    fn requests(self, rows: &[(u64, Prot, Context, Prot)]) -> Self {
+        self.counted(rows.len()).each(rows.iter(), |&(word, need, context, missing)| {
+            let found = F::missing(word, 0, need, context);
+            assert_eq!(found, missing, "{}: {word:#x} {need:?} {context:?}", F::NAME);
         })
     }
 

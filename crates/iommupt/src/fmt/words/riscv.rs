@@ -1,9 +1,9 @@
 //! RISC-V privileged 12.4 to 12.6, 13 (Svnapot), 14 (Svpbmt), 21.5.1.
 
-use super::{GLOBAL, IO, NS, PRIV, R, RW, RWX, W, Words, X};
+use super::{GLOBAL, IO, NONE, NS, PRIV, R, RW, RWX, W, Words, X};
 use crate::Prot;
 use crate::fmt::Riscv;
-use crate::format::Format;
+use crate::format::{Context, Format};
 
 /// V 0, R 1, W 2, X 3, U 4, G 5, A 6, D 7, PPN 53:10, PBMT 62:61, N 63.
 fn first_stage<const LEVELS: u32>() -> Words<Riscv<LEVELS, 0>> {
@@ -61,6 +61,34 @@ fn riscv_first_stage_words_are_the_manuals() {
     first_stage::<5>().places(&[(4, (1 << 56) - 1, 255), (4, u64::MAX, 511)]).done();
     let nothing = Riscv::<4, 0>::attrs(Prot::empty());
     assert!(nothing.is_err(), "a leaf without permissions is a pointer");
+}
+
+/// 12.4.1: U is bit 4; SUM is a context's. 12.3.1: A is bit 6, D bit 7.
+#[test]
+fn riscv_requests_pass_or_not_as_in_the_manual() {
+    let (all, no_sum) = (Context::all(), Context::all() - Context::OPEN);
+    Words::<Riscv<4, 0>>::of().requests(&[
+        (0x457, RW, no_sum, NONE),
+        (0x457, X, all, X),
+        (0x447, R, all, PRIV),
+        (0x443, RW, all, W | PRIV),
+        (0x447, RW | PRIV, no_sum, NONE),
+        (0x457, RW | PRIV, all, NONE),
+        (0x457, RW | PRIV, no_sum, RW),
+        // Never executed by the privileged, whatever SUM is.
+        (0x45f, RWX | PRIV, all, X),
+        (0x44f, RWX | PRIV, no_sum, NONE),
+    ]);
+    // 21.5.1: the second stage takes all requests for unprivileged.
+    Words::<Riscv<4, 2>>::of()
+        .requests(&[(0x45f, RWX | PRIV, no_sum, NONE), (0x453, RW | PRIV, all, W)]);
+    let flag = Riscv::<4, 0>::is_flagless;
+    let no_sade = all - Context::ACCESSED - Context::DIRTY;
+    assert!(flag(0x417, R, no_sade) && !flag(0x417, RW, all), "A is clear");
+    assert!(flag(0x457, RW, no_sade) && !flag(0x457, R, no_sade), "D is clear");
+    assert!(!flag(0x4d7, RW, no_sade), "both are set");
+    let under = |pointer| Riscv::<4, 0>::prot(Riscv::<4, 0>::under(0x457, pointer), 0);
+    assert_eq!((under(0x401), under(0x421)), (RW, RW | GLOBAL), "G holds for all below");
 }
 
 fn second_stage<const LEVELS: u32>() -> Words<Riscv<LEVELS, 2>> {

@@ -1,8 +1,8 @@
 //! x86-64 as VT-d's first stage and AMD's guest tables: SDM 4.5, VT-d 9.7, AMD IOMMU 2.2.6.
 
-use super::{GLOBAL, IO, PRIV, R, RW, RWX, RX, W, Words, X};
+use super::{GLOBAL, IO, NONE, PRIV, R, RW, RWX, RX, W, Words, X, below};
 use crate::fmt::X86_64;
-use crate::format::Format;
+use crate::format::{Context, Format};
 
 const XD: u64 = 1 << 63;
 
@@ -44,7 +44,29 @@ fn x86_64_words_are_the_manuals() {
     words::<4>().places(&[(3, (1 << 47) - 1, 255), (3, u64::MAX, 511)]).done();
     words::<5>().places(&[(4, (1 << 56) - 1, 255), (3, u64::MAX, 511)]).done();
     assert_eq!(X86_64::<5>::oa(0x20_10a7, 1), 0x20_0000, "bit 12 of a large leaf is PAT");
-    assert_eq!(X86_64::<4>::table_prot(XD | 0x1025, 2), R, "the levels restrict what is below");
-    assert_eq!(X86_64::<4>::table_prot(0x1027, 2), RWX, "the levels restrict what is below");
+    assert_eq!(below::<X86_64<4>>(XD | 0x1025), R, "the levels restrict what is below");
+    assert_eq!(below::<X86_64<4>>(0x1027), RWX, "the levels restrict what is below");
     assert!(X86_64::<4>::attrs(X).is_err(), "what is present can be read");
+}
+
+/// SDM 4.6.1, VT-d 3.6.1: U/S, in every level, for unprivileged requests; WPE clear lets privileged ones write.
+#[test]
+fn x86_64_requests_pass_or_not_as_in_the_manual() {
+    let (all, no_wpe) = (Context::all(), Context::all() - Context::WRITE_PROTECT);
+    let under = |leaf, pointer| X86_64::<4>::under(leaf, pointer);
+    Words::<X86_64<4>>::of().requests(&[
+        (0x1027, RWX, all, NONE),
+        (0x1027, RWX | PRIV, all, NONE),
+        (0x1023, R, all, PRIV),
+        (0x1023, RW | PRIV, all, NONE),
+        (XD | 0x1021, RWX, all, W | X | PRIV),
+        (0x1025, W, no_wpe, W),
+        (0x1025, W | PRIV, all, W),
+        (0x1025, W | PRIV, no_wpe, NONE),
+        (XD | 0x1025, X | PRIV, no_wpe, X),
+        (under(0x1027, 0x1023), R, all, PRIV),
+        (under(0x1027, 0x1023), RWX | PRIV, all, NONE),
+        (under(0x1023, 0x1027), R, all, PRIV),
+        (under(0x1027, 0x1025), RW, all, W),
+    ]);
 }
