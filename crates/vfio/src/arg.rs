@@ -1,5 +1,9 @@
 //! The argument of a VFIO ioctl: its first version is copied, `argsz` is checked, later bytes are ignored.
 
+use std::sync::Arc;
+
+use ioasis_iommufd::inject::step;
+use ioasis_sys::eventfd::EventFd;
 use ioasis_uapi::{Errno, Error, Result};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
 
@@ -50,6 +54,16 @@ pub(crate) fn write<T: IntoBytes + Immutable>(
     size: usize,
 ) -> Result<()> {
     client.write(address, &arg.as_bytes()[..size])
+}
+
+/// The eventfd behind the caller's `fd`.
+///
+/// # Errors
+///
+/// `EBADF` if the caller has no such fd, `EINVAL` if it is no eventfd.
+pub(crate) fn eventfd(client: &dyn Client, fd: i32) -> Result<Arc<EventFd>> {
+    step("an eventfd")?;
+    client.eventfd(fd).map(Arc::new)
 }
 
 /// # Errors

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::{Arc, OnceLock, Weak};
 
+use ioasis_iommufd::inject::step;
 use ioasis_iommufd::{Bound, Context, Endpoint, Importer};
 use ioasis_pci::{BARS, Bdf, Dma, Function, Session};
 use ioasis_sys::eventfd::EventFd;
@@ -206,6 +207,7 @@ impl Device {
                 "a device without an IOMMU has no node of its own",
             ));
         }
+        step("the memory of a device")?;
         Ok(DeviceFile::of_cdev(Arc::clone(self), client.device_memory(self)?))
     }
 
@@ -281,6 +283,7 @@ impl Device {
             Some(emulated) => Arc::clone(emulated) as _,
             None => Arc::new(Translated::new(Arc::clone(&self.endpoint))),
         };
+        step("a thread for a device")?;
         self.function.open(Session { dma, irq, pages: memory.pages.clone() })?;
         self.pages.lock().clone_from(&memory.pages);
         Ok(())

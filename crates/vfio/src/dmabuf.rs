@@ -5,6 +5,7 @@
 
 use std::sync::{Arc, Weak};
 
+use ioasis_iommufd::inject::step;
 use ioasis_iommufd::{
     AddressSpace, Backing, ClientFile, Extent, Extents, Importer, Kind, OnExec, Piece, Prot,
 };
@@ -74,6 +75,7 @@ pub(crate) fn export(client: &dyn Client, file: &Arc<DeviceFile>, address: u64) 
     check_total(&ranges)?;
     let base = function.bar_address(index);
     ranges.iter().try_for_each(|range| check_range(bar, base, range))?;
+    step("a dma-buf")?;
     let start = region_offset(region_index);
     let ranges = ranges.iter().map(|range| (start + range.offset, range.length)).collect();
     let buffer = DmaBuf { key: unique(), file: Arc::clone(file), ranges, pages: Mutex::new(None) };
@@ -86,6 +88,7 @@ fn read_ranges(client: &dyn Client, address: u64, count: u32) -> Result<Vec<Regi
         return Err(Error::at(Errno::ENOMEM, "too many ranges", count.into()));
     }
     let count = usize::try_from(count).expect("64-bit usize");
+    step("the ranges of a dma-buf")?;
     let mut ranges = vec![RegionDmaRange::new_zeroed(); count];
     client.read(address, ranges.as_mut_bytes())?;
     Ok(ranges)

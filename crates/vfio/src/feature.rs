@@ -109,6 +109,5 @@ fn with_wakeup(client: &dyn Client, device: &Device, call: &Call) -> Result<()> 
     if entry.wakeup_eventfd < 0 {
         return Err(Error::new(Errno::EINVAL, "the wakeup eventfd is negative"));
     }
-    let eventfd = client.eventfd(entry.wakeup_eventfd)?;
-    device.enter_low_power(Some(Arc::new(eventfd)))
+    device.enter_low_power(Some(arg::eventfd(client, entry.wakeup_eventfd)?))
 }

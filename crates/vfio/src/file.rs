@@ -6,6 +6,7 @@ mod region;
 
 use std::sync::{Arc, Weak};
 
+use ioasis_iommufd::inject::step;
 use ioasis_iommufd::{AccessKind, Bound};
 use ioasis_sys::sync::atomic::{AtomicBool, Ordering};
 use ioasis_uapi::vfio;
@@ -108,6 +109,7 @@ impl DeviceFile {
         }
         assert!(matches!(open, Open::Closed), "an open group excludes bound cdevs");
         let (hold, bound) = claim(device, client, iommu)?;
+        step("the memory of a device")?;
         let memory = client.device_memory(device)?;
         open_emulated(device, iommu)?;
         if let Err(error) = device.begin(&memory) {

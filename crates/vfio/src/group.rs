@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::{Arc, OnceLock, Weak};
 
 use ioasis_iommufd as iommufd;
+use ioasis_iommufd::inject::step;
 use ioasis_iommufd::type1::{GroupKind, Member};
 use ioasis_sys::sync::Mutex;
 use ioasis_sys::sync::atomic::{AtomicBool, Ordering};
@@ -135,6 +136,7 @@ impl Group {
         if state.opened {
             return Err(Error::new(Errno::EBUSY, "the group is open"));
         }
+        step("an open group")?;
         state.opened = true;
         state.closed = false;
         Ok(Arc::new(GroupFile { group: Arc::clone(self) }))

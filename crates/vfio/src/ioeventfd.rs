@@ -67,7 +67,7 @@ impl Ioeventfds {
                 Err(Error::at(Errno::ENOSPC, "too many ioeventfds", LIMIT as u64))
             }
             (None, fd) => {
-                let eventfd = Arc::new(client.eventfd(fd)?);
+                let eventfd = arg::eventfd(client, fd)?;
                 let function = Arc::clone(function);
                 let ring = move || doorbell.ring(&function);
                 all.push((doorbell, Watch::start(eventfd, Box::new(ring))?));

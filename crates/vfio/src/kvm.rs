@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use ioasis_iommufd::inject::step;
 use ioasis_sys::sync::Mutex;
 use ioasis_uapi::{Errno, Error, Result};
 
@@ -122,6 +123,7 @@ impl KvmDevice {
             if files.iter().any(|other| other.is(&file)) {
                 return Err(Error::new(Errno::EEXIST, "the file was added before"));
             }
+            step("an entry for a file")?;
             files.push(file);
             return Ok(());
         }

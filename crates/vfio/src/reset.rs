@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use ioasis_iommufd::inject::step;
 use ioasis_uapi::vfio::{self, PciDependentDevice, PciHotReset, PciHotResetInfo};
 use ioasis_uapi::{Errno, Error, Result};
 use zerocopy::IntoBytes;
@@ -40,6 +41,7 @@ pub(crate) fn info(client: &dyn Client, device: &Device, address: u64) -> Result
         arg::write(client, address, &header, MIN)?;
         return Err(Error::at(Errno::ENOSPC, "the array is too small", header.count.into()));
     }
+    step("a list of devices")?;
     let opens = set.opens().lock();
     let mut owned = true;
     let entries: Vec<_> = devices
@@ -128,6 +130,7 @@ fn groups(
     if count > device.set().devices().len() {
         return Err(Error::at(Errno::EINVAL, "more groups than affected devices", count as u64));
     }
+    step("a list of groups")?;
     let mut fds = vec![0_i32; count];
     if count != 0 {
         client.read(address.wrapping_add(MIN as u64), fds.as_mut_bytes())?;

@@ -3,6 +3,7 @@
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
+use ioasis_iommufd::inject::step;
 use ioasis_sys::eventfd::EventFd;
 use ioasis_sys::sync::thread;
 use ioasis_uapi::{Errno, Error, Result};
@@ -23,8 +24,10 @@ impl Watch {
     ///
     /// `EMFILE` or `EAGAIN` when there is no fd or no thread.
     pub(crate) fn start(eventfd: Arc<EventFd>, action: Box<dyn Fn() + Send>) -> Result<Self> {
+        step("an eventfd that ends a watch")?;
         let stop = Arc::new(EventFd::create()?);
         let stopped = Arc::clone(&stop);
+        step("a thread for an eventfd")?;
         let thread = thread::Builder::new()
             .name("vfio-eventfd".into())
             .spawn(move || run(&stopped, &eventfd, &*action))

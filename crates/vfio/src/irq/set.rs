@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use ioasis_iommufd::inject::step;
 use ioasis_pci::{Function, IrqMode};
 use ioasis_sys::eventfd::EventFd;
 use ioasis_uapi::vfio::{self, IrqSet};
@@ -98,6 +99,7 @@ fn read_data(
     if room < count * size {
         return Err(Error::at(Errno::EINVAL, "argsz does not cover the data", room as u64));
     }
+    step("the data of interrupts")?;
     let mut bytes = vec![0; count * size];
     if !bytes.is_empty() {
         client.read(address, &mut bytes)?;
@@ -114,7 +116,7 @@ fn trigger(client: &dyn Client, fd: i32) -> Result<Option<Arc<EventFd>>> {
     if fd < 0 {
         return Ok(None);
     }
-    Ok(Some(Arc::new(client.eventfd(fd)?)))
+    arg::eventfd(client, fd).map(Some)
 }
 
 fn inactive() -> Error {
@@ -292,6 +294,7 @@ impl Interrupts {
         if vectors == 0 {
             return Err(Error::new(Errno::ERANGE, "no vector is asked for"));
         }
+        step("vectors")?;
         self.msix.store(call.index == vfio::PCI_MSIX_IRQ_INDEX, Ordering::Relaxed);
         self.messages.store(Arc::new(vec![None; vectors.into()]));
         gate.mode = if call.index == vfio::PCI_MSI_IRQ_INDEX {

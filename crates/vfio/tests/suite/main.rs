@@ -3,6 +3,7 @@
 
 mod cdev;
 mod dmabufs;
+mod failures;
 mod features;
 mod groups;
 mod infos;

@@ -171,6 +171,11 @@ impl Caller {
         fd
     }
 
+    /// The number the next descriptor gets.
+    pub(crate) fn descriptors(&self) -> i32 {
+        self.next.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn add_iommu(&self, file: IommuFile) -> i32 {
         self.add(File::Iommu(file))
     }
@@ -322,6 +327,8 @@ pub(crate) struct Rig {
 impl Rig {
     /// The group whose devices have no IOMMU.
     pub(crate) const NO_IOMMU: u32 = 9;
+    /// The group whose devices have no DMA of their own.
+    pub(crate) const EMULATED: u32 = 8;
 
     /// One device, 0000:01:00.0 in group 1.
     pub(crate) fn new() -> Self {
@@ -337,7 +344,11 @@ impl Rig {
             let address: Bdf = bdf.parse().expect("an address");
             let probe = Box::new(Probe { log: Arc::clone(&log), ..Probe::default() });
             let function = Function::new(address, probe, &mut windows);
-            let kind = if group == Self::NO_IOMMU { GroupKind::NoIommu } else { GroupKind::Iommu };
+            let kind = match group {
+                Self::NO_IOMMU => GroupKind::NoIommu,
+                Self::EMULATED => GroupKind::Emulated,
+                _ => GroupKind::Iommu,
+            };
             Placement { function, endpoint: hardware.endpoint(address, group), kind }
         });
         let placements = placements.collect();
@@ -446,7 +457,7 @@ pub(crate) fn errno<T>(result: Result<T>) -> Option<Errno> {
 
 /// One IOMMU, and the groups behind it.
 pub(crate) struct Hardware {
-    machine: Arc<iommufd::Machine>,
+    pub(crate) machine: Arc<iommufd::Machine>,
     iommu: Arc<iommufd::Iommu>,
     groups: BTreeMap<u32, Arc<iommufd::Group>>,
 }
@@ -465,6 +476,7 @@ impl Hardware {
             name: address.to_string().into(),
             requester_id: address.requester_id(),
             reserved: iommu.reserved(),
+            pasid_bits: 20,
             ..iommufd::EndpointConfig::default()
         };
         iommufd::Endpoint::new(group, config)
