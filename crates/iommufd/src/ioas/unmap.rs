@@ -49,11 +49,8 @@ impl Ioas {
         loop {
             let mut space = self.lock();
             // Most unmaps are of one area.
-            if let Some(mut area) = space.areas.remove_free(range) {
-                space.clear_domains(range);
-                area.unfill();
-                space.remember_unmap(PastUnmap { range, pid });
-                return Unmapped { bytes: bytes.wrapping_add(area.length()), result: Ok(()) };
+            if let Some(gone) = space.remove_just(range, pid) {
+                return Unmapped { bytes: bytes.wrapping_add(gone), result: Ok(()) };
             }
             let (clean, stop) = space.scan_unmap(range);
             if let Some(Clean { range, bytes: gone, areas }) = clean {
@@ -88,6 +85,11 @@ impl Ioas {
         }
     }
 
+    /// Removes the area at just `range` and says how long it was, if there is one and nothing keeps it.
+    pub(crate) fn unmap_just(&self, range: IovaRange, pid: u32) -> Option<u64> {
+        self.lock().remove_just(range, pid)
+    }
+
     /// This IOAS as one who maps dma-bufs.
     pub(crate) fn importer(ioas: &Arc<Self>) -> Weak<dyn Importer> {
         let weak: Weak<Self> = Arc::downgrade(ioas);
@@ -116,6 +118,15 @@ impl Importer for Ioas {
 }
 
 impl Space {
+    #[inline]
+    fn remove_just(&mut self, range: IovaRange, pid: u32) -> Option<u64> {
+        let mut area = self.areas.remove_free(range)?;
+        self.clear_domains(range);
+        area.unfill();
+        self.remember_unmap(PastUnmap { range, pid });
+        Some(area.length())
+    }
+
     /// The areas from the start of `range` that can go, as one range and a number of bytes, and what stops there.
     fn scan_unmap(&self, range: IovaRange) -> (Option<Clean>, Stop) {
         let mut clean: Option<Clean> = None;

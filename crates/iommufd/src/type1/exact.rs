@@ -34,8 +34,8 @@ struct GroupDomain {
     groups: Vec<Arc<Group>>,
 }
 
-/// The call, the mappings it is about, and where their dirty bits go.
-type PlannedUnmap = (abi::IommuType1DmaUnmap, Option<IovaRange>, Option<abi::Bitmap>);
+/// The call, what it names, and where the dirty bits go.
+type PlannedUnmap = (abi::IommuType1DmaUnmap, IovaRange, Option<abi::Bitmap>);
 
 /// What GET_INFO shows as the largest dirty bitmap: 256 MiB, `DIRTY_BITMAP_SIZE_MAX`.
 pub(super) const DIRTY_BITMAP_SIZE_MAX: u64 = 256 << 20;
@@ -351,17 +351,27 @@ impl Type1 {
         arg: u64,
     ) -> Result<Option<IovaRange>> {
         let (_, range, _) = self.plan_unmap(client, arg)?;
+        let range = self.under_version(range)?;
         Ok(range.and_then(|range| self.first_pinned(range)))
     }
 
     pub(super) fn unmap_dma(&mut self, client: &dyn Client, arg: u64) -> Result<i64> {
         let (mut unmap, range, bitmap) = self.plan_unmap(client, arg)?;
-        let Some(range) = range else {
+        let pid = client.account().pid;
+        // Most unmaps are of one mapping, and cut none.
+        if unmap.flags == 0
+            && let Some(bytes) = self.ioas.unmap_just(range, pid)
+        {
+            self.forget(range);
+            unmap.size = bytes;
+            client.write(arg, unmap.as_bytes())?;
+            return Ok(0);
+        }
+        let Some(range) = self.under_version(range)? else {
             unmap.size = 0;
             client.write(arg, unmap.as_bytes())?;
             return Ok(0);
         };
-        let pid = client.account().pid;
         unmap.size = match bitmap {
             _ if unmap.flags & abi::DMA_UNMAP_FLAG_VADDR != 0 => self.invalidate_vaddr(range)?,
             Some(bitmap) => self.remove_logged(client, range, unmap.iova, bitmap, pid)?,
@@ -371,7 +381,7 @@ impl Type1 {
         Ok(0)
     }
 
-    /// What an UNMAP_DMA asks for, checked: nothing has changed. No range where a v1 container does nothing.
+    /// What an UNMAP_DMA asks for, checked but for what the range cuts: nothing has changed.
     fn plan_unmap(&self, client: &dyn Client, arg: u64) -> Result<PlannedUnmap> {
         let unmap: abi::IommuType1DmaUnmap =
             read(client, arg, size_of::<abi::IommuType1DmaUnmap>())?;
@@ -395,7 +405,7 @@ impl Type1 {
         if let Some(bitmap) = &bitmap {
             self.check_logging(bitmap)?;
         }
-        Ok((unmap, self.under_version(range)?, bitmap))
+        Ok((unmap, range, bitmap))
     }
 
     /// What an UNMAP_DMA names.
@@ -440,12 +450,17 @@ impl Type1 {
     /// Removes the mappings of a range that cuts none; returns the bytes.
     pub(super) fn remove(&mut self, range: IovaRange, pid: u32) -> Result<u64> {
         let unmapped = self.ioas.unmap(range, pid);
+        self.forget(range);
+        unmapped.result.map(|()| unmapped.bytes)
+    }
+
+    /// Forgets what was known of mappings that are gone.
+    fn forget(&mut self, range: IovaRange) {
         self.dirty.forget(range);
         if !self.invalid.is_empty() {
             let ioas = &self.ioas;
             self.invalid.retain(|&start| ioas.area_at(Iova(start)).is_some());
         }
-        unmapped.result.map(|()| unmapped.bytes)
     }
 
     pub(super) fn ioas(&self) -> &Ioas {

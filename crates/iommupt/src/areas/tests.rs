@@ -36,6 +36,23 @@ fn steps(space: u64) -> impl Strategy<Value = Vec<Step>> {
     prop::collection::vec(one, 0..1500)
 }
 
+/// Areas that come and go in order, up or down, with a search now and then.
+fn runs(space: u64) -> impl Strategy<Value = Vec<Step>> {
+    let run = |insert: bool, down: bool, (from, count, stride): (u64, u64, u64)| {
+        let at = (0..count).map(move |n| from + stride * if down { count - 1 - n } else { n });
+        let step = move |at| if insert { Step::Insert(at, at + 1) } else { Step::Remove(at) };
+        at.map(step).collect::<Vec<Step>>()
+    };
+    let place = || (0..space, 1..200_u64, 1..4_u64);
+    let search = (0..space, 1..400_u64).prop_map(|(from, length)| Step::FindHole { from, length });
+    let one = prop_oneof![
+        4 => (any::<bool>(), place()).prop_map(move |(down, place)| run(true, down, place)),
+        4 => (any::<bool>(), place()).prop_map(move |(down, place)| run(false, down, place)),
+        2 => search.prop_map(|step| alloc::vec![step]),
+    ];
+    prop::collection::vec(one, 0..20).prop_map(|runs| runs.concat())
+}
+
 fn check(steps: Vec<Step>) {
     let mut areas = Areas::new();
     let mut list: Vec<(u64, u64, u64)> = Vec::new();
@@ -153,6 +170,11 @@ proptest! {
     }
 
     #[test]
+    fn areas_that_come_and_go_in_order_agree_with_a_list(steps in runs(1500)) {
+        check(steps);
+    }
+
+    #[test]
     fn the_iova_is_the_one_linux_chooses(
         pages in prop::collection::btree_set(0..200_u64, 0..150),
         bytes in prop::collection::btree_set(0..40_000_u64, 0..20),
@@ -226,6 +248,33 @@ fn ranges_merge_what_touches() {
     assert_eq!(ranges.iter().collect::<Vec<_>>(), [closed(10, u64::MAX)]);
     assert_eq!(ranges.first(closed(0, 9)), None);
     assert_eq!(ranges.first(closed(0, 10)), Some(closed(10, u64::MAX)));
+}
+
+#[test]
+fn what_is_left_when_most_areas_went_lies_in_few_leaves() {
+    let page = |n: u64| closed(n << 12, (n << 12) + 0xfff);
+    for every in [2, 5, 16, 17, 40] {
+        let mut areas = Areas::new();
+        (0..10_000_u64).for_each(|n| areas.insert(page(n * 7919 % 10_000), n).expect("disjoint"));
+        for n in (0..10_000).filter(|n| n % every > 0) {
+            areas.remove(Iova(n << 12)).expect("an area");
+        }
+        let leaves = areas.check();
+        assert!(leaves <= areas.len() / 3, "{leaves} leaves for {} areas", areas.len());
+        (0..10_000).filter(|n| n % every == 0).for_each(|n| {
+            areas.remove(Iova(n << 12)).expect("an area");
+        });
+        assert_eq!((areas.len(), areas.check()), (0, 1));
+    }
+}
+
+#[test]
+fn areas_in_ascending_order_fill_their_leaves() {
+    let mut areas = Areas::new();
+    for n in 0..10_000_u64 {
+        areas.insert(closed(n << 12, (n << 12) + 0xfff), n).expect("disjoint");
+    }
+    assert_eq!(areas.check(), 10_000 / 16);
 }
 
 #[test]
