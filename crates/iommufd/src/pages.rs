@@ -164,9 +164,17 @@ impl Pages {
         self.need.contains(Prot::WRITE)
     }
 
-    /// Whether the memory is that of a dma-buf which has been taken away.
+    /// Whether the memory is that of a dma-buf which has been taken away. An IOAS asks with its areas locked, before it fills one:
+    /// a revocation that it missed by then, because it showed nothing yet, the dma-buf knows of already.
     pub(crate) fn is_revoked(&self) -> bool {
-        self.revoked.load(Ordering::Acquire)
+        if self.kind != Kind::DmaBuf || self.revoked.load(Ordering::Acquire) {
+            return self.kind == Kind::DmaBuf;
+        }
+        let revoked = self.pins.lock().origin.space.is_revoked();
+        if revoked {
+            self.revoked.store(true, Ordering::Release);
+        }
+        revoked
     }
 
     /// Takes the memory away if it is that of the dma-buf with this key, which is revoked; says whether it is. Every IOAS that shows

@@ -1,6 +1,8 @@
 use super::*;
 use crate::testing::{ACCOUNT, Buffer, RW, TestClient, TestMachine};
-use crate::{Bound, Context, CopyRequest, MapRequest, Segment};
+use crate::{
+    AddressSpace, Bound, Context, CopyRequest, Extents, Importer, Kind, MapRequest, Segment,
+};
 
 #[test]
 fn a_revoked_buffer_is_gone_from_every_copy_of_its_mapping() {
@@ -38,6 +40,59 @@ fn a_revoked_buffer_is_gone_from_every_copy_of_its_mapping() {
         assert!(!reads(&devices[device], iova), "device {device} at {iova:#x}");
     }
     drop(devices);
+    drop(context);
+    machine.assert_clean();
+}
+
+/// A dma-buf that is revoked right after it was asked whether it is.
+#[derive(Debug)]
+struct RevokedLate(Arc<Buffer>);
+
+impl AddressSpace for RevokedLate {
+    fn key(&self) -> u128 {
+        self.0.key()
+    }
+
+    fn pin(&self, address: u64, length: u64, need: Prot) -> Result<Extents> {
+        self.0.pin(address, length, need)
+    }
+
+    fn kind(&self) -> Kind {
+        Kind::DmaBuf
+    }
+
+    fn is_revoked(&self) -> bool {
+        let was = self.0.is_revoked();
+        if !was {
+            self.0.revoke();
+        }
+        was
+    }
+
+    fn import(&self, importer: Weak<dyn Importer>) {
+        self.0.import(importer);
+    }
+}
+
+#[test]
+fn a_buffer_that_is_revoked_while_it_is_mapped_is_out_of_reach() {
+    let (machine, client) = (TestMachine::new(), TestClient::new());
+    let context = Context::new(&machine.machine);
+    let ioas = context.alloc_ioas().unwrap();
+    let bound = context.bind(&machine.endpoint()).unwrap();
+    bound.attach(ioas).unwrap();
+    let request = MapRequest {
+        space: Arc::new(RevokedLate(Buffer::new(&client.memory))),
+        address: 0,
+        length: 0x1000,
+        place: Place::Fixed(Iova(0x1000)),
+        prot: RW,
+        account: ACCOUNT,
+    };
+    context.map(ioas, request).unwrap();
+    let segment = Segment { iova: Iova(0x1000), length: 1 };
+    assert!(bound.endpoint().read([segment], &mut [0]).is_err());
+    drop(bound);
     drop(context);
     machine.assert_clean();
 }
