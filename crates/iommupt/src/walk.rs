@@ -15,8 +15,9 @@
 //!   section from before the walk until it has used what the walk found.
 //!
 //! `schedules` tries each of these sentences: the steps in every interleaving and with every value that the orderings let a
-//! load see, whole sequences in many schedules. A weaker store of a link or a leaf, a wait or a fence of the writer left out,
-//! and a change not noted each fail there; the order of the marks among themselves, and the acquire fence in `changes`, do not.
+//! load see, whole sequences in many schedules. A weaker store of a link, a leaf or a mark, marks set from the top down or taken
+//! with less than acquire, a mark taken after what it stands for was looked at, a wait or a fence left out, on either side of
+//! `changes`, and a change not noted each fail there.
 
 use alloc::sync::Arc;
 use core::fmt;
