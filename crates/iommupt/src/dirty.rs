@@ -7,7 +7,7 @@
 
 use crate::format::{Entry, Format, low_bits};
 use crate::page_table::Writer;
-use crate::sync::atomic::Ordering;
+use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::unmap::Node;
 use crate::walk::frame_of;
 use crate::{Dirty, Iova, IovaRange};
@@ -50,6 +50,21 @@ impl Harvest<'_> {
     const fn covers(&self, start: u64, last: u64) -> bool {
         self.start <= start && last <= self.last
     }
+}
+
+/// Words that are looked at together: a line of a cache.
+const CHUNK: usize = 8;
+
+/// Bit `n` set: the word `n` says that it is dirty. All are loaded before any is judged, and most often none is.
+#[inline(always)]
+fn dirty_among<F: Format>(words: &[AtomicU64]) -> u32 {
+    let any = words.iter().fold(false, |any, word| any | F::is_dirty(word.load(Ordering::Acquire)));
+    if !any {
+        return 0;
+    }
+    let bit =
+        |(n, word): (u32, &AtomicU64)| u32::from(F::is_dirty(word.load(Ordering::Acquire))) << n;
+    (0..).zip(words).map(bit).fold(0, |all, bit| all | bit)
 }
 
 impl<F: Format> Writer<F> {
@@ -95,7 +110,7 @@ impl<F: Format> Writer<F> {
             })
     }
 
-    fn harvest(&mut self, node: Node, harvest: &mut Harvest<'_>) {
+    fn harvest(&self, node: Node, harvest: &mut Harvest<'_>) {
         let item_lg2 = F::item_lg2(node.level);
         let items_lg2 = if node.frame == 0 { F::ROOT_ITEMS_LG2 } else { F::ITEMS_LG2 };
         let end = node.base | low_bits(item_lg2 + items_lg2);
@@ -137,29 +152,35 @@ impl<F: Format> Writer<F> {
         }
     }
 
-    fn harvest_leaves(&mut self, node: Node, first: usize, last: usize, harvest: &mut Harvest<'_>) {
-        const CHUNK: usize = 8;
+    fn harvest_leaves(&self, node: Node, first: usize, last: usize, harvest: &mut Harvest<'_>) {
+        let words = &self.table(node.frame)[first..=last];
+        let (chunks, rest) = words.as_chunks::<CHUNK>();
         let mut slot = first;
-        while slot <= last {
-            let upto = (slot | (CHUNK - 1)).min(last);
-            let words = &self.table(node.frame)[slot..=upto];
-            let any = words
-                .iter()
-                .fold(false, |any, word| any | F::is_dirty(word.load(Ordering::Acquire)));
-            if any {
-                for slot in slot..=upto {
-                    let word = self.table(node.frame)[slot].load(Ordering::Acquire);
-                    if F::decode(word, 0) == Entry::Leaf && F::is_dirty(word) {
-                        self.harvest_leaf(node, slot, word, harvest);
-                    }
-                }
+        for chunk in chunks {
+            let dirty = dirty_among::<F>(chunk);
+            if dirty != 0 {
+                self.harvest_some(node, slot, dirty, harvest);
             }
-            slot = upto + 1;
+            slot += CHUNK;
+        }
+        self.harvest_some(node, slot, dirty_among::<F>(rest), harvest);
+    }
+
+    /// Harvests the leaves from `first` on whose bit is set.
+    fn harvest_some(&self, node: Node, first: usize, dirty: u32, harvest: &mut Harvest<'_>) {
+        let mut left = dirty;
+        while left != 0 {
+            let slot = first + left.trailing_zeros() as usize;
+            left &= left - 1;
+            let word = self.table(node.frame)[slot].load(Ordering::Acquire);
+            if F::decode(word, 0) == Entry::Leaf && F::is_dirty(word) {
+                self.harvest_leaf(node, slot, word, harvest);
+            }
         }
     }
 
     /// Reports the dirty leaf that `slot` belongs to and clears all its items.
-    fn harvest_leaf(&mut self, node: Node, slot: usize, word: u64, harvest: &mut Harvest<'_>) {
+    fn harvest_leaf(&self, node: Node, slot: usize, word: u64, harvest: &mut Harvest<'_>) {
         let item_lg2 = F::item_lg2(node.level);
         let leaf_lg2 = F::leaf_lg2(word, node.level);
         let iova = node.base + ((slot as u64) << item_lg2);
@@ -170,7 +191,15 @@ impl<F: Format> Writer<F> {
         }
         let first = F::index(start, node.level);
         let items = 1 << (leaf_lg2 - item_lg2);
-        for word in &self.table(node.frame)[first..first + items] {
+        let places = &self.table(node.frame)[first..first + items];
+        if let [place] = places
+            && place
+                .compare_exchange(word, F::make_clean(word), Ordering::AcqRel, Ordering::Relaxed)
+                .is_ok()
+        {
+            return;
+        }
+        for word in places {
             let _ = word.fetch_update(Ordering::AcqRel, Ordering::Acquire, |word| {
                 F::is_dirty(word).then(|| F::make_clean(word))
             });

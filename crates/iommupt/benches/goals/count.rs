@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use ioasis_iommupt::fmt::VtdSs;
 use ioasis_iommupt::iotlb::Iotlb;
-use ioasis_iommupt::{Iova, IovaRange, Pa, Prot, Run, TableReader};
+use ioasis_iommupt::{Dirty, Iova, IovaRange, Pa, Prot, Run, TableReader};
 
 use crate::peers::{LARGE, PAGE, RW, filled, ours};
 use crate::{Bound, Report};
@@ -20,6 +20,7 @@ pub(crate) fn run(report: &Report) {
         ("P3.iova_to_phys_instructions", "iova_to_phys", "loop", 70.0),
         ("P4.map_4k_instructions.vtdss", "map", "loop", 160.0),
         ("P4.unmap_4k_instructions.vtdss", "unmap", "loop", 160.0),
+        ("P9.harvest_64th_instructions.vtdss", "harvest", "marked", 450.0),
     ];
     for (goal, name, without, limit) in lines {
         if !report.wants(goal) {
@@ -90,6 +91,19 @@ pub(crate) fn counted(what: &str) {
                     })
                     .expect("unmapped");
             }
+        }
+        "marked" | "harvest" => {
+            let (mut writer, reader) = ours::<VtdSs>(PAGE);
+            let length = times * 64 * PAGE;
+            writer.map(Iova(0), &[Run { pa: Pa(0), length }], RW).expect("mapped");
+            for n in 0..times {
+                reader.translate(Iova(n * 64 * PAGE), 1, RW).expect("mapped");
+            }
+            let mut found = 0;
+            if name == "harvest" {
+                writer.read_dirty(IovaRange::ALL, Dirty::Clear, &mut |_| found += 1);
+            }
+            black_box(found);
         }
         _ => panic!("nothing is called {name}"),
     }
