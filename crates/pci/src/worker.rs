@@ -1,25 +1,17 @@
 //! The one thread of an open device: it polls the model while there is work, and sleeps longer and longer while
-//! there is none.
-//!
-//! A program that stores to a mapped page makes no system call, so nothing tells the worker; it looks again after
-//! 50 us, then less and less often, down to every 5 ms. A trapped call on the device wakes it at once.
+//! there is none ([`Pace`]). A trapped call on the device wakes it at once.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
 
+use ioasis_sys::pace::Pace;
 use ioasis_sys::sync::{Mutex, MutexGuard};
 use ioasis_uapi::{Errno, Error, Result};
 
 use crate::bus::{Bus, Line, Session};
 use crate::gate::Gate;
 use crate::model::{Model, Progress};
-
-/// How long a worker looks without sleeping after the last work: the time a program needs to send the next command.
-const SPIN: Duration = Duration::from_micros(200);
-const FIRST_SLEEP: Duration = Duration::from_micros(50);
-const LONGEST_SLEEP: Duration = Duration::from_millis(5);
 
 /// What the worker and the callers of a function share.
 #[derive(Debug)]
@@ -137,25 +129,14 @@ impl Worker {
 
 fn work(device: &Device, session: &Session, signals: &Signals) {
     let bus = device.bus(session);
-    let mut idle_since = None;
-    let mut sleep = FIRST_SLEEP;
+    let mut pace = Pace::default();
     while !signals.stop.load(Ordering::Acquire) {
         if signals.kicked.swap(false, Ordering::AcqRel) {
-            idle_since = None;
+            pace.worked();
         }
         match device.poll(&bus) {
-            Some(Progress::Worked) => idle_since = None,
-            Some(Progress::Idle) => {
-                let now = Instant::now();
-                let idle = now.duration_since(*idle_since.get_or_insert(now));
-                if idle < SPIN {
-                    sleep = FIRST_SLEEP;
-                    std::hint::spin_loop();
-                } else {
-                    thread::park_timeout(sleep);
-                    sleep = LONGEST_SLEEP.min(sleep * 2);
-                }
-            }
+            Some(Progress::Worked) => pace.worked(),
+            Some(Progress::Idle) => pace.rest(),
             None => thread::park(),
         }
     }

@@ -8,6 +8,7 @@ pub mod message;
 pub mod mount;
 pub mod namespace;
 pub mod notify;
+pub mod pace;
 pub mod process;
 pub mod published;
 pub mod quiesce;
