@@ -3,7 +3,9 @@
 //! The keys with their values stand in docs/machine.md.
 
 use anyhow::{Context, Result, bail, ensure};
-use ioasis_iommufd::{Iommu as Hardware, IommuKind, Iova, IovaRange, ReservedKind, ReservedRegion};
+use ioasis_iommufd::{
+    Cmdqv, Iommu as Hardware, IommuKind, Iova, IovaRange, ReservedKind, ReservedRegion,
+};
 
 /// An IOMMU, and what devices behind it cannot use.
 #[derive(Clone, Debug)]
@@ -27,6 +29,7 @@ const KEYS: &[(&str, &str)] = &[
     ("ats", "on or off"),
     ("pri", "on or off"),
     ("isolated_msi", "on or off"),
+    ("cmdqv", "on or off, on with kind=smmuv3 alone"),
     ("pasid_bits", "a number from 0 to 20"),
     ("page_sizes", "4K and other leaf sizes of the kind, joined by +, as in 4K+2M"),
     ("aperture", "FIRST-LAST in whole pages, as in 0x0-0xffffffffffff"),
@@ -78,6 +81,11 @@ impl Iommu {
             "ats" => hardware.ats = switch(value)?,
             "pri" => hardware.pri = switch(value)?,
             "isolated_msi" => hardware.isolated_msi = switch(value)?,
+            "cmdqv" => {
+                let on = switch(value)?;
+                ensure!(!on || hardware.kind == IommuKind::Smmuv3, "the kind has no such queues");
+                hardware.cmdqv = on.then(Cmdqv::default);
+            }
             "coherence" => {
                 (hardware.cache_coherent, hardware.enforce_coherency) = match value {
                     "enforced" => (true, true),
@@ -237,6 +245,13 @@ mod tests {
     }
 
     #[test]
+    fn an_smmu_has_command_queues_for_guests_where_it_is_told_to() {
+        let has = |text| parse(text).unwrap().hardware.cmdqv.is_some();
+        assert!(has("kind=smmuv3,cmdqv=on") && has("cmdqv=on,kind=smmuv3"));
+        assert!(!has("kind=smmuv3") && !has("kind=smmuv3,cmdqv=off") && !has("kind=amd,cmdqv=off"));
+    }
+
+    #[test]
     fn each_kind_brings_its_own_regions_along() {
         let starts = |kind| {
             let iommu = parse(kind).unwrap();
@@ -273,6 +288,10 @@ mod tests {
             (
                 "aperture=0-0xffffffffffffffff",
                 "iommu 0: aperture=\"0-0xffffffffffffffff\" is not FIRST-LAST in whole pages, as in 0x0-0xffffffffffff: the kind translates addresses of 48 bits",
+            ),
+            (
+                "cmdqv=on",
+                "iommu 0: cmdqv=\"on\" is not on or off, on with kind=smmuv3 alone: the kind has no such queues",
             ),
             ("dirty=on,dirty=off", "iommu 0: dirty is given twice"),
         ] {

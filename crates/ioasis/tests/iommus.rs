@@ -59,6 +59,13 @@ fn a_guests_own_table_is_walked_and_remembered_until_it_is_invalidated() {
 }
 
 #[test]
+fn a_guest_invalidates_through_a_queue_of_its_own() {
+    let options = ["--iommu", "kind=smmuv3,cmdqv", "--device", "testdev"];
+    run(&options, &["nested", "cmdqv"]);
+    run(&options, &["cmdqv"]);
+}
+
+#[test]
 fn pasids_have_tables_of_their_own() {
     for kind in ["vtd", "amd", "smmuv3", "riscv"] {
         let iommu = format!("kind={kind}");

@@ -91,6 +91,20 @@ pub trait MappableMemory: Debug + Send + Sync {
     /// `EFAULT` outside, or when the memory is gone.
     fn write(&self, at: u64, bytes: &[u8]) -> Result<()>;
 
+    /// One 32-bit load, acquire, of what the client or [`store`](Self::store) stored at `at`, a multiple of 4.
+    ///
+    /// # Errors
+    ///
+    /// As [`write`](Self::write).
+    fn load(&self, at: u64) -> Result<u32>;
+
+    /// One 32-bit store, release, at `at`, a multiple of 4.
+    ///
+    /// # Errors
+    ///
+    /// As [`write`](Self::write).
+    fn store(&self, at: u64, value: u32) -> Result<()>;
+
     /// Whether any process has it mapped.
     fn is_mapped(&self) -> bool;
 }

@@ -21,6 +21,7 @@ use crate::domain::Domain;
 use crate::driver::Driver;
 use crate::fault::FaultQueue;
 use crate::hardware::Hardware;
+use crate::hardware::cmdqv::Cmdqv;
 use crate::ioas::Ioas;
 use crate::machine::Machine;
 use crate::nested::Nested;
@@ -64,6 +65,8 @@ pub struct Iommu {
     pub pri: bool,
     /// Isolates interrupts of different devices.
     pub isolated_msi: bool,
+    /// Command queues for guests, beside an SMMUv3.
+    pub cmdqv: Option<Cmdqv>,
 }
 
 /// Page sizes of 4 KiB, 2 MiB and 1 GiB, which every format has.
@@ -86,6 +89,7 @@ impl Iommu {
             ats: true,
             pri: true,
             isolated_msi: true,
+            cmdqv: None,
         }
     }
 

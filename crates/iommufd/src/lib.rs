@@ -123,6 +123,7 @@ pub use client::{
 pub use context::{Context, CopyRequest, MapRequest};
 pub use device::{Bound, PageAsk};
 pub use dma::{DmaFault, DmaSection, PasidDma, Reached, Segment, Unreached};
+pub use hardware::cmdqv::Cmdqv;
 pub use ioas::{Place, Unmapped};
 pub use ioasis_iommupt::{Dirty, Iova, IovaRange, Pa, Prot, Run};
 pub use iommu::{

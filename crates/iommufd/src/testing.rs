@@ -5,13 +5,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 
 use ioasis_iommupt::Prot;
+use ioasis_sys::mapping::Mapping;
 use ioasis_sys::sync::Mutex;
 use ioasis_uapi::Result;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::{
     Account, AddressSpace, Client, ClientFile, Context, Endpoint, EndpointConfig, Extents, Group,
-    Importer, Iommu, IommuKind, Kind, Machine, Memory, OnExec,
+    Importer, Iommu, IommuKind, Kind, Machine, MappableMemory, Memory, OnExec,
 };
 
 /// First address of the client's memory.
@@ -33,6 +34,38 @@ pub(crate) struct TestClient {
     pub(crate) read_only: bool,
     /// Files that calls made.
     pub(crate) files: RefCell<Vec<Arc<dyn ClientFile>>>,
+    /// Memory that calls made to be mapped.
+    pub(crate) regions: RefCell<Vec<Arc<Region>>>,
+}
+
+/// Memory that a client maps.
+#[derive(Debug)]
+pub(crate) struct Region {
+    memory: Mapping,
+    /// Whether it does.
+    pub(crate) mapped: AtomicBool,
+}
+
+impl MappableMemory for Region {
+    fn offset(&self) -> u64 {
+        1 << 40
+    }
+
+    fn write(&self, at: u64, bytes: &[u8]) -> Result<()> {
+        self.memory.write(at, bytes)
+    }
+
+    fn load(&self, at: u64) -> Result<u32> {
+        self.memory.load_u32(at)
+    }
+
+    fn store(&self, at: u64, value: u32) -> Result<()> {
+        self.memory.store_u32(at, value)
+    }
+
+    fn is_mapped(&self) -> bool {
+        self.mapped.load(Ordering::Acquire)
+    }
 }
 
 pub(crate) const ACCOUNT: Account = Account {
@@ -51,6 +84,7 @@ impl TestClient {
             account: ACCOUNT,
             read_only: false,
             files: RefCell::default(),
+            regions: RefCell::default(),
         }
     }
 
@@ -97,6 +131,13 @@ impl Client for TestClient {
         let mut files = self.files.borrow_mut();
         files.push(file);
         Ok(99 + i32::try_from(files.len()).unwrap())
+    }
+
+    fn mappable(&self, length: u64) -> Result<Arc<dyn MappableMemory>> {
+        let memory = Mapping::anonymous(usize::try_from(length).unwrap())?;
+        let region = Arc::new(Region { memory, mapped: AtomicBool::new(false) });
+        self.regions.borrow_mut().push(Arc::clone(&region));
+        Ok(region)
     }
 
     fn installed(&self, fd: i32) -> Result<Arc<dyn ClientFile>> {

@@ -10,11 +10,13 @@ use std::sync::{Arc, Weak};
 use ioasis_iommupt::{Iova, Pa, Prot};
 use ioasis_sys::sync::Mutex;
 use ioasis_uapi::Result;
+use ioasis_uapi::iommufd as abi;
 
 use crate::access::{Access, AccessKind};
 use crate::device::Device;
 use crate::driver::{Invalidated, UserArray, ViommuDriver};
 use crate::event::EventQueue;
+use crate::hardware::cmdqv::{Vintf, check_vsid};
 use crate::hwpt::Hwpt;
 use crate::iommu::Iommu;
 use crate::nested::Nested;
@@ -30,13 +32,23 @@ struct State {
     tables: Vec<Weak<Nested>>,
 }
 
+/// What a virtual IOMMU has beside tables.
+#[derive(Debug)]
+pub(crate) enum Side {
+    /// Nothing.
+    Tables,
+    /// Command queues that the hardware empties.
+    Cmdqv(Vintf),
+    /// Who answers where the IOMMU is of no kind this crate knows.
+    Driver(Box<dyn ViommuDriver>),
+}
+
 /// A slice of an IOMMU for one guest.
 #[derive(Debug)]
 pub(crate) struct Viommu {
     head: Head,
     iommu: Arc<Iommu>,
-    /// Who answers where the IOMMU is of no kind this crate knows.
-    driver: Option<Box<dyn ViommuDriver>>,
+    side: Side,
     pub(crate) parent: Held<Hwpt>,
     state: Mutex<State>,
 }
@@ -54,30 +66,48 @@ impl Tracked for Viommu {
 }
 
 impl Viommu {
-    pub(crate) fn new(
-        head: Head,
-        iommu: &Arc<Iommu>,
-        parent: Held<Hwpt>,
-        driver: Option<Box<dyn ViommuDriver>>,
-    ) -> Arc<Self> {
-        Arc::new(Self { head, iommu: Arc::clone(iommu), driver, parent, state: Mutex::default() })
+    pub(crate) fn new(head: Head, iommu: &Arc<Iommu>, parent: Held<Hwpt>, side: Side) -> Arc<Self> {
+        Arc::new(Self { head, iommu: Arc::clone(iommu), side, parent, state: Mutex::default() })
     }
 
     /// Who answers where the IOMMU is of no kind this crate knows.
     pub(crate) fn driver(&self) -> Option<&dyn ViommuDriver> {
-        self.driver.as_deref()
+        if let Side::Driver(driver) = &self.side { Some(&**driver) } else { None }
+    }
+
+    /// The interface, where the hardware has command queues for guests.
+    pub(crate) fn vintf(&self) -> Option<&Vintf> {
+        if let Side::Cmdqv(vintf) = &self.side { Some(vintf) } else { None }
     }
 
     /// Whether a client has memory of it mapped.
     pub(crate) fn is_mapped(&self) -> bool {
-        self.driver().is_some_and(ViommuDriver::is_mapped)
+        match &self.side {
+            Side::Tables => false,
+            Side::Cmdqv(vintf) => vintf.is_mapped(),
+            Side::Driver(driver) => driver.is_mapped(),
+        }
+    }
+
+    /// Whether it has hardware queues of type `kind`.
+    pub(crate) fn has_queue(&self, kind: u32) -> bool {
+        match &self.side {
+            Side::Tables => false,
+            Side::Cmdqv(_) => kind == abi::HW_QUEUE_TYPE_TEGRA241_CMDQV,
+            Side::Driver(driver) => driver.has_queue(kind),
+        }
+    }
+
+    /// Returns when no DMA uses what was invalidated before.
+    pub(crate) fn wait_for_dma(&self) {
+        Users::wait_all([self.parent.domain.users()]);
     }
 
     /// Carries out requests of HWPT_INVALIDATE. No DMA uses what they took away when it returns.
     pub(crate) fn carry_out(&self, requests: &UserArray<'_>) -> Invalidated {
         let Some(driver) = self.driver() else {
             let done = self.iommu.hardware().invalidate_viommu(self, requests);
-            Users::wait_all([self.parent.domain.users()]);
+            self.wait_for_dma();
             return done;
         };
         driver.invalidate(requests, &|virtual_id| {
@@ -195,7 +225,8 @@ impl Vdevice {
     ///
     /// # Errors
     ///
-    /// `ENOENT` when the device is being unbound, `EEXIST` when it has an id or another device has this one.
+    /// `ENOENT` when the device is being unbound, `EEXIST` when it has an id or another device has this one, `EINVAL` and `ENOSPC`
+    /// where an interface matches stream ids.
     pub(crate) fn new(
         head: Head,
         viommu: &Held<Viommu>,
@@ -212,6 +243,9 @@ impl Vdevice {
         let mut state = viommu.state.lock();
         if state.vdevices.contains_key(&virtual_id) {
             return refuse!(EEXIST, "another device has this virtual id", virtual_id);
+        }
+        if viommu.vintf().is_some() {
+            check_vsid(virtual_id, state.vdevices.len())?;
         }
         state.vdevices.insert(virtual_id, Arc::clone(device));
         slot.id = Some(head.id());
@@ -289,11 +323,13 @@ impl HwQueue {
             let in_one_piece =
                 runs.windows(2).all(|pair| pair[0].pa.0 + pair[0].length == pair[1].pa.0);
             let start = Pa(runs.first().expect("something is pinned").pa.0 + offset);
-            let driver = viommu.driver().expect("only a driver has queues");
-            let started = if in_one_piece {
-                driver.start_queue(index, start)
-            } else {
-                refuse!(EFAULT, "the queue's memory is not in one piece", base.0)
+            let started = match &viommu.side {
+                _ if !in_one_piece => {
+                    refuse!(EFAULT, "the queue's memory is not in one piece", base.0)
+                }
+                Side::Driver(driver) => driver.start_queue(index, start),
+                Side::Cmdqv(vintf) => vintf.start(viommu.arc(), index, start, length),
+                Side::Tables => unreachable!("a virtual IOMMU of tables has no queues"),
             };
             started.inspect_err(|_| access.unpin(first, pages).expect("it was pinned"))
         });
@@ -307,13 +343,19 @@ impl HwQueue {
 
     /// Whether no queue that follows it is in use.
     pub(crate) fn may_stop(&self) -> bool {
-        self.viommu.driver().is_none_or(|driver| driver.may_stop_queue(self.index))
+        match &self.viommu.side {
+            Side::Tables => true,
+            Side::Cmdqv(vintf) => vintf.may_stop(self.index),
+            Side::Driver(driver) => driver.may_stop_queue(self.index),
+        }
     }
 
     /// Stops the queue and lets go of its memory.
     pub(crate) fn stop(&self) {
-        if let Some(driver) = self.viommu.driver() {
-            driver.stop_queue(self.index);
+        match &self.viommu.side {
+            Side::Tables => {}
+            Side::Cmdqv(vintf) => vintf.stop(self.index),
+            Side::Driver(driver) => driver.stop_queue(self.index),
         }
         self.access.unpin(self.pinned.0, self.pinned.1).expect("it was pinned when it started");
         self.access.detach();

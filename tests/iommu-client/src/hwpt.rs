@@ -22,7 +22,7 @@ pub(crate) fn run(kind: Kind) -> Result<()> {
     let expected = match kind {
         Kind::Vtd => (abi::HW_INFO_TYPE_INTEL_VTD, 24),
         Kind::Amd => (abi::HW_INFO_TYPE_AMD, 16),
-        Kind::Smmuv3 => (abi::HW_INFO_TYPE_ARM_SMMUV3, 40),
+        Kind::Smmuv3 | Kind::Cmdqv => (abi::HW_INFO_TYPE_ARM_SMMUV3, 40),
         Kind::Riscv => (abi::HW_INFO_TYPE_NONE, 0),
     };
     ensure!((info.data_type, info.data_len) == expected, "the hardware says it is {info:?}");

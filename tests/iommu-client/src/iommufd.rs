@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use anyhow::{Context, Result, ensure};
 use ioasis_uapi::Errno;
@@ -40,6 +40,12 @@ const fn size<T>() -> u32 {
 #[derive(Debug)]
 pub(crate) struct Iommufd(File);
 
+impl AsFd for Iommufd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
 impl AsRawFd for Iommufd {
     fn as_raw_fd(&self) -> i32 {
         self.0.as_raw_fd()
@@ -60,13 +66,24 @@ impl Iommufd {
 
     /// Maps the memory from `offset` at `iova`.
     pub(crate) fn map(&self, ioas: u32, iova: u64, offset: u64, length: u64) -> io::Result<()> {
+        self.map_address(ioas, iova, memory::address() + offset, length)
+    }
+
+    /// Maps what is at `address` at `iova`.
+    pub(crate) fn map_address(
+        &self,
+        ioas: u32,
+        iova: u64,
+        address: u64,
+        length: u64,
+    ) -> io::Result<()> {
         let flags = abi::IOAS_MAP_FIXED_IOVA | abi::IOAS_MAP_READABLE | abi::IOAS_MAP_WRITEABLE;
         let mut cmd = abi::IoasMap {
             size: size::<abi::IoasMap>(),
             flags,
             ioas_id: ioas,
             __reserved: 0,
-            user_va: memory::address() + offset,
+            user_va: address,
             length,
             iova,
         };
@@ -96,6 +113,32 @@ impl Iommufd {
         let mut cmd = abi::HwInfo { size: size::<abi::HwInfo>(), dev_id, ..Default::default() };
         call(self, abi::GET_HW_INFO, &mut cmd)?;
         Ok(cmd)
+    }
+
+    /// What GET_HW_INFO has to say of this type.
+    pub(crate) fn hw_info_of<T: IntoBytes + FromBytes>(
+        &self,
+        dev_id: u32,
+        data_type: u32,
+        data: &mut T,
+    ) -> io::Result<()> {
+        let mut cmd = abi::HwInfo {
+            size: size::<abi::HwInfo>(),
+            flags: abi::HW_INFO_FLAG_INPUT_TYPE,
+            dev_id,
+            data_len: size::<T>(),
+            data_uptr: std::ptr::from_mut(data).addr() as u64,
+            data_type,
+            ..Default::default()
+        };
+        call(self, abi::GET_HW_INFO, &mut cmd)?;
+        // The kernel wrote it behind the compiler's back.
+        std::hint::black_box(data);
+        Ok(())
+    }
+
+    pub(crate) fn destroy(&self, id: u32) -> io::Result<()> {
+        call(self, abi::DESTROY, &mut abi::Destroy { size: size::<abi::Destroy>(), id })
     }
 
     pub(crate) fn hwpt(&self, dev_id: u32, pt_id: u32, flags: u32) -> io::Result<u32> {
@@ -208,6 +251,47 @@ impl Iommufd {
         };
         call(self, abi::VIOMMU_ALLOC, &mut cmd)?;
         Ok(cmd.out_viommu_id)
+    }
+
+    pub(crate) fn viommu_with<T: IntoBytes + FromBytes>(
+        &self,
+        kind: u32,
+        dev_id: u32,
+        hwpt_id: u32,
+        data: &mut T,
+    ) -> io::Result<u32> {
+        let mut cmd = abi::ViommuAlloc {
+            size: size::<abi::ViommuAlloc>(),
+            type_: kind,
+            dev_id,
+            hwpt_id,
+            data_len: size::<T>(),
+            data_uptr: std::ptr::from_mut(data).addr() as u64,
+            ..Default::default()
+        };
+        call(self, abi::VIOMMU_ALLOC, &mut cmd)?;
+        std::hint::black_box(data);
+        Ok(cmd.out_viommu_id)
+    }
+
+    pub(crate) fn hw_queue(
+        &self,
+        viommu_id: u32,
+        index: u32,
+        base: u64,
+        length: u64,
+    ) -> io::Result<u32> {
+        let mut cmd = abi::HwQueueAlloc {
+            size: size::<abi::HwQueueAlloc>(),
+            viommu_id,
+            type_: abi::HW_QUEUE_TYPE_TEGRA241_CMDQV,
+            index,
+            nesting_parent_iova: base,
+            length,
+            ..Default::default()
+        };
+        call(self, abi::HW_QUEUE_ALLOC, &mut cmd)?;
+        Ok(cmd.out_hw_queue_id)
     }
 
     pub(crate) fn vdevice(&self, viommu_id: u32, dev_id: u32, virt_id: u64) -> io::Result<u32> {

@@ -1,8 +1,9 @@
-//! A client of IOMMUFD as a VMM is one: `iommu-client HOW [KIND]`, where KIND is vtd, amd, smmuv3 or riscv, that of the
-//! machine's first IOMMU. It prints "ok", or says what was not as it should be.
+//! A client of IOMMUFD as a VMM is one: `iommu-client HOW [KIND]`, where KIND is vtd, amd, smmuv3, cmdqv (an smmuv3 with
+//! one) or riscv, that of the machine's first IOMMU. It prints "ok", or says what was not as it should be.
 //!
 //! Devices are `testdev`s: /dev/vfio/devices/vfio0 and so on.
 
+mod cmdqv;
 mod device;
 mod faults;
 mod groups;
@@ -20,6 +21,7 @@ enum Kind {
     Vtd,
     Amd,
     Smmuv3,
+    Cmdqv,
     Riscv,
 }
 
@@ -29,6 +31,7 @@ impl Kind {
             "vtd" => Self::Vtd,
             "amd" => Self::Amd,
             "smmuv3" => Self::Smmuv3,
+            "cmdqv" => Self::Cmdqv,
             "riscv" => Self::Riscv,
             other => bail!("no kind called {other:?}"),
         })
@@ -42,6 +45,7 @@ fn main() -> Result<()> {
     match how.as_str() {
         "hwpt" => hwpt::run(kind()?)?,
         "nested" => nested::run(kind()?)?,
+        "cmdqv" => cmdqv::run()?,
         "pasid" => pasid::run()?,
         "faults" => faults::run()?,
         "abandon" => faults::abandon()?,

@@ -1,6 +1,9 @@
 //! Memory of the program that devices reach: private, in pages that stay where they are.
 
+use std::io;
 use std::sync::atomic::{AtomicU8, Ordering};
+
+use rustix::mm::{MapFlags, ProtFlags};
 
 /// Bytes.
 pub(crate) const LENGTH: usize = 0x4_0000;
@@ -33,4 +36,22 @@ pub(crate) fn word(offset: u64, word: u64) {
     for (place, byte) in PAGES.0[at..].iter().zip(word.to_le_bytes()) {
         place.store(byte, Ordering::Release);
     }
+}
+
+/// A page that can go away, by its address.
+#[expect(unsafe_code, reason = "mmap is")]
+pub(crate) fn losable() -> io::Result<u64> {
+    let prot = ProtFlags::READ | ProtFlags::WRITE;
+    // SAFETY: the kernel chooses a place where nothing is.
+    let at =
+        unsafe { rustix::mm::mmap_anonymous(std::ptr::null_mut(), PAGE, prot, MapFlags::PRIVATE) }?;
+    Ok(at.addr() as u64)
+}
+
+/// Takes the page away that [`losable`] made at `address`.
+#[expect(unsafe_code, reason = "munmap is")]
+pub(crate) fn lose(address: u64) {
+    let at = usize::try_from(address).expect("an address");
+    // SAFETY: the page was mapped by losable, and nothing of ours points into it.
+    unsafe { rustix::mm::munmap(std::ptr::without_provenance_mut(at), PAGE) }.expect("it is there");
 }

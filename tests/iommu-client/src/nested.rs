@@ -7,6 +7,7 @@ use anyhow::{Result, bail, ensure};
 use ioasis_uapi::{Errno, iommufd as abi};
 
 use crate::Kind;
+use crate::cmdqv::{self, Interface};
 use crate::device::Device;
 use crate::iommufd::{Iommufd, refused};
 use crate::memory::{self, LENGTH};
@@ -31,6 +32,8 @@ struct Guest {
     nested: u32,
     /// The virtual IOMMU, where the kind has one.
     viommu: u32,
+    /// The virtual IOMMU's queue of commands, if it has one.
+    queue: Option<Interface>,
     events: Option<File>,
 }
 
@@ -38,7 +41,7 @@ struct Guest {
 fn leaf(kind: Kind, page: usize) -> u64 {
     let bits = match kind {
         // AArch64: accessed, for unprivileged software, a page.
-        Kind::Smmuv3 => 1 << 10 | 1 << 6 | 3,
+        Kind::Smmuv3 | Kind::Cmdqv => 1 << 10 | 1 << 6 | 3,
         // x86: present, writable, for user mode.
         _ => 7,
     };
@@ -52,7 +55,7 @@ impl Guest {
         let ioas = iommufd.ioas()?;
         iommufd.map(ioas, 0, 0, LENGTH as u64)?;
         let parent = iommufd.hwpt(device.id(), ioas, abi::HWPT_ALLOC_NEST_PARENT)?;
-        let table = if kind == Kind::Smmuv3 { 3 } else { 7 };
+        let table = if matches!(kind, Kind::Smmuv3 | Kind::Cmdqv) { 3 } else { 7 };
         memory::word(TABLES[0], TABLES[1] | table);
         memory::word(TABLES[1], TABLES[2] | table);
         memory::word(TABLES[2] + (IOVA >> 21) * 8, TABLES[3] | table);
@@ -61,10 +64,11 @@ impl Guest {
         for (page, byte) in [(FIRST, 1), (SECOND, 2), (OUT, 0)] {
             memory::fill(page, byte);
         }
-        let mut guest = Self { iommufd, device, kind, nested: 0, viommu: 0, events: None };
+        let mut guest =
+            Self { iommufd, device, kind, nested: 0, viommu: 0, queue: None, events: None };
         guest.nested = match kind {
             Kind::Vtd => guest.vtd(parent)?,
-            Kind::Smmuv3 => guest.smmuv3(parent)?,
+            Kind::Smmuv3 | Kind::Cmdqv => guest.smmuv3(parent)?,
             Kind::Amd => guest.amd(parent)?,
             Kind::Riscv => bail!("Linux has no nesting on it"),
         };
@@ -79,7 +83,12 @@ impl Guest {
 
     fn smmuv3(&mut self, parent: u32) -> Result<u32> {
         let id = self.device.id();
-        self.viommu = self.iommufd.viommu(abi::VIOMMU_TYPE_ARM_SMMUV3, id, parent)?;
+        if self.kind == Kind::Cmdqv {
+            let (viommu, queue) = cmdqv::make(&self.iommufd, id, parent)?;
+            (self.viommu, self.queue) = (viommu, Some(queue));
+        } else {
+            self.viommu = self.iommufd.viommu(abi::VIOMMU_TYPE_ARM_SMMUV3, id, parent)?;
+        }
         let kind = abi::VEVENTQ_TYPE_ARM_SMMUV3;
         self.events = Some(self.iommufd.event_queue(self.viommu, kind, 4)?);
         // 5.4: valid, AArch64, 48 bits, 4 KiB; TTB0.
@@ -103,7 +112,12 @@ impl Guest {
     }
 
     /// Invalidates the page at `iova` as the kind's driver does.
-    fn invalidate(&self, iova: u64) -> Result<()> {
+    fn invalidate(&mut self, iova: u64) -> Result<()> {
+        // 4.4.1: TLBI_NH_VA.
+        let command = [0x12, iova];
+        if let Some(queue) = &mut self.queue {
+            return queue.send(command);
+        }
         match self.kind {
             Kind::Vtd => {
                 let request =
@@ -112,8 +126,7 @@ impl Guest {
                 self.iommufd.invalidate(self.nested, kind, &request)?;
             }
             _ => {
-                // 4.4.1: TLBI_NH_VA.
-                let request = abi::ViommuArmSmmuv3Invalidate { cmd: [0x12, iova] };
+                let request = abi::ViommuArmSmmuv3Invalidate { cmd: command };
                 let kind = abi::VIOMMU_INVALIDATE_DATA_ARM_SMMUV3;
                 self.iommufd.invalidate(self.viommu, kind, &request)?;
             }

@@ -12,7 +12,7 @@ use crate::driver::UserData;
 use crate::hwpt::Hwpt;
 use crate::inject::step;
 use crate::object::{Head, Held, Object};
-use crate::viommu::{HwQueue, Vdevice, Viommu};
+use crate::viommu::{HwQueue, Side, Vdevice, Viommu};
 
 pub(super) fn alloc(call: &Call<'_>) -> Result<i64> {
     let mut cmd: abi::ViommuAlloc = call.decode()?;
@@ -50,8 +50,11 @@ pub(super) fn alloc(call: &Call<'_>) -> Result<i64> {
         length: usize::try_from(cmd.data_len).expect("32 bits fit usize"),
     };
     let sent = (cmd.data_len > 0).then_some(&data);
-    let driver = driver.map(|driver| driver.alloc_viommu(cmd.type_, sent)).transpose()?;
-    let viommu = Viommu::new(Head::new(reservation.id()), iommu, hwpt, driver);
+    let side = match driver {
+        Some(driver) => Side::Driver(driver.alloc_viommu(cmd.type_, sent)?),
+        None => iommu.hardware().viommu_side(iommu, cmd.type_, sent)?,
+    };
+    let viommu = Viommu::new(Head::new(reservation.id()), iommu, hwpt, side);
     cmd.out_viommu_id = reservation.id();
     call.reply(&cmd)?;
     reservation.publish(Object::Viommu(viommu));
@@ -97,8 +100,7 @@ pub(super) fn hw_queue_alloc(call: &Call<'_>) -> Result<i64> {
         return refuse!(EOVERFLOW, "the queue wraps", cmd.nesting_parent_iova);
     }
     let viommu: Held<Viommu> = call.context.objects().get(cmd.viommu_id)?;
-    // None of the kinds this crate knows lets a guest own a queue of the hardware.
-    if !viommu.driver().is_some_and(|driver| driver.has_queue(cmd.type_)) {
+    if !viommu.has_queue(cmd.type_) {
         return refuse!(
             EOPNOTSUPP,
             "the virtual IOMMU has no queues of this type",

@@ -5,6 +5,7 @@
 //! without the operation.
 
 mod amd;
+pub(crate) mod cmdqv;
 mod riscv;
 mod smmuv3;
 mod vtd;
@@ -18,7 +19,7 @@ use crate::driver::{Invalidated, UserArray, UserData};
 use crate::iommu::{EndpointConfig, Iommu, Kind};
 use crate::nested::Nested;
 use crate::pages::PAGE_SIZE;
-use crate::viommu::Viommu;
+use crate::viommu::{Side, Viommu};
 
 /// A kind of IOMMU.
 pub(crate) trait Hardware: Debug + Send + Sync {
@@ -83,6 +84,16 @@ pub(crate) trait Hardware: Debug + Send + Sync {
     fn has_viommu(&self, iommu: &Iommu, kind: u32) -> bool {
         let _ = (iommu, kind);
         false
+    }
+
+    /// What a virtual IOMMU of type `kind`, which exists, has beside tables. `data` is there if the client sent any.
+    ///
+    /// # Errors
+    ///
+    /// What reading the data meets, and `ENOSPC` when the hardware has no more of them.
+    fn viommu_side(&self, iommu: &Iommu, kind: u32, data: Option<&UserData<'_>>) -> Result<Side> {
+        let _ = (iommu, kind, data);
+        Ok(Side::Tables)
     }
 
     /// The type and bytes of the event that tells a guest of a refused transaction of the device it knows as `virtual_id`.

@@ -7,10 +7,11 @@ use ioasis_uapi::Result;
 use ioasis_uapi::iommufd as abi;
 use zerocopy::IntoBytes;
 
+use super::cmdqv::{self, Vintf};
 use super::{Hardware, ReadWord, Stage1, Walked, bypass, each_request, walk_table};
 use crate::driver::{Invalidated, UserArray, UserData};
 use crate::iommu::Iommu;
-use crate::viommu::Viommu;
+use crate::viommu::{Side, Viommu};
 
 #[derive(Debug)]
 pub(super) struct Smmuv3;
@@ -47,7 +48,10 @@ const CD_ADDRESS: u64 = 0xf_ffff_ffff_fff0;
 /// 5.2: S1FMT 2: two levels, leaf tables of 64 KiB; S1FMT 1: of 4 KiB.
 const L1_V: u64 = 1;
 
-fn field(word: u64, last: u32, first: u32) -> u64 {
+/// lg2 of the commands that a command queue holds at most: 6.3.2, IDR1.CMDQS.
+pub(super) const CMDQS_LG2: u32 = 19;
+
+pub(super) fn field(word: u64, last: u32, first: u32) -> u64 {
     (word >> first) & ((1 << (last - first + 1)) - 1)
 }
 
@@ -118,10 +122,15 @@ fn walk_descriptor(descriptor: u64, iova: u64, read: ReadWord<'_>) -> Walked {
 
 impl Hardware for Smmuv3 {
     fn info(&self, iommu: &Iommu, wanted: u32) -> Result<(u32, Vec<u8>)> {
-        if wanted != abi::HW_INFO_TYPE_DEFAULT && wanted != abi::HW_INFO_TYPE_ARM_SMMUV3 {
-            return refuse!(EOPNOTSUPP, "the IOMMU is an SMMUv3", u64::from(wanted));
+        match wanted {
+            abi::HW_INFO_TYPE_DEFAULT | abi::HW_INFO_TYPE_ARM_SMMUV3 => {
+                Ok((abi::HW_INFO_TYPE_ARM_SMMUV3, registers(iommu).as_bytes().to_vec()))
+            }
+            abi::HW_INFO_TYPE_TEGRA241_CMDQV if iommu.cmdqv.is_some() => {
+                Ok((wanted, cmdqv::info().as_bytes().to_vec()))
+            }
+            _ => refuse!(EOPNOTSUPP, "the IOMMU is an SMMUv3", u64::from(wanted)),
         }
-        Ok((abi::HW_INFO_TYPE_ARM_SMMUV3, registers(iommu).as_bytes().to_vec()))
     }
 
     fn check_flags(&self, flags: u32) -> Result<()> {
@@ -156,7 +165,21 @@ impl Hardware for Smmuv3 {
     }
 
     fn has_viommu(&self, iommu: &Iommu, kind: u32) -> bool {
-        iommu.nesting && kind == abi::VIOMMU_TYPE_ARM_SMMUV3
+        let known = match kind {
+            abi::VIOMMU_TYPE_ARM_SMMUV3 => true,
+            abi::VIOMMU_TYPE_TEGRA241_CMDQV => iommu.cmdqv.is_some(),
+            _ => false,
+        };
+        iommu.nesting && known
+    }
+
+    fn viommu_side(&self, iommu: &Iommu, kind: u32, data: Option<&UserData<'_>>) -> Result<Side> {
+        match &iommu.cmdqv {
+            Some(cmdqv) if kind == abi::VIOMMU_TYPE_TEGRA241_CMDQV => {
+                Ok(Side::Cmdqv(Vintf::new(cmdqv, data)?))
+            }
+            _ => Ok(Side::Tables),
+        }
     }
 
     fn refused(&self, virtual_id: u64, iova: Iova, need: Prot) -> Option<(u32, Vec<u8>)> {
@@ -207,18 +230,24 @@ fn parse(ste: [u64; 2]) -> Result<Stream> {
 }
 
 /// 4.2 to 4.4: the commands a guest may issue.
-mod command {
-    pub(super) const CFGI_CD: u64 = 0x05;
-    pub(super) const CFGI_CD_ALL: u64 = 0x06;
-    pub(super) const TLBI_NH_ALL: u64 = 0x10;
-    pub(super) const TLBI_NH_ASID: u64 = 0x11;
-    pub(super) const TLBI_NH_VA: u64 = 0x12;
-    pub(super) const TLBI_NH_VAA: u64 = 0x13;
-    pub(super) const TLBI_NSNH_ALL: u64 = 0x30;
-    pub(super) const ATC_INV: u64 = 0x40;
+pub(super) mod command {
+    pub(in crate::hardware) const CFGI_CD: u64 = 0x05;
+    pub(in crate::hardware) const CFGI_CD_ALL: u64 = 0x06;
+    pub(in crate::hardware) const TLBI_NH_ALL: u64 = 0x10;
+    pub(in crate::hardware) const TLBI_NH_ASID: u64 = 0x11;
+    pub(in crate::hardware) const TLBI_NH_VA: u64 = 0x12;
+    pub(in crate::hardware) const TLBI_NH_VAA: u64 = 0x13;
+    pub(in crate::hardware) const TLBI_NSNH_ALL: u64 = 0x30;
+    pub(in crate::hardware) const ATC_INV: u64 = 0x40;
+    pub(in crate::hardware) const SYNC: u64 = 0x46;
 }
 
-fn invalidate(viommu: &Viommu, words: [u64; 2]) -> Result<()> {
+/// Carries out one of them.
+///
+/// # Errors
+///
+/// `EIO` for any other command, and for a stream id that no virtual device has.
+pub(super) fn invalidate(viommu: &Viommu, words: [u64; 2]) -> Result<()> {
     match words[0] & 0xff {
         command::TLBI_NH_VA | command::TLBI_NH_VAA => {
             let page = words[1] & !0xfff;
@@ -265,7 +294,7 @@ fn registers(iommu: &Iommu) -> abi::HwInfoArmSmmuv3 {
         | 2 << 21
         | 1 << 27;
     let page_queue = if iommu.pri { 19 << 11 } else { 0 };
-    let idr1 = 16 | iommu.pasid_bits << 6 | page_queue | 19 << 16 | 19 << 21;
+    let idr1 = 16 | iommu.pasid_bits << 6 | page_queue | 19 << 16 | CMDQS_LG2 << 21;
     // Ranges in invalidation commands.
     let idr3 = 1 << 10;
     // 48 bits of output, granules of 4 KiB.

@@ -113,6 +113,14 @@ impl MappableMemory for Region {
         self.memory.write(at, bytes)
     }
 
+    fn load(&self, at: u64) -> Result<u32> {
+        self.memory.load_u32(at)
+    }
+
+    fn store(&self, at: u64, value: u32) -> Result<()> {
+        self.memory.store_u32(at, value)
+    }
+
     fn is_mapped(&self) -> bool {
         self.was_mapped.load(Ordering::Acquire) && is_mapped_by_others(self)
     }

@@ -1,6 +1,7 @@
 //! Every command, driven by bytes as a client drives it.
 
 mod account;
+mod cmdqv;
 mod dirty;
 mod dispatch;
 mod hwpt;

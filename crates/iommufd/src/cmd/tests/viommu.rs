@@ -3,18 +3,23 @@ use crate::testing::ARG;
 use crate::{Iova, Segment};
 
 /// Guest memory: what the nest parent maps from 0 is the client's memory.
-const GUEST: u64 = 0x20_0000;
-const DATA: u64 = ARG + 0x2000;
+pub(super) const GUEST: u64 = 0x20_0000;
+pub(super) const DATA: u64 = ARG + 0x2000;
 
-struct Nest {
-    fixture: Fixture,
-    bound: Bound,
-    parent: u32,
+pub(super) struct Nest {
+    pub(super) fixture: Fixture,
+    pub(super) bound: Bound,
+    pub(super) ioas: u32,
+    pub(super) parent: u32,
 }
 
 impl Nest {
     fn new(kind: IommuKind) -> Self {
-        let fixture = Fixture::on(TestMachine::with(Iommu::new(kind)));
+        Self::on(Iommu::new(kind))
+    }
+
+    pub(super) fn on(iommu: Iommu) -> Self {
+        let fixture = Fixture::on(TestMachine::with(iommu));
         let (bound, ioas) = (fixture.device(), fixture.ioas());
         fixture.map_at(ioas, 0, 0, GUEST).unwrap();
         let mut cmd = abi::HwptAlloc {
@@ -25,15 +30,20 @@ impl Nest {
             ..Default::default()
         };
         fixture.call(abi::HWPT_ALLOC, &mut cmd).unwrap();
-        Self { fixture, bound, parent: cmd.out_hwpt_id }
+        Self { fixture, bound, ioas, parent: cmd.out_hwpt_id }
     }
 
     /// Puts a word at a guest physical address.
-    fn word(&self, address: u64, word: u64) {
+    pub(super) fn word(&self, address: u64, word: u64) {
         self.fixture.client.memory.write(BASE + address, &word.to_le_bytes()).unwrap();
     }
 
-    fn alloc<T: IntoBytes + Immutable>(&self, pt_id: u32, data_type: u32, data: &T) -> Result<u32> {
+    pub(super) fn alloc<T: IntoBytes + Immutable>(
+        &self,
+        pt_id: u32,
+        data_type: u32,
+        data: &T,
+    ) -> Result<u32> {
         self.fixture.client.memory.write(DATA, data.as_bytes()).unwrap();
         let mut cmd = abi::HwptAlloc {
             size: 48,
@@ -49,18 +59,25 @@ impl Nest {
     }
 
     fn viommu(&self, kind: u32) -> Result<u32> {
+        self.viommu_with(kind, 0)
+    }
+
+    /// A virtual IOMMU with so many bytes of data.
+    pub(super) fn viommu_with(&self, kind: u32, data_len: u32) -> Result<u32> {
         let mut cmd = abi::ViommuAlloc {
             size: 40,
             type_: kind,
             dev_id: self.bound.id(),
             hwpt_id: self.parent,
+            data_len,
+            data_uptr: DATA,
             ..Default::default()
         };
         self.fixture.call(abi::VIOMMU_ALLOC, &mut cmd)?;
         Ok(cmd.out_viommu_id)
     }
 
-    fn vdevice(&self, viommu_id: u32, virt_id: u64) -> Result<u32> {
+    pub(super) fn vdevice(&self, viommu_id: u32, virt_id: u64) -> Result<u32> {
         let mut cmd = abi::VdeviceAlloc {
             size: 24,
             viommu_id,
@@ -72,7 +89,7 @@ impl Nest {
         Ok(cmd.out_vdevice_id)
     }
 
-    fn invalidate<T: IntoBytes + Immutable>(
+    pub(super) fn invalidate<T: IntoBytes + Immutable>(
         &self,
         id: u32,
         data_type: u32,
@@ -93,7 +110,7 @@ impl Nest {
     }
 
     /// The byte a device reads at `iova`.
-    fn reads(&self, iova: u64) -> Option<u8> {
+    pub(super) fn reads(&self, iova: u64) -> Option<u8> {
         let mut byte = [0];
         let segment = Segment { iova: Iova(iova), length: 1 };
         self.bound.endpoint().read([segment], &mut byte).ok().map(|()| byte[0])
@@ -223,11 +240,10 @@ fn invalidations_count_what_was_carried_out() {
 }
 
 /// A valid stream table entry with one context descriptor at 0x5000.
-const STE: abi::HwptArmSmmuv3 = abi::HwptArmSmmuv3 { ste: [1 | 5 << 1 | 0x5000, 0] };
+pub(super) const STE: abi::HwptArmSmmuv3 = abi::HwptArmSmmuv3 { ste: [1 | 5 << 1 | 0x5000, 0] };
 
-fn smmu() -> (Nest, u32) {
-    let nest = Nest::new(IommuKind::Smmuv3);
-    let viommu = nest.viommu(abi::VIOMMU_TYPE_ARM_SMMUV3).unwrap();
+/// Tables for [`STE`] that map IOVA 0x40_0000 to 0x8000, where the guest's memory has an 8; at 0x9000 it has a 9.
+pub(super) fn arm_tables(nest: &Nest) {
     // 5.4: valid, AArch64, 48 bits, 4 KiB; TTB0 at 0x1000.
     nest.word(0x5000, 1 << 31 | 1 << 41 | 16);
     nest.word(0x5008, 0x1000);
@@ -238,6 +254,12 @@ fn smmu() -> (Nest, u32) {
     nest.word(0x4000, 0x8000 | 1 << 10 | 1 << 6 | 3);
     nest.fixture.client.memory.write(BASE + 0x8000, &[8]).unwrap();
     nest.fixture.client.memory.write(BASE + 0x9000, &[9]).unwrap();
+}
+
+fn smmu() -> (Nest, u32) {
+    let nest = Nest::new(IommuKind::Smmuv3);
+    arm_tables(&nest);
+    let viommu = nest.viommu(abi::VIOMMU_TYPE_ARM_SMMUV3).unwrap();
     (nest, viommu)
 }
 
@@ -427,7 +449,7 @@ fn virtual_ids_are_unique_and_unbinding_keeps_their_object_id() {
     assert_eq!(nest.vdevice(viommu, 6).unwrap_err().errno, Errno::EEXIST, "the device has one");
     nest.fixture.destroy(vdevice).unwrap();
     let vdevice = nest.vdevice(viommu, 5).unwrap();
-    let Nest { fixture, bound, parent } = nest;
+    let Nest { fixture, bound, parent, .. } = nest;
     let other = fixture.device();
     let mut cmd = abi::VdeviceAlloc {
         size: 24,
