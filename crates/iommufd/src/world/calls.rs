@@ -12,8 +12,12 @@ use crate::IommuKind;
 use crate::account::Rule;
 
 impl Model {
-    fn rule(&self, context: usize) -> Rule {
-        if self.contexts[context].process_mode { Rule::Process } else { Rule::User }
+    pub(super) fn rule(&self, context: usize) -> Rule {
+        match self.contexts[context].process_mode {
+            _ if self.capable[context] => Rule::None,
+            false => Rule::User,
+            true => Rule::Process,
+        }
     }
 
     /// What a step answers; `given` is what the system says, for places that are its choice.
@@ -44,6 +48,10 @@ impl Model {
             Step::Dma { device, pasid, range, write } => self.dma(device, pasid, range, write),
             Step::AskedDma { device, iova, map } => self.asked_dma(device, iova, map),
             Step::ReadEvents { file } => self.read_events(file),
+            Step::Capability { context, has } => {
+                self.capable[context] = has;
+                Ok(Reply::Nothing)
+            }
             Step::CloseFile { file } => {
                 self.files[file] = None;
                 Ok(Reply::Nothing)
@@ -340,6 +348,7 @@ impl Model {
         }
         maps.sort_unstable();
         maps.dedup();
+        maps.retain(|map| self.maps[*map].payer != payer);
         // The new one pays before the old one is paid back.
         let mut pinned = self.pinned();
         let held = pinned.pages.clone();
@@ -398,7 +407,8 @@ impl Model {
                 if self.ioases[ioas].areas.iter().any(|area| area.hits(at, last)) {
                     return Err(Errno::EEXIST);
                 }
-                let slice = self.new_map(source, prot.write, CONTAINER_PID, Rule::Type1);
+                let rule = if self.capable[0] { Rule::Type1Unlimited } else { Rule::Type1 };
+                let slice = self.new_map(source, prot.write, CONTAINER_PID, rule);
                 self.show(ioas, &[slice], Some(at), Ok(at), prot).map(|_| Reply::Nothing)
             }
             Type1::Unmap { range, all } => self.container_unmap(range, all),

@@ -128,6 +128,9 @@ impl Chooser<'_> {
             19..=24 => self.on_device(model),
             25..=28 => self.dma(model),
             29 | 30 => self.on_access(model),
+            _ if self.one_in(3) => {
+                Step::Capability { context: self.below(CONTEXTS), has: self.one_in(2) }
+            }
             _ => self.on_file(model),
         }
     }

@@ -6,7 +6,6 @@ use super::model::{
 use super::spaces::last_of;
 use super::step::{Range, Reply, Rw, Source, Space, Stage};
 use crate::IommuKind;
-use crate::account::Rule;
 
 /// What a device's transactions go through.
 #[derive(Clone, Copy, Debug)]
@@ -195,8 +194,7 @@ impl Model {
         if map && !self.granted(Some(path), 0, iova, false) {
             let (context, _) = self.bound[device].unwrap();
             let mut next = self.clone();
-            let mode = self.contexts[context].process_mode;
-            let rule = if mode { Rule::Process } else { Rule::User };
+            let rule = self.rule(context);
             let slice = next.new_map(asked_source(context), true, pid(context), rule);
             let both = Rw { read: true, write: true };
             if next.show(path.ioas, &[slice], Some(iova), Ok(iova), both).is_ok() {

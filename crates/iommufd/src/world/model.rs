@@ -201,6 +201,8 @@ pub(super) struct Model {
     pub(super) accesses: Vec<Option<Access>>,
     pub(super) container: Container,
     pub(super) files: Vec<Option<File>>,
+    /// Clients that have CAP_IPC_LOCK.
+    pub(super) capable: [bool; CONTEXTS],
 }
 
 pub(super) type Answer<T> = Result<T, Errno>;
@@ -211,6 +213,8 @@ pub(super) struct Pinned {
     pub(super) pages: BTreeSet<(usize, u64)>,
     pub(super) users: BTreeMap<u32, u64>,
     pub(super) processes: BTreeMap<u32, Charges>,
+    /// It was pinned before, whatever the limit is.
+    before: bool,
 }
 
 impl Pinned {
@@ -236,13 +240,14 @@ impl Pinned {
             Rule::Process | Rule::Type1 | Rule::Type1Unlimited => Some(&mut process.locked),
         };
         if let Some(sum) = sum {
-            if *sum + count > LIMIT {
+            let unlimited = self.before || of.rule == Rule::Type1Unlimited;
+            if *sum + count > LIMIT && !unlimited {
                 return Err(Errno::ENOMEM);
             }
             *sum += count;
         }
         process.pinned += count;
-        if of.rule == Rule::Type1 {
+        if matches!(of.rule, Rule::Type1 | Rule::Type1Unlimited) {
             process.type1 += count;
         }
         self.pages.extend(fresh.into_iter().map(|page| (map, page)));
@@ -287,6 +292,7 @@ impl Model {
             accesses: Vec::new(),
             container: Container::default(),
             files: Vec::new(),
+            capable: [false; CONTEXTS],
         }
     }
 
@@ -424,7 +430,7 @@ impl Model {
 
     /// Everything that is pinned now.
     pub(super) fn pinned(&self) -> Pinned {
-        let mut pinned = Pinned::default();
+        let mut pinned = Pinned { before: true, ..Pinned::default() };
         let mut add = |area: &Area, pages: &mut dyn Iterator<Item = u64>| {
             let map = &self.maps[area.map];
             pinned.add(area.map, map, pages).expect("what is pinned is under the limit");
@@ -443,6 +449,7 @@ impl Model {
                 }
             }
         }
+        pinned.before = false;
         pinned
     }
 

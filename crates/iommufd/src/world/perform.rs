@@ -99,6 +99,10 @@ impl System {
             Step::Dma { device, pasid, range, write } => Ok(self.dma(device, pasid, range, write)),
             Step::AskedDma { device, iova, map } => Ok(self.asked_dma(device, iova, map)),
             Step::ReadEvents { file } => Ok(self.read_events(file)),
+            Step::Capability { context, has } => {
+                self.actors[context].ipc_lock.set(has);
+                Ok(Reply::Nothing)
+            }
             Step::CloseFile { file } => {
                 self.files[file].take().unwrap().close();
                 Ok(Reply::Nothing)

@@ -23,6 +23,18 @@ pub(super) fn last_of((start, length): Range) -> Answer<u64> {
     start.checked_add(span).ok_or(Errno::EOVERFLOW)
 }
 
+/// Ranges, ascending, with those that touch as one.
+fn merged(ranges: &[Range]) -> Vec<Range> {
+    let mut merged: Vec<Range> = Vec::new();
+    for &(start, last) in ranges {
+        match merged.last_mut() {
+            Some(before) if before.1 + 1 == start => before.1 = last,
+            _ => merged.push((start, last)),
+        }
+    }
+    merged
+}
+
 impl Model {
     pub(super) fn alignment(&self, ioas: usize) -> u64 {
         let ioas = &self.ioases[ioas];
@@ -144,13 +156,14 @@ impl Model {
             return Err(Errno::EINVAL);
         }
         let space = &self.ioases[ioas];
+        let allowed = merged(&space.allowed);
         let fits = |start: u64| {
             let Some(last) = start.checked_add(length - 1) else { return false };
             let inside = |&(from, to): &(u64, u64)| from <= start && last <= to;
             let reserved = |&(from, to, _): &(u64, u64, Owner)| from <= last && start <= to;
             start >= PAGE
                 && last <= u64::MAX - PAGE
-                && (space.allowed.is_empty() || space.allowed.iter().any(inside))
+                && (allowed.is_empty() || allowed.iter().any(inside))
                 && !space.reserved.iter().any(reserved)
                 && !space.areas.iter().any(|area| area.hits(start, last))
         };
@@ -165,11 +178,11 @@ impl Model {
             }
             // Only a short list of allowed ranges leaves no room.
             Err(Errno::ENOSPC) => {
-                let mut starts = space.allowed.iter().flat_map(|&(from, to)| {
+                let mut starts = allowed.iter().flat_map(|&(from, to)| {
                     let first = from.next_multiple_of(align) | (address % PAGE);
                     (0..8).map(move |turn| first + turn * align).filter(move |start| *start < to)
                 });
-                assert!(!space.allowed.is_empty() && !starts.any(fits), "there is room");
+                assert!(!allowed.is_empty() && !starts.any(fits), "there is room");
                 Err(Errno::ENOSPC)
             }
             // Refused for another reason, whatever the place was.

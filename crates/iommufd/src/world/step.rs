@@ -158,6 +158,11 @@ pub(super) enum Step {
     ReadEvents {
         file: usize,
     },
+    /// A client gets CAP_IPC_LOCK, or loses it.
+    Capability {
+        context: usize,
+        has: bool,
+    },
     CloseFile {
         file: usize,
     },

@@ -62,6 +62,7 @@ pub(super) struct Actor {
     pub(super) argument: Memory,
     file: Arc<FileSpace>,
     pub(super) pid: Cell<u32>,
+    pub(super) ipc_lock: Cell<bool>,
     pub(super) made: RefCell<Vec<Arc<dyn ClientFile>>>,
 }
 
@@ -96,7 +97,7 @@ impl Client for Actor {
             pid: self.pid.get(),
             uid: UID,
             memlock_pages: Some(LIMIT),
-            ipc_lock: false,
+            ipc_lock: self.ipc_lock.get(),
             sys_resource: true,
             sys_rawio: false,
         }
@@ -179,6 +180,7 @@ impl System {
             argument: memories.arguments[index].clone(),
             file: Arc::clone(&file),
             pid: Cell::new(pid(index)),
+            ipc_lock: Cell::new(false),
             made: RefCell::default(),
         });
         let contexts = std::array::from_fn(|_| Context::new(&machine));
