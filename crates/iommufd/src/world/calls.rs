@@ -7,7 +7,7 @@ use super::model::{
     Access, Answer, CONTAINER_PID, File, IOMMU_OF, Model, Object, Owner, PAGE, Slot, pid,
 };
 use super::spaces::{LENGTH, last_of};
-use super::step::{Call, OnAccess, Range, Reply, Rw, Space, Step, Type1};
+use super::step::{Call, OnAccess, Range, Reply, Rw, Source, Space, Step, Type1};
 use crate::IommuKind;
 use crate::account::Rule;
 
@@ -48,6 +48,10 @@ impl Model {
             Step::Dma { device, pasid, range, write } => self.dma(device, pasid, range, write),
             Step::AskedDma { device, iova, map } => self.asked_dma(device, iova, map),
             Step::ReadEvents { file } => self.read_events(file),
+            Step::Revoke { renew } => {
+                self.revoke(renew);
+                Ok(Reply::Nothing)
+            }
             Step::Capability { context, has } => {
                 self.capable[context] = has;
                 Ok(Reply::Nothing)
@@ -96,6 +100,17 @@ impl Model {
                 let ioas = self.ioas(context, ioas)?;
                 let rule = self.rule(context);
                 let slice = self.new_map(source, prot.write, pid(context), rule);
+                self.show(ioas, &[slice], at, place, prot).map(Reply::Value)
+            }
+            Call::MapBuffer { ioas, offset, length, at, prot } => {
+                permitted(prot)?;
+                let ioas = self.ioas(context, ioas)?;
+                if self.revoked {
+                    return Err(Errno::ENODEV);
+                }
+                let source = Source { space: Space::User(0), offset, length };
+                let slice = self.new_map(source, prot.write, pid(context), Rule::None);
+                self.maps[slice.map].buffer = true;
                 self.show(ioas, &[slice], at, place, prot).map(Reply::Value)
             }
             Call::Unmap { ioas, range } => {
@@ -627,6 +642,9 @@ impl Model {
             if !granted {
                 return Err(Errno::EPERM);
             }
+            if map.buffer {
+                return Err(Errno::EINVAL);
+            }
             pinned.add(area.map, map, first / PAGE..end / PAGE)?;
         }
         if !whole {
@@ -656,6 +674,9 @@ impl Model {
             let granted = if need.write { area.prot.write && map.writable } else { area.prot.read };
             if !granted {
                 return (done, Err(Errno::EPERM));
+            }
+            if map.buffer {
+                return (done, Err(Errno::EINVAL));
             }
             let mut at = from;
             while at <= to {

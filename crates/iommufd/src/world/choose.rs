@@ -128,6 +128,7 @@ impl Chooser<'_> {
             19..=24 => self.on_device(model),
             25..=28 => self.dma(model),
             29 | 30 => self.on_access(model),
+            _ if self.one_in(4) => Step::Revoke { renew: !self.one_in(4) },
             _ if self.one_in(3) => {
                 Step::Capability { context: self.below(CONTEXTS), has: self.one_in(2) }
             }
@@ -205,6 +206,10 @@ impl Chooser<'_> {
             return Call::Map { ioas, source, at: Some(offset), prot };
         }
         let at = if self.one_in(5) { None } else { Some(self.iova()) };
+        if self.one_in(6) {
+            let Source { offset, length, .. } = self.source(0);
+            return Call::MapBuffer { ioas, offset, length, at, prot: self.prot() };
+        }
         Call::Map { ioas, source: self.source(context), at, prot: self.prot() }
     }
 

@@ -92,6 +92,9 @@ impl Model {
         };
         let areas = &self.ioases[path.ioas];
         let area = &areas.areas[areas.index(iova)?];
+        if self.maps[area.map].revoked {
+            return None;
+        }
         let (space, offset) = self.origin(area, iova);
         // Where hardware has no word for write-only memory, it can be read.
         let implies = match self.kind(path) {

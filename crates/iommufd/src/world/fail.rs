@@ -134,6 +134,15 @@ fn rows_on_address_spaces() -> Vec<Row> {
     };
     let anywhere =
         Call::Map { ioas: 1, source: source(Space::User(0), 6, 1), at: None, prot: BOTH };
+    let buffer = |ioas, at| {
+        let at = Some(at * PAGE);
+        call(Call::MapBuffer { ioas, offset: 0, length: 2 * PAGE, at, prot: BOTH })
+    };
+    let again = Call::Copy { src: 1, range: (0, 2 * PAGE), dst: 1, at: Some(4 * PAGE), prot: BOTH };
+    let buffered = and(
+        vec![call(Call::IoasAlloc)],
+        [buffer(1, 0), Step::Bind { context: 0, device: 0 }, attach(0, 1)],
+    );
     let copy = Call::Copy { src: 1, range, dst: 2, at: Some(4 * PAGE), prot: BOTH };
     let filled = and(plain(), [attach(2, 2)]);
     let file = vec![call(Call::IoasAlloc), mapped(1, Space::File, 0)];
@@ -146,6 +155,8 @@ fn rows_on_address_spaces() -> Vec<Row> {
         ("IOAS_MAP, anywhere", plain(), call(anywhere), 4),
         ("IOAS_MAP, nothing attached", plain(), mapped(2, Space::User(0), 6), 2),
         ("IOAS_MAP_FILE", plain(), mapped(1, Space::File, 0), 5),
+        ("IOAS_MAP_FILE of a dma-buf", plain(), buffer(1, 8), 4),
+        ("IOAS_COPY of a dma-buf", buffered, call(again), 2),
         ("IOAS_COPY", plain(), call(copy.clone()), 2),
         ("IOAS_COPY of two areas, filled", filled, call(copy), 4),
         ("IOAS_UNMAP", plain(), call(Call::Unmap { ioas: 1, range }), 0),

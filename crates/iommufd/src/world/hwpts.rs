@@ -6,7 +6,7 @@ use ioasis_uapi::Errno;
 use ioasis_uapi::iommufd as abi;
 
 use super::model::{
-    Answer, Attach, Domain, Events, GROUP_OF, Hwpt, IOMMU_OF, Model, Object, Owner, Slot,
+    Answer, Attach, Domain, Events, GROUP_OF, Hwpt, IOMMU_OF, Ioas, Model, Object, Owner, Slot,
 };
 use super::step::{Change, Stage, Table};
 use crate::IommuKind;
@@ -75,7 +75,11 @@ impl Model {
 
     pub(super) fn remove_domain(&mut self, ioas: usize, domain: usize) {
         self.unreserve(ioas, Owner::Domain(domain));
-        self.ioases[ioas].domains.retain(|other| *other != domain);
+        let Ioas { domains, areas, .. } = &mut self.ioases[ioas];
+        domains.retain(|other| *other != domain);
+        if domains.is_empty() {
+            areas.iter_mut().for_each(|area| area.kept = false);
+        }
     }
 
     pub(super) fn hwpt_alloc(

@@ -45,6 +45,10 @@ pub(super) struct Map {
     pub(super) bad: bool,
     pub(super) payer: u32,
     pub(super) rule: Rule,
+    /// Through a dma-buf.
+    pub(super) buffer: bool,
+    /// What areas show of it no more: the dma-buf was revoked.
+    pub(super) revoked: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -55,6 +59,8 @@ pub(super) struct Area {
     /// Byte of the map's first page.
     pub(super) first: u64,
     pub(super) prot: Rw,
+    /// Its pages were pinned when its dma-buf was revoked, and stay so.
+    pub(super) kept: bool,
 }
 
 impl Area {
@@ -203,6 +209,8 @@ pub(super) struct Model {
     pub(super) files: Vec<Option<File>>,
     /// Clients that have CAP_IPC_LOCK.
     pub(super) capable: [bool; CONTEXTS],
+    /// There is no dma-buf any more.
+    pub(super) revoked: bool,
 }
 
 pub(super) type Answer<T> = Result<T, Errno>;
@@ -293,6 +301,7 @@ impl Model {
             container: Container::default(),
             files: Vec::new(),
             capable: [false; CONTEXTS],
+            revoked: false,
         }
     }
 
@@ -437,8 +446,9 @@ impl Model {
         };
         for ioas in self.live_ioases() {
             let ioas = &self.ioases[ioas];
+            let held = |area: &&Area| !self.maps[area.map].revoked || area.kept;
             if !ioas.domains.is_empty() {
-                ioas.areas.iter().for_each(|area| add(area, &mut area.pages()));
+                ioas.areas.iter().filter(held).for_each(|area| add(area, &mut area.pages()));
             }
         }
         for access in self.accesses.iter().flatten() {
@@ -457,9 +467,10 @@ impl Model {
     pub(super) fn fill<'a>(
         &self,
         pinned: &mut Pinned,
-        mut areas: impl Iterator<Item = &'a Area>,
+        areas: impl Iterator<Item = &'a Area>,
     ) -> Answer<()> {
-        areas.try_for_each(|area| pinned.add(area.map, &self.maps[area.map], area.pages()))
+        let mut shown = areas.filter(|area| !self.maps[area.map].revoked);
+        shown.try_for_each(|area| pinned.add(area.map, &self.maps[area.map], area.pages()))
     }
 
     /// Memory behind a byte of a map.

@@ -11,7 +11,7 @@ use super::model::{CONTAINER_PID, PAGE, TABLES, pid};
 use super::step::{
     Call, Change, OnAccess, Range, Reply, Rw, Source, Space, Stage, Step, Table, Type1,
 };
-use super::system::{ARG, Actor, DATA, FILE, OfAccess, Pinner, System, base_of, written};
+use super::system::{ARG, Actor, BUFFER, DATA, FILE, OfAccess, Pinner, System, base_of, written};
 use crate::type1::{GroupKind, Member};
 use crate::{AccessKind, AddressSpace, Client, Context, IommuKind, QueueWatcher, Segment};
 
@@ -99,6 +99,10 @@ impl System {
             Step::Dma { device, pasid, range, write } => Ok(self.dma(device, pasid, range, write)),
             Step::AskedDma { device, iova, map } => Ok(self.asked_dma(device, iova, map)),
             Step::ReadEvents { file } => Ok(self.read_events(file)),
+            Step::Revoke { renew } => {
+                self.revoke(renew);
+                Ok(Reply::Nothing)
+            }
             Step::Capability { context, has } => {
                 self.actors[context].ipc_lock.set(has);
                 Ok(Reply::Nothing)
@@ -159,6 +163,12 @@ impl System {
             Call::Ranges { ioas, room } => return self.ranges(context, ioas, room),
             Call::Map { ioas, source, at, prot } => {
                 return self.map(context, ioas, source, at, prot);
+            }
+            Call::MapBuffer { ioas: ioas_id, offset: start, length, at, prot } => {
+                let (flags, iova) = (map_flags(at, prot), at.unwrap_or(0));
+                let cmd =
+                    abi::IoasMapFile { size: 40, flags, ioas_id, fd: BUFFER, start, length, iova };
+                return Ok(Reply::Value(self.ioctl(context, abi::IOAS_MAP_FILE, &cmd)?.iova));
             }
             Call::Unmap { ioas, range: (iova, length) } => {
                 let cmd = abi::IoasUnmap { size: 24, ioas_id: ioas, iova, length };

@@ -78,7 +78,16 @@ impl Model {
         let page = source.offset / PAGE * PAGE;
         let end = (source.offset + source.length).next_multiple_of(PAGE);
         let bad = end > LENGTH;
-        self.maps.push(Map { space: source.space, page, writable: write, bad, payer, rule });
+        self.maps.push(Map {
+            space: source.space,
+            page,
+            writable: write,
+            bad,
+            payer,
+            rule,
+            buffer: false,
+            revoked: false,
+        });
         Slice { map: self.maps.len() - 1, first: source.offset % PAGE, length: source.length }
     }
 
@@ -126,7 +135,7 @@ impl Model {
         let mut next = iova;
         for slice in slices {
             let &Slice { map, first, length } = slice;
-            made.push(Area { start: next, length, map, first, prot });
+            made.push(Area { start: next, length, map, first, prot, kept: false });
             next = next.wrapping_add(length);
         }
         if !self.ioases[ioas].domains.is_empty() {
@@ -193,7 +202,9 @@ impl Model {
     /// The address a client knows a slice by.
     fn address(&self, slice: &Slice) -> u64 {
         let map = &self.maps[slice.map];
-        super::system::base_of(map.space) + map.page + slice.first
+        // A dma-buf is known by its offsets.
+        let base = if map.buffer { 0 } else { super::system::base_of(map.space) };
+        base + map.page + slice.first
     }
 
     /// The pieces of maps behind a range.
@@ -236,6 +247,21 @@ impl Model {
         }
     }
 
+    /// The dma-buf is revoked: nothing of it is shown any more, though what was pinned stays so.
+    pub(super) fn revoke(&mut self, renew: bool) {
+        let gone = |map: &Map| map.buffer && !map.revoked;
+        for Ioas { areas, domains, .. } in &mut self.ioases {
+            for area in areas.iter_mut().filter(|area| gone(&self.maps[area.map])) {
+                area.kept = !domains.is_empty();
+                for domain in &*domains {
+                    self.domains[*domain].dirty.retain(|page| !area.hits(*page, *page));
+                }
+            }
+        }
+        self.maps.iter_mut().filter(|map| map.buffer).for_each(|map| map.revoked = true);
+        self.revoked = !renew;
+    }
+
     /// An access that pins unpins whatever touches a range.
     pub(super) fn let_go(&mut self, access: usize, start: u64, last: u64) {
         let access = self.accesses[access].as_mut().unwrap();
@@ -250,6 +276,9 @@ impl Model {
         let area = space.areas[at].clone();
         if area.last() == last {
             return Ok(());
+        }
+        if self.maps[area.map].buffer {
+            return Err(Errno::EOPNOTSUPP);
         }
         let next = last + 1;
         if !next.is_multiple_of(alignment) || !area.byte(next).is_multiple_of(alignment) {

@@ -62,6 +62,7 @@ pub(super) enum Call {
     Copy { src: u32, range: Range, dst: u32, at: Option<u64>, prot: Rw },
     Ranges { ioas: u32, room: u32 },
     Map { ioas: u32, source: Source, at: Option<u64>, prot: Rw },
+    MapBuffer { ioas: u32, offset: u64, length: u64, at: Option<u64>, prot: Rw },
     Unmap { ioas: u32, range: Range },
     RlimitMode { set: Option<u64> },
     HugePages { ioas: u32, set: Option<u64> },
@@ -157,6 +158,10 @@ pub(super) enum Step {
     },
     ReadEvents {
         file: usize,
+    },
+    /// The dma-buf is taken away, and comes back as another one or not.
+    Revoke {
+        renew: bool,
     },
     /// A client gets CAP_IPC_LOCK, or loses it.
     Capability {

@@ -10,6 +10,7 @@ use ioasis_uapi::Result;
 use super::memories::Memories;
 use super::model::{CONTEXTS, DEVICES, GROUP_OF, GROUPS, IOMMU_OF, LIMIT, PAGE, UID, pid};
 use super::step::Space;
+use crate::testing::Buffer;
 use crate::type1::Container;
 use crate::{
     AccessHandle, AccessUser, Account, AddressSpace, Bound, Client, ClientFile, Context, Endpoint,
@@ -31,6 +32,9 @@ pub(super) const ARG: u64 = BASE + 0x10_0000;
 pub(super) const DATA: u64 = ARG + PAGE;
 /// The descriptor of the file.
 pub(super) const FILE: i32 = 7;
+
+/// The descriptor of the dma-buf, whose bytes are the first client's memory.
+pub(super) const BUFFER: i32 = 8;
 
 /// Byte `index` of what is written at `iova`.
 pub(super) fn written(iova: u64, index: usize) -> u8 {
@@ -61,6 +65,7 @@ pub(super) struct Actor {
     pub(super) memory: Memory,
     pub(super) argument: Memory,
     file: Arc<FileSpace>,
+    buffer: RefCell<Arc<Buffer>>,
     pub(super) pid: Cell<u32>,
     pub(super) ipc_lock: Cell<bool>,
     pub(super) made: RefCell<Vec<Arc<dyn ClientFile>>>,
@@ -86,8 +91,10 @@ impl Client for Actor {
     }
 
     fn file_memory(&self, fd: i32) -> Result<Arc<dyn AddressSpace>> {
-        if fd == FILE {
-            return Ok(Arc::clone(&self.file) as _);
+        match fd {
+            FILE => return Ok(Arc::clone(&self.file) as _),
+            BUFFER => return Ok(Arc::clone(&self.buffer.borrow()) as _),
+            _ => {}
         }
         refuse!(EBADF, "no such file", u64::from(fd.unsigned_abs()))
     }
@@ -175,10 +182,12 @@ impl System {
         let endpoints = (0..DEVICES).map(|device| endpoint(&groups[GROUP_OF[device]], device));
         let endpoints = endpoints.collect();
         let file = Arc::new(FileSpace(memories.file.clone()));
+        let buffer = Buffer::new(&memories.users[0]);
         let actors = std::array::from_fn(|index| Actor {
             memory: memories.users[index].clone(),
             argument: memories.arguments[index].clone(),
             file: Arc::clone(&file),
+            buffer: RefCell::new(Arc::clone(&buffer)),
             pid: Cell::new(pid(index)),
             ipc_lock: Cell::new(false),
             made: RefCell::default(),
@@ -196,6 +205,18 @@ impl System {
             bound: [const { None }; DEVICES],
             accesses: Vec::new(),
             files: Vec::new(),
+        }
+    }
+}
+
+impl System {
+    pub(super) fn revoke(&self, renew: bool) {
+        self.actors[0].buffer.borrow().revoke();
+        if renew {
+            let renewed = Buffer::new(&self.memories.users[0]);
+            for actor in &self.actors {
+                *actor.buffer.borrow_mut() = Arc::clone(&renewed);
+            }
         }
     }
 }
