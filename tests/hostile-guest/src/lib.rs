@@ -15,7 +15,9 @@ use ioasis_iommupt::fmt::{
     AmdV1, AmdV2, ArmS1, ArmS2, Sv39, Sv39x4, Sv48, Sv48x4, Sv57, Sv57x4, VtdFs, VtdSs,
 };
 use ioasis_iommupt::nested::{Cause, Nested, NestedFault, Stage, TableMemory};
-use ioasis_iommupt::{Config, Counted, Entry, Format, Iova, IovaRange, Pa, PageTable, Prot, Run};
+use ioasis_iommupt::{
+    Config, Context, Counted, Entry, Format, Iova, IovaRange, Pa, PageTable, Prot, Run,
+};
 
 /// Where the guest's memory begins in the output space.
 const BASE: u64 = 1 << 32;
@@ -177,7 +179,7 @@ fn judge<F: Format>(word: u64) {
     for level in 0..=F::TOP_LEVEL {
         let entry = F::decode(word, level);
         let reserved = F::reserved(word, level);
-        let _ = (F::table_prot(word, level), F::is_dirty(word));
+        let _ = (F::under(word, word), F::is_dirty(word));
         match entry {
             Entry::Empty => {}
             Entry::Table(address) => {
@@ -190,6 +192,14 @@ fn judge<F: Format>(word: u64) {
                     continue;
                 }
                 assert!(F::sizes(level) >> lg2 & 1 == 1, "{}: {word:#x} at {level}", F::NAME);
+                let need = Prot::READ | Prot::WRITE;
+                let missing = F::missing(word, level, need, Context::all());
+                assert!(
+                    (need | Prot::PRIVILEGED).contains(missing),
+                    "{}: {word:#x} at {level}",
+                    F::NAME
+                );
+                let _ = F::is_flagless(word, need, Context::all());
                 let again = F::leaf(oa, level, lg2, F::attrs_of(word, level));
                 assert_eq!(
                     (F::oa(again, level), F::leaf_lg2(again, level)),
