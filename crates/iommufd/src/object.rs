@@ -288,12 +288,14 @@ impl Table {
         let Some(object) = slots.live(id) else {
             return refuse!(ENOENT, "no object has this id", u64::from(id));
         };
-        let follows = match object {
-            Object::HwQueue(queue) => !queue.may_stop(),
-            Object::Viommu(viommu) => viommu.is_mapped(),
-            _ => false,
-        };
-        if object.head().holders() > 0 || follows {
+        let is_busy = object.head().holders() > 0
+            || match object {
+                // Asked last: a queue that may stop has begun to.
+                Object::HwQueue(queue) => !queue.may_stop(),
+                Object::Viommu(viommu) => viommu.is_mapped(),
+                _ => false,
+            };
+        if is_busy {
             return refuse!(
                 EBUSY,
                 "another object or a call in flight uses the object",

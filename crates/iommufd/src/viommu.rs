@@ -341,7 +341,7 @@ impl HwQueue {
         Ok(Arc::new(Self { head, viommu, index, access, pinned: (first, pages) }))
     }
 
-    /// Whether no queue that follows it is in use.
+    /// Whether no queue that follows it is in use. Whoever hears so stops it.
     pub(crate) fn may_stop(&self) -> bool {
         match &self.viommu.side {
             Side::Tables => true,

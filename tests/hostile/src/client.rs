@@ -4,7 +4,9 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use ioasis_iommufd::type1::Container;
-use ioasis_iommufd::{self as iommufd, Account, AddressSpace, ClientFile, Context, OnExec};
+use ioasis_iommufd::{
+    self as iommufd, Account, AddressSpace, ClientFile, Context, MappableMemory, OnExec,
+};
 use ioasis_pci::BARS;
 use ioasis_sys::eventfd::EventFd;
 use ioasis_sys::mapping::{Access, Mapping};
@@ -37,7 +39,7 @@ pub(crate) enum File {
 pub(crate) struct Hostile {
     pub(crate) memory: iommufd::Memory,
     pub(crate) files: Mutex<Vec<File>>,
-    /// BAR pages of every device file that was made.
+    /// BAR pages of every device file that was made, and pages of virtual IOMMUs.
     pub(crate) pages: Mutex<Vec<Arc<Mapping>>>,
 }
 
@@ -64,6 +66,32 @@ impl Hostile {
         let files = self.files.lock();
         let found = usize::try_from(fd).ok().and_then(|index| files.get(index));
         found.cloned().ok_or(Error::new(Errno::EBADF, "no such descriptor"))
+    }
+}
+
+/// Memory of a virtual IOMMU's that is stored into as BAR pages are, and mapped by nobody.
+#[derive(Debug)]
+struct Page(Arc<Mapping>);
+
+impl MappableMemory for Page {
+    fn offset(&self) -> u64 {
+        0
+    }
+
+    fn write(&self, at: u64, bytes: &[u8]) -> Result<()> {
+        self.0.write(at, bytes)
+    }
+
+    fn load(&self, at: u64) -> Result<u32> {
+        self.0.load_u32(at)
+    }
+
+    fn store(&self, at: u64, value: u32) -> Result<()> {
+        self.0.store_u32(at, value)
+    }
+
+    fn is_mapped(&self) -> bool {
+        false
     }
 }
 
@@ -105,6 +133,12 @@ impl iommufd::Client for Hostile {
             file.close();
             Error::new(Errno::EMFILE, "no descriptor is left")
         })
+    }
+
+    fn mappable(&self, length: u64) -> Result<Arc<dyn MappableMemory>> {
+        let page = Arc::new(Mapping::anonymous(usize::try_from(length).expect("a few pages"))?);
+        self.pages.lock().push(Arc::clone(&page));
+        Ok(Arc::new(Page(page)))
     }
 
     fn installed(&self, fd: i32) -> Result<Arc<dyn ClientFile>> {

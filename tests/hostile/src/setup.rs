@@ -16,6 +16,9 @@ use crate::input::Input;
 const ARGUMENT: u64 = BASE + 0x200;
 /// Bytes that are mapped.
 const MAPPED: u64 = 0x8_0000;
+/// Where a command queue lies in them, and the register that switches it on.
+const QUEUE: u32 = 0x1000;
+const CONFIG_OF_QUEUE: u64 = 8;
 /// The region of configuration space, and its command register with memory decoding and bus mastering on.
 const CONFIG: u64 = 7;
 const COMMAND: u64 = 4;
@@ -77,9 +80,28 @@ pub(crate) fn cdev(machine: &Machine, client: &Hostile, input: &mut Input<'_>) {
         *input.pick(&[0, iommufd::HWPT_ALLOC_NEST_PARENT, iommufd::HWPT_ALLOC_DIRTY_TRACKING]);
     put(client, &context, iommufd::HWPT_ALLOC, &[24, flags, id, ioas, 0, 0]);
     let hwpt = answered(client, 4);
+    if flags == iommufd::HWPT_ALLOC_NEST_PARENT {
+        command_queue(client, &context, id, hwpt);
+    }
     let page_table = *input.pick(&[ioas, hwpt]);
     put(client, &device, vfio::DEVICE_ATTACH_IOMMUFD_PT, &[12, 0, page_table]);
     enable(client, &device);
+}
+
+/// A virtual IOMMU with a command queue that is on, where the hardware has them.
+fn command_queue(client: &Hostile, context: &File, device: u32, parent: u32) {
+    let data = low(ARGUMENT) + 0x100;
+    let kind = iommufd::VIOMMU_TYPE_TEGRA241_CMDQV;
+    let viommu = [40, 0, kind, device, parent, 0, 16, 0, data, 0];
+    if put(client, context, iommufd::VIOMMU_ALLOC, &viommu).is_none() {
+        return;
+    }
+    let (viommu, kind) = (answered(client, 5), iommufd::HW_QUEUE_TYPE_TEGRA241_CMDQV);
+    let queue = [40, 0, viommu, kind, 0, 0, low(IOVA) + QUEUE, 0, 0x1000, 0];
+    put(client, context, iommufd::HW_QUEUE_ALLOC, &queue);
+    if let Some(page) = client.pages.lock().last() {
+        let _ = page.store_u32(CONFIG_OF_QUEUE, 1);
+    }
 }
 
 /// Lets a device decode and master, and keeps it.

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::viommu::{DATA, GUEST, Nest, STE, arm_tables};
 use super::*;
+use crate::object::Object;
 use crate::testing::{ACCOUNT, ARG, Region};
 use crate::{Cmdqv, Iova, MapRequest, MappableMemory, Memory, Place, Prot, QueueFile, inject};
 
@@ -294,6 +295,20 @@ fn queues_come_in_ascending_order_and_go_in_descending_order() {
 }
 
 #[test]
+fn no_queue_follows_one_that_is_being_destroyed() {
+    let guest = Guest::new();
+    let first = guest.start(0);
+    // DESTROY has taken it out of the table and gets no further.
+    let taken = guest.nest.fixture.context.objects().remove(first).unwrap();
+    let errno = |index| guest.queue(abi::HwQueueAlloc { index, ..guest.ask() }).unwrap_err().errno;
+    assert_eq!((errno(1), errno(0)), (Errno::EIO, Errno::EEXIST));
+    let Object::HwQueue(taken) = taken else { unreachable!("it was one") };
+    taken.stop();
+    guest.start(0);
+    guest.start(1);
+}
+
+#[test]
 fn a_queues_memory_cannot_be_unmapped_while_the_hardware_reads_it() {
     let guest = Guest::new();
     let queue = guest.start(0);
@@ -507,6 +522,26 @@ fn every_failed_step_of_an_interface_and_of_its_queue_leaves_nothing() {
     assert!(steps >= 2, "{steps}");
     guest.destroy(first.unwrap()).unwrap();
     guest.nest.fixture.unmap(guest.nest.ioas, 0, GUEST).unwrap();
+}
+
+#[test]
+fn a_full_queue_is_emptied_up_to_the_command_in_error() {
+    let guest = Guest::new();
+    let (base, commands) = (QUEUES[0], 0x1000 / 16);
+    guest.queue(abi::HwQueueAlloc { length: 0x1000, ..guest.ask() }).unwrap();
+    for slot in 0..commands {
+        guest.put(0, slot, SYNC);
+    }
+    let at = 150;
+    guest.nest.word(base + at * 16, 0x30);
+    // The index is 0 and the wrap bit says that it has gone round.
+    guest.store(PROD, 0x100);
+    guest.enable(0);
+    guest.wait(GERROR, 1);
+    assert_eq!(guest.load(CONS), 150 | 1 << 24);
+    guest.put(0, at, SYNC);
+    guest.store(GERRORN, 1);
+    guest.wait(CONS, 0x100);
 }
 
 #[test]

@@ -136,10 +136,20 @@ pub(crate) struct Vintf {
     errors: AtomicU64,
 }
 
+/// How far a queue is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Use {
+    #[default]
+    Free,
+    Started,
+    /// Taken still, and no ground for the next one.
+    Stopping,
+}
+
 /// Which queues are in use, and who empties them while any is.
 #[derive(Debug, Default)]
 struct Used {
-    queues: [bool; LVCMDQS],
+    queues: [Use; LVCMDQS],
     worker: Option<Worker>,
 }
 
@@ -176,9 +186,15 @@ impl Vintf {
         self.page.is_mapped()
     }
 
-    /// Whether queue `index` may go: the hardware lets go of queues in descending order.
+    /// Whether queue `index` may go: the hardware lets go of queues in descending order. If so none follows it any more, and it
+    /// has to be stopped.
     pub(crate) fn may_stop(&self, index: u32) -> bool {
-        !self.used.lock().queues.get(index as usize + 1).is_some_and(|&used| used)
+        let (at, mut used) = (index as usize, self.used.lock());
+        let may = used.queues.get(at + 1).is_none_or(|&next| next == Use::Free);
+        if may {
+            used.queues[at] = Use::Stopping;
+        }
+        may
     }
 
     /// Takes queue `index` into use, `length` bytes from `base`. Linux: `tegra241_vintf_alloc_lvcmdq_user`.
@@ -199,10 +215,10 @@ impl Vintf {
             return refuse!(EINVAL, "no queue has this index", u64::from(index));
         };
         let mut used = self.used.lock();
-        if used.queues[at] {
+        if used.queues[at] != Use::Free {
             return refuse!(EEXIST, "the queue is in use", u64::from(index));
         }
-        if at > 0 && !used.queues[at - 1] {
+        if at > 0 && used.queues[at - 1] != Use::Started {
             return refuse!(EIO, "the queue before it is not in use", u64::from(index));
         }
         if !length.is_power_of_two() || !(LENGTH_MIN..=LENGTH_MAX).contains(&length) {
@@ -217,7 +233,7 @@ impl Vintf {
         }
         let memory = Memory { base, lg2: length.trailing_zeros() - COMMAND_LG2 };
         queue.lock().begin(memory, self.registers(at));
-        used.queues[at] = true;
+        used.queues[at] = Use::Started;
         used.worker.as_ref().expect("it was started").wake();
         Ok(())
     }
@@ -227,8 +243,8 @@ impl Vintf {
         let at = index as usize;
         self.lvcmdqs[at].lock().end(self.registers(at));
         let mut used = self.used.lock();
-        used.queues[at] = false;
-        let idle = used.queues.iter().all(|&used| !used);
+        used.queues[at] = Use::Free;
+        let idle = used.queues == [Use::Free; LVCMDQS];
         let worker = if idle { used.worker.take() } else { None };
         drop(used);
         if let Some(worker) = worker {

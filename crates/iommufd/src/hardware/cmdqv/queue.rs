@@ -2,6 +2,9 @@
 //!
 //! Indices, CONS.ERR and the GERROR handshake are those of an SMMUv3's command queue (manual 3.5, 6.3.28, 7.1): the queue stops
 //! at the command in error until GERRORN says that the guest has seen it.
+//!
+//! DIFFERS: what a guest stores to a register of the hardware's (STATUS, GERROR, CONS of a queue that is on) stands in the page
+//! until the hardware stores there next; the hardware does not look at it.
 
 use ioasis_iommupt::Pa;
 use ioasis_uapi::Result;
