@@ -65,6 +65,18 @@
 //! # Ok::<(), ioasis_uapi::Error>(())
 //! ```
 //!
+//! # What it costs
+//!
+//! In words of tables read and written; a test counts them in every kind of space, and in each of 64 generations of holes.
+//!
+//! - Translating: one a level, and no more however much is mapped. The first write to a clean leaf: an exchange, and a walk
+//!   to the table of each level, to mark it.
+//! - Mapping, unmapping, protecting and splitting: a few walks, a few for each item that changes, and the words of a
+//!   table for each that is made. What was mapped before, and in which sizes, makes no difference.
+//! - Harvesting: the tables below which something was written since the last harvest.
+//! - Memory: the least tables that can hold the leaves, and at most 64 that are empty and 64 that a reader might still walk.
+//! - Areas: O(log n) for n of them, in time; [`areas`] says what first fit adds.
+//!
 //! # Around the table
 //!
 //! - [`iotlb`] keeps a requester's translations, by PASID; [`WalkCache`] keeps the lowest tables a thread passed.

@@ -2,11 +2,16 @@
 //!
 //! With `--cfg loom` they are loom's, which tries every interleaving and every value that the memory orderings let a load
 //! see; with `--cfg ioasis_shuttle` shuttle's, which runs long sequences under many schedules and takes every ordering for
-//! the strongest. `schedules` holds the tests for both. A `cfg` and no cargo feature, because features add up across a
+//! the strongest. `schedules` holds the tests for both. In other tests they count the words that are touched (`suite::work`). A `cfg` and no cargo feature, because features add up across a
 //! build: one crate that asked for it would change everybody's tables.
 
+#[cfg(all(test, not(any(loom, ioasis_shuttle))))]
+pub(crate) mod atomic;
+
 #[cfg(not(any(loom, ioasis_shuttle)))]
-pub(crate) use core::{hint::spin_loop, sync::atomic};
+pub(crate) use core::hint::spin_loop;
+#[cfg(not(any(test, loom, ioasis_shuttle)))]
+pub(crate) use core::sync::atomic;
 #[cfg(loom)]
 pub(crate) use loom::{hint::spin_loop, sync::atomic};
 #[cfg(ioasis_shuttle)]

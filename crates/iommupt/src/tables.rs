@@ -85,6 +85,12 @@ impl Tables {
         self.in_use
     }
 
+    /// Tables that were ever made: what memory there is.
+    #[cfg(test)]
+    pub(crate) const fn made(&self) -> usize {
+        self.meta.len()
+    }
+
     pub(crate) fn meta(&self, frame: u32) -> Meta {
         self.meta[frame as usize]
     }

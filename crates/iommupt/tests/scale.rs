@@ -75,7 +75,7 @@ fn pages_far_apart_take_a_table_each() {
     assert_eq!(writer.tables(), 1, "only the root is left");
 }
 
-/// 64 times the tables are made and dropped; their memory is used again.
+/// 64 times the tables are made and dropped; their memory is used again. (Generations of holes: `suite::work`.)
 #[test]
 fn churn_does_not_grow() {
     let (mut writer, _reader) = table(PAGE);
@@ -87,6 +87,36 @@ fn churn_does_not_grow() {
         assert_eq!(writer.tables(), 1 + 1 + 1 + 256, "round {round}");
         writer.clear(IovaRange::ALL);
         assert_eq!(writer.tables(), 1, "round {round}");
+    }
+}
+
+/// First fit for 2 MiB, aligned to as much, behind `count` holes of `bytes`: how many holes are looked at.
+fn holes_looked_at(count: u64, bytes: u64) -> u64 {
+    let mut areas = Areas::new();
+    // Each hole begins a page behind a multiple of 2 MiB.
+    for n in 0..=count {
+        let end = 8 * LARGE * n + PAGE;
+        let start = if n == 0 { 0 } else { 8 * LARGE * (n - 1) + PAGE + bytes };
+        areas.insert(range(start, end - start), n).expect("inserted");
+    }
+    let mut looked_at = 0;
+    let found = areas.find_hole(IovaRange::ALL, LARGE - 1, |hole| {
+        looked_at += 1;
+        let start = hole.start().0.next_multiple_of(LARGE);
+        (hole.last().0 - start >= LARGE - 1).then_some(start)
+    });
+    assert!(found.is_some(), "the last hole has no end");
+    looked_at
+}
+
+/// Of many holes, only those are looked at that are long enough and may yet hold no aligned place.
+#[test]
+fn first_fit_looks_in_vain_only_at_holes_that_are_long_enough_and_lie_badly() {
+    for count in [100, 10_000] {
+        assert_eq!(holes_looked_at(count, LARGE - PAGE), 1, "too short");
+        assert_eq!(holes_looked_at(count, LARGE), count + 1, "the least that is looked at");
+        assert_eq!(holes_looked_at(count, 2 * LARGE - 2 * PAGE), count + 1, "the most in vain");
+        assert_eq!(holes_looked_at(count, 2 * LARGE - PAGE), 1, "a place in any hole");
     }
 }
 

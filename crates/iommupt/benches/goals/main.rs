@@ -1,4 +1,4 @@
-//! Goals P1 to P10, one line each: what was measured, the bound, and whether it is met.
+//! Goals P1 to P10 and what large spaces cost (`scale`), one line each: what was measured, the bound, and whether it is met.
 //!
 //! Every ratio is taken against its peer in the same run, on one core, in turns, as the median of 25. Where the system lets
 //! it, the bench starts itself again with real-time priority, so that other work on the machine does not cut into a round;
@@ -11,6 +11,7 @@ mod areas;
 mod count;
 mod dirty;
 mod peers;
+mod scale;
 mod tables;
 mod translate;
 
@@ -135,5 +136,6 @@ fn main() {
     tables::run(&report);
     areas::run(&report);
     dirty::run(&report);
+    scale::run(&report);
     count::run(&report);
 }

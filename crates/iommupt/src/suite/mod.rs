@@ -4,6 +4,7 @@ extern crate std;
 
 mod model;
 pub(crate) mod sequences;
+mod work;
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
