@@ -2,6 +2,9 @@
 //!
 //! Every call translates anew, inside one section of its group: once an unmap or a detach has waited for the sections that were
 //! open, no call uses what it took away. Pieces that lie in one backing become one vectored copy.
+//!
+//! No translation and no table is remembered here: of a 4 KiB transfer about 30 ns are not its bytes, 6 to 8 of them the walk.
+//! `WalkCache` would save 3, `Iotlb` 5 on a hit, for 72 and 256 KiB of cache that every thread and table wants for itself.
 
 mod section;
 

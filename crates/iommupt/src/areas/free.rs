@@ -2,7 +2,8 @@
 //!
 //! How long it takes: O(log n) for n areas, amortised, plus the holes that are long enough but lie so that no aligned
 //! candidate fits. A hole of `length + align - 1` bytes always holds one, so those are the holes of at least `length` and
-//! less than `length + align - 1` bytes below the answer, each looked at once; `align` is at most 2 MiB. Where lengths are
+//! less than `length + align - 1` bytes below the answer, each looked at once, with at most the branches above it: O(m log n)
+//! for m of them, all n at worst; `align` is at most 2 MiB. Where lengths are
 //! multiples of their alignment, as those of huge pages are, and areas were chosen by this rule, holes are too and none is
 //! looked at in vain. A client that wants them makes each with a call of its own; Linux looks at every area below the
 //! answer in any case.
