@@ -1,13 +1,15 @@
 //! Command queues of a guest on a simulated CMDQ-V.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::viommu::{DATA, GUEST, Nest, STE, arm_tables};
 use super::*;
 use crate::object::Object;
 use crate::testing::{ACCOUNT, ARG, Region};
-use crate::{Cmdqv, Iova, MapRequest, MappableMemory, Memory, Place, Prot, QueueFile, inject};
+use crate::{
+    Cmdqv, Iova, MapRequest, MappableMemory, Memory, Place, Prot, QueueFile, Segment, inject,
+};
 
 const CONS: u64 = 0x00;
 const PROD: u64 = 0x04;
@@ -487,6 +489,47 @@ fn commands_that_are_not_a_guests_are_illegal() {
         guest.store(GERRORN, gerror);
         guest.enable(0);
     }
+}
+
+#[test]
+fn queues_come_and_go_beside_their_guest_and_its_device() {
+    let guest = Guest::new();
+    guest.attach();
+    for slot in 0..16 {
+        guest.put(0, slot, if slot % 2 == 0 { TLBI_VA } else { SYNC });
+    }
+    let (page, endpoint) = (Arc::clone(&guest.page), Arc::clone(guest.nest.bound.endpoint()));
+    let (ended, deadline) = (AtomicBool::new(false), Instant::now() + Duration::from_secs(60));
+    let running = || !ended.load(Ordering::Acquire) && Instant::now() < deadline;
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut prod = 0_u32;
+            while running() {
+                prod = prod.wrapping_add(5);
+                page.store(PROD, prod % 32).unwrap();
+                page.store(CONFIG, u32::from(!prod.is_multiple_of(64))).unwrap();
+                page.store(GERRORN, page.load(GERROR).unwrap()).unwrap();
+            }
+        });
+        scope.spawn(|| {
+            while running() {
+                let mut byte = [0];
+                endpoint.read([Segment { iova: Iova(IOVA), length: 1 }], &mut byte).unwrap();
+                assert!(matches!(byte, [8 | 9]), "{byte:?}");
+            }
+        });
+        for round in 0..200 {
+            let queue = guest.start(0);
+            guest.nest.word(0x4000, (0x8000 + 0x1000 * (round % 2)) | 1 << 10 | 1 << 6 | 3);
+            guest.destroy(queue).unwrap();
+        }
+        ended.store(true, Ordering::Release);
+    });
+    guest.start(0);
+    guest.enable(0);
+    guest.remap();
+    guest.send(0, &[TLBI_VA, SYNC]);
+    assert_eq!(guest.found(), Some(9));
 }
 
 #[test]
