@@ -3,11 +3,9 @@
 use ioasis_uapi::Errno;
 use ioasis_uapi::iommufd as abi;
 
-use super::model::{
-    Access, Answer, CONTAINER_PID, File, IOMMU_OF, Model, Object, Owner, PAGE, Slot, pid,
-};
+use super::model::{Access, Answer, File, Model, Object, PAGE, Slot, pid};
 use super::spaces::{LENGTH, last_of};
-use super::step::{Call, OnAccess, Range, Reply, Rw, Source, Space, Step, Type1};
+use super::step::{Call, OnAccess, Range, Reply, Rw, Source, Space, Step};
 use crate::IommuKind;
 use crate::account::Rule;
 
@@ -393,167 +391,6 @@ impl Model {
         done.map(|()| Reply::Value(bytes))
     }
 
-    fn type1(&mut self, call: &Type1) -> Answer<Reply> {
-        match *call {
-            Type1::AddGroup { group } => self.add_group(group),
-            Type1::RemoveGroup { group } => {
-                self.remove_group(group);
-                Ok(Reply::Nothing)
-            }
-            Type1::SetIommu { v1 } => {
-                if self.container.groups.is_empty() || self.container.v1.is_some() {
-                    return Err(Errno::EINVAL);
-                }
-                self.container.v1 = Some(v1);
-                self.container.ioas = self.new_ioas();
-                for group in self.container.groups.clone() {
-                    self.attach_group(group).expect("nothing is mapped yet");
-                }
-                Ok(Reply::Nothing)
-            }
-            _ if self.container.v1.is_none() => Err(Errno::EINVAL),
-            Type1::Map { source, at, prot } => {
-                let last = last_of((at, source.length))?;
-                permitted(prot)?;
-                if !(source.length | at | source.offset).is_multiple_of(PAGE) {
-                    return Err(Errno::EINVAL);
-                }
-                let ioas = self.container.ioas;
-                if self.ioases[ioas].areas.iter().any(|area| area.hits(at, last)) {
-                    return Err(Errno::EEXIST);
-                }
-                let rule = if self.capable[0] { Rule::Type1Unlimited } else { Rule::Type1 };
-                let slice = self.new_map(source, prot.write, CONTAINER_PID, rule);
-                self.show(ioas, &[slice], Some(at), Ok(at), prot).map(|_| Reply::Nothing)
-            }
-            Type1::Unmap { range, all } => self.container_unmap(range, all),
-            Type1::Info => {
-                let words = self.holes(self.container.ioas);
-                Ok(Reply::Words(
-                    words.into_iter().flat_map(|(start, last)| [start, last]).collect(),
-                ))
-            }
-            Type1::Log { .. } | Type1::GetLog { .. } if self.container.v1 == Some(true) => {
-                Err(Errno::EACCES)
-            }
-            Type1::Log { start } => {
-                self.container.logging = start;
-                Ok(Reply::Nothing)
-            }
-            Type1::GetLog { range } => self.get_log(range),
-        }
-    }
-
-    fn get_log(&self, range: Range) -> Answer<Reply> {
-        let last = last_of(range)?;
-        if !(range.0 | range.1).is_multiple_of(PAGE) || !self.container.logging {
-            return Err(Errno::EINVAL);
-        }
-        let space = &self.ioases[self.container.ioas];
-        let cuts = |area: &&super::model::Area| {
-            area.hits(range.0, last) && (area.start < range.0 || area.last() > last)
-        };
-        if space.areas.iter().any(|area| cuts(&area)) {
-            return Err(Errno::EINVAL);
-        }
-        // Whatever a device reaches is dirty.
-        let mut bits = vec![0_u8; usize::try_from((range.1 / PAGE).div_ceil(64) * 8).unwrap()];
-        for area in space.areas.iter().filter(|area| area.hits(range.0, last)) {
-            for page in (area.start..area.last()).step_by(4096) {
-                let bit = usize::try_from((page - range.0) / PAGE).unwrap();
-                bits[bit / 8] |= 1 << (bit % 8);
-            }
-        }
-        Ok(Reply::Bytes(bits))
-    }
-
-    fn container_unmap(&mut self, range: Range, all: bool) -> Answer<Reply> {
-        let ioas = self.container.ioas;
-        if all {
-            let (bytes, done) = self.unmap(ioas, 0, u64::MAX);
-            return done.map(|()| Reply::Value(bytes));
-        }
-        if !(range.0 | range.1).is_multiple_of(PAGE) {
-            return Err(Errno::EINVAL);
-        }
-        let (start, mut last) = (range.0, last_of(range)?);
-        let space = &self.ioases[ioas];
-        let ends = [start, last].map(|iova| space.index(iova).map(|at| space.areas[at].clone()));
-        if self.container.v1 == Some(false) {
-            let cut = |area: &super::model::Area| area.start < start || area.last() > last;
-            if ends.iter().flatten().any(cut) {
-                return Err(Errno::EINVAL);
-            }
-        } else {
-            if ends[0].as_ref().is_some_and(|area| area.start < start) {
-                return Ok(Reply::Value(0));
-            }
-            last = ends[1].as_ref().map_or(last, super::model::Area::last);
-        }
-        let (bytes, done) = self.unmap(ioas, start, last);
-        done.map(|()| Reply::Value(bytes))
-    }
-
-    fn add_group(&mut self, group: usize) -> Answer<Reply> {
-        let owned =
-            |device: usize| super::model::GROUP_OF[device] == group && self.bound[device].is_some();
-        if (0..super::model::DEVICES).any(owned) {
-            return Err(Errno::EPERM);
-        }
-        if self.container.v1.is_some() {
-            self.attach_group(group)?;
-        }
-        self.container.groups.push(group);
-        Ok(Reply::Nothing)
-    }
-
-    fn attach_group(&mut self, group: usize) -> Answer<()> {
-        let ioas = self.container.ioas;
-        let iommu = IOMMU_OF[group];
-        let type1 = |errno| if errno == Errno::EADDRINUSE { Errno::EINVAL } else { errno };
-        let mut next = self.clone();
-        for (start, last) in self.regions(iommu) {
-            next.reserve(ioas, start, last, Owner::Group(group)).map_err(type1)?;
-        }
-        let found = next
-            .container
-            .domains
-            .iter_mut()
-            .find(|(domain, _)| next.domains[*domain].iommu == iommu);
-        match found {
-            Some((_, groups)) => groups.push(group),
-            None => {
-                let made = next.plain_domain(iommu);
-                let domain = next.add_domain(ioas, made).map_err(type1)?;
-                next.container.domains.push((domain, vec![group]));
-            }
-        }
-        *self = next;
-        Ok(())
-    }
-
-    fn remove_group(&mut self, group: usize) {
-        self.container.groups.retain(|other| *other != group);
-        if self.container.v1.is_none() {
-            return;
-        }
-        let ioas = self.container.ioas;
-        self.unreserve(ioas, Owner::Group(group));
-        for (_, groups) in &mut self.container.domains {
-            groups.retain(|other| *other != group);
-        }
-        let gone: Vec<usize> = self
-            .container
-            .domains
-            .extract_if(.., |(_, groups)| groups.is_empty())
-            .map(|(domain, _)| domain)
-            .collect();
-        gone.into_iter().for_each(|domain| self.remove_domain(ioas, domain));
-        if self.container.groups.is_empty() {
-            self.container = Default::default();
-        }
-    }
-
     fn on_access(&mut self, access: usize, what: &OnAccess) -> Answer<Reply> {
         let of = self.accesses[access].clone().unwrap();
         match *what {
@@ -695,7 +532,7 @@ impl Model {
     }
 }
 
-fn permitted(prot: Rw) -> Answer<()> {
+pub(super) fn permitted(prot: Rw) -> Answer<()> {
     if prot.read || prot.write { Ok(()) } else { Err(Errno::EINVAL) }
 }
 

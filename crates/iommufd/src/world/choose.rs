@@ -300,7 +300,25 @@ impl Chooser<'_> {
                 let (start, length) = self.area(model, ioas);
                 Type1::GetLog { range: (start, length.clamp(PAGE, 24 * PAGE)) }
             }
-            9 => Type1::Unmap { range: self.area(model, ioas), all: self.one_in(6) },
+            9 => {
+                let range = self.area(model, ioas);
+                match self.below(8) {
+                    0 => Type1::UnmapDirty { range: (range.0, range.1.clamp(PAGE, 24 * PAGE)) },
+                    1 | 2 => Type1::TakeAddress { range, all: self.one_in(3) },
+                    3..=5 => {
+                        let taken: Vec<u64> = model.container.invalid.iter().copied().collect();
+                        let areas = ioas.map_or(&[][..], |ioas| &model.ioases[ioas].areas);
+                        let known = |start: u64| areas.iter().find(|area| area.start == start);
+                        let range = match taken.is_empty() {
+                            true => range,
+                            false => known(self.pick(&taken))
+                                .map_or(range, |area| (area.start, area.length)),
+                        };
+                        Type1::NewAddress { range, process: self.below(CONTEXTS) }
+                    }
+                    _ => Type1::Unmap { range, all: self.one_in(6) },
+                }
+            }
             _ => {
                 let source = Source { space: Space::User(0), ..self.source(0) };
                 Type1::Map { source, at: self.iova(), prot: self.prot() }

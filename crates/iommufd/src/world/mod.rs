@@ -9,6 +9,7 @@ mod begin;
 mod calls;
 mod check;
 mod choose;
+mod containers;
 mod destroy;
 mod dma;
 mod fail;

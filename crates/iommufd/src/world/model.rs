@@ -45,6 +45,8 @@ pub(super) struct Map {
     pub(super) bad: bool,
     pub(super) payer: u32,
     pub(super) rule: Rule,
+    /// The client of a container whose memory it is.
+    pub(super) process: usize,
     /// Through a dma-buf.
     pub(super) buffer: bool,
     /// What areas show of it no more: the dma-buf was revoked.
@@ -186,6 +188,8 @@ pub(super) struct Container {
     pub(super) ioas: usize,
     pub(super) domains: Vec<(usize, Vec<usize>)>,
     pub(super) logging: bool,
+    /// Where mappings begin whose process address was taken away.
+    pub(super) invalid: BTreeSet<u64>,
 }
 
 /// A queue file that is open.

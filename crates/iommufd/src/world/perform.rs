@@ -486,6 +486,34 @@ impl System {
                 ioctl(vfio::IOMMU_UNMAP_DMA, ARG)?;
                 return Ok(Reply::Value(get::<vfio::IommuType1DmaUnmap>(actor, ARG).size));
             }
+            Type1::UnmapDirty { range } => {
+                let length = usize::try_from((range.1 / PAGE).div_ceil(64) * 8).unwrap();
+                actor.argument.write(DATA, &vec![0; length])?;
+                let flags = vfio::DMA_UNMAP_FLAG_GET_DIRTY_BITMAP;
+                let unmap =
+                    vfio::IommuType1DmaUnmap { argsz: 48, flags, ..dma_unmap(range, false) };
+                put(actor, ARG, &unmap);
+                let bitmap = vfio::Bitmap { pgsize: PAGE, size: length as u64, data: DATA };
+                put(actor, ARG + 24, &bitmap);
+                ioctl(vfio::IOMMU_UNMAP_DMA, ARG)?;
+                return Ok(self.bytes_at_data(0, length));
+            }
+            Type1::TakeAddress { range, all } => {
+                let mut unmap = dma_unmap(range, all);
+                unmap.flags |= vfio::DMA_UNMAP_FLAG_VADDR;
+                put(actor, ARG, &unmap);
+                ioctl(vfio::IOMMU_UNMAP_DMA, ARG)?;
+                return Ok(Reply::Value(get::<vfio::IommuType1DmaUnmap>(actor, ARG).size));
+            }
+            Type1::NewAddress { range: (iova, size), process } => {
+                let actor = &self.actors[process];
+                let before = actor.pid.replace(CONTAINER_PID + u32::try_from(process).unwrap());
+                let (flags, vaddr) = (vfio::DMA_MAP_FLAG_VADDR, base_of(Space::User(process)));
+                put(actor, ARG, &vfio::IommuType1DmaMap { argsz: 32, flags, vaddr, iova, size });
+                let given = self.container.ioctl(actor, vfio::IOMMU_MAP_DMA, ARG);
+                actor.pid.set(before);
+                given?;
+            }
             Type1::Info => {
                 put(actor, DATA, &u32::try_from(REPLY).unwrap());
                 ioctl(vfio::IOMMU_GET_INFO, DATA)?;

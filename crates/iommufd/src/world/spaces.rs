@@ -85,6 +85,7 @@ impl Model {
             bad,
             payer,
             rule,
+            process: 0,
             buffer: false,
             revoked: false,
         });
