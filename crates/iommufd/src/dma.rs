@@ -330,7 +330,7 @@ impl Endpoint {
     ) -> DmaFault {
         self.record(attachment, pasid, refusal, need);
         if let Some(guest) = attachment.and_then(|attachment| attachment.guest.as_ref()) {
-            guest.report(refusal.iova, need);
+            guest.report(refusal.iova, need, refusal.reason);
         }
         DmaFault { iova: refusal.iova }
     }

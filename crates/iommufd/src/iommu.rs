@@ -20,6 +20,7 @@ use crate::device::Device;
 use crate::domain::Domain;
 use crate::driver::Driver;
 use crate::fault::FaultQueue;
+use crate::faultlog::Reason;
 use crate::hardware::Hardware;
 use crate::hardware::cmdqv::Cmdqv;
 use crate::ioas::Ioas;
@@ -188,12 +189,13 @@ pub(crate) struct Guest {
 
 impl Guest {
     /// Tells the guest that a transaction was refused, if its IOMMU has a word for that and somebody listens.
-    pub(crate) fn report(&self, iova: Iova, need: Prot) {
+    pub(crate) fn report(&self, iova: Iova, need: Prot, reason: Reason) {
         let (Some(viommu), Some(device)) = (self.viommu.upgrade(), self.device.upgrade()) else {
             return;
         };
         let Some(virtual_id) = viommu.virtual_id(&device) else { return };
-        if let Some((kind, event)) = viommu.iommu().hardware().refused(virtual_id, iova, need) {
+        let hardware = viommu.iommu().hardware();
+        if let Some((kind, event)) = hardware.refused(virtual_id, iova, need, reason) {
             // Nobody listens: the event is lost, as on hardware whose queue is off.
             let _unheard = viommu.report(kind, &event);
         }

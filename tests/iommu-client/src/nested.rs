@@ -165,8 +165,8 @@ pub(crate) fn run(kind: Kind) -> Result<()> {
             .chunks_exact(8)
             .map(|word| u64::from_le_bytes(word.try_into().expect("eight bytes")))
             .collect();
-        // 7.3.13: F_TRANSLATION of the stream, a read, at the address.
-        let expected = [0, 0x10 | STREAM << 32, 1 << 35, nowhere, 0];
+        // 7.3.13: F_TRANSLATION of the stream, a read, CLASS IN, at the address.
+        let expected = [0, 0x10 | STREAM << 32, 2 << 40 | 1 << 35, nowhere, 0];
         ensure!(words == expected, "the guest heard {words:x?}");
     }
     // Through the parent's pages only: what it does not map, the guest cannot give.

@@ -16,6 +16,7 @@ use ioasis_iommupt::{Context, Entry, Format, Iova, Prot};
 use ioasis_uapi::{Errno, Error, Result};
 
 use crate::driver::{Invalidated, UserArray, UserData};
+use crate::faultlog::Reason;
 use crate::iommu::{EndpointConfig, Iommu, Kind};
 use crate::nested::Nested;
 use crate::pages::PAGE_SIZE;
@@ -97,8 +98,14 @@ pub(crate) trait Hardware: Debug + Send + Sync {
     }
 
     /// The type and bytes of the event that tells a guest of a refused transaction of the device it knows as `virtual_id`.
-    fn refused(&self, virtual_id: u64, iova: Iova, need: Prot) -> Option<(u32, Vec<u8>)> {
-        let _ = (virtual_id, iova, need);
+    fn refused(
+        &self,
+        virtual_id: u64,
+        iova: Iova,
+        need: Prot,
+        reason: Reason,
+    ) -> Option<(u32, Vec<u8>)> {
+        let _ = (virtual_id, iova, need, reason);
         None
     }
 
@@ -210,10 +217,11 @@ pub(crate) fn walk_table<F: Format>(
             Entry::Leaf => {
                 let above = level as usize + 1..=F::TOP_LEVEL as usize;
                 let leaf = pointers[above].iter().fold(word, |leaf, &word| F::under(leaf, word));
-                let passes = |&need: &Prot| {
-                    !F::is_flagless(leaf, need, context)
-                        && F::missing(leaf, level, need, context).is_empty()
-                };
+                // Not remembered, as hardware does not: the guest sets the flag and tries again.
+                if F::is_flagless(leaf, Prot::READ, context) {
+                    return Walked::Fault;
+                }
+                let passes = |&need: &Prot| F::missing(leaf, level, need, context).is_empty();
                 let prot = [Prot::READ, Prot::WRITE].into_iter().filter(passes).collect();
                 return Walked::Leaf {
                     ipa: F::oa(word, level),

@@ -10,6 +10,7 @@ use zerocopy::IntoBytes;
 use super::cmdqv::{self, Vintf};
 use super::{Hardware, ReadWord, Stage1, Walked, bypass, each_request, walk_table};
 use crate::driver::{Invalidated, UserArray, UserData};
+use crate::faultlog::Reason;
 use crate::iommu::Iommu;
 use crate::viommu::{Side, Viommu};
 
@@ -99,7 +100,8 @@ fn context(word: u64) -> Context {
     let mut context = Context::empty();
     context.set(Context::OPEN, word & CD_PAN == 0);
     context.set(Context::ACCESSED, word & (CD_HA | CD_AFFD) != 0);
-    context.set(Context::DIRTY, word & CD_HD != 0);
+    // HD without HA counts as neither.
+    context.set(Context::DIRTY, word & (CD_HA | CD_HD) == CD_HA | CD_HD);
     context
 }
 
@@ -182,10 +184,18 @@ impl Hardware for Smmuv3 {
         }
     }
 
-    fn refused(&self, virtual_id: u64, iova: Iova, need: Prot) -> Option<(u32, Vec<u8>)> {
-        // 7.3.13: F_TRANSLATION: number and stream id; RnW; the address.
+    fn refused(
+        &self,
+        virtual_id: u64,
+        iova: Iova,
+        need: Prot,
+        reason: Reason,
+    ) -> Option<(u32, Vec<u8>)> {
+        // 7.3.13 and 7.3.16: F_TRANSLATION or F_PERMISSION: number and stream id; RnW, and CLASS IN, the device's own address.
+        let number = if matches!(reason, Reason::Missing(_)) { 0x13 } else { 0x10 };
         let read = if need.contains(Prot::READ) { 1 << 35 } else { 0 };
-        let event = abi::VeventArmSmmuv3 { evt: [0x10 | virtual_id << 32, read, iova.0, 0] };
+        let access = read | 2 << 40;
+        let event = abi::VeventArmSmmuv3 { evt: [number | virtual_id << 32, access, iova.0, 0] };
         Some((abi::VEVENTQ_TYPE_ARM_SMMUV3, event.as_bytes().to_vec()))
     }
 

@@ -343,6 +343,8 @@ fn an_smmu_leaf_without_its_access_flag_faults_unless_the_context_says_otherwise
         nest.vdevice(viommu, 0x18).unwrap();
         nest.bound.attach(nested).unwrap();
         assert_eq!(nest.reads(0x40_0000), expected, "context {context:#x}");
+        nest.word(0x4000, 0x8000 | 1 << 10 | 1 << 6 | 3);
+        assert_eq!(nest.reads(0x40_0000), Some(8), "the guest has set it");
     }
 }
 
@@ -397,6 +399,8 @@ fn a_guest_hears_of_what_its_device_was_refused() {
     assert_eq!(nest.fixture.destroy(queue).unwrap_err().errno, Errno::EBUSY);
     let nested = nest.alloc(viommu, abi::HWPT_DATA_ARM_SMMUV3, &STE).unwrap();
     nest.bound.attach(nested).unwrap();
+    // What is there and not for devices comes first: AP[1], bit 6, is clear.
+    nest.word(0x4008, 0x9000 | 1 << 10 | 3);
     for page in 1..6 {
         assert_eq!(nest.reads(0x40_0000 + page * 0x1000), None);
     }
@@ -412,8 +416,10 @@ fn a_guest_hears_of_what_its_device_was_refused() {
     assert_eq!(file.read(client, ARG, 4096), Ok(40 + 40 + 8));
     let mut words = [0_u64; 11];
     client.memory.read(ARG, words.as_mut_bytes()).unwrap();
-    assert_eq!(words[..5], [0, 0x10 | 0x18 << 32, 1 << 35, 0x40_1000, 0]);
-    assert_eq!(words[5], 1 << 32, "the second event");
+    let read = 2 << 40 | 1 << 35;
+    assert_eq!(words[..5], [0, 0x13 | 0x18 << 32, read, 0x40_1000, 0], "F_PERMISSION");
+    let second = [1 << 32, 0x10 | 0x18 << 32, read, 0x40_2000, 0];
+    assert_eq!(words[5..10], second, "F_TRANSLATION");
     assert_eq!(words[10], 4 << 32 | 1, "three were lost; the last has sequence 4");
     assert_eq!(file.read(client, ARG, 4096), Ok(0));
     made.close();
