@@ -332,7 +332,7 @@ impl<const STAGE: u32, const GRANULE_LG2: u32, const BITS: u32> Format
         leaf
     }
 
-    /// D8.4.1 and D8.4.3. AP[1] lets unprivileged requests read and write, and privileged ones too unless PAN is set; UXN keeps
+    /// D8.4.1 and D8.4.3. `AP[1]` lets unprivileged requests read and write, and privileged ones too unless PAN is set; UXN keeps
     /// unprivileged requests from executing, PXN privileged ones, who never execute what others can write.
     #[inline]
     fn missing(word: u64, level: u32, need: Prot, context: Context) -> Prot {
