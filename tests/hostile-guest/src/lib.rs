@@ -49,6 +49,8 @@ impl Input<'_> {
 struct Request {
     iova: u64,
     need: Prot,
+    /// What the guest's context says of it.
+    context: Context,
     length: u64,
 }
 
@@ -85,9 +87,13 @@ pub fn run(input: &[u8]) -> u32 {
     let mut requests = Vec::new();
     while !input.0.is_empty() && requests.len() < 64 {
         let iova = input.word();
-        let need = Prot::from_bits_truncate(u32::from(input.byte()) & 0b111);
+        // What is done, by whom; and, inverted, so that zeroes allow everything, a context.
+        let asked = u32::from(input.byte());
+        let who = if asked >> 3 & 1 == 1 { Prot::PRIVILEGED } else { Prot::empty() };
+        let need = Prot::from_bits_truncate(asked & 0b111) | who;
+        let context = Context::from_bits_truncate(!asked >> 4 & 0b1111);
         let length = 1 << (input.byte() % 63);
-        requests.push(Request { iova, need, length });
+        requests.push(Request { iova, need, context, length });
     }
     PAIRS[pair](root, Words { words, reads: Cell::new(0) }, &requests)
 }
@@ -131,10 +137,10 @@ fn nest<S1: Format, S2: Format>(root: u64, words: Words, requests: &[Request]) -
     let hole = IovaRange::new(Iova(HOLE), HOLE_LENGTH).expect("a range");
     writer.unmap(hole, &mut |_, _| {}).expect("there is memory");
 
-    let nested = Nested::<S1>::new(root);
     let mut translated = 0;
     for request in requests {
         words.reads.set(0);
+        let nested = Nested::<S1>::new(root).with_context(request.context);
         let ask = || {
             let iova = Iova(request.iova);
             nested.translate(iova, request.length, request.need, &*reader, &words)
@@ -171,6 +177,8 @@ fn check_fault<S1: Format, S2: Format>(fault: NestedFault, request: &Request) {
     assert_eq!(fault.ipa.is_some(), fault.stage != Stage::First, "{fault:?}");
     if let Cause::Permission(missing) = fault.cause {
         assert!(!missing.is_empty(), "{fault:?}");
+        let privileged = request.need.contains(Prot::PRIVILEGED);
+        assert!(!(privileged && missing.contains(Prot::PRIVILEGED)), "{fault:?}");
     }
 }
 
