@@ -5,7 +5,7 @@
 //!
 //! Lock order: `Context::settings` and `Context::groups` are taken alone, or before `Table::slots`.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 
 use ioasis_iommupt::{Iova, IovaRange, Prot};
@@ -22,13 +22,12 @@ use crate::ioas::{Ioas, Place, Slice};
 use crate::iommu::{Endpoint, Group};
 use crate::machine::Machine;
 use crate::object::{Custom, Head, Held, Object, Reservation, Table};
-use crate::pages::{self, Pages};
+use crate::pages::{self, AreaPages, Pages};
 use crate::viommu::Vdevice;
 use crate::{Account, AddressSpace, Kind};
 
 #[derive(Debug)]
 struct Settings {
-    mode: Mode,
     /// The IOAS that VFIO container calls act on.
     vfio_ioas: Option<u32>,
     no_iommu: bool,
@@ -41,6 +40,8 @@ pub struct Context {
     token: u64,
     objects: Arc<Table>,
     settings: Mutex<Settings>,
+    /// Pages are charged against the process's sum. Written with the settings locked.
+    per_process: AtomicBool,
     groups: Mutex<Vec<Weak<DeviceGroup>>>,
 }
 
@@ -82,7 +83,8 @@ impl Context {
             machine: Arc::clone(machine),
             token: machine.token(),
             objects: Arc::default(),
-            settings: Mutex::new(Settings { mode: Mode::User, vfio_ioas: None, no_iommu: false }),
+            settings: Mutex::new(Settings { vfio_ioas: None, no_iommu: false }),
+            per_process: AtomicBool::new(false),
             groups: Mutex::default(),
         })
     }
@@ -100,7 +102,7 @@ impl Context {
     /// Against which sum pages are charged.
     #[must_use]
     pub fn account_mode(&self) -> Mode {
-        self.settings.lock().mode
+        if self.per_process.load(Ordering::Acquire) { Mode::Process } else { Mode::User }
     }
 
     /// Chooses the sum pages are charged against.
@@ -109,11 +111,11 @@ impl Context {
     ///
     /// `EBUSY` once there is any object.
     pub fn set_account_mode(&self, mode: Mode) -> Result<()> {
-        let mut settings = self.settings.lock();
+        let _settings = self.settings.lock();
         if !self.objects.is_empty() {
             return refuse!(EBUSY, "the accounting mode is fixed once there are objects");
         }
-        settings.mode = mode;
+        self.per_process.store(mode == Mode::Process, Ordering::Release);
         Ok(())
     }
 
@@ -187,7 +189,7 @@ impl Context {
         for slice in slices.iter().filter(|slice| slice.pages.kind() == Kind::DmaBuf) {
             slice.pages.import(Ioas::importer(ioas.arc()));
         }
-        ioas.map(&slices, request.place, request.prot)
+        ioas.map_slices(slices, request.place, request.prot)
     }
 
     /// Destroys an object.
@@ -451,12 +453,16 @@ pub(crate) fn map_pages(
     let origin = pages::Origin { space: request.space, address: request.address };
     let pages = Pages::new(machine, origin, request.length, request.prot, request.account, rule)?;
     let start_byte = pages.start_byte();
+    let mut pages = AreaPages::Own(pages);
+    if let Some(extension) = machine.extension() {
+        extension.pages_made(&pages.share());
+    }
     // Whether device memory is accepted is the pages' business; what a leaf says of its memory follows from what it is.
     let mut prot = request.prot & !Prot::MMIO;
     if kind == Kind::DmaBuf {
         prot |= Prot::MMIO;
     }
-    ioas.map(&[Slice { pages, start_byte, length: request.length }], request.place, prot)
+    ioas.map(Slice { pages, start_byte, length: request.length }, request.place, prot)
 }
 
 impl Drop for Context {

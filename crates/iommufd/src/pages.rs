@@ -75,15 +75,21 @@ struct Pins {
     spans: SmallVec<[Span; 1]>,
 }
 
-/// The memory behind one MAP call.
+/// What of a pages object never changes.
 #[derive(Debug)]
-pub(crate) struct Pages {
+struct About {
     machine: Arc<Machine>,
     count: u64,
     /// The first mapped byte, counted from the start of its page.
     start_byte: u64,
     need: Prot,
     kind: Kind,
+}
+
+/// The memory behind one MAP call.
+#[derive(Debug)]
+pub(crate) struct Pages {
+    about: About,
     /// The dma-buf was revoked once: from then on nothing is mapped, whatever becomes of the dma-buf.
     revoked: AtomicBool,
     pins: Mutex<Pins>,
@@ -95,6 +101,7 @@ impl Pages {
     /// # Errors
     ///
     /// `EINVAL` if `length` is zero or a page short of everything, `EOVERFLOW` if the range wraps.
+    #[inline]
     pub(crate) fn new(
         machine: &Arc<Machine>,
         origin: Origin,
@@ -102,7 +109,7 @@ impl Pages {
         need: Prot,
         payer: Account,
         rule: Rule,
-    ) -> Result<Arc<Self>> {
+    ) -> Result<Self> {
         step("a pages object")?;
         let Some(span) = length.checked_sub(1) else {
             return refuse!(EINVAL, "length is zero");
@@ -119,30 +126,22 @@ impl Pages {
         let start_byte = origin.address & (PAGE_SIZE - 1);
         let pins = Pins { origin, rule, payer, pinned: 0, spans: SmallVec::new() };
         let need = (need & (Prot::WRITE | Prot::MMIO)) | Prot::READ;
-        let pages = Arc::new(Self {
-            machine: Arc::clone(machine),
-            count,
-            start_byte,
-            need,
-            kind,
+        Ok(Self {
+            about: About { machine: Arc::clone(machine), count, start_byte, need, kind },
             revoked: AtomicBool::new(false),
             pins: Mutex::new(pins),
-        });
-        if let Some(extension) = machine.extension() {
-            extension.pages_made(&pages);
-        }
-        Ok(pages)
+        })
     }
 
     /// The first mapped byte, counted from the start of its page.
     #[must_use]
     pub(crate) fn start_byte(&self) -> u64 {
-        self.start_byte
+        self.about.start_byte
     }
 
     /// `importer` maps them: it is told when they are those of a dma-buf and that is revoked.
     pub(crate) fn import(&self, importer: Weak<dyn Importer>) {
-        if self.kind == Kind::DmaBuf {
+        if self.about.kind == Kind::DmaBuf {
             let pins = self.pins.lock();
             let space = &pins.origin.space;
             space.import(importer);
@@ -161,14 +160,14 @@ impl Pages {
     /// Whether the MAP call that made it asked for WRITEABLE.
     #[must_use]
     pub(crate) fn writable(&self) -> bool {
-        self.need.contains(Prot::WRITE)
+        self.about.need.contains(Prot::WRITE)
     }
 
     /// Whether the memory is that of a dma-buf which has been taken away. An IOAS asks with its areas locked, before it fills one:
     /// a revocation that it missed by then, because it showed nothing yet, the dma-buf knows of already.
     pub(crate) fn is_revoked(&self) -> bool {
-        if self.kind != Kind::DmaBuf || self.revoked.load(Ordering::Acquire) {
-            return self.kind == Kind::DmaBuf;
+        if self.about.kind != Kind::DmaBuf || self.revoked.load(Ordering::Acquire) {
+            return self.about.kind == Kind::DmaBuf;
         }
         let revoked = self.pins.lock().origin.space.is_revoked();
         if revoked {
@@ -180,7 +179,7 @@ impl Pages {
     /// Takes the memory away if it is that of the dma-buf with this key, which is revoked; says whether it is. Every IOAS that shows
     /// it asks, for each of its areas.
     pub(crate) fn revoke(&self, key: u128) -> bool {
-        if self.kind != Kind::DmaBuf {
+        if self.about.kind != Kind::DmaBuf {
             return false;
         }
         let pins = self.pins.lock();
@@ -203,7 +202,7 @@ impl Pages {
     /// What the origin is.
     #[must_use]
     pub(crate) fn kind(&self) -> Kind {
-        self.kind
+        self.about.kind
     }
 
     /// Pages pinned now that somebody pays for.
@@ -218,7 +217,7 @@ impl Pages {
     ///
     /// `EFAULT` or `EINVAL` of the origin, `ENOMEM` over a limit; nothing has changed then.
     pub(crate) fn hold(&self, range: PageRange) -> Result<()> {
-        self.hold_in(&mut self.pins.lock(), range)
+        self.pins.lock().hold(&self.about, range)
     }
 
     /// [`hold`](Self::hold) for the pages of `length` bytes from `start_byte`, whose output addresses are appended to `runs`.
@@ -232,120 +231,12 @@ impl Pages {
         length: u64,
         runs: &mut Vec<Run>,
     ) -> Result<()> {
-        let mut pins = self.pins.lock();
-        self.hold_in(&mut pins, PageRange::of_bytes(start_byte, length))?;
-        pins.runs(start_byte, length, runs);
-        Ok(())
-    }
-
-    fn hold_in(&self, pins: &mut Pins, range: PageRange) -> Result<()> {
-        assert!(range.last < self.count, "only pages of this object are held");
-        if pins.spans.is_empty() {
-            let span = self.pin(pins, range)?;
-            pins.spans.push(span);
-            return Ok(());
-        }
-        if let Some(span) = pins.exactly(range) {
-            span.holders += 1;
-            return Ok(());
-        }
-        let phys = &self.machine.phys;
-        pins.cut(range.first, phys);
-        pins.cut(range.last + 1, phys);
-        let mut made: SmallVec<[Span; 1]> = SmallVec::new();
-        for gap in pins.gaps(range) {
-            match self.pin(pins, gap) {
-                Ok(mut span) => {
-                    span.holders = 0;
-                    made.push(span);
-                }
-                Err(error) => {
-                    self.unpin(pins, made.drain(..));
-                    return Err(error);
-                }
-            }
-        }
-        if !made.is_empty() {
-            pins.spans.append(&mut made);
-            pins.spans.sort_unstable_by_key(|span| span.pages.first);
-        }
-        let within = pins.within(range);
-        for span in &mut pins.spans[within] {
-            span.holders += 1;
-        }
-        Ok(())
-    }
-
-    fn pin(&self, pins: &mut Pins, range: PageRange) -> Result<Span> {
-        step("pinned pages")?;
-        let address = (pins.origin.address & !(PAGE_SIZE - 1)) + (range.first << PAGE_LG2);
-        let extents = pins.origin.space.pin(address, range.count() << PAGE_LG2, self.need)?;
-        let mut runs: SmallVec<[Run; 1]> = SmallVec::with_capacity(extents.len());
-        let phys = &self.machine.phys;
-        let placed = extents.iter().try_for_each(|extent| phys.hold_extent(extent, &mut runs));
-        let charged = !extents.iter().any(|extent| extent.backing.is_device());
-        let paid = placed.and_then(|()| {
-            if charged {
-                self.machine.ledger.charge(pins.rule, &pins.payer, range.count())
-            } else {
-                Ok(())
-            }
-        });
-        if let Err(error) = paid {
-            runs.into_iter().for_each(|run| phys.release(run));
-            return Err(error);
-        }
-        let bytes: u64 = runs.iter().map(|run| run.length).sum();
-        assert_eq!(bytes, range.count() << PAGE_LG2, "an address space pins what it was asked for");
-        if charged {
-            pins.pinned += range.count();
-        }
-        Ok(Span { pages: range, holders: 1, charged, runs })
-    }
-
-    fn unpin(&self, pins: &mut Pins, spans: impl Iterator<Item = Span>) {
-        let mut gone = 0;
-        for span in spans {
-            if span.charged {
-                gone += span.pages.count();
-            }
-            span.runs.into_iter().for_each(|run| self.machine.phys.release(run));
-        }
-        pins.pinned -= gone;
-        if gone > 0 {
-            self.machine.ledger.uncharge(pins.rule, &pins.payer, gone);
-        }
+        self.pins.lock().hold_runs(&self.about, start_byte, length, runs)
     }
 
     /// Takes one holder off `range`, which [`hold`](Self::hold) was called with, and unpins what nobody holds.
     pub(crate) fn release(&self, range: PageRange) {
-        let mut pins = self.pins.lock();
-        let pins = &mut *pins;
-        if let [span] = pins.spans.as_mut_slice()
-            && span.pages == range
-            && span.holders == 1
-        {
-            let span = pins.spans.pop().expect("there is one");
-            return self.unpin(pins, std::iter::once(span));
-        }
-        if let Some(span) = pins.exactly(range)
-            && span.holders > 1
-        {
-            span.holders -= 1;
-            return;
-        }
-        let within = pins.within(range);
-        assert!(!within.is_empty(), "what is released was held");
-        for span in &mut pins.spans[within.clone()] {
-            span.holders -= 1;
-        }
-        // Backwards, so that an index stays what it was.
-        for index in within.rev() {
-            if pins.spans[index].holders == 0 {
-                let span = pins.spans.remove(index);
-                self.unpin(pins, std::iter::once(span));
-            }
-        }
+        self.pins.lock().release(&self.about, range);
     }
 
     /// Appends the output addresses of `length` bytes from `start_byte`, all of them pinned.
@@ -394,7 +285,7 @@ impl Pages {
         while left > 0 {
             let page_left = left.min(PAGE_SIZE - (at & (PAGE_SIZE - 1)));
             let done = if let Some(run) = pins.run_at(at, left) {
-                let window = self.machine.phys.hold_window(run.pa);
+                let window = self.about.machine.phys.hold_window(run.pa);
                 let window = window.expect("a pinned page has a window");
                 each(&*window.backing, piece(Phys::offset(&window, run.pa), run.length))?;
                 run.length
@@ -435,7 +326,7 @@ impl Pages {
         let mut pins = self.pins.lock();
         let pins = &mut *pins;
         if pins.pinned > 0 {
-            self.machine.ledger.uncharge(pins.rule, &pins.payer, pins.pinned);
+            self.about.machine.ledger.uncharge(pins.rule, &pins.payer, pins.pinned);
         }
         pins.payer = payer;
         pins.rule = rule;
@@ -457,102 +348,6 @@ fn piece(offset: u64, length: u64) -> Piece {
     Piece { offset, length: usize::try_from(length).expect("a piece fits a buffer in memory") }
 }
 
-impl Pins {
-    /// The span that is just `range`.
-    fn exactly(&mut self, range: PageRange) -> Option<&mut Span> {
-        let index = self.spans.partition_point(|span| span.pages.last < range.first);
-        self.spans.get_mut(index).filter(|span| span.pages == range)
-    }
-
-    /// The spans that lie in `range`, by index; none of them crosses its ends.
-    fn within(&self, range: PageRange) -> std::ops::Range<usize> {
-        let start = self.spans.partition_point(|span| span.pages.last < range.first);
-        let end = self.spans.partition_point(|span| span.pages.first <= range.last);
-        start..end
-    }
-
-    /// The parts of `range` that no span covers.
-    fn gaps(&self, range: PageRange) -> SmallVec<[PageRange; 1]> {
-        let mut gaps = SmallVec::new();
-        let mut next = range.first;
-        for span in &self.spans[self.within(range)] {
-            if span.pages.first > next {
-                gaps.push(PageRange { first: next, last: span.pages.first - 1 });
-            }
-            next = span.pages.last + 1;
-        }
-        if next <= range.last {
-            gaps.push(PageRange { first: next, last: range.last });
-        }
-        gaps
-    }
-
-    /// Makes page `first` the first of its span, if it lies inside one.
-    fn cut(&mut self, first: u64, phys: &Phys) {
-        let index = self.spans.partition_point(|span| span.pages.last < first);
-        let Some(span) = self.spans.get_mut(index) else { return };
-        if span.pages.first >= first {
-            return;
-        }
-        let tail = PageRange { first, last: span.pages.last };
-        let mut left = (first - span.pages.first) << PAGE_LG2;
-        let mut at = 0;
-        while span.runs[at].length < left {
-            left -= span.runs[at].length;
-            at += 1;
-        }
-        let run = &mut span.runs[at];
-        let mut runs = SmallVec::new();
-        if run.length > left {
-            runs.push(Run { pa: Pa(run.pa.0 + left), length: run.length - left });
-            run.length = left;
-            phys.hold_again(run.pa);
-        }
-        runs.extend(span.runs.drain(at + 1..));
-        span.pages.last = first - 1;
-        let (holders, charged) = (span.holders, span.charged);
-        self.spans.insert(index + 1, Span { pages: tail, holders, charged, runs });
-    }
-
-    /// Appends the output addresses of `length` bytes from `start_byte`, all of them pinned.
-    fn runs(&self, start_byte: u64, length: u64, runs: &mut Vec<Run>) {
-        // Most pages are one run.
-        if let [span] = self.spans.as_slice()
-            && let [run] = span.runs.as_slice()
-        {
-            let inside = start_byte - (span.pages.first << PAGE_LG2);
-            assert!(inside + length <= run.length, "the pages of a filled area are pinned");
-            return runs.push(Run { pa: Pa(run.pa.0 + inside), length });
-        }
-        let mut at = start_byte;
-        let mut left = length;
-        while left > 0 {
-            let run = self.run_at(at, left).expect("the pages of a filled area are pinned");
-            runs.push(run);
-            at += run.length;
-            left -= run.length;
-        }
-    }
-
-    /// The longest pinned run from byte `at`, at most `length` bytes.
-    fn run_at(&self, at: u64, length: u64) -> Option<Run> {
-        let page = at >> PAGE_LG2;
-        let index = self.spans.partition_point(|span| span.pages.last < page);
-        let span = self.spans.get(index).filter(|span| span.pages.first <= page)?;
-        let mut inside = at - (span.pages.first << PAGE_LG2);
-        for run in &span.runs {
-            if inside < run.length {
-                return Some(Run {
-                    pa: Pa(run.pa.0 + inside),
-                    length: (run.length - inside).min(length),
-                });
-            }
-            inside -= run.length;
-        }
-        None
-    }
-}
-
 impl Drop for Pages {
     fn drop(&mut self) {
         if !std::thread::panicking() {
@@ -565,5 +360,9 @@ impl Drop for Pages {
     }
 }
 
+mod own;
+mod pins;
 #[cfg(test)]
 mod tests;
+
+pub(crate) use own::{AreaPages, Fill};

@@ -123,13 +123,33 @@ impl Phys {
         let mut left = extent.length;
         while left > 0 {
             let length = left.min(WINDOW - (offset & (WINDOW - 1)));
-            let window = self.hold(&extent.backing, offset & !(WINDOW - 1))?;
-            let pa = Pa(((window as u64) << WINDOW_LG2) | (offset & (WINDOW - 1)));
-            runs.push(Run { pa, length });
+            runs.push(self.hold_run(&extent.backing, offset, length)?);
             offset = offset.wrapping_add(length);
             left -= length;
         }
         Ok(())
+    }
+
+    /// Whether an extent lies in one window.
+    #[inline]
+    pub(crate) fn is_in_one(extent: &Extent) -> bool {
+        extent.length <= WINDOW - (extent.offset & (WINDOW - 1))
+    }
+
+    /// The run of a part of a backing that lies in one window, which is held.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM` when the physical space is full.
+    #[inline]
+    pub(crate) fn hold_run(
+        &self,
+        backing: &Arc<dyn Backing>,
+        offset: u64,
+        length: u64,
+    ) -> Result<Run> {
+        let window = self.hold(backing, offset & !(WINDOW - 1))?;
+        Ok(Run { pa: Pa(((window as u64) << WINDOW_LG2) | (offset & (WINDOW - 1))), length })
     }
 
     fn hold(&self, backing: &Arc<dyn Backing>, base: u64) -> Result<usize> {

@@ -48,17 +48,22 @@ impl Users {
 
     /// Returns when no DMA uses what was taken out of any of these domains before.
     pub(crate) fn wait_all<'a>(all: impl IntoIterator<Item = &'a Self>) {
-        let mut waits: SmallVec<[u64; 4]> = SmallVec::new();
+        // Often there is one domain, with one group.
+        let mut one = None;
+        let mut others: SmallVec<[u64; 4]> = SmallVec::new();
         let mut sections = None;
         for users in all {
             for (label, _) in users.labels.lock().as_slice() {
-                waits.push(*label);
+                match one {
+                    None => one = Some(*label),
+                    Some(_) => others.push(*label),
+                }
                 sections = Some(users.sections);
             }
         }
         if let Some(sections) = sections {
-            let waits = waits.as_slice();
-            sections.wait(|label| waits.contains(&label));
+            let others = others.as_slice();
+            sections.wait(|label| one == Some(label) || others.contains(&label));
         }
     }
 }

@@ -1,19 +1,18 @@
 //! Areas: which IOVAs show which part of which pages.
 
 use std::convert::Infallible;
-use std::sync::Arc;
 
-use ioasis_iommupt::areas::{Areas as Tree, Ranges, Wanted};
+use ioasis_iommupt::areas::{Areas as Tree, Ranges, Vacancy, Wanted};
 use ioasis_iommupt::{Iova, IovaRange, Prot};
 use ioasis_uapi::{Errno, Error};
 
-use crate::pages::{PageRange, Pages};
+use crate::pages::{AreaPages, Fill, PageRange};
 
 /// One contiguous piece of a MAP or COPY.
 #[derive(Debug)]
 pub(crate) struct Area {
     pub(crate) range: IovaRange,
-    pub(crate) pages: Arc<Pages>,
+    pub(crate) pages: AreaPages,
     /// Where in `pages` it begins, from the start of the first page.
     pub(crate) start_byte: u64,
     pub(crate) prot: Prot,
@@ -27,6 +26,9 @@ pub(crate) struct Area {
     pub(crate) prevent_access: bool,
 }
 
+// There may be millions.
+const _: () = assert!(size_of::<Area>() <= 240);
+
 impl Area {
     /// The pages this area shows.
     pub(crate) fn page_range(&self) -> PageRange {
@@ -36,7 +38,7 @@ impl Area {
     /// Lets go of the pages that are held for the domains.
     pub(crate) fn unfill(&mut self) {
         if std::mem::take(&mut self.filled) {
-            self.pages.release(self.page_range());
+            self.pages.unfill(self.page_range());
         }
     }
 
@@ -121,26 +123,40 @@ impl Areas {
     ///
     /// `EEXIST` where there is one, `ENOMEM`.
     pub(crate) fn insert(&mut self, area: Area) -> ioasis_uapi::Result<()> {
-        let start = area.range.start().0;
-        match self.tree.insert(area.range, area) {
+        self.vacancy(area.range)?.fill(area);
+        Ok(())
+    }
+
+    /// A place for an area of `range`.
+    ///
+    /// # Errors
+    ///
+    /// As [`insert`](Self::insert).
+    #[inline]
+    pub(crate) fn vacancy(&mut self, range: IovaRange) -> ioasis_uapi::Result<Vacancy<'_, Area>> {
+        match self.tree.vacancy(range) {
             Err(Error { errno: Errno::EEXIST, .. }) => {
-                refuse!(EEXIST, "the IOVA range is mapped already", start)
+                refuse!(EEXIST, "the IOVA range is mapped already", range.start().0)
             }
-            inserted => inserted,
+            vacancy => vacancy,
         }
     }
 
     /// Lets go of all pages that are held for the domains; the areas go, too, and the memory the tree took.
     pub(crate) fn unfill_all(&mut self) {
-        for mut area in std::mem::take(&mut self.tree).into_values() {
-            area.unfill();
-        }
+        std::mem::take(&mut self.tree).values_mut().for_each(Area::unfill);
     }
 
-    /// Takes the area at just `range` away, if nothing keeps it.
-    pub(crate) fn remove_free(&mut self, range: IovaRange) -> Option<Area> {
-        let free = |area: &Area| area.range == range && area.locks == 0 && area.accesses == 0;
-        self.tree.remove_if(range.start(), free).map(|(_, area)| area)
+    /// Takes the area at just `range` away, if nothing keeps it; whether it did. `before` it goes, all else is done.
+    #[inline]
+    pub(crate) fn remove_free(&mut self, range: IovaRange, before: impl FnOnce(&mut Area)) -> bool {
+        self.tree.remove_if(range.start(), |area| {
+            let free = area.range == range && area.locks == 0 && area.accesses == 0;
+            if free {
+                before(area);
+            }
+            free
+        })
     }
 
     pub(crate) fn remove(&mut self, iova: Iova) -> Option<Area> {
@@ -197,10 +213,12 @@ impl Areas {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::account::Rule;
     use crate::machine::Machine;
-    use crate::pages::Origin;
+    use crate::pages::{Origin, Pages};
     use crate::testing::{ACCOUNT, BASE, TestClient};
 
     fn area(client: &TestClient, start: u64, length: u64) -> Area {
@@ -209,7 +227,7 @@ mod tests {
             Pages::new(&Machine::new(), origin, length, Prot::READ, ACCOUNT, Rule::User).unwrap();
         Area {
             range: IovaRange::new(Iova(start), length).unwrap(),
-            pages,
+            pages: AreaPages::Own(pages),
             start_byte: 0,
             prot: Prot::READ,
             filled: false,

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use ioasis_iommupt::IovaRange;
 use ioasis_uapi::Result;
 
 use super::Ioas;
@@ -18,16 +19,20 @@ impl Ioas {
         ioases: &[Held<Self>],
         account: Account,
     ) -> Result<()> {
-        let spaces: Vec<_> = ioases.iter().map(|ioas| ioas.lock()).collect();
-        let areas = || spaces.iter().flat_map(|space| space.areas.iter());
-        if let Some(area) = areas().find(|area| area.pages.kind() != Kind::File) {
+        let mut spaces: Vec<_> = ioases.iter().map(|ioas| ioas.lock()).collect();
+        let mut areas = spaces.iter().flat_map(|space| space.areas.iter());
+        if let Some(area) = areas.find(|area| area.pages.kind() != Kind::File) {
             return refuse!(
                 EINVAL,
                 "memory that is no file cannot change its process",
                 area.range.start().0
             );
         }
-        let mut all: Vec<Arc<Pages>> = areas().map(|area| Arc::clone(&area.pages)).collect();
+        drop(areas);
+        let mut all: Vec<Arc<Pages>> = Vec::new();
+        for space in &mut spaces {
+            space.areas.each_mut(IovaRange::ALL, |area| all.push(area.pages.share()));
+        }
         all.sort_unstable_by_key(|pages| Arc::as_ptr(pages).addr());
         all.dedup_by(|one, other| Arc::ptr_eq(one, other));
         // What the same process, and where it counts the same user, pays already is not charged once more on the way.

@@ -11,6 +11,7 @@
 
 mod area;
 mod change;
+mod map;
 mod space;
 mod split;
 mod unmap;
@@ -18,8 +19,8 @@ mod unmap;
 use std::collections::VecDeque;
 use std::sync::{Arc, Weak};
 
-use ioasis_iommupt::areas::{Ranges, Wanted};
-use ioasis_iommupt::{Iova, IovaRange, Prot, Run};
+use ioasis_iommupt::areas::Ranges;
+use ioasis_iommupt::{Iova, IovaRange, Run};
 use ioasis_sys::sync::Mutex;
 use ioasis_uapi::Result;
 use smallvec::SmallVec;
@@ -28,14 +29,13 @@ pub(crate) use area::{Area, Areas};
 use space::{ReservedSet, allow_list};
 pub use unmap::Unmapped;
 
-use crate::Kind;
 use crate::access::Access;
 use crate::domain::{Domain, LeafMax};
 use crate::hwpt::Hwpt;
 use crate::inject::step;
 use crate::machine::Machine;
 use crate::object::Head;
-use crate::pages::{PAGE_SIZE, PageRange, Pages};
+use crate::pages::{Fill, PAGE_SIZE, Pages};
 use crate::sections::Users;
 
 /// Where a mapping goes.
@@ -48,9 +48,9 @@ pub enum Place {
 }
 
 /// A part of a pages object that is to be mapped.
-#[derive(Clone, Debug)]
-pub(crate) struct Slice {
-    pub(crate) pages: Arc<Pages>,
+#[derive(Debug)]
+pub(crate) struct Slice<P = Arc<Pages>> {
+    pub(crate) pages: P,
     pub(crate) start_byte: u64,
     pub(crate) length: u64,
 }
@@ -132,31 +132,6 @@ impl Ioas {
         self.space.try_lock()
     }
 
-    /// Maps all of `pages`.
-    ///
-    /// # Errors
-    ///
-    /// `EINVAL` misaligned, too little aligned for an allocated IOVA, or over a reserved range; `EOVERFLOW` past the end;
-    /// `EEXIST` over an area; `ENOSPC` without room; `EPERM` writable where the pages are not; `EFAULT` and `ENOMEM` of
-    /// pinning.
-    pub(crate) fn map(&self, slices: &[Slice], place: Place, prot: Prot) -> Result<Iova> {
-        let mut space = self.space.lock();
-        let length = slices.iter().map(|slice| slice.length).sum();
-        let iova = space.place(slices, place, length)?;
-        let whole = IovaRange::new(iova, length)?;
-        // Areas first: that is where two mappings of one IOVA meet. Then what may not be, then the pages.
-        let (inserted, done) = space.insert_slices(slices, iova, prot);
-        let mapped = inserted.and_then(|()| {
-            slices.iter().try_for_each(|slice| space.check_slice(slice, iova, prot))?;
-            space.fill_slices(slices, iova, prot)
-        });
-        if let Err(error) = mapped {
-            space.forget_areas(whole, done);
-            return Err(error);
-        }
-        Ok(iova)
-    }
-
     /// The pieces of pages behind `range`: what COPY maps again.
     ///
     /// # Errors
@@ -164,16 +139,27 @@ impl Ioas {
     /// `ENOENT` unless areas cover every byte.
     pub(crate) fn slices(&self, range: IovaRange) -> Result<SmallVec<[Slice; 1]>> {
         step("the source of a copy")?;
-        let space = self.space.lock();
+        let mut space = self.space.lock();
         let mut slices = SmallVec::new();
-        space.cover(range, |area, part| {
+        let mut add = |area: &mut Area, part: IovaRange| {
             slices.push(Slice {
-                pages: Arc::clone(&area.pages),
+                pages: area.pages.share(),
                 start_byte: area.byte_at(part.start()),
                 length: part.span() + 1,
             });
-            Ok(())
-        })?;
+        };
+        // Often the range lies in one area.
+        if let Some(area) = space.areas.at_mut(range.start())
+            && area.range.contains(range)
+        {
+            add(area, range);
+            return Ok(slices);
+        }
+        space.cover(range, |_, _| Ok(()))?;
+        space.areas.each_mut(range, |area| {
+            let part = area.range.intersect(range).expect("an overlapping area overlaps");
+            add(area, part);
+        });
         Ok(slices)
     }
 
@@ -312,12 +298,12 @@ impl Ioas {
 
     /// The pages of the area that covers exactly `range`.
     pub(crate) fn pages_of(&self, range: IovaRange) -> Option<Arc<Pages>> {
-        let space = self.space.lock();
+        let mut space = self.space.lock();
         space
             .areas
-            .at(range.start())
+            .at_mut(range.start())
             .filter(|area| area.range == range)
-            .map(|area| Arc::clone(&area.pages))
+            .map(|area| area.pages.share())
     }
 
     /// The ranges of the areas that share an IOVA with `range`, ascending.
@@ -356,154 +342,13 @@ impl Ioas {
 }
 
 impl Space {
-    /// Checks the shape of a mapping and says where it goes.
-    fn place(&mut self, slices: &[Slice], place: Place, length: u64) -> Result<Iova> {
-        step("an area")?;
-        if self.areas.len() >= AREAS_MAX {
-            return refuse!(ENOMEM, "the IOAS has as many areas as it can hold");
-        }
-        if length == 0 || !length.is_multiple_of(self.alignment) {
-            return refuse!(EINVAL, "length is no multiple of the IOAS alignment", length);
-        }
-        match place {
-            Place::Fixed(iova) => self.check_fixed(iova, length).map(|()| iova),
-            Place::Anywhere => {
-                let first = slices.first().expect("a mapping has pages");
-                let address = first.pages.address_of(first.start_byte);
-                let wanted = Wanted { length, address, alignment: self.alignment };
-                self.areas.find_free(wanted, &self.allowed, self.reserved.merged())
-            }
-        }
-    }
-
-    fn check_fixed(&self, iova: Iova, length: u64) -> Result<()> {
-        if !iova.0.is_multiple_of(self.alignment) {
-            return refuse!(EINVAL, "iova is no multiple of the IOAS alignment", iova.0);
-        }
-        let range = IovaRange::new(iova, length)?;
-        if let Some(hit) = self.reserved.hit(range) {
-            return refuse!(
-                EINVAL,
-                "the IOVA range is reserved, or outside the IOMMU's aperture",
-                hit.start().0
-            );
-        }
-        Ok(())
-    }
-
-    fn check_slice(&self, slice: &Slice, iova: Iova, prot: Prot) -> Result<()> {
-        if prot.contains(Prot::WRITE) && !slice.pages.writable() {
-            return refuse!(EPERM, "the pages were not mapped writable", iova.0);
-        }
-        let page_offset = slice.start_byte % PAGE_SIZE;
-        if !page_offset.is_multiple_of(self.alignment) {
-            return refuse!(
-                EINVAL,
-                "the memory's place in its page is no multiple of the IOAS alignment",
-                page_offset
-            );
-        }
-        Ok(())
-    }
-
-    /// Adds an area for each slice, marked as filled where [`fill_slices`](Self::fill_slices) will fill it; says how many there are
-    /// also when one is refused.
-    fn insert_slices(&mut self, slices: &[Slice], iova: Iova, prot: Prot) -> (Result<()>, usize) {
-        let mut next = iova.0;
-        for (done, slice) in slices.iter().enumerate() {
-            let range = IovaRange::new(Iova(next), slice.length).expect("the whole was a range");
-            let inserted = self.areas.insert(Area {
-                range,
-                pages: Arc::clone(&slice.pages),
-                start_byte: slice.start_byte,
-                prot,
-                filled: self.fills(&slice.pages),
-                accesses: 0,
-                locks: 0,
-                prevent_access: false,
-            });
-            if let Err(error) = inserted {
-                return (Err(error), done);
-            }
-            next = next.wrapping_add(slice.length);
-        }
-        (Ok(()), slices.len())
-    }
-
-    /// Takes the first `count` areas of `range` away, which hold no pages and are in no domain.
-    fn forget_areas(&mut self, range: IovaRange, count: usize) {
-        let mut next = range.start();
-        for _ in 0..count {
-            let area = self.areas.remove(next).expect("the area was inserted");
-            next = Iova(area.range.last().0.wrapping_add(1));
-        }
-    }
-
-    /// Whether an area of these pages is held and shown to devices.
-    fn fills(&self, pages: &Pages) -> bool {
-        !self.domains.is_empty() && !pages.is_revoked()
-    }
-
-    /// What [`fills`](Self::fills) said when the area of `slice` was inserted: a dma-buf may be revoked at any time.
-    fn is_filled(&self, slice: &Slice, iova: Iova) -> bool {
-        match slice.pages.kind() {
-            Kind::DmaBuf => self.areas.at(iova).expect("the area was inserted").filled,
-            Kind::User | Kind::File => !self.domains.is_empty(),
-        }
-    }
-
-    /// Holds the pages of each slice and fills every domain with them: all or none.
-    fn fill_slices(&mut self, slices: &[Slice], iova: Iova, prot: Prot) -> Result<()> {
-        let mut next = iova.0;
-        for (index, slice) in slices.iter().enumerate() {
-            if self.is_filled(slice, Iova(next))
-                && let Err(error) = self.fill_slice(slice, Iova(next), prot)
-            {
-                self.empty_slices(&slices[..index], iova);
-                return Err(error);
-            }
-            next = next.wrapping_add(slice.length);
-        }
-        Ok(())
-    }
-
-    /// Undoes [`fill_slice`](Self::fill_slice) for slices that were filled.
-    fn empty_slices(&mut self, slices: &[Slice], iova: Iova) {
-        let mut next = iova.0;
-        for slice in slices {
-            let range = IovaRange::new(Iova(next), slice.length).expect("the whole was a range");
-            if self.is_filled(slice, Iova(next)) {
-                self.domains.iter().for_each(|domain| domain.clear(range));
-                self.wait_for_dma();
-                slice.pages.release(PageRange::of_bytes(slice.start_byte, slice.length));
-            }
-            next = next.wrapping_add(slice.length);
-        }
-    }
-
     /// Returns when no DMA uses what was cleared in the domains before.
     fn wait_for_dma(&self) {
-        Users::wait_all(self.domains.iter().map(|domain| domain.users()));
+        wait_for_dma(&self.domains);
     }
 
     fn leaf_max(&self) -> LeafMax {
         if self.huge_pages && !self.page_leaves { LeafMax::Format } else { LeafMax::Page }
-    }
-
-    fn fill_slice(&mut self, slice: &Slice, iova: Iova, prot: Prot) -> Result<()> {
-        self.runs.clear();
-        slice.pages.hold_runs(slice.start_byte, slice.length, &mut self.runs)?;
-        let leaf_max = self.leaf_max();
-        for (index, domain) in self.domains.iter().enumerate() {
-            if let Err(error) = domain.map(iova, &self.runs, prot, leaf_max) {
-                let range = IovaRange::new(iova, slice.length).expect("the whole was a range");
-                self.domains[..index].iter().for_each(|filled| filled.clear(range));
-                self.wait_for_dma();
-                slice.pages.release(PageRange::of_bytes(slice.start_byte, slice.length));
-                return Err(error);
-            }
-        }
-        Ok(())
     }
 
     /// Fills `domain`, which no device uses yet, with every area.
@@ -619,6 +464,11 @@ impl Space {
     }
 }
 
+/// Returns when no DMA uses what was cleared in these domains before.
+fn wait_for_dma(domains: &[Arc<Domain>]) {
+    Users::wait_all(domains.iter().map(|domain| domain.users()));
+}
+
 fn fill_domain_area(
     domain: &Domain,
     area: &mut Area,
@@ -629,7 +479,7 @@ fn fill_domain_area(
     if area.filled {
         area.pages.runs(area.start_byte, area.length(), runs);
     } else {
-        area.pages.hold_runs(area.start_byte, area.length(), runs)?;
+        area.pages.fill(area.start_byte, area.length(), runs)?;
         area.filled = true;
     }
     domain.map(area.range.start(), runs, area.prot, leaf_max)

@@ -8,7 +8,7 @@ use ioasis_uapi::Result;
 use super::{Area, Ioas};
 use crate::Kind;
 use crate::inject::step;
-use crate::pages::PAGE_SIZE;
+use crate::pages::{AreaPages, PAGE_SIZE};
 
 impl Ioas {
     /// Makes `last` the last IOVA of the area it lies in; the rest becomes an area of its own. No area there: nothing to do.
@@ -55,14 +55,15 @@ impl Ioas {
 
 impl super::Space {
     fn split_area(&mut self, start: Iova, at: u64) -> Result<()> {
-        let area = self.areas.at(start).expect("the area was found before");
+        let area = self.areas.at_mut(start).expect("the area was found before");
+        let pages = area.pages.share();
         let halves = [
             (IovaRange::closed(start, Iova(at - 1))?, area.start_byte),
             (IovaRange::closed(Iova(at), area.range.last())?, area.byte_at(Iova(at))),
         ];
         let made = halves.map(|(range, start_byte)| Area {
             range,
-            pages: Arc::clone(&area.pages),
+            pages: AreaPages::Shared(Arc::clone(&pages)),
             start_byte,
             prot: area.prot,
             filled: area.filled,

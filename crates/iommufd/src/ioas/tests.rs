@@ -1,4 +1,6 @@
 use super::*;
+use ioasis_iommupt::Prot;
+
 use crate::testing::{ACCOUNT, Buffer, RW, TestClient, TestMachine};
 use crate::{
     AddressSpace, Bound, Context, CopyRequest, Extents, Importer, Kind, MapRequest, Segment,

@@ -5,9 +5,10 @@ use std::sync::{Arc, Weak};
 use ioasis_iommupt::{Iova, IovaRange};
 use ioasis_uapi::{Errno, Error, Result};
 
-use super::{Ioas, PastUnmap, Space};
+use super::{Ioas, PastUnmap, Space, wait_for_dma};
 use crate::Importer;
 use crate::access::Access;
+use crate::domain::Domain;
 
 /// What an unmap did: bytes gone, also when it was refused half way.
 #[derive(Clone, Copy, Debug)]
@@ -102,6 +103,12 @@ impl Ioas {
     }
 }
 
+/// Takes `range` from the devices: when it returns, none reaches what was there.
+fn clear_domains(domains: &[Arc<Domain>], range: IovaRange) {
+    domains.iter().for_each(|domain| domain.clear(range));
+    wait_for_dma(domains);
+}
+
 impl Importer for Ioas {
     fn invalidate(&self, key: u128) {
         let mut space = self.lock();
@@ -120,11 +127,17 @@ impl Importer for Ioas {
 impl Space {
     #[inline]
     fn remove_just(&mut self, range: IovaRange, pid: u32) -> Option<u64> {
-        let mut area = self.areas.remove_free(range)?;
-        self.clear_domains(range);
-        area.unfill();
+        let Self { areas, domains, .. } = self;
+        let gone = areas.remove_free(range, |area| {
+            clear_domains(domains, range);
+            area.unfill();
+        });
+        if !gone {
+            return None;
+        }
         self.remember_unmap(PastUnmap { range, pid });
-        Some(area.length())
+        // An area is not the whole space.
+        Some(range.span() + 1)
     }
 
     /// The areas from the start of `range` that can go, as one range and a number of bytes, and what stops there.
@@ -160,15 +173,9 @@ impl Space {
         (clean, Stop::End)
     }
 
-    /// Takes `range` from the devices: when it returns, none reaches what was there.
-    fn clear_domains(&self, range: IovaRange) {
-        self.domains.iter().for_each(|domain| domain.clear(range));
-        self.wait_for_dma();
-    }
-
     /// Removes the `count` areas inside `range`, which cuts none: first from the devices, then for good.
     fn drop_areas(&mut self, range: IovaRange, count: usize) {
-        self.clear_domains(range);
+        clear_domains(&self.domains, range);
         if count == self.areas.len() && count >= TREE_AT_ONCE {
             self.areas.unfill_all();
             return;

@@ -1,7 +1,5 @@
 //! A branch: what is below it, in ascending order, and how large the holes there may be.
 
-use super::leaf::lower_bound;
-
 /// Leaves or branches below a branch.
 pub(super) const BRANCH_ITEMS: usize = 16;
 
@@ -57,7 +55,13 @@ impl Branch {
     /// The slot whose item has, or would get, an area that ends at `at` or later. The branch is not empty.
     #[inline]
     pub(super) fn slot_of(&self, at: u64) -> usize {
-        lower_bound(&self.lasts, at).min(self.len() - 1)
+        // First which four, then which of them, without a branch.
+        let (fours, _) = self.lasts.as_chunks::<4>();
+        let four = usize::from(fours[0][3] < at)
+            + usize::from(fours[1][3] < at)
+            + usize::from(fours[2][3] < at);
+        let below: usize = fours[four].iter().map(|&last| usize::from(last < at)).sum();
+        (4 * four + below).min(self.len() - 1)
     }
 
     #[inline]

@@ -63,7 +63,7 @@ impl<T> Areas<T> {
         if self.catch_up(search).is_none() {
             return Found::End;
         }
-        let here = &self.leaves[leaf as usize];
+        let here = &self.leaves[leaf];
         for slot in here.lower_bound(search.from)..here.len() {
             let (first, last) = (here.first(slot), here.last(slot));
             if first > search.from
@@ -96,7 +96,7 @@ impl<T> Areas<T> {
             let here = &self.branches[node as usize];
             node = here.id(here.len() - 1);
         }
-        let leaf = &self.leaves[node as usize];
+        let leaf = &self.leaves[node];
         leaf.last(leaf.len() - 1)
     }
 
@@ -105,7 +105,7 @@ impl<T> Areas<T> {
         if level < self.height {
             return self.branches[node as usize].hole_max();
         }
-        let here = &self.leaves[node as usize];
+        let here = &self.leaves[node];
         let hole = |slot| here.first(slot) - self.end_before(node, slot);
         (0..here.len()).map(hole).fold(0, u64::max)
     }
@@ -117,12 +117,12 @@ impl<T> Areas<T> {
         if !self.leaves.is_empty() {
             self.check_node(self.root, 0, (0, u64::MAX), &mut leaves);
         }
-        let areas: usize = leaves.iter().map(|&leaf| self.leaves[leaf as usize].len()).sum();
+        let areas: usize = leaves.iter().map(|&leaf| self.leaves[leaf].len()).sum();
         assert_eq!(areas, self.len, "every area is below the root");
         let prev = core::iter::once(super::NONE).chain(leaves.iter().copied());
         let next = leaves.iter().copied().skip(1).chain([super::NONE]);
         for ((&leaf, prev), next) in leaves.iter().zip(prev).zip(next) {
-            let leaf = &self.leaves[leaf as usize];
+            let leaf = &self.leaves[leaf];
             assert_eq!((leaf.prev, leaf.next), (prev, next), "leaves know their neighbours");
         }
         leaves.len()
@@ -138,7 +138,7 @@ impl<T> Areas<T> {
         leaves: &mut alloc::vec::Vec<u32>,
     ) {
         if level == self.height {
-            let here = &self.leaves[node as usize];
+            let here = &self.leaves[node];
             assert!(here.len() > 0 || level == 0, "no leaf is empty");
             for slot in 0..here.len() {
                 assert!(first <= here.first(slot) && here.last(slot) <= last, "an area is astray");

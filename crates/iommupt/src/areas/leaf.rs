@@ -28,15 +28,19 @@ const PLACE_BITS: usize = 4;
 const PLACE_MASK: u64 = LEAF_AREAS as u64 - 1;
 
 impl<T> Leaf<T> {
-    pub(super) const EMPTY: Self = Self {
-        lasts: [u64::MAX; LEAF_AREAS],
-        firsts: [0; LEAF_AREAS],
-        order: 0xfedc_ba98_7654_3210,
-        len: 0,
-        prev: NONE,
-        next: NONE,
-        values: [const { None }; LEAF_AREAS],
-    };
+    /// No area. Of a value that is none only what says so is written; a constant would be copied whole.
+    #[inline(always)]
+    pub(super) fn empty() -> Self {
+        Self {
+            lasts: [u64::MAX; LEAF_AREAS],
+            firsts: [0; LEAF_AREAS],
+            order: 0xfedc_ba98_7654_3210,
+            len: 0,
+            prev: NONE,
+            next: NONE,
+            values: core::array::from_fn(|_| None),
+        }
+    }
 
     #[inline]
     pub(super) const fn len(&self) -> usize {
@@ -62,7 +66,13 @@ impl<T> Leaf<T> {
     /// The first slot whose last address is not below `at`.
     #[inline]
     pub(super) fn lower_bound(&self, at: u64) -> usize {
-        lower_bound(&self.lasts, at)
+        // The borrow of `last - at`, in steps that the processor does for several at once.
+        let below = self.lasts.iter().fold(0, |below, &last| {
+            below + (((!last & at) | (!(last ^ at) & last.wrapping_sub(at))) >> 63)
+        });
+        #[expect(clippy::cast_possible_truncation, reason = "at most 16")]
+        let below = below as usize;
+        below
     }
 
     /// The same, and quicker at both ends: areas often come and go in order.
@@ -96,8 +106,8 @@ impl<T> Leaf<T> {
     }
 
     /// All values, in no order.
-    pub(super) fn into_values(self) -> impl Iterator<Item = T> {
-        self.values.into_iter().flatten()
+    pub(super) fn values_mut(&mut self) -> impl Iterator<Item = &mut T> {
+        self.values.iter_mut().flatten()
     }
 
     /// Inserts an area at `slot`. The leaf is not full.
@@ -120,6 +130,20 @@ impl<T> Leaf<T> {
     /// Removes the area at `slot`.
     #[inline]
     pub(super) fn remove(&mut self, slot: usize) -> T {
+        let place = self.free(slot);
+        self.values[place].take().expect(LIVE)
+    }
+
+    /// Removes the area at `slot` and drops its value where it lies.
+    #[inline]
+    pub(super) fn discard(&mut self, slot: usize) {
+        let place = self.free(slot);
+        self.values[place] = None;
+    }
+
+    /// Takes `slot` out of the order; returns its place, where the value is still.
+    #[inline]
+    fn free(&mut self, slot: usize) -> usize {
         let last = self.len() - 1;
         assert!(slot <= last, "there is an area");
         let place = self.place(slot);
@@ -129,20 +153,8 @@ impl<T> Leaf<T> {
         self.order = (self.order & (below | above)) | moved | freed;
         self.len -= 1;
         self.lasts[place] = u64::MAX;
-        self.values[place].take().expect(LIVE)
+        place
     }
-}
-
-/// How many of these numbers, ascending in some order, are below `at`.
-#[inline]
-pub(super) fn lower_bound(lasts: &[u64; LEAF_AREAS], at: u64) -> usize {
-    // The borrow of `last - at`, in steps that the processor does for several at once.
-    let below = lasts.iter().fold(0, |below, &last| {
-        below + (((!last & at) | (!(last ^ at) & last.wrapping_sub(at))) >> 63)
-    });
-    #[expect(clippy::cast_possible_truncation, reason = "at most 16")]
-    let below = below as usize;
-    below
 }
 
 /// The bits of the first `slots` places.
@@ -160,7 +172,7 @@ mod tests {
 
     #[test]
     fn a_leaf_keeps_its_order_through_every_insertion_and_removal() {
-        let mut leaf = Leaf::EMPTY;
+        let mut leaf = Leaf::empty();
         let mut model: alloc::vec::Vec<u64> = alloc::vec::Vec::new();
         let mut number = 1_u64;
         for _ in 0..20_000 {

@@ -1,6 +1,6 @@
 //! Areas: disjoint ranges of IOVAs, each with a value, and the holes between them.
 //!
-//! A B+ tree in two vectors. Leaves hold the areas and know their neighbours; a branch knows an address that parts what is below
+//! A B+ tree. Leaves hold the areas and know their neighbours; a branch knows an address that parts what is below
 //! each of its items from what follows, and how large a hole there may be. Neighbours are never merged: what was inserted is
 //! what is removed.
 //!
@@ -18,6 +18,7 @@ mod branch;
 mod free;
 mod holes;
 mod leaf;
+mod leaves;
 mod shape;
 #[cfg(test)]
 mod tests;
@@ -28,7 +29,8 @@ use core::fmt;
 use crate::{Iova, IovaRange};
 use branch::Branch;
 use ioasis_uapi::{Errno, Error, Result};
-use leaf::{LEAF_AREAS, Leaf};
+use leaf::LEAF_AREAS;
+use leaves::Leaves;
 
 pub use free::{Ranges, Wanted};
 
@@ -41,10 +43,9 @@ const NONE: u32 = u32::MAX;
 /// Disjoint ranges with a value each, ordered by address.
 #[derive(Clone)]
 pub struct Areas<T> {
-    leaves: Vec<Leaf<T>>,
+    leaves: Leaves<T>,
     branches: Vec<Branch>,
-    /// The first of the leaves, and of the branches, that are free.
-    free_leaf: u32,
+    /// The first of the branches that are free.
     free_branch: u32,
     /// A leaf where there are no branches.
     root: u32,
@@ -97,9 +98,8 @@ impl<T> Areas<T> {
     #[must_use]
     pub const fn new() -> Self {
         Self {
-            leaves: Vec::new(),
+            leaves: Leaves::new(),
             branches: Vec::new(),
-            free_leaf: NONE,
             free_branch: NONE,
             root: 0,
             height: 0,
@@ -174,7 +174,7 @@ impl<T> Areas<T> {
     #[inline]
     fn first_from(&self, at: u64) -> Option<(u32, usize)> {
         let leaf = self.leaf_of(at);
-        let here = self.leaves.get(leaf as usize)?;
+        let here = self.leaves.get(leaf)?;
         let slot = here.slot_of(at);
         if slot < here.len() {
             return Some((leaf, slot));
@@ -187,7 +187,7 @@ impl<T> Areas<T> {
     #[inline]
     pub fn first(&self, range: IovaRange) -> Option<(IovaRange, &T)> {
         let (leaf, slot) = self.first_from(range.start().0)?;
-        let here = &self.leaves[leaf as usize];
+        let here = &self.leaves[leaf];
         (here.first(slot) <= range.last().0).then(|| (here.range(slot), here.value(slot)))
     }
 
@@ -196,7 +196,7 @@ impl<T> Areas<T> {
     #[inline]
     pub fn get(&self, at: Iova) -> Option<(IovaRange, &T)> {
         let (leaf, slot) = self.first_from(at.0)?;
-        let here = &self.leaves[leaf as usize];
+        let here = &self.leaves[leaf];
         (here.first(slot) <= at.0).then(|| (here.range(slot), here.value(slot)))
     }
 
@@ -205,7 +205,7 @@ impl<T> Areas<T> {
     #[inline]
     pub fn get_mut(&mut self, at: Iova) -> Option<(IovaRange, &mut T)> {
         let (leaf, slot) = self.first_from(at.0)?;
-        let here = &mut self.leaves[leaf as usize];
+        let here = &mut self.leaves[leaf];
         (here.first(slot) <= at.0).then(|| (here.range(slot), here.value_mut(slot)))
     }
 
@@ -214,9 +214,9 @@ impl<T> Areas<T> {
         Iter { areas: self, place: self.first_from(range.start().0), last: range.last().0 }
     }
 
-    /// The values of all areas, in no order.
-    pub fn into_values(self) -> impl Iterator<Item = T> {
-        self.leaves.into_iter().flat_map(Leaf::into_values)
+    /// The values of all areas, in no order, to be changed.
+    pub fn values_mut(&mut self) -> impl Iterator<Item = &mut T> {
+        self.leaves.values_mut()
     }
 
     /// Inserts an area.
@@ -226,41 +226,43 @@ impl<T> Areas<T> {
     /// `EEXIST` if it shares an address with another, `ENOMEM` without memory; the value is dropped then.
     #[inline]
     pub fn insert(&mut self, range: IovaRange, value: T) -> Result<()> {
+        self.vacancy(range)?.fill(value);
+        Ok(())
+    }
+
+    /// A place for an area, which is sure to be there.
+    ///
+    /// # Errors
+    ///
+    /// `EEXIST` if the area would share an address with another, `ENOMEM` without memory.
+    #[inline]
+    pub fn vacancy(&mut self, range: IovaRange) -> Result<Vacancy<'_, T>> {
         let first = range.start().0;
         if self.leaves.is_empty() {
             self.plant()?;
         }
-        let mut leaf = self.seek(first);
-        let mut here = &self.leaves[leaf as usize];
-        let mut slot = here.slot_of(first);
-        let next = if slot < here.len() {
+        let leaf = self.seek(first);
+        let here = &self.leaves[leaf];
+        let slot = here.slot_of(first);
+        let taken = if slot < here.len() {
             here.first(slot) <= range.last().0
         } else {
-            here.next != NONE && self.leaves[here.next as usize].first(0) <= range.last().0
+            here.next != NONE && self.leaves[here.next].first(0) <= range.last().0
         };
-        if next {
+        if taken {
             return Err(Error::at(Errno::EEXIST, "over an area", first));
         }
         if here.len() == LEAF_AREAS {
-            self.split(leaf, slot)?;
-            leaf = self.seek(first);
-            here = &self.leaves[leaf as usize];
-            slot = here.slot_of(first);
+            self.reserve()?;
         }
-        let at_end = slot == here.len();
-        self.len += 1;
-        self.leaves[leaf as usize].insert(slot, range, value);
-        if at_end && self.height > 0 {
-            self.extend(leaf, slot);
-        }
-        Ok(())
+        Ok(Vacancy { areas: self, range, leaf, slot })
     }
 
     /// An area was put at the end of a leaf that the path leads to. Elsewhere nothing above has to know: the hole before it was a part of
     /// the one before the next area.
     #[inline]
     fn extend(&mut self, leaf: u32, slot: usize) {
-        let here = &self.leaves[leaf as usize];
+        let here = &self.leaves[leaf];
         let (first, last) = (here.first(slot), here.last(slot));
         // The last leaf of all takes what is above it.
         let to = if here.next == NONE { u64::MAX } else { last };
@@ -278,14 +280,15 @@ impl<T> Areas<T> {
     /// Where what is before the area at `slot` ends: the address after it.
     #[inline]
     fn end_before(&self, leaf: u32, slot: usize) -> u64 {
-        let here = &self.leaves[leaf as usize];
+        let here = &self.leaves[leaf];
         if slot > 0 {
             return here.last(slot - 1) + 1;
         }
-        match self.leaves.get(here.prev as usize) {
-            Some(prev) => prev.last(prev.len() - 1) + 1,
-            None => 0,
+        if here.prev == NONE {
+            return 0;
         }
+        let prev = &self.leaves[here.prev];
+        prev.last(prev.len() - 1) + 1
     }
 
     /// Raises the bounds on the path for a hole, from the level above `from` up.
@@ -301,44 +304,87 @@ impl<T> Areas<T> {
     }
 
     /// Removes the area that `at` lies in.
+    #[inline]
     pub fn remove(&mut self, at: Iova) -> Option<(IovaRange, T)> {
-        self.remove_if(at, |_| true)
+        let (leaf, slot) = self.seek_area(at)?;
+        let here = &mut self.leaves[leaf];
+        let (range, value) = (here.range(slot), here.remove(slot));
+        self.sink(leaf, slot);
+        Some((range, value))
     }
 
-    /// Removes the area that `at` lies in, if it `may` go.
+    /// Removes the area that `at` lies in and drops its value, if it `may` go; whether it did. The value may be changed before.
     #[inline]
-    pub fn remove_if(&mut self, at: Iova, may: impl FnOnce(&T) -> bool) -> Option<(IovaRange, T)> {
+    pub fn remove_if(&mut self, at: Iova, may: impl FnOnce(&mut T) -> bool) -> bool {
+        let Some((leaf, slot)) = self.seek_area(at) else { return false };
+        let here = &mut self.leaves[leaf];
+        let may = may(here.value_mut(slot));
+        if may {
+            here.discard(slot);
+            self.sink(leaf, slot);
+        }
+        may
+    }
+
+    /// The leaf and slot of the area that `at` lies in; the path leads there.
+    #[inline]
+    fn seek_area(&mut self, at: Iova) -> Option<(u32, usize)> {
         if self.len == 0 {
             return None;
         }
         let leaf = self.seek(at.0);
-        let here = &mut self.leaves[leaf as usize];
+        let here = &self.leaves[leaf];
         let slot = here.slot_of(at.0);
-        if slot >= here.len() || here.first(slot) > at.0 || !may(here.value(slot)) {
-            return None;
-        }
-        let range = here.range(slot);
-        let value = here.remove(slot);
-        self.len -= 1;
-        if self.height > 0 {
-            self.sink(leaf, slot);
-        }
-        Some((range, value))
+        (slot < here.len() && here.first(slot) <= at.0).then_some((leaf, slot))
     }
 
     /// The area at `slot` of the leaf that the path leads to is gone: what follows has a larger hole before it.
     #[inline]
     fn sink(&mut self, leaf: u32, slot: usize) {
-        let here = &self.leaves[leaf as usize];
+        self.len -= 1;
+        if self.height == 0 {
+            return;
+        }
+        let here = &self.leaves[leaf];
         let left = here.len();
         let end = self.end_before(leaf, slot);
         if slot < left {
             self.raise(self.height, here.first(slot) - end);
         } else if here.next != NONE {
-            self.raise_next(self.leaves[here.next as usize].first(0) - end);
+            self.raise_next(self.leaves[here.next].first(0) - end);
         }
         if left <= SPARSE {
             self.shrink(leaf, left);
+        }
+    }
+}
+
+/// A place where an area goes, or none: then all is as it was.
+#[derive(Debug)]
+#[must_use = "no area is there yet"]
+pub struct Vacancy<'a, T> {
+    areas: &'a mut Areas<T>,
+    range: IovaRange,
+    leaf: u32,
+    slot: usize,
+}
+
+impl<T> Vacancy<'_, T> {
+    /// Puts the area there.
+    #[inline]
+    pub fn fill(self, value: T) {
+        let Self { areas, range, mut leaf, mut slot } = self;
+        if areas.leaves[leaf].len() == LEAF_AREAS {
+            areas.split(leaf, slot);
+            leaf = areas.seek(range.start().0);
+            slot = areas.leaves[leaf].slot_of(range.start().0);
+        }
+        let here = &mut areas.leaves[leaf];
+        let at_end = slot == here.len();
+        here.insert(slot, range, value);
+        areas.len += 1;
+        if at_end && areas.height > 0 {
+            areas.extend(leaf, slot);
         }
     }
 }
@@ -367,7 +413,7 @@ impl<'a, T> Iterator for Iter<'a, T> {
     #[inline]
     fn next(&mut self) -> Option<Self::Item> {
         let (leaf, slot) = self.place?;
-        let here = &self.areas.leaves[leaf as usize];
+        let here = &self.areas.leaves[leaf];
         if here.first(slot) > self.last {
             self.place = None;
             return None;

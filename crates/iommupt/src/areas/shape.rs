@@ -1,7 +1,7 @@
 //! How the tree grows and shrinks.
 
 use super::branch::{BRANCH_ITEMS, Branch, Item};
-use super::leaf::{LEAF_AREAS, Leaf};
+use super::leaf::LEAF_AREAS;
 use super::{Areas, HEIGHT_MAX, NO_MEMORY, NO_WAY, NONE, SPARSE, bound};
 use ioasis_uapi::Result;
 
@@ -26,31 +26,26 @@ impl<T> Areas<T> {
     #[cold]
     pub(super) fn plant(&mut self) -> Result<()> {
         self.reserve()?;
-        self.root = self.take_leaf();
+        self.root = self.leaves.take();
         self.way = NO_WAY;
         Ok(())
     }
 
-    /// Splits the full leaf that the path leads to, where an area comes at `slot`. The path leads nowhere then.
-    ///
-    /// # Errors
-    ///
-    /// `ENOMEM`; nothing has changed then.
+    /// Splits the full leaf that the path leads to, where an area comes at `slot`; [`reserve`](Self::reserve) provided for it. The path leads
+    /// nowhere then.
     #[cold]
-    pub(super) fn split(&mut self, leaf: u32, slot: usize) -> Result<()> {
-        self.reserve()?;
-        let next = self.leaves[leaf as usize].next;
+    pub(super) fn split(&mut self, leaf: u32, slot: usize) {
+        let next = self.leaves[leaf].next;
         let keep = kept(slot, next == NONE);
-        let right = self.take_leaf();
+        let right = self.leaves.take();
         for to in 0..LEAF_AREAS - keep {
             self.move_area((leaf, keep), (right, to));
         }
-        self.link(leaf, right);
-        self.link(right, next);
-        let last = self.leaves[leaf as usize].last(keep - 1);
+        self.leaves.link(leaf, right);
+        self.leaves.link(right, next);
+        let last = self.leaves[leaf].last(keep - 1);
         self.split_item(0, last, right);
         self.way = NO_WAY;
-        Ok(())
     }
 
     /// Divides the item on the path `above` levels above the leaves: what ends at `last` or before stays, the rest is `right`'s.
@@ -112,17 +107,16 @@ impl<T> Areas<T> {
         if left > 0 && !self.join_leaf(leaf, left) {
             return;
         }
-        let Leaf { prev, next, .. } = self.leaves[leaf as usize];
-        self.link(prev, next);
-        self.leaves[leaf as usize].next = self.free_leaf;
-        self.free_leaf = leaf;
+        let (prev, next) = (self.leaves[leaf].prev, self.leaves[leaf].next);
+        self.leaves.link(prev, next);
+        self.leaves.give(leaf);
         self.remove_item();
     }
 
     /// Puts what is left of the leaf on the path into a neighbour under the same branch; whether one has room.
     fn join_leaf(&mut self, leaf: u32, left: usize) -> bool {
         let (node, slot) = self.path.at(self.height - 1);
-        let room = |id: u32| LEAF_AREAS - self.leaves[id as usize].len() >= left;
+        let room = |id: u32| LEAF_AREAS - self.leaves[id].len() >= left;
         match self.neighbour(node, slot, room) {
             Some(next) if next > slot => {
                 let right = self.branches[node as usize].hand_over(slot, next);
@@ -130,7 +124,7 @@ impl<T> Areas<T> {
             }
             Some(before) => {
                 let before = self.branches[node as usize].hand_over(slot, before);
-                let len = self.leaves[before as usize].len();
+                let len = self.leaves[before].len();
                 (len..len + left).for_each(|to| self.move_area((leaf, 0), (before, to)));
             }
             None => return false,
@@ -188,10 +182,10 @@ impl<T> Areas<T> {
     }
 
     fn move_area(&mut self, from: (u32, usize), to: (u32, usize)) {
-        let here = &mut self.leaves[from.0 as usize];
+        let here = &mut self.leaves[from.0];
         let range = here.range(from.1);
         let value = here.remove(from.1);
-        self.leaves[to.0 as usize].insert(to.1, range, value);
+        self.leaves[to.0].insert(to.1, range, value);
     }
 
     fn move_item(&mut self, from: (u32, usize), to: (u32, usize)) {
@@ -199,37 +193,15 @@ impl<T> Areas<T> {
         self.branches[to.0 as usize].insert(to.1, item);
     }
 
-    /// Makes `next` follow `prev`; either may be none.
-    fn link(&mut self, prev: u32, next: u32) {
-        if let Some(leaf) = self.leaves.get_mut(prev as usize) {
-            leaf.next = next;
-        }
-        if let Some(leaf) = self.leaves.get_mut(next as usize) {
-            leaf.prev = prev;
-        }
-    }
-
     /// Provides for a leaf more, whatever it splits above, so that nothing fails half way.
-    fn reserve(&mut self) -> Result<()> {
-        if self.leaves.len() >= NONE as usize / 2 {
-            return Err(NO_MEMORY);
-        }
-        if self.free_leaf == NONE {
-            self.leaves.try_reserve(1).map_err(|_| NO_MEMORY)?;
-        }
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    #[cold]
+    pub(super) fn reserve(&mut self) -> Result<()> {
+        self.leaves.reserve()?;
         self.branches.try_reserve(self.height + 1).map_err(|_| NO_MEMORY)
-    }
-
-    /// An empty leaf; [`reserve`](Self::reserve) provided for it.
-    fn take_leaf(&mut self) -> u32 {
-        let id = self.free_leaf;
-        if let Some(leaf) = self.leaves.get_mut(id as usize) {
-            self.free_leaf = leaf.next;
-            (leaf.prev, leaf.next) = (NONE, NONE);
-            return id;
-        }
-        self.leaves.push(Leaf::EMPTY);
-        u32::try_from(self.leaves.len() - 1).expect("fewer than 2^32 leaves")
     }
 
     /// An empty branch; [`reserve`](Self::reserve) provided for it.

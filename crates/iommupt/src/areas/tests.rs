@@ -285,9 +285,10 @@ fn whether_an_area_may_go_is_asked_of_its_own_value() {
         areas.insert(range, first).expect("disjoint");
     }
     for first in [0x2000_u64, 0x3000, 0x1000] {
-        assert!(areas.remove_if(Iova(first), |&value| value != first).is_none(), "kept");
-        let removed = areas.remove_if(Iova(first), |&value| value == first);
-        assert_eq!(removed.map(|(_, value)| value), Some(first));
+        assert!(!areas.remove_if(Iova(first), |&mut value| value != first), "kept");
+        assert_eq!(areas.get(Iova(first)).map(|(_, &value)| value), Some(first));
+        assert!(areas.remove_if(Iova(first), |&mut value| value == first));
+        assert!(areas.get(Iova(first)).is_none());
     }
     assert!(areas.is_empty());
 }
