@@ -185,15 +185,13 @@ fn soak(workspace: &Workspace, job: &Job, args: &Args) -> Result<()> {
             format!("seed {seed} failed; again with: cargo xtask soak {} --seed {seed}", job.name)
         })?;
         let done = seed.saturating_add(1).saturating_mul(job.step);
+        let seconds = start.elapsed().as_secs();
         if args.seed.is_none() {
             record.set(done)?;
+            println!("{}: seed {seed} passed in {seconds} s, {done} of {}", job.name, job.total);
+        } else {
+            println!("{}: seed {seed} passed in {seconds} s", job.name);
         }
-        println!(
-            "{}: seed {seed} passed in {} s, {done} of {}",
-            job.name,
-            start.elapsed().as_secs(),
-            job.total
-        );
     }
     Ok(())
 }
