@@ -360,9 +360,11 @@ impl Drop for Pages {
     }
 }
 
+mod back;
 mod own;
 mod pins;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use back::GivenBack;
 pub(crate) use own::{AreaPages, Fill};

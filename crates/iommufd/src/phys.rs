@@ -204,12 +204,17 @@ impl Phys {
 
     /// Gives the hold behind `run` back.
     pub(crate) fn release(&self, run: Run) {
-        let index = index(run.pa);
+        self.release_times(run.pa, 1);
+    }
+
+    /// Gives that many holds on the window of `pa` back.
+    pub(crate) fn release_times(&self, pa: Pa, times: u64) {
+        let index = index(pa);
         let gone = {
             let mut windows = self.windows.lock();
             let windows = &mut *windows;
             let (holders, key) = &mut windows.holders[index];
-            *holders = holders.checked_sub(1).expect("a held window has a holder");
+            *holders = holders.checked_sub(times).expect("a held window has a holder");
             if *holders > 0 {
                 return;
             }

@@ -6,7 +6,7 @@ use ioasis_iommupt::areas::{Areas as Tree, Ranges, Vacancy, Wanted};
 use ioasis_iommupt::{Iova, IovaRange, Prot};
 use ioasis_uapi::{Errno, Error};
 
-use crate::pages::{AreaPages, Fill, PageRange};
+use crate::pages::{AreaPages, Fill, GivenBack, PageRange};
 
 /// One contiguous piece of a MAP or COPY.
 #[derive(Debug)]
@@ -39,6 +39,14 @@ impl Area {
     pub(crate) fn unfill(&mut self) {
         if std::mem::take(&mut self.filled) {
             self.pages.unfill(self.page_range());
+        }
+    }
+
+    /// The same where more areas go: `back` takes what is given back.
+    #[inline]
+    pub(crate) fn unfill_into(&mut self, back: &mut GivenBack) {
+        if std::mem::take(&mut self.filled) {
+            self.pages.unfill_into(self.page_range(), back);
         }
     }
 
@@ -144,7 +152,9 @@ impl Areas {
 
     /// Lets go of all pages that are held for the domains; the areas go, too, and the memory the tree took.
     pub(crate) fn unfill_all(&mut self) {
-        std::mem::take(&mut self.tree).values_mut().for_each(Area::unfill);
+        let mut back = GivenBack::default();
+        let mut tree = std::mem::take(&mut self.tree);
+        tree.values_mut().for_each(|area| area.unfill_into(&mut back));
     }
 
     /// Takes the area at just `range` away, if nothing keeps it; whether it did. `before` it goes, all else is done.

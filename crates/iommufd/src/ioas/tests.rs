@@ -3,7 +3,8 @@ use ioasis_iommupt::Prot;
 
 use crate::testing::{ACCOUNT, Buffer, RW, TestClient, TestMachine};
 use crate::{
-    AddressSpace, Bound, Context, CopyRequest, Extents, Importer, Kind, MapRequest, Segment,
+    Account, AddressSpace, Bound, Context, CopyRequest, Extents, Importer, Kind, MapRequest,
+    Memory, Segment,
 };
 
 #[test]
@@ -94,6 +95,40 @@ fn a_buffer_that_is_revoked_while_it_is_mapped_is_out_of_reach() {
     context.map(ioas, request).unwrap();
     let segment = Segment { iova: Iova(0x1000), length: 1 };
     assert!(bound.endpoint().read([segment], &mut [0]).is_err());
+    drop(bound);
+    drop(context);
+    machine.assert_clean();
+}
+
+#[test]
+fn areas_of_two_payers_and_two_memories_that_go_at_once_give_back_what_each_had() {
+    const PAGE: u64 = 0x1000;
+    let machine = TestMachine::new();
+    let context = Context::new(&machine.machine);
+    let ioas = context.alloc_ioas().unwrap();
+    let bound = context.bind(&machine.endpoint()).unwrap();
+    bound.attach(ioas).unwrap();
+    let memories = [0, 1].map(|_| Arc::new(Memory::new(0, 100 * 0x1000).unwrap()));
+    let pid = |n: u64| 1 + u32::from(n / 2 % 2 == 1);
+    for n in 0..100_u64 {
+        let request = MapRequest {
+            space: Arc::clone(&memories[usize::from(n / 3 % 2 == 1)]) as _,
+            address: n * PAGE,
+            length: PAGE,
+            place: Place::Fixed(Iova(n * PAGE)),
+            prot: RW,
+            account: Account { pid: pid(n), ..ACCOUNT },
+        };
+        context.map(ioas, request).unwrap();
+    }
+    let pinned = |pid| machine.machine.ledger.process(pid).pinned;
+    assert_eq!((pinned(1), pinned(2), machine.machine.phys.windows()), (50, 50, 2));
+    let range = IovaRange::new(Iova(0), 21 * PAGE).unwrap();
+    context.unmap(ioas, range, 1).unwrap().result.unwrap();
+    let left = |one| (21..100).filter(|&n| pid(n) == one).count() as u64;
+    assert_eq!((pinned(1), pinned(2)), (left(1), left(2)));
+    context.unmap(ioas, IovaRange::ALL, 1).unwrap().result.unwrap();
+    assert_eq!((machine.machine.ledger.processes(), machine.machine.phys.windows()), (vec![], 0));
     drop(bound);
     drop(context);
     machine.assert_clean();

@@ -9,6 +9,7 @@ use super::{Ioas, PastUnmap, Space, wait_for_dma};
 use crate::Importer;
 use crate::access::Access;
 use crate::domain::Domain;
+use crate::pages::GivenBack;
 
 /// What an unmap did: bytes gone, also when it was refused half way.
 #[derive(Clone, Copy, Debug)]
@@ -180,6 +181,7 @@ impl Space {
             self.areas.unfill_all();
             return;
         }
+        let mut back = GivenBack::default();
         let mut next = Some(range.start());
         while let Some(start) = next.filter(|start| *start <= range.last()) {
             // The next area often begins where this one ends.
@@ -190,7 +192,7 @@ impl Space {
             });
             let Some(mut area) = found else { return };
             next = area.range.last().0.checked_add(1).map(Iova);
-            area.unfill();
+            area.unfill_into(&mut back);
         }
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use ioasis_iommupt::Run;
 use ioasis_uapi::Result;
 
-use super::{PageRange, Pages};
+use super::{GivenBack, PageRange, Pages};
 
 /// The pages object behind an area. Most are never shared, and lie in the area without an allocation: then whoever may change the area
 /// needs no lock.
@@ -65,6 +65,19 @@ impl Fill for AreaPages {
             Self::Own(Pages { about, pins, .. }) => pins.get_mut().release(about, range),
             shared => shared.release(range),
         }
+    }
+}
+
+impl AreaPages {
+    /// [`Pages::release`] of what the domains hold, where more areas go: `back` takes what is given back.
+    #[inline]
+    pub(crate) fn unfill_into(&mut self, range: PageRange, back: &mut GivenBack) {
+        if let Self::Own(Pages { about, pins, .. }) = self
+            && pins.get_mut().release_into(about, range, back)
+        {
+            return;
+        }
+        self.unfill(range);
     }
 }
 
