@@ -241,9 +241,9 @@ fn a_map_that_fails_shows_no_leaf_of_others_in_any_schedule() {
             })
             .collect();
         for _ in 0..3 {
-            let one = [run(3 * PAGE | OUTPUT, PAGE)];
+            let one = [run((3 * PAGE) | OUTPUT, PAGE)];
             writer.map(Iova(3 * PAGE), &one, RW).expect("four tables are enough");
-            let two: Vec<_> = (4..7).map(|page| run(page * PAGE | OUTPUT, PAGE)).collect();
+            let two: Vec<_> = (4..7).map(|page| run((page * PAGE) | OUTPUT, PAGE)).collect();
             assert!(writer.map(Iova(4 * PAGE), &two, RW).is_err(), "a seventh table is wanted");
             assert_eq!(writer.tables(), 4);
             writer.unmap(range(3 * PAGE, PAGE), &mut |_, _| {}).expect("no leaf is split");

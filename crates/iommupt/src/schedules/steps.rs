@@ -4,10 +4,11 @@ use alloc::vec::Vec;
 
 use loom::thread;
 
-use super::{Arc, Fenced, PAGE, RW, Tiny, range, run, table};
+use super::{Arc, PAGE, RW, Tiny, range, run, table};
 use crate::changes::Changes;
 use crate::iotlb::{Iotlb, SpaceId};
-use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
+use crate::sync::spin_loop;
 use crate::{
     Dirty, Format, Iova, IovaRange, Pa, Prot, Quiesce, Reader, Section, WalkCache, Writer,
 };
@@ -15,6 +16,34 @@ use crate::{
 type Two = Tiny<1>;
 /// As few levels as a [`WalkCache`] remembers tables of.
 type Three = Tiny<2>;
+
+/// Sections of one reader as `ioasis-sys` has them without membarrier: a store, a fence.
+#[derive(Debug, Default)]
+struct Fenced {
+    /// Odd inside a section.
+    sections: AtomicUsize,
+}
+
+impl Quiesce for Fenced {
+    fn enter(&self) {
+        let sections = self.sections.load(Ordering::Relaxed);
+        self.sections.store(sections + 1, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+    }
+
+    fn exit(&self) {
+        let sections = self.sections.load(Ordering::Relaxed);
+        self.sections.store(sections + 1, Ordering::Release);
+    }
+
+    fn wait(&self) {
+        fence(Ordering::SeqCst);
+        let seen = self.sections.load(Ordering::Acquire);
+        while seen % 2 == 1 && self.sections.load(Ordering::Acquire) == seen {
+            spin_loop();
+        }
+    }
+}
 
 /// Every interleaving with at most three preemptions.
 fn model(check: impl Fn() + Send + Sync + 'static) {
