@@ -1,7 +1,7 @@
 //! Chapter 3: registers, enabling, resetting, shutting down.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering, fence};
 
 use super::rig::{CC_ENABLE, DATA, MEMORY, Rig, transfer};
 use crate::gate::Permissions;
@@ -200,7 +200,8 @@ fn no_mask_is_lost_that_is_stored_while_the_controller_looks() {
             let (set, clear) = (1 << (round % 2), 1 << ((round + 1) % 2));
             pages.store_u32(INTMS, set).expect("mapped");
             pages.store_u32(INTMC, clear).expect("mapped");
-            // The look that is under way may have passed one of the registers; the next one sees both.
+            // Not before the stores are seen. The look that is under way then may have passed a register; the next sees both.
+            fence(Ordering::SeqCst);
             let enough = looks.load(Ordering::SeqCst) + 2;
             while looks.load(Ordering::SeqCst) < enough {
                 std::hint::spin_loop();
