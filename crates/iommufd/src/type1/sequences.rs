@@ -95,6 +95,7 @@ fn step() -> impl Strategy<Value = Step> {
 struct Area {
     at: u64,
     pages: u64,
+    /// The source page that its first page has where it is pinned from now on.
     from: u64,
     write: bool,
     payer: usize,
@@ -129,6 +130,8 @@ struct Model {
     log: Log,
     /// How often each page is pinned.
     pins: BTreeMap<u64, u32>,
+    /// The source page of each that a domain or a device holds: a new address does not change it.
+    held: BTreeMap<u64, u64>,
 }
 
 /// What a call answers: a size, or a word of bits.
@@ -364,11 +367,24 @@ impl Model {
         if area.payer != process && self.locked(process) + area.pages > LIMIT {
             return Err(Errno::ENOMEM);
         }
-        self.areas[found] = Area { payer: process, invalid: false, ..area };
+        self.areas[found] = Area { from: 0, payer: process, invalid: false, ..area };
         Ok(0)
     }
 
     fn apply(&mut self, step: Step) -> Answer {
+        let answer = self.call(step);
+        for page in 0..PAGES {
+            match self.area_at(page) {
+                Some(area) if self.has_domain() || self.pins.contains_key(&page) => {
+                    self.held.entry(page).or_insert(area.from + (page - area.at));
+                }
+                _ => drop(self.held.remove(&page)),
+            }
+        }
+        answer
+    }
+
+    fn call(&mut self, step: Step) -> Answer {
         match step {
             Step::Add { group } => self.add(group),
             Step::Remove { group } => self.leave(group),
@@ -441,9 +457,10 @@ impl Model {
         }
     }
 
-    /// The source page that a device of `group` reads at `page`.
-    fn shown(&self, group: usize, page: u64) -> Option<Area> {
-        self.area_at(page).filter(|_| self.reaches(group))
+    /// The source page that a device of `group` reads at `page`, and whether it may write.
+    fn shown(&self, group: usize, page: u64) -> Option<(u64, bool)> {
+        let area = self.area_at(page).filter(|_| self.reaches(group))?;
+        Some((self.held[&page], area.write))
     }
 
     /// Whether the group's device reaches anything.
@@ -662,12 +679,12 @@ impl System {
                 let mut byte = [0xff];
                 let segment = Segment { iova: Iova(page * PAGE), length: 1 };
                 let read = endpoint.read([segment], &mut byte).ok().map(|()| u64::from(byte[0]));
-                let area = model.shown(index, page);
-                let expected = area.map(|area| area.from + (page - area.at));
+                let shown = model.shown(index, page);
+                let expected = shown.map(|(source, _)| source);
                 prop_assert_eq!(read, expected, "group {} page {}", index, page);
                 let source = expected.unwrap_or(0);
                 let written = endpoint.write([segment], &[source.to_le_bytes()[0]]).is_ok();
-                prop_assert_eq!(written, area.is_some_and(|area| area.write));
+                prop_assert_eq!(written, shown.is_some_and(|(_, write)| write));
             }
         }
         if model.driver.is_some() {
