@@ -3,8 +3,8 @@
 use ioasis_uapi::Errno;
 use ioasis_uapi::iommufd as abi;
 
-use super::model::{Access, Answer, File, Model, Object, PAGE, Slot, pid};
-use super::spaces::{LENGTH, last_of};
+use super::model::{Access, Answer, File, LENGTH, Model, Object, PAGE, Slot, pid};
+use super::spaces::last_of;
 use super::step::{Call, OnAccess, Range, Reply, Rw, Source, Space, Step};
 use crate::IommuKind;
 use crate::account::Rule;

@@ -108,26 +108,22 @@ impl System {
     }
 
     fn check_device(&self, model: &mut Model, device: usize, pasid: u32, turn: u64) -> Checked {
-        let Some((context, _)) = model.bound[device] else {
-            let path = model.path(device, pasid);
-            return if path.is_some() {
-                self.check_reads(model, device, pasid, turn)
-            } else {
-                Ok(())
-            };
-        };
-        let bound = self.bound[device].as_ref().unwrap();
         let key = (super::model::GROUP_OF[device], pasid);
-        let attach = model.contexts[context].attaches.get(&key);
-        let attached = attach.is_some_and(|attach| attach.devices.contains(&device));
-        prop_assert_eq!(bound.is_pasid_attached(pasid), attached);
-        if let Some(attach) = attach {
-            // What a guest's table said before may be remembered.
-            let nested = model.hwpt(context, attach.hwpt).unwrap().nested;
-            if let Some((_, viommu, _)) = nested {
+        for context in 0..CONTEXTS {
+            let Some(attach) = model.contexts[context].attaches.get(&key) else { continue };
+            // What a guest's table said before may be remembered, also for the group's devices that are bound no more.
+            if let Some((_, viommu, _)) = model.hwpt(context, attach.hwpt).unwrap().nested {
                 let _where_it_is_known =
                     self.invalidate(context, viommu.unwrap_or(attach.hwpt), true);
             }
+        }
+        if let Some((context, _)) = model.bound[device] {
+            let attach = model.contexts[context].attaches.get(&key);
+            let attached = attach.is_some_and(|attach| attach.devices.contains(&device));
+            let bound = self.bound[device].as_ref().unwrap();
+            prop_assert_eq!(bound.is_pasid_attached(pasid), attached);
+        } else if model.path(device, pasid).is_none() {
+            return Ok(());
         }
         self.check_reads(model, device, pasid, turn)
     }

@@ -4,8 +4,9 @@ use ioasis_uapi::iommufd as abi;
 
 use super::check::WINDOWS;
 use super::dma::{ASKER, is_range};
-use super::model::{CONTEXTS, DEVICES, GROUPS, GUEST, Model, Object, PAGE, TABLE_PAGES, TABLES};
-use super::spaces::LENGTH;
+use super::model::{
+    CONTEXTS, DEVICES, GROUPS, GUEST, LENGTH, Model, Object, PAGE, TABLE_PAGES, TABLES,
+};
 use super::step::{Call, Change, OnAccess, Range, Rw, Source, Space, Stage, Step, Table, Type1};
 
 /// Bytes that decisions are taken from; without any left, every decision is the first choice.

@@ -8,8 +8,7 @@ use std::rc::Rc;
 
 use proptest::prelude::*;
 
-use super::model::{CONTEXTS, GUEST_PAGES, PAGE, TABLE_PAGES, TABLES};
-use super::spaces::LENGTH;
+use super::model::{CONTEXTS, GUEST_PAGES, LENGTH, PAGE, TABLE_PAGES, TABLES};
 use super::step::Space;
 use super::system::{ARG, BASE, base_of};
 use crate::Memory;

@@ -52,7 +52,21 @@ fn with_failures(
     inject::fail_each(system, apply, failed).map(|(answer, _)| answer)
 }
 
+/// Runs the steps that `chunks` choose; a failure names the steps so far.
 fn run(kinds: [usize; 2], begin: usize, chunks: &[Vec<u8>]) -> Result<(), TestCaseError> {
+    let mut taken = Vec::new();
+    run_noting(kinds, begin, chunks, &mut taken).map_err(|error| {
+        let taken: String = taken.iter().map(|step| format!("\n{step:?}")).collect();
+        TestCaseError::fail(format!("{error}, after{taken}"))
+    })
+}
+
+fn run_noting(
+    kinds: [usize; 2],
+    begin: usize,
+    chunks: &[Vec<u8>],
+    taken: &mut Vec<Step>,
+) -> Result<(), TestCaseError> {
     let kinds = kinds.map(|kind| KINDS[kind]);
     let mut system = System::new(kinds);
     let memories = system.memories.clone();
@@ -68,6 +82,7 @@ fn run(kinds: [usize; 2], begin: usize, chunks: &[Vec<u8>]) -> Result<(), TestCa
             let Some(chunk) = chunks.next() else { break };
             (Chooser(&chunk[1..]).step(&model), chunk[0] % 4 == 1)
         };
+        taken.push(step.clone());
         let answer = if fails && can_fail(&step) {
             with_failures(&mut system, &mut model, &step, turn)?
         } else {

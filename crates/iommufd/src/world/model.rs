@@ -12,6 +12,8 @@ use crate::account::{Charges, Rule};
 pub(super) const PAGE: u64 = 4096;
 /// Pages of each memory that can be mapped.
 pub(super) const PAGES: u64 = 68;
+/// Bytes before the end of the memory of a client, and of the file.
+pub(super) const LENGTH: u64 = PAGES * PAGE;
 /// Pages an account may pin under its rule.
 pub(super) const LIMIT: u64 = 40;
 pub(super) const CONTEXTS: usize = 2;
@@ -41,8 +43,6 @@ pub(super) struct Map {
     /// First byte of the first page in the space.
     pub(super) page: u64,
     pub(super) writable: bool,
-    /// The memory ends before.
-    pub(super) bad: bool,
     pub(super) payer: u32,
     pub(super) rule: Rule,
     /// The client of a container whose memory it is.
@@ -241,7 +241,7 @@ impl Pinned {
         if fresh.is_empty() {
             return Ok(());
         }
-        if of.bad {
+        if fresh.iter().any(|page| of.page + page * PAGE >= LENGTH) {
             return Err(Errno::EFAULT);
         }
         let count = fresh.len() as u64;

@@ -2,12 +2,9 @@
 
 use ioasis_uapi::Errno;
 
-use super::model::{Answer, Area, Ioas, Map, Model, Owner, PAGE, PAGES};
+use super::model::{Answer, Area, Ioas, Map, Model, Owner, PAGE};
 use super::step::{Range, Rw, Source};
 use crate::account::Rule;
-
-/// Bytes before the end of the memory of a client, and of the file.
-pub(super) const LENGTH: u64 = PAGES * PAGE;
 
 /// A piece of a map that is to be shown.
 #[derive(Clone, Debug)]
@@ -76,13 +73,10 @@ impl Model {
 
     pub(super) fn new_map(&mut self, source: Source, write: bool, payer: u32, rule: Rule) -> Slice {
         let page = source.offset / PAGE * PAGE;
-        let end = (source.offset + source.length).next_multiple_of(PAGE);
-        let bad = end > LENGTH;
         self.maps.push(Map {
             space: source.space,
             page,
             writable: write,
-            bad,
             payer,
             rule,
             process: 0,
@@ -167,11 +161,13 @@ impl Model {
         }
         let space = &self.ioases[ioas];
         let allowed = merged(&space.allowed);
+        let in_page = address % PAGE;
         let fits = |start: u64| {
             let Some(last) = start.checked_add(length - 1) else { return false };
             let inside = |&(from, to): &(u64, u64)| from <= start && last <= to;
             let reserved = |&(from, to, _): &(u64, u64, Owner)| from <= last && start <= to;
             start >= PAGE
+                && start & in_page == in_page
                 && last <= u64::MAX - PAGE
                 && (allowed.is_empty() || allowed.iter().any(inside))
                 && !space.reserved.iter().any(reserved)
@@ -179,8 +175,7 @@ impl Model {
         };
         match given {
             Ok(start) => {
-                let in_page = address % PAGE;
-                if fits(start) && start & in_page == in_page && start.is_multiple_of(align) {
+                if fits(start) && start.is_multiple_of(align) {
                     Ok(start)
                 } else {
                     panic!("{start:#x} was given and is not free: {space:?}")
@@ -189,14 +184,14 @@ impl Model {
             // Only a short list of allowed ranges leaves no room.
             Err(Errno::ENOSPC) => {
                 let mut starts = allowed.iter().flat_map(|&(from, to)| {
-                    let first = from.next_multiple_of(align) | (address % PAGE);
+                    let first = from.next_multiple_of(align) | in_page;
                     (0..8).map(move |turn| first + turn * align).filter(move |start| *start < to)
                 });
                 assert!(!allowed.is_empty() && !starts.any(fits), "there is room");
                 Err(Errno::ENOSPC)
             }
             // Refused for another reason, whatever the place was.
-            Err(_) => Ok((1 << 60) | (address % PAGE)),
+            Err(_) => Ok((1 << 60) | in_page),
         }
     }
 
