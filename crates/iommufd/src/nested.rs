@@ -3,7 +3,9 @@
 //! What was walked is remembered, as hardware's IOTLB remembers it: a client that changes its table and does not invalidate
 //! goes on seeing the old translation. When an invalidation returns, no DMA uses what it took away: what is walked while it runs
 //! is not remembered, and it waits for the sections that were open. The parent's part is looked up anew each time, so that an
-//! unmap there counts at once. A table that no command invalidates (AMD's, in Linux 7.2) is walked each time.
+//! unmap there counts at once; it also takes away all that was walked, for the client's table may lie in what is gone (Linux:
+//! `INV_TYPE_S2_VMID_S1_CLEAR`, `CACHE_TAG_NESTING_IOTLB`). A table that no command invalidates (AMD's, in Linux 7.2) is
+//! walked each time.
 //!
 //! DIFFERS: accessed and dirty bits of the client's table are not set. Its words can lie in private memory of a process, which is
 //! reached by copies only: a bit set that way could undo a store of the client's own.
@@ -58,6 +60,8 @@ struct Cache {
     entries: BTreeMap<(u32, u64), Cached>,
     /// Invalidations so far: what was walked before one is not remembered after it.
     invalidations: u64,
+    /// [`Domain::cleared`] of the parent when the entries were looked at last.
+    cleared: u64,
 }
 
 impl Nested {
@@ -131,8 +135,13 @@ impl Nested {
 
     fn walk(&self, pasid: u32, iova: Iova) -> Option<(u64, Cached)> {
         let key = (pasid, iova.0);
-        let invalidations = {
-            let cache = self.cache.lock();
+        let seen = {
+            let mut cache = self.cache.lock();
+            let cleared = self.parent.cleared();
+            if cache.cleared != cleared {
+                cache.entries.clear();
+                cache.cleared = cleared;
+            }
             let hit = cache.entries.range(..=key).next_back();
             if let Some((&(of, first), &cached)) = hit
                 && of == pasid
@@ -140,7 +149,7 @@ impl Nested {
             {
                 return Some((first, cached));
             }
-            cache.invalidations
+            (cache.invalidations, cleared)
         };
         let (walked, remembered) = match &self.source {
             Source::Table(stage1) => (
@@ -154,7 +163,7 @@ impl Nested {
         let first = iova.0 & !mask;
         let cached = Cached { last: iova.0 | mask, ipa, prot };
         let mut cache = self.cache.lock();
-        if remembered && cache.invalidations == invalidations {
+        if remembered && (cache.invalidations, self.parent.cleared()) == seen {
             if cache.entries.len() >= CACHED_MAX {
                 cache.entries.clear();
             }

@@ -152,6 +152,25 @@ fn a_vtd_first_stage_is_walked_in_guest_memory_and_cached_until_invalidated() {
 }
 
 #[test]
+fn what_a_guests_table_said_is_forgotten_when_memory_under_it_is_unmapped() {
+    let nest = Nest::new(IommuKind::Vtd);
+    nest.x86_tables(0x8000);
+    nest.fixture.client.memory.write(BASE + 0x8000, &[8]).unwrap();
+    nest.fixture.client.memory.write(BASE + 0x9000, &[9]).unwrap();
+    let table = abi::HwptVtdS1 { flags: 0, pgtbl_addr: 0x1000, addr_width: 48, __reserved: 0 };
+    let nested = nest.alloc(nest.parent, abi::HWPT_DATA_VTD_S1, &table).unwrap();
+    nest.bound.attach(nested).unwrap();
+    nest.fixture.map_at(nest.ioas, GUEST, 0, 0x1000).unwrap();
+    assert_eq!(nest.reads(0x40_0000), Some(8));
+    nest.word(0x4000, 0x9000 | 7);
+    assert_eq!(nest.reads(0x40_0000), Some(8), "it is remembered");
+    nest.fixture.unmap(nest.ioas, GUEST, 0x1000).unwrap();
+    assert_eq!(nest.reads(0x40_0000), Some(9), "as in Linux, whatever was unmapped");
+    nest.fixture.unmap(nest.ioas, 0, GUEST).unwrap();
+    assert_eq!(nest.reads(0x40_0000), None);
+}
+
+#[test]
 fn a_vtd_first_stage_grants_what_both_stages_grant() {
     let nest = Nest::new(IommuKind::Vtd);
     nest.x86_tables(0x8000);
