@@ -267,6 +267,8 @@ fn fail_each(
     least: u32,
     call: impl FnMut(&mut Scene) -> Result<()>,
 ) -> Scene {
+    // A look wakes a device, and tells of it.
+    scene.seen();
     let before = scene.seen();
     let failed = |scene: &mut Scene, nth, answer: Result<()>| {
         assert_eq!(errno(answer), Some(Errno::ENOMEM), "step {nth} of {name}");
@@ -428,7 +430,9 @@ fn every_failed_step_of_a_feature_leaves_everything_as_it_was() {
     let scene = fail_each("IOEVENTFD", scene, 3, |scene| {
         scene.call(vfio::DEVICE_IOEVENTFD, ioeventfd.as_bytes())
     });
-    let entry = DeviceLowPowerEntryWithWakeup { wakeup_eventfd: fd, ..Default::default() };
+    // Another than the device waits for.
+    let wakeup_eventfd = scene.events[1].0;
+    let entry = DeviceLowPowerEntryWithWakeup { wakeup_eventfd, ..Default::default() };
     let scene = fail_each("LOW_POWER_ENTRY_WITH_WAKEUP", scene, 1, |scene| {
         scene.feature(vfio::DEVICE_FEATURE_LOW_POWER_ENTRY_WITH_WAKEUP, entry.as_bytes())
     });
