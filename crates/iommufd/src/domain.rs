@@ -6,7 +6,7 @@
 //! `Domain::writer` comes after `Ioas::space` and before nothing.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use ioasis_iommupt::{Dirty, Iova, IovaRange, Prot, Run, TableReader, TableWriter};
 use ioasis_sys::sync::Mutex;
@@ -66,8 +66,6 @@ pub(crate) struct Domain {
     writer: Mutex<Box<dyn TableWriter>>,
     reader: Arc<dyn TableReader>,
     tracking: AtomicBool,
-    /// How often something was taken out of a nest parent's table.
-    cleared: AtomicU64,
     users: Arc<Users>,
 }
 
@@ -119,7 +117,6 @@ impl Domain {
             reader: table.writer.reader(),
             writer: Mutex::new(table.writer),
             tracking: AtomicBool::new(false),
-            cleared: AtomicU64::new(0),
             users,
         })
     }
@@ -215,15 +212,7 @@ impl Domain {
     pub(crate) fn clear(&self, range: IovaRange) {
         if let Some(range) = range.intersect(self.aperture) {
             self.writer.lock().clear(range);
-            if self.wants.nest_parent {
-                self.cleared.fetch_add(1, Ordering::Release);
-            }
         }
-    }
-
-    /// How often something was taken out of it: what a client's own table over it said before is not to be relied upon.
-    pub(crate) fn cleared(&self) -> u64 {
-        self.cleared.load(Ordering::Acquire)
     }
 
     /// Splits a leaf that straddles `at`.

@@ -3,9 +3,9 @@
 //! What was walked is remembered, as hardware's IOTLB remembers it: a client that changes its table and does not invalidate
 //! goes on seeing the old translation. When an invalidation returns, no DMA uses what it took away: what is walked while it runs
 //! is not remembered, and it waits for the sections that were open. The parent's part is looked up anew each time, so that an
-//! unmap there counts at once; it also takes away all that was walked, for the client's table may lie in what is gone (Linux:
-//! `INV_TYPE_S2_VMID_S1_CLEAR`, `CACHE_TAG_NESTING_IOTLB`). A table that no command invalidates (AMD's, in Linux 7.2) is
-//! walked each time.
+//! unmap there counts at once; any change there also takes away all that was walked, for the client's table may lie in what is
+//! gone (Linux: `INV_TYPE_S2_VMID_S1_CLEAR`, `CACHE_TAG_NESTING_IOTLB`). A table that no command invalidates (AMD's, in Linux
+//! 7.2) is walked each time.
 //!
 //! DIFFERS: accessed and dirty bits of the client's table are not set. Its words can lie in private memory of a process, which is
 //! reached by copies only: a bit set that way could undo a store of the client's own.
@@ -15,7 +15,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use ioasis_iommupt::{Fault, Iova, Pa, Prot, Run};
+use ioasis_iommupt::{Changes, Fault, Iova, Pa, Prot, Run};
 use ioasis_sys::sync::Mutex;
 
 use crate::Piece;
@@ -49,6 +49,8 @@ pub(crate) enum Source {
 #[derive(Debug)]
 pub(crate) struct Nested {
     parent: Arc<Domain>,
+    /// What was taken out of the parent's table.
+    changes: Arc<Changes>,
     source: Source,
     cache: Mutex<Cache>,
 }
@@ -60,13 +62,18 @@ struct Cache {
     entries: BTreeMap<(u32, u64), Cached>,
     /// Invalidations so far: what was walked before one is not remembered after it.
     invalidations: u64,
-    /// [`Domain::cleared`] of the parent when the entries were looked at last.
-    cleared: u64,
+    /// How many changes of the parent's table the entries have outlived.
+    seen: u64,
 }
 
 impl Nested {
     pub(crate) fn new(parent: &Arc<Domain>, source: Source) -> Arc<Self> {
-        Arc::new(Self { parent: Arc::clone(parent), source, cache: Mutex::default() })
+        Arc::new(Self::over(parent, source))
+    }
+
+    fn over(parent: &Arc<Domain>, source: Source) -> Self {
+        let (parent, changes) = (Arc::clone(parent), parent.reader().changes());
+        Self { parent, changes, source, cache: Mutex::default() }
     }
 
     /// The driver's side, where a driver answers for the IOMMU.
@@ -135,12 +142,12 @@ impl Nested {
 
     fn walk(&self, pasid: u32, iova: Iova) -> Option<(u64, Cached)> {
         let key = (pasid, iova.0);
-        let seen = {
+        let before = {
             let mut cache = self.cache.lock();
-            let cleared = self.parent.cleared();
-            if cache.cleared != cleared {
+            let changes = self.changes.count();
+            if cache.seen != changes {
                 cache.entries.clear();
-                cache.cleared = cleared;
+                cache.seen = changes;
             }
             let hit = cache.entries.range(..=key).next_back();
             if let Some((&(of, first), &cached)) = hit
@@ -149,7 +156,7 @@ impl Nested {
             {
                 return Some((first, cached));
             }
-            (cache.invalidations, cleared)
+            (cache.invalidations, changes)
         };
         let (walked, remembered) = match &self.source {
             Source::Table(stage1) => (
@@ -163,7 +170,7 @@ impl Nested {
         let first = iova.0 & !mask;
         let cached = Cached { last: iova.0 | mask, ipa, prot };
         let mut cache = self.cache.lock();
-        if remembered && (cache.invalidations, self.parent.cleared()) == seen {
+        if remembered && (cache.invalidations, self.changes.count()) == before {
             if cache.entries.len() >= CACHED_MAX {
                 cache.entries.clear();
             }
@@ -216,10 +223,9 @@ mod tests {
     fn what_was_walked_before_an_invalidation_is_not_remembered_after_it() {
         let (machine, iommu) = (Machine::new(), Arc::new(Iommu::new(Kind::Vtd)));
         let parent = Domain::new(&machine, &iommu, DomainUse::default()).unwrap();
-        let nested = Arc::new_cyclic(|of| Nested {
-            parent,
-            source: Source::Table(Box::new(Changing { page: AtomicU64::new(0), of: of.clone() })),
-            cache: Mutex::default(),
+        let nested = Arc::new_cyclic(|of| {
+            let table = Changing { page: AtomicU64::new(0), of: of.clone() };
+            Nested::over(&parent, Source::Table(Box::new(table)))
         });
         let walk = || nested.walk(0, Iova(0)).expect("there is a page").1.ipa;
         assert_eq!(walk(), 0, "the walk had begun before the invalidation");
