@@ -132,14 +132,53 @@ impl<F: Format> Nested<F> {
     ) -> Result<(u64, u64), NestedFault> {
         let fault =
             |level, cause| NestedFault { stage: Stage::First, level, iova, ipa: None, cause };
+        let leaf =
+            GuestLeaf::<F>::find(self.root, iova, |at| read(at, iova, second, memory), fault)?;
+        if F::is_flagless(leaf.under, need, self.context) {
+            return Err(fault(leaf.level, Cause::Flag));
+        }
+        let lacking = F::missing(leaf.under, leaf.level, need, self.context);
+        if !lacking.is_empty() {
+            return Err(fault(leaf.level, Cause::Permission(lacking)));
+        }
+        let inside = low_bits(F::leaf_lg2(leaf.word, leaf.level));
+        let rest = (inside - (iova.0 & inside)).saturating_add(1);
+        Ok((output::<F>(leaf.word, leaf.level, iova.0), rest))
+    }
+}
+
+/// The leaf of a guest's table that an address leads to.
+#[derive(Clone, Copy, Debug)]
+pub struct GuestLeaf<F: Format> {
+    /// The leaf's word.
+    pub word: u64,
+    /// The same with what the pointers above it take away ([`Format::under`]).
+    pub under: u64,
+    /// Where it is held.
+    pub level: u32,
+    format: PhantomData<fn() -> F>,
+}
+
+impl<F: Format> GuestLeaf<F> {
+    /// Follows the table whose root lies at the guest's address `root`. `read` reads a word of it by its guest address; what it
+    /// is granted is for the caller to judge.
+    ///
+    /// # Errors
+    ///
+    /// What `read` says, or `fault` makes of the level where the walk ends and the cause.
+    pub fn find<E>(
+        root: u64,
+        iova: Iova,
+        mut read: impl FnMut(u64) -> Result<u64, E>,
+        fault: impl Fn(u32, Cause) -> E,
+    ) -> Result<Self, E> {
         if !translated::<F>(iova.0) {
             return Err(fault(F::TOP_LEVEL, Cause::Address));
         }
-        let mut table = self.root;
+        let mut table = root;
         let mut pointers = [0; LEVELS_MAX];
         for level in (0..=F::TOP_LEVEL).rev() {
-            let at = table.wrapping_add((F::index(iova.0, level) as u64) << 3);
-            let word = read(at, iova, second, memory)?;
+            let word = read(table.wrapping_add((F::index(iova.0, level) as u64) << 3))?;
             let entry = F::decode(word, level);
             if entry != Entry::Empty && F::reserved(word, level) {
                 return Err(fault(level, Cause::Reserved));
@@ -151,19 +190,10 @@ impl<F: Format> Nested<F> {
                     table = address;
                 }
                 Entry::Leaf => {
-                    if F::is_flagless(word, need, self.context) {
-                        return Err(fault(level, Cause::Flag));
-                    }
                     let above = level as usize + 1..=F::TOP_LEVEL as usize;
                     let under =
                         pointers[above].iter().fold(word, |leaf, &word| F::under(leaf, word));
-                    let lacking = F::missing(under, level, need, self.context);
-                    if !lacking.is_empty() {
-                        return Err(fault(level, Cause::Permission(lacking)));
-                    }
-                    let inside = low_bits(F::leaf_lg2(word, level));
-                    let rest = (inside - (iova.0 & inside)).saturating_add(1);
-                    return Ok((output::<F>(word, level, iova.0), rest));
+                    return Ok(Self { word, under, level, format: PhantomData });
                 }
             }
         }

@@ -12,7 +12,8 @@ mod vtd;
 
 use std::fmt::Debug;
 
-use ioasis_iommupt::{Context, Entry, Format, Iova, Prot};
+use ioasis_iommupt::nested::GuestLeaf;
+use ioasis_iommupt::{Context, Format, Iova, Prot};
 use ioasis_uapi::{Errno, Error, Result};
 
 use crate::driver::{Invalidated, UserArray, UserData};
@@ -184,9 +185,6 @@ pub(crate) fn bypass(iova: u64) -> Walked {
     }
 }
 
-/// Levels of any format.
-const LEVELS_MAX: usize = 8;
-
 /// Follows a table in format `F` from its root. Devices' requests are unprivileged, and neither kind of guest context that
 /// says otherwise (PMR of a PASID, PRIVCFG of a stream table entry) is served.
 pub(crate) fn walk_table<F: Format>(
@@ -195,43 +193,16 @@ pub(crate) fn walk_table<F: Format>(
     iova: u64,
     read: ReadWord<'_>,
 ) -> Walked {
-    if F::IOVA_LG2 < 64 {
-        let above = iova.cast_signed() >> F::IOVA_LG2;
-        // With a second half, the addresses that a processor would call canonical.
-        if above != 0 && !(F::SIGN_EXTENDED && above == -1) {
-            return Walked::Fault;
-        }
+    let word = |address| read(address).ok_or(());
+    let leaf = GuestLeaf::<F>::find(root, Iova(iova), word, |_, _| ());
+    let Ok(GuestLeaf { word, under, level, .. }) = leaf else { return Walked::Fault };
+    // Not remembered, as hardware does not: the guest sets the flag and tries again.
+    if F::is_flagless(under, Prot::READ, context) {
+        return Walked::Fault;
     }
-    let mut table = root;
-    let mut pointers = [0; LEVELS_MAX];
-    for level in (0..=F::TOP_LEVEL).rev() {
-        let address = table.wrapping_add(F::index(iova, level) as u64 * 8);
-        let Some(word) = read(address) else { return Walked::Fault };
-        match F::decode(word, level) {
-            Entry::Empty => return Walked::Fault,
-            _ if F::reserved(word, level) => return Walked::Fault,
-            Entry::Table(next) => {
-                pointers[level as usize] = word;
-                table = next;
-            }
-            Entry::Leaf => {
-                let above = level as usize + 1..=F::TOP_LEVEL as usize;
-                let leaf = pointers[above].iter().fold(word, |leaf, &word| F::under(leaf, word));
-                // Not remembered, as hardware does not: the guest sets the flag and tries again.
-                if F::is_flagless(leaf, Prot::READ, context) {
-                    return Walked::Fault;
-                }
-                let passes = |&need: &Prot| F::missing(leaf, level, need, context).is_empty();
-                let prot = [Prot::READ, Prot::WRITE].into_iter().filter(passes).collect();
-                return Walked::Leaf {
-                    ipa: F::oa(word, level),
-                    lg2: F::leaf_lg2(word, level),
-                    prot,
-                };
-            }
-        }
-    }
-    Walked::Fault
+    let passes = |&need: &Prot| F::missing(under, level, need, context).is_empty();
+    let prot = [Prot::READ, Prot::WRITE].into_iter().filter(passes).collect();
+    Walked::Leaf { ipa: F::oa(word, level), lg2: F::leaf_lg2(word, level), prot }
 }
 
 /// Carries out each request of type `kind`.
