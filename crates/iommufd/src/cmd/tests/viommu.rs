@@ -33,6 +33,19 @@ impl Nest {
         Self { fixture, bound, ioas, parent: cmd.out_hwpt_id }
     }
 
+    /// A VT-d with a device behind tables of the guest's that map IOVA 0x40_0000 to the page at 0x8000, which begins with 8, as the
+    /// next begins with 9.
+    fn attached() -> (Self, u32) {
+        let nest = Self::new(IommuKind::Vtd);
+        nest.x86_tables(0x8000);
+        nest.fixture.client.memory.write(BASE + 0x8000, &[8]).unwrap();
+        nest.fixture.client.memory.write(BASE + 0x9000, &[9]).unwrap();
+        let table = abi::HwptVtdS1 { flags: 0, pgtbl_addr: 0x1000, addr_width: 48, __reserved: 0 };
+        let nested = nest.alloc(nest.parent, abi::HWPT_DATA_VTD_S1, &table).unwrap();
+        nest.bound.attach(nested).unwrap();
+        (nest, nested)
+    }
+
     /// Puts a word at a guest physical address.
     pub(super) fn word(&self, address: u64, word: u64) {
         self.fixture.client.memory.write(BASE + address, &word.to_le_bytes()).unwrap();
@@ -128,13 +141,7 @@ impl Nest {
 
 #[test]
 fn a_vtd_first_stage_is_walked_in_guest_memory_and_cached_until_invalidated() {
-    let nest = Nest::new(IommuKind::Vtd);
-    nest.x86_tables(0x8000);
-    nest.fixture.client.memory.write(BASE + 0x8000, &[8]).unwrap();
-    nest.fixture.client.memory.write(BASE + 0x9000, &[9]).unwrap();
-    let table = abi::HwptVtdS1 { flags: 0, pgtbl_addr: 0x1000, addr_width: 48, __reserved: 0 };
-    let nested = nest.alloc(nest.parent, abi::HWPT_DATA_VTD_S1, &table).unwrap();
-    nest.bound.attach(nested).unwrap();
+    let (nest, nested) = Nest::attached();
     assert_eq!(nest.reads(0x40_0000), Some(8));
     assert_eq!(nest.reads(0x40_1000), None);
     nest.word(0x4000, 0x9000 | 7);
@@ -153,13 +160,7 @@ fn a_vtd_first_stage_is_walked_in_guest_memory_and_cached_until_invalidated() {
 
 #[test]
 fn what_a_guests_table_said_is_forgotten_when_memory_under_it_is_unmapped() {
-    let nest = Nest::new(IommuKind::Vtd);
-    nest.x86_tables(0x8000);
-    nest.fixture.client.memory.write(BASE + 0x8000, &[8]).unwrap();
-    nest.fixture.client.memory.write(BASE + 0x9000, &[9]).unwrap();
-    let table = abi::HwptVtdS1 { flags: 0, pgtbl_addr: 0x1000, addr_width: 48, __reserved: 0 };
-    let nested = nest.alloc(nest.parent, abi::HWPT_DATA_VTD_S1, &table).unwrap();
-    nest.bound.attach(nested).unwrap();
+    let (nest, _) = Nest::attached();
     nest.fixture.map_at(nest.ioas, GUEST, 0, 0x1000).unwrap();
     assert_eq!(nest.reads(0x40_0000), Some(8));
     nest.word(0x4000, 0x9000 | 7);
