@@ -49,13 +49,8 @@ impl Ioas {
         check_slice(&slice, iova, prot, alignment)?;
         let (start_byte, length) = (slice.start_byte, slice.length);
         if filled {
-            space.runs.clear();
-            slice.pages.fill(start_byte, length, &mut space.runs)?;
             let view = View { iova, length, prot, leaf_max };
-            if let Err(error) = show(&space.domains, &space.runs, view) {
-                slice.pages.unfill(PageRange::of_bytes(start_byte, length));
-                return Err(error);
-            }
+            fill(&mut slice.pages, start_byte, view, &space.domains, &mut space.runs)?;
         }
         vacancy.fill(Area {
             range,
@@ -122,6 +117,21 @@ fn check_slice<P: Deref<Target = Pages>>(
         );
     }
     Ok(())
+}
+
+/// Holds the pages from byte `start_byte` and shows them in every domain, or does neither. `runs` is room for their addresses.
+#[inline]
+fn fill<P: Fill>(
+    pages: &mut P,
+    start_byte: u64,
+    view: View,
+    domains: &[Arc<Domain>],
+    runs: &mut Vec<Run>,
+) -> Result<()> {
+    runs.clear();
+    pages.fill(start_byte, view.length, runs)?;
+    show(domains, runs, view)
+        .inspect_err(|_| pages.unfill(PageRange::of_bytes(start_byte, view.length)))
 }
 
 /// Maps `runs` in every domain: in all or in none.
@@ -254,11 +264,8 @@ impl Space {
     }
 
     fn fill_slice(&mut self, slice: &Slice, iova: Iova, prot: Prot) -> Result<()> {
-        self.runs.clear();
-        slice.pages.hold_runs(slice.start_byte, slice.length, &mut self.runs)?;
         let view = View { iova, length: slice.length, prot, leaf_max: self.leaf_max() };
-        show(&self.domains, &self.runs, view).inspect_err(|_| {
-            slice.pages.release(PageRange::of_bytes(slice.start_byte, slice.length));
-        })
+        let mut pages = Arc::clone(&slice.pages);
+        fill(&mut pages, slice.start_byte, view, &self.domains, &mut self.runs)
     }
 }
