@@ -1,6 +1,6 @@
 //! `cargo xtask clients`: Debian's own programs, unmodified, with our devices.
 //!
-//! They are unpacked under the target folder with every library they need, and run from there; nothing is installed.
+//! They are unpacked in the user's cache with every library they need, and run from there; nothing is installed.
 
 mod dpdk;
 mod guest;

@@ -1,7 +1,9 @@
-//! Packages of Debian's archive, unpacked under the target folder: nothing is installed, no apt setting changes.
+//! Packages of Debian's archive, unpacked in the user's cache: nothing is installed, no apt setting changes.
+//!
+//! Clones share them: whoever fetches holds a lock on the archive's folder, and what is unpacked never changes.
 
 use std::ffi::OsString;
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -60,32 +62,34 @@ pub(crate) struct Archive {
 impl Archive {
     /// The archive of current kernels; nothing is fetched yet.
     pub(crate) fn new(workspace: &Workspace) -> Result<Self> {
-        Self::at(workspace.target.join("debian"), KERNELS)
+        Self::of(workspace, KERNELS)
     }
 
-    /// The archive of `suites`, all below the target folder.
+    /// The archive of `suites`.
     pub(crate) fn of(workspace: &Workspace, suites: Suites) -> Result<Self> {
-        Self::at(workspace.target.join("debian").join(suites.0.join("+")), suites)
-    }
-
-    fn at(folder: PathBuf, suites: Suites) -> Result<Self> {
+        let folder = workspace.cache.join("debian").join(suites.0.join("+"));
         fs::create_dir_all(folder.join("lists/partial"))?;
         fs::create_dir_all(folder.join("cache/archives/partial"))?;
-        fs::write(folder.join("sources.list"), sources(&mirror()?, suites))?;
         Ok(Self { folder, suites })
     }
 
+    /// Until it is dropped no other process fetches into this folder.
+    fn lock(&self) -> Result<File> {
+        let file = File::create(self.folder.join("lock"))?;
+        file.lock().context("the folder of fetched packages could not be locked")?;
+        Ok(file)
+    }
+
     /// `packages` with all they depend on, as they are when first asked for.
-    pub(crate) fn tree(&self, name: &str, packages: &[&str]) -> Result<Tree> {
-        let (root, list) = (self.folder.join(name), packages.join(" "));
-        let holds = root.join("packages");
-        if fs::read_to_string(&holds).is_ok_and(|held| held == list) {
+    pub(crate) fn tree(&self, packages: &[&str]) -> Result<Tree> {
+        // Another list is another folder: a clone at another commit may be using this one.
+        let (root, list) = (self.folder.join(packages.join("+")), packages.join(" "));
+        let _lock = self.lock()?;
+        if root.is_dir() {
             return Ok(Tree { root });
         }
         self.update()?;
-        println!(
-            "fetching {list} and what they depend on (unpacked under the target folder, not installed)"
-        );
+        println!("fetching {list} and what they depend on ({})", self.goes());
         let work = self.folder.join("partial");
         let _ = fs::remove_dir_all(&work);
         let (debs, unpacked) = (work.join("debs"), work.join("root"));
@@ -101,8 +105,6 @@ impl Archive {
                 process::output(Command::new("dpkg").arg("-x").arg(&deb).arg(&unpacked))?;
             }
         }
-        fs::write(unpacked.join("packages"), list)?;
-        let _ = fs::remove_dir_all(&root);
         fs::rename(&unpacked, &root)?;
         fs::remove_dir_all(&work)?;
         Ok(Tree { root })
@@ -110,6 +112,7 @@ impl Archive {
 
     /// The pinned version, or the newest of its series if the archive no longer serves it.
     pub(crate) fn fetch(&self, wanted: &Wanted<'_>) -> Result<Fetched> {
+        let _lock = self.lock()?;
         if let Some(fetched) = self.unpacked(wanted.package, wanted.pin) {
             return Ok(fetched);
         }
@@ -124,6 +127,7 @@ impl Archive {
 
     /// Exactly this version.
     pub(crate) fn fetch_version(&self, package: &str, version: &str) -> Result<Fetched> {
+        let _lock = self.lock()?;
         if let Some(fetched) = self.unpacked(package, version) {
             return Ok(fetched);
         }
@@ -140,10 +144,17 @@ impl Archive {
         self.folder.join(format!("{package}_{version}"))
     }
 
+    /// Where packages go, in words.
+    fn goes(&self) -> String {
+        format!("unpacked below {}, not installed", self.folder.display())
+    }
+
     fn update(&self) -> Result<()> {
+        fs::write(self.folder.join("sources.list"), sources(&mirror()?, self.suites))?;
         println!("fetching Debian's package lists into {}", self.folder.display());
-        process::run(self.apt("apt-get").args(["-q", "update"]))
-            .context("apt-get could not fetch the package lists of sid and trixie-backports")
+        process::run(self.apt("apt-get").args(["-q", "update"])).with_context(|| {
+            format!("apt-get could not fetch the package lists of {}", self.suites.0.join(", "))
+        })
     }
 
     /// Every version the archive serves, newest first as apt lists them.
@@ -156,7 +167,7 @@ impl Archive {
         let work = self.folder.join("download");
         let _ = fs::remove_dir_all(&work);
         fs::create_dir_all(&work)?;
-        println!("fetching {package} {version} (unpacked under the target folder, not installed)");
+        println!("fetching {package} {version} ({})", self.goes());
         let wanted = format!("{package}={version}");
         process::run(self.apt("apt-get").args(["-q", "download", &wanted]).current_dir(&work))?;
         let deb = only_file(&work)?;

@@ -1,6 +1,7 @@
 //! Every habit of this repository as a command.
 
 mod bench;
+mod cache;
 mod ci;
 mod clients;
 mod conformance;

@@ -53,7 +53,7 @@ pub(crate) fn ensure_header(path: &str, package: &'static str) -> Result<()> {
     if Path::new(path).is_file() { Ok(()) } else { install(&[package]) }
 }
 
-/// Installs a cargo subcommand under the target folder if it is not there yet.
+/// Installs a cargo subcommand in the user's cache if it is not there yet.
 pub(crate) fn ensure_subcommand(workspace: &Workspace, name: &str) -> Result<()> {
     if has_subcommand(workspace, name) {
         return Ok(());

@@ -7,7 +7,7 @@ use std::{env, fs};
 use anyhow::{Context, Result};
 use serde_json::Value;
 
-use crate::process;
+use crate::{cache, process};
 
 /// The workspace, as cargo sees it.
 #[derive(Debug)]
@@ -16,6 +16,8 @@ pub(crate) struct Workspace {
     pub(crate) root: PathBuf,
     /// Its target folder.
     pub(crate) target: PathBuf,
+    /// Where fetched packages and tools are.
+    pub(crate) cache: PathBuf,
     /// Every bench target as (package, bench).
     pub(crate) benches: Vec<(String, String)>,
     /// Every package that is built with another scheduler behind its threads, as (configuration, package).
@@ -35,6 +37,7 @@ impl Workspace {
         let text = process::output(cargo().args(arguments))?;
         let mut workspace = Self::read(&serde_json::from_str(&text)?)
             .context("cargo metadata has another shape")?;
+        workspace.cache = cache::folder(&workspace.target);
         workspace.fuzz_targets = workspace.find_fuzz_targets()?;
         Ok(workspace)
     }
@@ -79,6 +82,7 @@ impl Workspace {
         Some(Self {
             root: path("workspace_root")?,
             target: path("target_directory")?,
+            cache: PathBuf::new(),
             benches,
             schedulers,
             fuzz_targets: Vec::new(),
@@ -87,7 +91,7 @@ impl Workspace {
 
     /// Where cargo subcommands that a task installed are.
     pub(crate) fn tools(&self) -> PathBuf {
-        self.target.join("tools")
+        self.cache.join("tools")
     }
 
     /// A cargo command at the root, which finds the subcommands a task installed.

@@ -159,9 +159,9 @@ struct Parts {
 }
 
 pub(super) fn run(bench: &mut Bench<'_>) -> Result<()> {
-    let bookworm = Archive::of(bench.workspace, debian::BOOKWORM)?.tree("guest", &BOOKWORM)?;
+    let bookworm = Archive::of(bench.workspace, debian::BOOKWORM)?.tree(&BOOKWORM)?;
     let backports = Archive::of(bench.workspace, debian::BACKPORTS)?;
-    let backports = backports.tree("guest", &["qemu-system-x86"])?;
+    let backports = backports.tree(&["qemu-system-x86"])?;
     let kernel = bookworm.one("boot", "vmlinuz-")?;
     let initramfs = initramfs(&bookworm, &bench.work)?;
     let parts = Parts { bookworm, backports, kernel, initramfs };
