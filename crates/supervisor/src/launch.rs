@@ -11,7 +11,7 @@ use ioasis_sys::spawn::{self, Child, Fork};
 use ioasis_sys::{message, signal};
 use ioasis_uapi::{Errno, Error};
 
-use crate::filter::QueueFds;
+use crate::filter::{self, QueueFds};
 use crate::removal::Failure;
 use crate::view::{self, Identity, View};
 
@@ -28,14 +28,17 @@ pub(crate) struct Launched {
     pub(crate) nodes: Vec<Identity>,
     /// Entries of /dev and /sys it does not see.
     pub(crate) lost: Vec<String>,
+    /// The numbers of queues, as its filter has them.
+    pub(crate) queues: Option<QueueFds>,
     start: OwnedFd,
 }
 
 /// More than any message of a launch takes.
 const LIMIT: usize = 1 << 20;
 
-/// The numbers kept for queues: the highest below the limit, where a client's other descriptors rarely get.
-pub(crate) fn queue_fds() -> Option<QueueFds> {
+/// The numbers kept for queues: the highest below the limit, where a client's other descriptors rarely get. Asked for once,
+/// while the supervisor still has the limit that its client will have.
+fn queue_fds() -> Option<QueueFds> {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
     let end = u32::try_from(limit.unwrap_or(1024).min(1 << 20)).ok()?;
     let first = end.checked_sub(QUEUES).filter(|&first| first >= 256)?;
@@ -49,15 +52,16 @@ pub(crate) fn queue_fds() -> Option<QueueFds> {
 /// What the view or the filter lacks on this host.
 pub(crate) fn launch(
     view: &View,
-    filter: &Filter,
     command: &[OsString],
 ) -> Result<Launched, Failure> {
     let failed = |error: Error| Failure::before_start(error.why);
+    let queues = queue_fds();
+    let filter = filter::filter(queues);
     let (ours, theirs) = message::pair().map_err(failed)?;
     match spawn::fork().map_err(failed)? {
         Fork::Child => {
             drop(ours);
-            let failure = match prepare(view, filter, &theirs) {
+            let failure = match prepare(view, &filter, &theirs) {
                 Ok(()) => execute(command),
                 Err(failure) => failure,
             };
@@ -79,6 +83,7 @@ pub(crate) fn launch(
                 files,
                 nodes,
                 lost,
+                queues,
                 start: ours,
             })
         }

@@ -13,7 +13,6 @@ use ioasis_uapi::{Error, Result};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{PidfdFlags, Signal};
 
-use crate::filter;
 use crate::launch::{self, Launched};
 use crate::ledger::{self, Ledger};
 use crate::machine::Machine;
@@ -171,8 +170,7 @@ fn prepare(
     let RunOptions { command, machine, trace, .. } = options;
     let seen = view::Options { files_size: machine.files_size(), ..machine.view.clone() };
     let view = View::plan(&machine.seen().map_err(failed)?, &seen).map_err(failed)?;
-    let queues = launch::queue_fds();
-    let launched = launch::launch(&view, &filter::filter(queues), &command)?;
+    let launched = launch::launch(&view, &command)?;
     shared.set_client(launched.child.id());
     spawn::close_inherited();
     allow_many_descriptors();

@@ -11,13 +11,9 @@ const REFUSED: i32 = 1;
 
 /// What the call that needs CAP_SYS_RESOURCE answers the client's part `what`.
 fn answer(command: &mut Command, options: &[&str], what: &str) -> Option<i32> {
-    let folder = Folder::new(what);
-    // Where everybody may execute it.
-    let program = std::env::temp_dir().join(format!("ioasis-account-{}", std::process::id()));
-    std::fs::copy(compile(&folder, "account", &[]), &program).expect("a copy");
-    let output = bounded(command.args(options).arg(&program).arg(what));
-    std::fs::remove_file(program).expect("it was there");
-    output.status.code()
+    let folder = Folder::of_everybody(what);
+    let program = compile(&folder, "account", &[]);
+    bounded(command.args(options).args([&program, what])).status.code()
 }
 
 /// Runs the client's part `what` as root of a machine with a testdev.

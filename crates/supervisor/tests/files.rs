@@ -86,8 +86,21 @@ fn a_queue_is_read_written_polled_and_closed() {
 }
 
 #[test]
+fn a_queue_has_a_number_where_the_hard_limit_of_descriptors_is_above_the_soft_one() {
+    let folder = Folder::new("limits");
+    let program = compile(&folder, "files", &[]);
+    // As most distributions have them, and two neighbours.
+    for limits in ["1024:4096", "1024:1024", "512:1024"] {
+        let mut command = Command::new("prlimit");
+        command.arg(format!("--nofile={limits}")).arg(ioasis().get_program());
+        let output = bounded(with_testdev(&mut command).args([&program, "queue"]));
+        assert!(output.status.success(), "{limits}: {output:?}");
+    }
+}
+
+#[test]
 fn a_user_without_privileges_drives_a_device() {
-    let folder = Folder::new("unprivileged");
+    let folder = Folder::of_everybody("unprivileged");
     let program = compile(&folder, "files", &[]);
     let Some(mut command) = bench::unprivileged() else { return };
     for what in ["accesses", "look", "hidden"] {

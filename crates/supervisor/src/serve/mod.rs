@@ -35,7 +35,7 @@ use crate::Machine;
 use crate::files::{Behind, Files};
 use crate::filter::{self, number};
 use crate::injection::Injection;
-use crate::launch::{self, Launched};
+use crate::launch::Launched;
 use crate::memory::Memory;
 use crate::notes::Notes;
 use crate::queues::Queues;
@@ -182,7 +182,7 @@ impl Server {
             notes: Arc::clone(notes),
             memory: Memory::new(Some(files.dev())),
             files,
-            queues: Queues::new(launch::queue_fds())?,
+            queues: Queues::new(launched.queues)?,
             injection: Arc::default(),
             tasks: Tasks::default(),
             machine,

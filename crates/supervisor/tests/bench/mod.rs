@@ -53,6 +53,15 @@ impl Folder {
         Self(path)
     }
 
+    /// One that every user may enter: a checkout may lie in a home of root's.
+    pub(crate) fn of_everybody(test: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("ioasis-{test}-{}", std::process::id()));
+        std::fs::create_dir_all(&path).expect("a folder for temporary files");
+        let all = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(&path, all).expect("ours");
+        Self(path)
+    }
+
     pub(crate) fn path(&self, name: &str) -> String {
         self.0.join(name).to_str().expect("an UTF-8 path").to_owned()
     }
