@@ -50,10 +50,7 @@ fn queue_fds() -> Option<QueueFds> {
 /// # Errors
 ///
 /// What the view or the filter lacks on this host.
-pub(crate) fn launch(
-    view: &View,
-    command: &[OsString],
-) -> Result<Launched, Failure> {
+pub(crate) fn launch(view: &View, command: &[OsString]) -> Result<Launched, Failure> {
     let failed = |error: Error| Failure::before_start(error.why);
     let queues = queue_fds();
     let filter = filter::filter(queues);
