@@ -45,16 +45,87 @@ pub struct Bar {
     pub kind: BarKind,
     /// Whether reads have no side effect and writes may be merged.
     pub prefetchable: bool,
-    /// Offsets that a program may map: whole pages, ascending, apart from each other. Accesses there are plain
-    /// loads and stores that the model polls; all others are trapped.
-    pub mappable: Vec<Range<u64>>,
+    /// What a program may map: whole pages, ascending, apart from each other. What it may not map it reaches with
+    /// system calls alone.
+    pub mappable: Vec<Pages>,
 }
 
 impl Bar {
-    /// Whether `length` bytes from `offset` lie in one mappable range.
+    /// How the page of `offset` reaches the model when a program maps it; `None` where it may not be mapped.
+    #[must_use]
+    pub fn page_kind(&self, offset: u64) -> Option<PageKind> {
+        self.mappable.iter().find(|pages| pages.range.contains(&offset)).map(|pages| pages.kind)
+    }
+
+    /// What may be mapped, whatever its kind: pages that follow each other are one area.
+    #[must_use]
+    pub fn areas(&self) -> Vec<Range<u64>> {
+        let mut areas: Vec<Range<u64>> = Vec::new();
+        for Pages { range, .. } in &self.mappable {
+            match areas.last_mut() {
+                Some(area) if area.end == range.start => area.end = range.end,
+                _ => areas.push(range.clone()),
+            }
+        }
+        areas
+    }
+
+    /// Where the last page that may be mapped ends; `None` when there is none.
+    #[must_use]
+    pub fn mappable_end(&self) -> Option<u64> {
+        self.mappable.last().map(|pages| pages.range.end)
+    }
+
+    /// Whether `length` bytes from `offset` lie in one area.
     #[must_use]
     pub fn is_mappable(&self, offset: u64, length: u64) -> bool {
-        self.mappable.iter().any(|range| range.contains(&offset) && length <= range.end - offset)
+        let within = |area: &Range<u64>| area.contains(&offset) && length <= area.end - offset;
+        self.areas().iter().any(within)
+    }
+
+    /// The parts of `wanted` that are trapped.
+    #[must_use]
+    pub fn trapped(&self, wanted: &Range<u64>) -> Vec<Range<u64>> {
+        let trapped = self.mappable.iter().filter(|pages| pages.kind == PageKind::Trapped);
+        let parts = trapped
+            .map(|Pages { range, .. }| range.start.max(wanted.start)..range.end.min(wanted.end));
+        parts.filter(|part| !part.is_empty()).collect()
+    }
+}
+
+/// How loads and stores of a mapped page reach the model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PageKind {
+    /// Memory that program and model share, and that the model polls.
+    Shared,
+    /// Each of them is a call of [`Model::load`](crate::Model::load) or [`Model::store`](crate::Model::store).
+    ///
+    /// There is memory behind the page all the same, in which the model shows what a load would give. A store that came past
+    /// the calls, because whoever has the page mapped is not trapped or because another device did it, is found there by the
+    /// next poll.
+    Trapped,
+}
+
+/// Pages of a BAR that a program may map.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pages {
+    /// Offsets in the BAR.
+    pub range: Range<u64>,
+    /// How they reach the model.
+    pub kind: PageKind,
+}
+
+impl Pages {
+    /// Memory that program and model share.
+    #[must_use]
+    pub const fn shared(range: Range<u64>) -> Self {
+        Self { range, kind: PageKind::Shared }
+    }
+
+    /// Pages of which each load and store is a call.
+    #[must_use]
+    pub const fn trapped(range: Range<u64>) -> Self {
+        Self { range, kind: PageKind::Trapped }
     }
 }
 
@@ -139,7 +210,7 @@ impl Description {
             offset.is_multiple_of(8) && end <= found.size,
             "an MSI-X structure lies inside its BAR"
         );
-        let apart = |range: &Range<u64>| range.end <= start || end <= range.start;
+        let apart = |pages: &Pages| pages.range.end <= start || end <= pages.range.start;
         assert!(found.mappable.iter().all(apart), "an MSI-X structure is not mappable");
     }
 }
@@ -154,7 +225,7 @@ fn check_bar(index: usize, bar: &Bar) {
     assert!((smallest..=largest).contains(&bar.size), "BAR {index} has a size its kind allows");
     assert!(bar.kind != BarKind::Io || bar.mappable.is_empty(), "I/O ports are not mappable");
     let mut free = 0;
-    for range in &bar.mappable {
+    for Pages { range, .. } in &bar.mappable {
         let whole = range.start.is_multiple_of(PAGE_SIZE) && range.end.is_multiple_of(PAGE_SIZE);
         assert!(whole && range.start < range.end, "mappable ranges are whole pages");
         assert!(

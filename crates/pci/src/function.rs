@@ -14,7 +14,7 @@ use crate::address::Bdf;
 use crate::bus::Session;
 use crate::config::{ConfigSpace, IrqMode};
 use crate::description::{
-    BARS, Bar, BarKind, Description, Ids, MsixTable, Vectors, pba_bytes, table_bytes,
+    BARS, Bar, BarKind, Description, Ids, MsixTable, PageKind, Vectors, pba_bytes, table_bytes,
 };
 use crate::model::Model;
 use crate::windows::Windows;
@@ -261,7 +261,7 @@ impl Function {
         self.config.lock().set_irq_mode(mode);
     }
 
-    /// Reads a BAR in aligned pieces of 8, 4, 2 or 1 bytes. The MSI-X table reads all-ones.
+    /// Reads a BAR in aligned pieces of 8, 4, 2 or 1 bytes, as a system call does. The MSI-X table reads all-ones.
     ///
     /// # Errors
     ///
@@ -272,23 +272,19 @@ impl Function {
         let (mut position, mut rest) = (offset, bytes);
         while !rest.is_empty() {
             let (piece, after) = rest.split_at_mut(width(position, rest.len()));
-            let length = piece.len() as u64;
-            match self.owner(found, bar, position, length) {
+            match self.owner(found, bar, position) {
                 Owner::Table => piece.fill(0xff),
-                Owner::Pending => piece.fill(0),
-                Owner::Pages => load(pages(&session, bar), position, piece)?,
-                Owner::Model => {
-                    self.device.model().bar_read(&self.device.bus(&session), bar, position, piece);
-                }
+                owner => self.load_piece(&session, owner, bar, position, piece)?,
             }
-            position += length;
+            position += piece.len() as u64;
             rest = after;
         }
         self.wake();
         Ok(())
     }
 
-    /// Writes a BAR in aligned pieces of 8, 4, 2 or 1 bytes. Writes to the MSI-X structures are dropped.
+    /// Writes a BAR in aligned pieces of 8, 4, 2 or 1 bytes, as a system call does. Writes to the MSI-X structures are
+    /// dropped.
     ///
     /// # Errors
     ///
@@ -298,19 +294,75 @@ impl Function {
         let (mut position, mut rest) = (offset, bytes);
         while !rest.is_empty() {
             let (piece, after) = rest.split_at(width(position, rest.len()));
-            let length = piece.len() as u64;
-            match self.owner(found, bar, position, length) {
-                Owner::Table | Owner::Pending => {}
-                Owner::Pages => store(pages(&session, bar), position, piece)?,
-                Owner::Model => {
-                    self.device.model().bar_write(&self.device.bus(&session), bar, position, piece);
-                }
+            match self.owner(found, bar, position) {
+                Owner::Table => {}
+                owner => self.store_piece(&session, owner, bar, position, piece)?,
             }
-            position += length;
+            position += piece.len() as u64;
             rest = after;
         }
         self.wake();
         Ok(())
+    }
+
+    /// A load of a trapped page, as an instruction does it: of 1 to 64 bytes at any offset, in aligned pieces as
+    /// [`Function::bar_read`]. What it gives is the device's answer at this moment.
+    ///
+    /// # Errors
+    ///
+    /// As [`Function::bar_read`]; also `EINVAL` for a page that is not trapped.
+    pub fn load(&self, bar: usize, offset: u64, bytes: &mut [u8]) -> Result<()> {
+        self.check_trapped(bar, offset, bytes.len())?;
+        self.bar_read(bar, offset, bytes)
+    }
+
+    /// A store to a trapped page, as an instruction does it. When this returns the device has acted on it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Function::load`].
+    pub fn store(&self, bar: usize, offset: u64, bytes: &[u8]) -> Result<()> {
+        self.check_trapped(bar, offset, bytes.len())?;
+        self.bar_write(bar, offset, bytes)
+    }
+
+    fn check_trapped(&self, bar: usize, offset: u64, length: usize) -> Result<()> {
+        let wanted = offset..offset.saturating_add(length as u64);
+        match self.bar(bar) {
+            Some(found) if found.trapped(&wanted) == [wanted] => Ok(()),
+            _ => Err(Error::at(Errno::EINVAL, "that page of the BAR is not trapped", offset)),
+        }
+    }
+
+    fn load_piece(
+        &self,
+        session: &Session,
+        owner: Owner,
+        bar: usize,
+        offset: u64,
+        piece: &mut [u8],
+    ) -> Result<()> {
+        match owner {
+            Owner::Table | Owner::Pending => piece.fill(0),
+            Owner::Shared => load(pages(session, bar), offset, piece)?,
+            Owner::Model => self.device.load(session, bar, offset, piece)?,
+        }
+        Ok(())
+    }
+
+    fn store_piece(
+        &self,
+        session: &Session,
+        owner: Owner,
+        bar: usize,
+        offset: u64,
+        piece: &[u8],
+    ) -> Result<()> {
+        match owner {
+            Owner::Table | Owner::Pending => Ok(()),
+            Owner::Shared => store(pages(session, bar), offset, piece),
+            Owner::Model => self.device.store(session, bar, offset, piece),
+        }
     }
 
     fn admit(&self, bar: usize, offset: u64, length: usize) -> Result<(&Bar, Arc<Session>)> {
@@ -325,7 +377,7 @@ impl Function {
         Ok((found, session))
     }
 
-    fn owner(&self, found: &Bar, bar: usize, offset: u64, length: u64) -> Owner {
+    fn owner(&self, found: &Bar, bar: usize, offset: u64) -> Owner {
         if let Some(table) = self.msix_table() {
             let inside =
                 |at: u32, bytes: u64| (u64::from(at)..u64::from(at) + bytes).contains(&offset);
@@ -337,7 +389,10 @@ impl Function {
                 return Owner::Pending;
             }
         }
-        if found.is_mappable(offset, length) { Owner::Pages } else { Owner::Model }
+        match found.page_kind(offset) {
+            Some(PageKind::Shared) => Owner::Shared,
+            Some(PageKind::Trapped) | None => Owner::Model,
+        }
     }
 }
 
@@ -352,7 +407,7 @@ impl Drop for Function {
 enum Owner {
     Table,
     Pending,
-    Pages,
+    Shared,
     Model,
 }
 

@@ -21,7 +21,9 @@ mod worker;
 pub use address::{Bdf, NotAnAddress};
 pub use bus::{Bus, Dma, DmaFault, Irq, Line, Segment, Session};
 pub use config::{CONFIG_SIZE, IrqMode};
-pub use description::{BARS, Bar, BarKind, Description, Ids, MsixTable, PAGE_SIZE, Vectors};
+pub use description::{
+    BARS, Bar, BarKind, Description, Ids, MsixTable, PAGE_SIZE, PageKind, Pages, Vectors,
+};
 pub use function::Function;
 pub use model::options::{ModelError, OptionInfo};
 pub use model::{Model, ModelInfo, Progress, create, models};

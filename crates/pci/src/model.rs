@@ -60,16 +60,28 @@ pub trait Model: Debug + Send {
         Ok(())
     }
 
-    /// Reads `bytes.len()` bytes (1, 2, 4 or 8, aligned) of BAR `bar`, outside its mappable ranges and the MSI-X
-    /// structures.
-    fn bar_read(&mut self, bus: &Bus<'_>, bar: usize, offset: u64, bytes: &mut [u8]) {
+    /// A load of `bytes.len()` bytes (1, 2, 4 or 8, aligned) of BAR `bar`, outside its shared pages and the MSI-X
+    /// structures: by a system call, or by an instruction on a trapped page. What it gives is in `bytes` before the
+    /// program goes on.
+    ///
+    /// # Errors
+    ///
+    /// `EFAULT` as [`Model::poll`].
+    fn load(&mut self, bus: &Bus<'_>, bar: usize, offset: u64, bytes: &mut [u8]) -> Result<()> {
         let _ = (bus, bar, offset);
         bytes.fill(0);
+        Ok(())
     }
 
-    /// Writes as [`Model::bar_read`] reads. The worker polls after it.
-    fn bar_write(&mut self, bus: &Bus<'_>, bar: usize, offset: u64, bytes: &[u8]) {
+    /// A store, of the widths and at the places of [`Model::load`]. It has acted when this returns, and the program goes
+    /// on; the worker polls after it.
+    ///
+    /// # Errors
+    ///
+    /// `EFAULT` as [`Model::poll`].
+    fn store(&mut self, bus: &Bus<'_>, bar: usize, offset: u64, bytes: &[u8]) -> Result<()> {
         let _ = (bus, bar, offset, bytes);
+        Ok(())
     }
 }
 

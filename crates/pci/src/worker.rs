@@ -59,14 +59,44 @@ impl Device {
         done
     }
 
+    /// A load that the model answers.
+    pub(crate) fn load(
+        &self,
+        session: &Session,
+        bar: usize,
+        offset: u64,
+        bytes: &mut [u8],
+    ) -> Result<()> {
+        self.live_or_die(|model| model.load(&self.bus(session), bar, offset, bytes))
+    }
+
+    /// A store that the model acts on.
+    pub(crate) fn store(
+        &self,
+        session: &Session,
+        bar: usize,
+        offset: u64,
+        bytes: &[u8],
+    ) -> Result<()> {
+        self.live_or_die(|model| model.store(&self.bus(session), bar, offset, bytes))
+    }
+
+    /// Calls the model; a failure means that its BAR pages are gone.
+    fn live_or_die(&self, call: impl FnOnce(&mut dyn Model) -> Result<()>) -> Result<()> {
+        let done = call(self.model().as_mut());
+        if done.is_err() {
+            self.dead.store(true, Ordering::Release);
+        }
+        done
+    }
+
     /// The pin as the BAR pages have it by now.
     pub(crate) fn update_line(&self, session: &Session) {
         if self.dead.load(Ordering::Acquire) || !self.gate.memory_enabled() {
             return;
         }
-        if self.model().update_line(&self.bus(session)).is_err() {
-            self.dead.store(true, Ordering::Release);
-        }
+        // Who asks wants the level alone: a pin without its pages is down.
+        let _ = self.live_or_die(|model| model.update_line(&self.bus(session)));
     }
 
     /// One poll, or `None` when the model is not to be polled before something is called.

@@ -44,8 +44,7 @@ impl Machine {
             .devices()
             .iter()
             .flat_map(|device| (0..BARS).filter_map(|bar| device.function().bar(bar)));
-        let pages: u64 =
-            bars.flat_map(|bar| &bar.mappable).map(|range| range.end - range.start).sum();
+        let pages: u64 = bars.flat_map(|bar| bar.areas()).map(|area| area.end - area.start).sum();
         self.view.files_size.max(pages.saturating_mul(OPENS))
     }
 }

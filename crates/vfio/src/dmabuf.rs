@@ -17,7 +17,6 @@ use ioasis_uapi::{Errno, Error, Result};
 use zerocopy::{FromZeros, IntoBytes};
 
 use crate::file::region_offset;
-use crate::info::is_mappable;
 use crate::{Client, DeviceFile, arg};
 
 /// `O_CLOEXEC` (asm-generic/fcntl.h).
@@ -117,8 +116,9 @@ fn check_range(bar: &Bar, base: u64, range: &RegionDmaRange) -> Result<()> {
     if base.checked_add(offset).is_none() {
         return Err(Error::at(Errno::EOVERFLOW, "a range wraps", offset));
     }
-    // DIFFERS: registers that trap are no memory that a device could reach; Linux exports any part of a memory BAR.
-    if !is_mappable(bar, offset, length) {
+    // DIFFERS: registers that only system calls reach are no memory that a device could reach; Linux exports any part of a memory
+    // BAR.
+    if !bar.is_mappable(offset, length) {
         return Err(Error::at(Errno::EINVAL, "a range is no mappable part of the BAR", offset));
     }
     Ok(())

@@ -1,6 +1,6 @@
 //! What a device says of itself: GET_INFO, GET_REGION_INFO, GET_IRQ_INFO.
 
-use ioasis_pci::{BARS, Bar, BarKind, CONFIG_SIZE, Function, PAGE_SIZE};
+use ioasis_pci::{BARS, Bar, BarKind, CONFIG_SIZE, Function};
 use ioasis_uapi::vfio::{
     self, DeviceInfo, InfoCapHeader, IrqInfo, RegionInfo, RegionInfoCapSparseMmap,
     RegionSparseMmapArea,
@@ -100,14 +100,11 @@ fn bar_flags(function: &Function, index: usize, bar: &Bar, chain: &mut Chain) ->
         return flags;
     }
     let whole = 0..bar.size;
-    if bar.mappable != [whole] {
-        let areas: Vec<_> = bar
-            .mappable
+    let areas = bar.areas();
+    if areas != [whole] {
+        let areas: Vec<_> = areas
             .iter()
-            .map(|range| RegionSparseMmapArea {
-                offset: range.start,
-                size: range.end - range.start,
-            })
+            .map(|area| RegionSparseMmapArea { offset: area.start, size: area.end - area.start })
             .collect();
         let cap = RegionInfoCapSparseMmap {
             nr_areas: u32::try_from(areas.len()).unwrap_or(u32::MAX),
@@ -120,15 +117,6 @@ fn bar_flags(function: &Function, index: usize, bar: &Bar, chain: &mut Chain) ->
         chain.add(vfio::REGION_INFO_CAP_MSIX_MAPPABLE, 1, &[]);
     }
     flags | vfio::REGION_INFO_FLAG_MMAP
-}
-
-/// Whether `[offset, offset + length)` of a BAR may be mapped: pages of one mappable range, whose last page may be
-/// shared with nothing else.
-pub(crate) fn is_mappable(bar: &Bar, offset: u64, length: u64) -> bool {
-    bar.mappable.iter().any(|range| {
-        let end = range.end.next_multiple_of(PAGE_SIZE);
-        range.start <= offset && offset < end && length <= end - offset
-    })
 }
 
 /// A chain of capabilities: each begins with a header that says where the next one lies, from the start of the

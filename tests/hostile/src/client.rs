@@ -7,7 +7,7 @@ use ioasis_iommufd::type1::Container;
 use ioasis_iommufd::{
     self as iommufd, Account, AddressSpace, ClientFile, Context, MappableMemory, OnExec,
 };
-use ioasis_pci::BARS;
+use ioasis_pci::{BARS, Bar};
 use ioasis_sys::eventfd::EventFd;
 use ioasis_sys::mapping::{Access, Mapping};
 use ioasis_sys::sync::Mutex;
@@ -181,8 +181,8 @@ impl Client for Hostile {
         let mut pages: [Option<Arc<Mapping>>; BARS] = Default::default();
         for (index, slot) in (0u64..).zip(&mut pages) {
             let bar = device.function().bar(usize::try_from(index).expect("one of six"));
-            let Some(range) = bar.and_then(|bar| bar.mappable.last()) else { continue };
-            let length = usize::try_from(range.end).expect("a small BAR");
+            let Some(end) = bar.and_then(Bar::mappable_end) else { continue };
+            let length = usize::try_from(end).expect("a small BAR");
             let offset = (index + 1) << REGION_SHIFT;
             let mapping = Mapping::file(file.as_fd(), offset, length, Access::ReadWrite)?;
             let mapping = Arc::new(mapping);

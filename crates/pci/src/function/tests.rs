@@ -2,12 +2,13 @@ use std::time::{Duration, Instant};
 
 use super::*;
 use crate::bus::{Bus, Line, Segment};
-use crate::description::{PAGE_SIZE, Vectors};
+use crate::description::{PAGE_SIZE, Pages, Vectors};
 use crate::fake::{Interrupts, Memory};
 use crate::model::Progress;
 use std::sync::atomic::{AtomicU32, AtomicUsize};
 
-/// A model with a mapped page, a trapped page, and an MSI-X table behind them, that counts what is asked of it.
+/// A model with a shared page, a page that system calls reach, an MSI-X table and a trapped page behind them, that counts
+/// what is asked of it.
 #[derive(Debug)]
 struct Probe(Arc<Counts>);
 
@@ -16,6 +17,8 @@ struct Counts {
     polls: AtomicUsize,
     resets: AtomicUsize,
     trapped: AtomicU32,
+    /// Stores to the trapped page, by offset in it.
+    stores: Mutex<Vec<(u64, Vec<u8>)>>,
     /// Nanoseconds, from a common begin, of the last poll that found something.
     found: Mutex<Option<Instant>>,
 }
@@ -23,15 +26,18 @@ struct Counts {
 const TRAPPED: u64 = PAGE_SIZE;
 const TABLE: u32 = 0x2000;
 const PENDING: u32 = 0x3000;
+const WATCHED: u64 = 0x4000;
+/// Bytes of BAR 0 up to the end of its last mappable page.
+const MAPPED: usize = 0x5000;
 
 impl Model for Probe {
     fn description(&self) -> Description {
         let mapped = 0..PAGE_SIZE;
         let bar = Bar {
-            size: 0x4000,
+            size: 0x8000,
             kind: BarKind::Memory64,
             prefetchable: false,
-            mappable: vec![mapped],
+            mappable: vec![Pages::shared(mapped), Pages::trapped(WATCHED..WATCHED + PAGE_SIZE)],
         };
         let io = Bar { size: 32, kind: BarKind::Io, prefetchable: false, mappable: Vec::new() };
         Description {
@@ -75,14 +81,20 @@ impl Model for Probe {
         Ok(Progress::Worked)
     }
 
-    fn bar_read(&mut self, _bus: &Bus<'_>, bar: usize, offset: u64, bytes: &mut [u8]) {
+    fn load(&mut self, _bus: &Bus<'_>, bar: usize, offset: u64, bytes: &mut [u8]) -> Result<()> {
         let value = self.0.trapped.load(Ordering::SeqCst).to_le_bytes();
         bytes.fill(u8::try_from(offset & 0xff).expect("a byte") ^ value[0]);
         assert!(bar == 0 || bar == 2, "the BARs there are");
+        Ok(())
     }
 
-    fn bar_write(&mut self, _bus: &Bus<'_>, _bar: usize, _offset: u64, bytes: &[u8]) {
+    fn store(&mut self, bus: &Bus<'_>, _bar: usize, offset: u64, bytes: &[u8]) -> Result<()> {
         self.0.trapped.fetch_add(u32::try_from(bytes.len()).expect("at most 8"), Ordering::SeqCst);
+        if offset >= WATCHED {
+            self.0.stores.lock().push((offset - WATCHED, bytes.to_vec()));
+            bus.pages(0).write(offset, bytes)?;
+        }
+        Ok(())
     }
 }
 
@@ -98,7 +110,7 @@ fn closed() -> Rig {
     let model = Box::new(Probe(Arc::clone(&counts)));
     let address = Bdf::new(0, 1, 0, 0).expect("an address");
     let function = Function::new(address, model, &mut Windows::default());
-    let pages = Arc::new(Mapping::anonymous(4096).expect("memory"));
+    let pages = Arc::new(Mapping::anonymous(MAPPED).expect("memory"));
     Rig { function, counts, pages, interrupts: Arc::new(Interrupts::default()) }
 }
 
@@ -189,9 +201,75 @@ fn a_long_access_is_cut_into_aligned_pieces() {
 }
 
 #[test]
+fn a_trapped_page_tells_the_model_of_every_store_in_order() {
+    let rig = opened();
+    rig.function.store(0, WATCHED + 2, &[1, 2, 3, 4, 5, 6]).expect("an instruction");
+    rig.function.bar_write(0, WATCHED, &[7]).expect("a system call");
+    rig.function.store(0, WATCHED, &[7]).expect("the same value again");
+    let stores = std::mem::take(&mut *rig.counts.stores.lock());
+    let expected: [(u64, &[u8]); 4] = [(2, &[1, 2]), (4, &[3, 4, 5, 6]), (0, &[7]), (0, &[7])];
+    assert!(stores.iter().map(|(offset, bytes)| (*offset, bytes.as_slice())).eq(expected));
+    let mut answer = [0; 2];
+    rig.function.load(0, WATCHED + 0x46, &mut answer).expect("an instruction");
+    let trapped = u8::try_from(rig.counts.trapped.load(Ordering::SeqCst)).expect("few");
+    assert_eq!(answer, [0x46 ^ trapped; 2], "the model's answer, not the memory behind the page");
+    rig.function.store(0, WATCHED, &[9; 64]).expect("the widest instruction");
+    assert_eq!(rig.counts.stores.lock().len(), 8);
+}
+
+#[test]
+fn only_a_trapped_page_takes_what_an_instruction_did() {
+    let rig = opened();
+    for (bar, offset) in [
+        (0, 0),
+        (0, TRAPPED),
+        (0, u64::from(TABLE)),
+        (0, WATCHED - 1),
+        (0, WATCHED + PAGE_SIZE - 1),
+        (2, 0),
+        (1, 0),
+        (9, 0),
+        (0, u64::MAX),
+    ] {
+        let refused = rig.function.store(bar, offset, &[0; 2]).expect_err("not trapped");
+        assert_eq!(refused.errno, Errno::EINVAL, "BAR {bar} at {offset:#x}");
+        let refused = rig.function.load(bar, offset, &mut [0; 2]).expect_err("not trapped");
+        assert_eq!(refused.errno, Errno::EINVAL, "BAR {bar} at {offset:#x}");
+    }
+    rig.function.config_write(4, &[1, 0]).expect("COMMAND");
+    assert_eq!(rig.function.load(0, WATCHED, &mut [0]).expect_err("off").errno, Errno::EIO);
+    rig.function.close();
+    assert_eq!(rig.function.store(0, WATCHED, &[0]).expect_err("closed").errno, Errno::ENODEV);
+    assert!(rig.counts.stores.lock().is_empty());
+}
+
+#[test]
+fn pages_that_follow_each_other_are_one_area_whatever_their_kind() {
+    let pages = [Pages::trapped(0..0x1000), Pages::shared(0x1000..0x4000)];
+    let apart = [Pages::shared(0x6000..0x7000), Pages::trapped(0x7000..0x9000)];
+    let mappable = [pages, apart].concat();
+    let bar = Bar { size: 0x1_0000, kind: BarKind::Memory32, prefetchable: false, mappable };
+    assert_eq!(bar.areas(), [0..0x4000, 0x6000..0x9000]);
+    for (offset, length, answer) in [
+        (0, 0x4000, true),
+        (0xfff, 2, true),
+        (0x3fff, 2, false),
+        (0x4000, 1, false),
+        (0x6000, 0x3000, true),
+        (0x6000, 0x3001, false),
+        (0x8fff, u64::MAX, false),
+    ] {
+        assert_eq!(bar.is_mappable(offset, length), answer, "{offset:#x} {length:#x}");
+    }
+    assert_eq!(bar.trapped(&(0x800..0x7800)), [0x800..0x1000, 0x7000..0x7800]);
+    assert!(bar.trapped(&(0x1000..0x7000)).is_empty());
+    assert_eq!(bar.mappable_end(), Some(0x9000));
+}
+
+#[test]
 fn accesses_outside_are_refused() {
     let rig = opened();
-    for (bar, offset) in [(1, 0), (3, 0), (9, 0), (0, 0x4000), (0, 0x3ffd), (0, u64::MAX), (2, 29)]
+    for (bar, offset) in [(1, 0), (3, 0), (9, 0), (0, 0x8000), (0, 0x7ffd), (0, u64::MAX), (2, 29)]
     {
         let error = rig.function.bar_read(bar, offset, &mut [0; 4]).expect_err("outside");
         assert_eq!(error.errno, Errno::EINVAL, "BAR {bar} at {offset:#x}");
@@ -248,9 +326,9 @@ fn the_pin_shows_in_the_status_register_and_falls_at_reset() {
 #[test]
 fn pages_that_vanish_kill_the_device_until_a_reset() {
     let file = rustix::fs::memfd_create("bar", rustix::fs::MemfdFlags::empty()).expect("a memfd");
-    rustix::fs::ftruncate(&file, 4096).expect("a page");
+    rustix::fs::ftruncate(&file, MAPPED as u64).expect("a page");
     let access = ioasis_sys::mapping::Access::ReadWrite;
-    let pages = Mapping::file(std::os::fd::AsFd::as_fd(&file), 0, 4096, access).expect("mapped");
+    let pages = Mapping::file(std::os::fd::AsFd::as_fd(&file), 0, MAPPED, access).expect("mapped");
     let rig = Rig { pages: Arc::new(pages), ..closed() };
     rig.open();
     wait(|| rig.counts.polls.load(Ordering::SeqCst) > 0);
@@ -261,7 +339,7 @@ fn pages_that_vanish_kill_the_device_until_a_reset() {
     std::thread::sleep(Duration::from_millis(20));
     assert_eq!(rig.counts.polls.load(Ordering::SeqCst), polls, "nothing is polled");
     assert_eq!(rig.function.reset().expect_err("still gone").errno, Errno::EFAULT);
-    rustix::fs::ftruncate(&file, 4096).expect("back");
+    rustix::fs::ftruncate(&file, MAPPED as u64).expect("back");
     rig.function.reset().expect("pages");
     rig.store(1);
 }

@@ -8,7 +8,7 @@ use ioasis_iommufd::{
     self as iommufd, Account, AddressSpace, Backing, ClientFile, Extents, Kind, MappableMemory,
     Piece, Prot,
 };
-use ioasis_pci::BARS;
+use ioasis_pci::{BARS, Bar};
 use ioasis_sys::because;
 use ioasis_sys::eventfd::EventFd;
 use ioasis_sys::mapping::{Access, Mapping};
@@ -388,8 +388,8 @@ impl Backing for BarPages {
 /// Offset and length, in a device's file, of what can be mapped of its BARs.
 pub(crate) fn mappable(device: &Device) -> Vec<(u64, u64)> {
     let of_bar = |bar: usize| {
-        let ranges = device.function().bar(bar).map_or(&[][..], |bar| bar.mappable.as_slice());
-        ranges.iter().map(move |range| (region(bar) + range.start, range.end - range.start))
+        let areas = device.function().bar(bar).map_or_else(Vec::new, Bar::areas);
+        areas.into_iter().map(move |area| (region(bar) + area.start, area.end - area.start))
     };
     (0..BARS).flat_map(of_bar).collect()
 }
@@ -401,13 +401,13 @@ fn region(bar: usize) -> u64 {
 /// Maps the pages of one BAR, all of which exist from the start: a full file system cannot take them away later.
 fn bar_pages(file: &OwnedFd, device: &Device, bar: usize) -> Result<Option<Mapping>> {
     let Some(described) = device.function().bar(bar) else { return Ok(None) };
-    let Some(last) = described.mappable.last() else { return Ok(None) };
-    for range in &described.mappable {
-        let length = range.end - range.start;
-        rustix::fs::fallocate(file, FallocateFlags::empty(), region(bar) + range.start, length)
+    let Some(end) = described.mappable_end() else { return Ok(None) };
+    for area in described.areas() {
+        let length = area.end - area.start;
+        rustix::fs::fallocate(file, FallocateFlags::empty(), region(bar) + area.start, length)
             .map_err(|_| Error::at(Errno::ENOMEM, "no memory for the pages of a BAR", length))?;
     }
-    let length = usize::try_from(last.end)
-        .map_err(|_| Error::at(Errno::ENOMEM, "a BAR is too large", last.end))?;
+    let length =
+        usize::try_from(end).map_err(|_| Error::at(Errno::ENOMEM, "a BAR is too large", end))?;
     Mapping::file(file.as_fd(), region(bar), length, Access::ReadWrite).map(Some)
 }

@@ -1,11 +1,12 @@
 //! Regions of a device file: reads, writes and mappings by offset. Linux: `drivers/vfio/pci/vfio_pci_rdwr.c`.
 
+use std::ops::Range;
+
 use ioasis_pci::{BARS, CONFIG_SIZE, PAGE_SIZE};
 use ioasis_uapi::vfio;
 use ioasis_uapi::{Errno, Error, Result};
 
 use super::DeviceFile;
-use crate::info::is_mappable;
 
 /// Region `index` begins at `(index + 1) << REGION_SHIFT` of the file.
 pub const REGION_SHIFT: u32 = 40;
@@ -91,6 +92,50 @@ impl DeviceFile {
         }
     }
 
+    /// A load of a trapped page that a program mapped: 1 to 64 bytes at `offset` of the file, inside one page.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` before the file is bound and for what is no trapped page; `EIO` while memory decoding is off; `EFAULT`
+    /// when the page was truncated; `ENODEV` after the device was removed.
+    pub fn load(&self, offset: u64, bytes: &mut [u8]) -> Result<()> {
+        let bar = self.mapped_bar(offset)?;
+        self.device.function().load(bar, region_position(offset), bytes)
+    }
+
+    /// A store to a trapped page that a program mapped. It has acted when this returns.
+    ///
+    /// # Errors
+    ///
+    /// As [`DeviceFile::load`].
+    pub fn store(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+        let bar = self.mapped_bar(offset)?;
+        self.device.function().store(bar, region_position(offset), bytes)
+    }
+
+    /// The trapped parts of a mapping of `length` bytes at `offset` of the file, by offset in the file. None outside the
+    /// BARs.
+    #[must_use]
+    pub fn trapped(&self, offset: u64, length: u64) -> Vec<Range<u64>> {
+        let bar = region_index(offset).and_then(|index| usize::try_from(index).ok());
+        let Some(bar) = bar.and_then(|bar| self.device.function().bar(bar)) else {
+            return Vec::new();
+        };
+        let position = region_position(offset);
+        let parts = bar.trapped(&(position..position.saturating_add(length)));
+        let begin = offset - position;
+        parts.into_iter().map(|part| begin + part.start..begin + part.end).collect()
+    }
+
+    fn mapped_bar(&self, offset: u64) -> Result<usize> {
+        self.usable()?;
+        self.device.present()?;
+        match region_index(offset).map(|index| index as usize) {
+            Some(bar) if bar < BARS => Ok(bar),
+            _ => Err(Error::at(Errno::EINVAL, "not a BAR", offset)),
+        }
+    }
+
     /// Whether `length` bytes at `offset` of the file may be mapped with the flags of mmap(2). The mapping itself is
     /// one of the file's memory.
     ///
@@ -114,7 +159,7 @@ impl DeviceFile {
         let Some(length) = length.checked_next_multiple_of(PAGE_SIZE) else {
             return refused("longer than any BAR");
         };
-        if !is_mappable(bar, region_position(offset), length) {
+        if !bar.is_mappable(region_position(offset), length) {
             return refused("that part of the BAR is not mappable");
         }
         self.touch();

@@ -2,7 +2,7 @@
 
 use ioasis_uapi::Errno;
 
-use crate::rig::{RAISE, Rig, SCRATCH, TABLE, at, errno};
+use crate::rig::{RAISE, Rig, SCRATCH, TABLE, WATCHED, at, errno};
 
 /// Command register: decode memory and I/O.
 const DECODE: u16 = 3;
@@ -144,4 +144,49 @@ fn only_mappable_pages_are_mapped_and_only_shared() {
             "{offset:#x} {length:#x}"
         );
     }
+}
+
+#[test]
+fn a_mapping_says_which_of_its_pages_are_trapped() {
+    let rig = Rig::new();
+    let (_group, file) = rig.open();
+    let watched = at(2, WATCHED)..at(2, 0x4000);
+    assert_eq!(
+        file.trapped(at(2, 0), 0x4000),
+        std::slice::from_ref(&watched),
+        "one area, two kinds"
+    );
+    assert_eq!(file.trapped(at(2, WATCHED), 0x1000), std::slice::from_ref(&watched));
+    assert_eq!(file.trapped(at(2, 0x2000), u64::MAX), [watched], "no further than the BAR");
+    for (offset, length) in [
+        (at(2, 0), WATCHED),
+        (at(0, 0), 0x4000),
+        (at(1, 0), 0x1000),
+        (at(7, 0), 0x1000),
+        (0, 0x1000),
+        (u64::MAX, 1),
+    ] {
+        assert!(file.trapped(offset, length).is_empty(), "{offset:#x} {length:#x}");
+    }
+}
+
+#[test]
+fn an_instruction_on_a_trapped_page_is_a_system_call_to_the_model() {
+    let rig = Rig::new();
+    let (_group, file) = rig.open();
+    file.store(at(2, WATCHED), &0x1122_3344_5566_7788_u64.to_le_bytes()).expect("a store");
+    let mut bytes = [0; 4];
+    file.load(at(2, WATCHED), &mut bytes).expect("a load");
+    assert_eq!(bytes, [0x88, 0x77, 0x66, 0x55]);
+    file.write(at(2, WATCHED), &[5]).expect("pwrite");
+    file.load(at(2, WATCHED), &mut bytes).expect("a load");
+    assert_eq!(bytes, [5, 0, 0, 0]);
+    assert_eq!(*rig.log.lock(), [(WATCHED, 8), (WATCHED, 4), (WATCHED, 1), (WATCHED, 4)]);
+    for offset in [at(2, 0), at(0, 0), at(1, 0), at(7, 0), at(8, 0), 0, u64::MAX] {
+        assert_eq!(errno(file.store(offset, &[1])), Some(Errno::EINVAL), "{offset:#x}");
+    }
+    file.write(at(7, 4), &0_u16.to_le_bytes()).expect("decoding off");
+    assert_eq!(errno(file.load(at(2, WATCHED), &mut bytes)), Some(Errno::EIO));
+    rig.machine.remove_all();
+    assert_eq!(errno(file.store(at(2, WATCHED), &[1])), Some(Errno::ENODEV));
 }

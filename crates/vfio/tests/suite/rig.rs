@@ -1,7 +1,6 @@
 //! The client, the machine and the function under test.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
@@ -9,8 +8,8 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
 use ioasis_iommufd as iommufd;
 use ioasis_iommufd::type1::{Container, GroupKind};
 use ioasis_pci::{
-    BARS, Bar, BarKind, Bdf, Bus, Description, Function, Ids, Line, Model, MsixTable, Progress,
-    Segment, Vectors, Windows,
+    BARS, Bar, BarKind, Bdf, Bus, Description, Function, Ids, Line, Model, MsixTable, Pages,
+    Progress, Segment, Vectors, Windows,
 };
 use ioasis_sys::eventfd::EventFd;
 use ioasis_sys::mapping::{Access, Mapping};
@@ -41,6 +40,8 @@ pub(crate) const ACKNOWLEDGE: u64 = 0x2000;
 pub(crate) const FETCH: u64 = 0x1008;
 pub(crate) const SCRATCH: u64 = 0x1018;
 pub(crate) const TABLE: u64 = 0x3000;
+/// BAR 2: shared pages, and a trapped one behind them that holds what was stored last.
+pub(crate) const WATCHED: u64 = 0x3000;
 pub(crate) const MSI: u32 = 8;
 pub(crate) const MSIX: u32 = 16;
 
@@ -54,13 +55,12 @@ struct Probe {
     scratch: u64,
 }
 
-fn bar(size: u64, kind: BarKind, mappable: Vec<Range<u64>>) -> Option<Bar> {
+fn bar(size: u64, kind: BarKind, mappable: Vec<Pages>) -> Option<Bar> {
     Some(Bar { size, kind, prefetchable: false, mappable })
 }
 
 impl Model for Probe {
     fn description(&self) -> Description {
-        let whole = 0..0x4000;
         Description {
             ids: Ids {
                 vendor: 0x1234,
@@ -71,9 +71,17 @@ impl Model for Probe {
                 revision: 1,
             },
             bars: [
-                bar(0x4000, BarKind::Memory32, vec![0..0x1000, 0x2000..0x3000]),
+                bar(
+                    0x4000,
+                    BarKind::Memory32,
+                    vec![Pages::shared(0..0x1000), Pages::shared(0x2000..0x3000)],
+                ),
                 None,
-                bar(0x4000, BarKind::Memory64, vec![whole]),
+                bar(
+                    0x4000,
+                    BarKind::Memory64,
+                    vec![Pages::shared(0..WATCHED), Pages::trapped(WATCHED..0x4000)],
+                ),
                 None,
                 bar(0x20, BarKind::Io, vec![]),
                 None,
@@ -105,17 +113,18 @@ impl Model for Probe {
         Ok(())
     }
 
-    fn bar_read(&mut self, _bus: &Bus<'_>, bar: usize, offset: u64, bytes: &mut [u8]) {
+    fn load(&mut self, _bus: &Bus<'_>, bar: usize, offset: u64, bytes: &mut [u8]) -> Result<()> {
         self.log.lock().push((offset, bytes.len()));
         let value = match (bar, offset) {
             (0, FETCH) => self.fetched,
-            (0, SCRATCH) => self.scratch,
+            (0, SCRATCH) | (2, WATCHED) => self.scratch,
             _ => 0xa5a5_a5a5_a5a5_a5a5,
         };
         bytes.copy_from_slice(&value.to_le_bytes()[..bytes.len()]);
+        Ok(())
     }
 
-    fn bar_write(&mut self, bus: &Bus<'_>, bar: usize, offset: u64, bytes: &[u8]) {
+    fn store(&mut self, bus: &Bus<'_>, bar: usize, offset: u64, bytes: &[u8]) -> Result<()> {
         self.log.lock().push((offset, bytes.len()));
         let mut value = [0; 8];
         value[..bytes.len()].copy_from_slice(bytes);
@@ -123,7 +132,7 @@ impl Model for Probe {
         match (bar, offset) {
             (0, RAISE) => bus.raise(u16::try_from(value).expect("a vector")),
             (0, LINE) => bus.set_line(if value == 0 { Line::Deasserted } else { Line::Asserted }),
-            (0, SCRATCH) => self.scratch = value,
+            (0, SCRATCH) | (2, WATCHED) => self.scratch = value,
             (0, FETCH) => {
                 let mut word = [0xee; 8];
                 // The word stays as it is when the transfer faults.
@@ -132,6 +141,7 @@ impl Model for Probe {
             }
             _ => {}
         }
+        Ok(())
     }
 }
 
@@ -300,12 +310,7 @@ impl Client for Caller {
         rustix::fs::ftruncate(&file, 10 << REGION_SHIFT).expect("a sparse file");
         let mut pages: [Option<Arc<Mapping>>; BARS] = Default::default();
         for (index, slot) in pages.iter_mut().enumerate() {
-            let end = device
-                .function()
-                .bar(index)
-                .and_then(|bar| bar.mappable.last())
-                .map(|range| range.end);
-            if let Some(end) = end {
+            if let Some(end) = device.function().bar(index).and_then(Bar::mappable_end) {
                 let offset = (index as u64 + 1) << REGION_SHIFT;
                 let length = usize::try_from(end).expect("a small BAR");
                 let mapping = Mapping::file(file.as_fd(), offset, length, Access::ReadWrite);

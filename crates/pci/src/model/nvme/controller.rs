@@ -1,7 +1,8 @@
 //! The controller: what its registers ask for, and its queues.
 //!
-//! Everything is done in [`Controller::poll`], by one thread and one command after another, so a queue that is
-//! deleted has nothing under way and an Abort finds at most an Asynchronous Event Request to abort.
+//! A register acts in [`Controller::store`], when the program is trapped, or at the next poll. Commands are done in
+//! [`Controller::poll`], by one thread and one command after another, so a queue that is deleted has nothing under way and
+//! an Abort finds at most an Asynchronous Event Request to abort.
 
 use ioasis_uapi::Result;
 
@@ -14,12 +15,27 @@ use super::image::Image;
 use super::io::{Context, Executor, TURN_MAX};
 use super::log::{ErrorLog, Failure};
 use super::queue::{CompletionQueue, FETCH_MAX, SubmissionQueue};
-use super::registers::{self, AdminQueues, BAR, Configuration, doorbells};
+use super::registers::{self, AdminQueues, BAR, Configuration, Wish, doorbells};
 use super::status::Status;
 use crate::bus::{Bus, DmaFault, Line};
 
 /// Identifier of the admin queues.
 const ADMIN: u16 = 0;
+
+/// An enable that failed, until CC.EN is seen to be 0.
+#[derive(Clone, Copy, Debug)]
+struct Failed {
+    wish: Wish,
+    /// Another wish, seen by the last look.
+    next: Option<Wish>,
+}
+
+/// Bits of the interrupt mask that a store sets, or clears.
+#[derive(Clone, Copy, Debug, Default)]
+struct Masks {
+    set: u32,
+    clear: u32,
+}
 
 /// An NVMe controller with one namespace.
 #[derive(Debug)]
@@ -32,6 +48,7 @@ pub(super) struct Controller {
     pub(super) configuration: Configuration,
     /// CSTS as it is.
     status: u32,
+    failed: Option<Failed>,
     /// INTMS: vectors 0 to 31 that are masked.
     masked: u32,
     pub(super) submissions: Vec<Option<SubmissionQueue>>,
@@ -64,6 +81,7 @@ impl Controller {
             lba_lg2,
             configuration: Configuration::default(),
             status: 0,
+            failed: None,
             masked: 0,
             submissions: Vec::new(),
             completions: Vec::new(),
@@ -90,6 +108,7 @@ impl Controller {
         self.features = Features::new(self.queues);
         self.events = Events::default();
         self.status = 0;
+        self.failed = None;
         self.masked = 0;
     }
 
@@ -119,8 +138,7 @@ impl Controller {
 
     /// Looks at registers and doorbells, and does what they ask for.
     pub(super) fn poll(&mut self, bus: &Bus<'_>) -> Result<Progress> {
-        let mut progress = self.configure(bus)?;
-        self.take_masks(bus)?;
+        let mut progress = self.take_registers(bus)?;
         if self.runs() && self.serve(bus)? == Progress::Worked {
             progress = Progress::Worked;
         }
@@ -128,6 +146,64 @@ impl Controller {
             Progress::Worked => bus.set_line(self.line()),
             Progress::Idle => self.write_read_only(bus)?,
         }
+        Ok(progress)
+    }
+
+    /// A load of registers: what they are now. INTMC reads as INTMS does (3.1.4).
+    pub(super) fn load(&mut self, bus: &Bus<'_>, offset: u64, bytes: &mut [u8]) -> Result<()> {
+        self.take_registers(bus)?;
+        self.write_read_only(bus)?;
+        for (at, byte) in (offset..).zip(bytes) {
+            let word = match at & !3 {
+                registers::INTMC => self.masked,
+                other => bus.pages(BAR).load_u32(other)?,
+            };
+            *byte = word.to_le_bytes()[usize::try_from(at & 3).expect("below 4")];
+        }
+        Ok(())
+    }
+
+    /// A store to registers, which has acted when this returns.
+    pub(super) fn store(&mut self, bus: &Bus<'_>, offset: u64, bytes: &[u8]) -> Result<()> {
+        // What was stored past this came before.
+        self.take_registers(bus)?;
+        let mut at = offset;
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let start = usize::try_from(at & 3).expect("below 4");
+            let (part, after) = rest.split_at(rest.len().min(4 - start));
+            let mut value = match at & !3 {
+                // Bits that are written as 0 change nothing.
+                registers::INTMS | registers::INTMC => 0,
+                other => bus.pages(BAR).load_u32(other)?,
+            }
+            .to_le_bytes();
+            value[start..start + part.len()].copy_from_slice(part);
+            self.store_register(bus, at & !3, u32::from_le_bytes(value))?;
+            at += part.len() as u64;
+            rest = after;
+        }
+        bus.set_line(self.line());
+        Ok(())
+    }
+
+    fn store_register(&mut self, bus: &Bus<'_>, register: u64, value: u32) -> Result<()> {
+        match register {
+            registers::CC => {
+                bus.pages(BAR).store_u32(registers::CC, value)?;
+                self.configure(bus).map(|_| ())
+            }
+            registers::INTMS => self.take_masks(bus, Masks { set: value, clear: 0 }),
+            registers::INTMC => self.take_masks(bus, Masks { set: 0, clear: value }),
+            plain if registers::is_plain(plain) => bus.pages(BAR).store_u32(plain, value),
+            _ => Ok(()),
+        }
+    }
+
+    /// Acts on what was stored to the page itself.
+    fn take_registers(&mut self, bus: &Bus<'_>) -> Result<Progress> {
+        let progress = self.configure(bus)?;
+        self.take_masks(bus, Masks::default())?;
         Ok(progress)
     }
 
@@ -140,7 +216,7 @@ impl Controller {
             let (_, head) = self.doorbells(bus, slot)?;
             self.take_head(slot, head);
         }
-        self.take_masks(bus)?;
+        self.take_masks(bus, Masks::default())?;
         bus.set_line(self.line());
         Ok(())
     }
@@ -167,10 +243,9 @@ impl Controller {
     fn configure(&mut self, bus: &Bus<'_>) -> Result<Progress> {
         let asked = Configuration(bus.pages(BAR).load_u32(registers::CC)?);
         let before = std::mem::replace(&mut self.configuration, asked);
-        if asked == before {
-            return Ok(Progress::Idle);
-        }
         match (before.enabled(), asked.enabled()) {
+            (true, true) if self.failed.is_some() => return self.enable_again(bus),
+            _ if asked == before => return Ok(Progress::Idle),
             (false, true) => self.enable(bus)?,
             (true, false) => {
                 self.drop_state();
@@ -189,12 +264,11 @@ impl Controller {
 
     /// Makes the admin queues, or reports that the controller cannot run as configured.
     fn enable(&mut self, bus: &Bus<'_>) -> Result<()> {
-        let page_size = self.configuration.page_size();
-        let queues = match self.configuration.acceptable() {
-            true => AdminQueues::load(bus.pages(BAR), page_size)?,
-            false => None,
+        let wish = Wish::load(bus.pages(BAR), self.configuration)?;
+        let Some(queues) = wish.queues() else {
+            self.failed = Some(Failed { wish, next: None });
+            return self.set_status(bus, registers::CSTS_FATAL);
         };
-        let Some(queues) = queues else { return self.set_status(bus, registers::CSTS_FATAL) };
         let AdminQueues { submission, submission_entries, completion, completion_entries } = queues;
         bus.pages(BAR).store_u64(doorbells(ADMIN), 0)?;
         let completion = CompletionQueue::new(completion, completion_entries, Some(0));
@@ -204,6 +278,22 @@ impl Controller {
         self.set_status(bus, registers::CSTS_READY)
     }
 
+    /// CC.EN is 1 as it was when enabling failed. A program that is not trapped may have stored 0 and 1 between two looks:
+    /// other values in the registers, which nobody may change while EN is 1 (3.1.5), say so. They count once two looks have
+    /// found the same ones.
+    fn enable_again(&mut self, bus: &Bus<'_>) -> Result<Progress> {
+        let now = Wish::load(bus.pages(BAR), self.configuration)?;
+        let Some(failed) = &mut self.failed else { return Ok(Progress::Idle) };
+        if now == failed.wish {
+            return Ok(Progress::Idle);
+        }
+        if failed.next.replace(now) == Some(now) {
+            self.drop_state();
+            self.enable(bus)?;
+        }
+        Ok(Progress::Worked)
+    }
+
     /// Queues were made or deleted.
     pub(super) fn count_slots(&mut self) {
         let has_queue =
@@ -211,21 +301,23 @@ impl Controller {
         self.used = (0..self.completions.len()).rev().find(has_queue).map_or(0, |slot| slot + 1);
     }
 
-    /// INTMS sets bits of the mask and shows it; INTMC clears them. INTMC reads 0 here, so that every store to it is
-    /// seen as a change. Both are exchanged in one step, so that nothing stored meanwhile is lost; of two stores to one
-    /// register between two looks, though, only the last is seen, and a bit cleared and set again counts as cleared.
-    fn take_masks(&mut self, bus: &Bus<'_>) -> Result<()> {
+    /// INTMS sets bits of the mask and shows it; INTMC clears them. In the page INTMC is 0, so that every store to it is
+    /// seen as a change. Both are exchanged in one step, so that nothing stored meanwhile is lost; of two stores to the page
+    /// between two looks, though, only the last is seen, and a bit cleared and set again counts as cleared. What was
+    /// `stored` by a program that is trapped comes after those.
+    fn take_masks(&mut self, bus: &Bus<'_>, stored: Masks) -> Result<()> {
         let pages = bus.pages(BAR);
-        if pages.load_u32(registers::INTMS)? == self.masked
+        if stored.set | stored.clear == 0
+            && pages.load_u32(registers::INTMS)? == self.masked
             && pages.load_u32(registers::INTMC)? == 0
         {
             return Ok(());
         }
-        let clear = pages.swap_u32(registers::INTMC, 0)?;
+        let clear = pages.swap_u32(registers::INTMC, 0)? | stored.clear;
         let unmasked = self.masked & clear;
         let mut shown = self.masked;
         let mut before_clear = clear;
-        self.masked &= !clear;
+        self.masked = self.masked & !clear | stored.set;
         loop {
             let seen = pages.swap_u32(registers::INTMS, self.masked)?;
             let set = if seen == shown { 0 } else { seen & !self.masked & !before_clear };

@@ -27,10 +27,11 @@ use ioasis_uapi::Result;
 use self::controller::Controller;
 use self::identify::Identity;
 use self::image::{Image, Protection, Wanted};
+use self::registers::DOORBELLS;
 use super::options::{self, ModelError, OptionInfo, Options};
 use super::{Model, ModelInfo, Progress};
 use crate::bus::Bus;
-use crate::description::{Bar, BarKind, Description, Ids, MsixTable, Vectors};
+use crate::description::{Bar, BarKind, Description, Ids, MsixTable, Pages, Vectors};
 
 /// How `ioasis models` lists it.
 pub(super) const INFO: ModelInfo = ModelInfo {
@@ -136,8 +137,9 @@ impl Model for Nvme {
     fn description(&self) -> Description {
         let vectors = self.0.queues + 1;
         let memory = |size, kind, mappable| Some(Bar { size, kind, prefetchable: false, mappable });
-        let whole = 0..BAR_BYTES;
-        let registers = memory(BAR_BYTES, BarKind::Memory64, vec![whole]);
+        // Doorbells only move forward, or say where a ring's head is by now: they need no trap.
+        let pages = vec![Pages::trapped(0..DOORBELLS), Pages::shared(DOORBELLS..BAR_BYTES)];
+        let registers = memory(BAR_BYTES, BarKind::Memory64, pages);
         let msix = memory(MSIX_BAR_BYTES, BarKind::Memory32, Vec::new());
         Description {
             ids: Ids {
@@ -169,6 +171,19 @@ impl Model for Nvme {
 
     fn update_line(&mut self, bus: &Bus<'_>) -> Result<()> {
         self.0.update_line(bus)
+    }
+
+    fn load(&mut self, bus: &Bus<'_>, bar: usize, offset: u64, bytes: &mut [u8]) -> Result<()> {
+        if bar == registers::BAR {
+            self.0.load(bus, offset, bytes)
+        } else {
+            bytes.fill(0);
+            Ok(())
+        }
+    }
+
+    fn store(&mut self, bus: &Bus<'_>, bar: usize, offset: u64, bytes: &[u8]) -> Result<()> {
+        if bar == registers::BAR { self.0.store(bus, offset, bytes) } else { Ok(()) }
     }
 
     fn poll(&mut self, bus: &Bus<'_>) -> Result<Progress> {

@@ -1,7 +1,8 @@
 //! Controller registers (NVMe 1.4, chapter 3), at BAR 0.
 //!
-//! The page is shared with the program, so a value there is a wish, never the truth: what the controller is in is
-//! kept privately, and read-only registers are written again when they differ.
+//! Each store of a trapped program is an event. The page is memory all the same, and may be written by one who is not
+//! trapped, so a value there is a wish, never the truth: what the controller is in is kept privately, and read-only
+//! registers are written again when they differ.
 
 use ioasis_sys::mapping::Mapping;
 use ioasis_uapi::Result;
@@ -85,7 +86,37 @@ pub(super) const fn doorbells(id: u16) -> u64 {
     DOORBELLS + 8 * id as u64
 }
 
-/// The admin queues as AQA, ASQ and ACQ describe them (3.1.8 to 3.1.10).
+/// Whether a store to the dword at `offset` changes it and nothing else: those of AQA, ASQ and ACQ.
+pub(super) const fn is_plain(offset: u64) -> bool {
+    AQA <= offset && offset < ACQ + 8
+}
+
+/// What enabling the controller asks for: CC, AQA, ASQ and ACQ (3.1.5, 3.1.8 to 3.1.10).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Wish {
+    configuration: Configuration,
+    admin_attributes: u32,
+    submission: u64,
+    completion: u64,
+}
+
+impl Wish {
+    pub(super) fn load(registers: &Mapping, configuration: Configuration) -> Result<Self> {
+        Ok(Self {
+            configuration,
+            admin_attributes: registers.load_u32(AQA)?,
+            submission: registers.load_u64(ASQ)?,
+            completion: registers.load_u64(ACQ)?,
+        })
+    }
+
+    /// The admin queues; `None` when the controller cannot run like that.
+    pub(super) fn queues(&self) -> Option<AdminQueues> {
+        AdminQueues::new(self).filter(|_| self.configuration.acceptable())
+    }
+}
+
+/// The admin queues as AQA, ASQ and ACQ describe them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct AdminQueues {
     pub(super) submission: u64,
@@ -95,18 +126,17 @@ pub(super) struct AdminQueues {
 }
 
 impl AdminQueues {
-    /// Reads the registers; `None` when the controller cannot run with them.
-    pub(super) fn load(registers: &Mapping, page_size: u64) -> Result<Option<Self>> {
-        let aqa = registers.load_u32(AQA)?;
+    fn new(wish: &Wish) -> Option<Self> {
+        let (attributes, page_size) = (wish.admin_attributes, wish.configuration.page_size());
         let queues = Self {
-            submission: registers.load_u64(ASQ)?,
-            submission_entries: (aqa & 0xfff) + 1,
-            completion: registers.load_u64(ACQ)?,
-            completion_entries: (aqa >> 16 & 0xfff) + 1,
+            submission: wish.submission,
+            submission_entries: (attributes & 0xfff) + 1,
+            completion: wish.completion,
+            completion_entries: (attributes >> 16 & 0xfff) + 1,
         };
         let aligned = queues.submission.is_multiple_of(page_size)
             && queues.completion.is_multiple_of(page_size);
         let sized = queues.submission_entries >= 2 && queues.completion_entries >= 2;
-        Ok((aligned && sized).then_some(queues))
+        (aligned && sized).then_some(queues)
     }
 }

@@ -16,7 +16,7 @@ use ioasis_uapi::Result;
 use super::options::{ModelError, Options};
 use super::{Model, ModelInfo, Progress};
 use crate::bus::{Bus, Segment};
-use crate::description::{Bar, BarKind, Description, Ids, Vectors};
+use crate::description::{Bar, BarKind, Description, Ids, Pages, Vectors};
 
 /// How `ioasis models` lists it.
 pub(super) const INFO: ModelInfo = ModelInfo {
@@ -52,7 +52,7 @@ impl Model for Testdev {
             size: page.end,
             kind: BarKind::Memory32,
             prefetchable: false,
-            mappable: vec![page],
+            mappable: vec![Pages::shared(page)],
         };
         Description {
             ids: Ids {

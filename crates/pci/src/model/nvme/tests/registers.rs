@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering, fence};
 
-use super::rig::{CC_ENABLE, DATA, MEMORY, Rig, transfer};
+use super::rig::{CC_ENABLE, DATA, MEMORY, PAGE, Rig, transfer};
 use crate::gate::Permissions;
 use crate::model::nvme::io::{READ, WRITE};
 use crate::model::nvme::registers::{
@@ -236,4 +236,140 @@ fn without_bus_mastering_the_controller_is_fatal_and_a_reset_mends_it() {
     rig.pages.store_u32(CC, 0).expect("mapped");
     rig.poll();
     rig.enable();
+}
+
+/// AQA, ASQ and ACQ with which the controller runs.
+fn store_admin_queues(rig: &mut Rig) {
+    rig.store(AQA, &(15_u32 << 16 | 15).to_le_bytes());
+    rig.store(ASQ, &MEMORY.to_le_bytes());
+    rig.store(ACQ, &(MEMORY + 4 * PAGE).to_le_bytes());
+}
+
+#[test]
+fn each_store_acts_before_the_next() {
+    let mut rig = Rig::new(&[]);
+    rig.store(AQA, &(15_u32 << 16).to_le_bytes());
+    rig.store(ASQ, &MEMORY.to_le_bytes());
+    rig.store(CC, &CC_ENABLE.to_le_bytes());
+    assert_eq!(rig.load(CSTS), 2, "a submission queue of one entry");
+    rig.store(CC, &(CC_ENABLE & !1).to_le_bytes());
+    assert_eq!(rig.load(CSTS), 0);
+    store_admin_queues(&mut rig);
+    rig.store(CC, &CC_ENABLE.to_le_bytes());
+    assert_eq!(rig.load(CSTS), 1);
+    for cc in [CC_ENABLE & !1, CC_ENABLE, 0, CC_ENABLE] {
+        rig.store(CC, &cc.to_le_bytes());
+        assert_eq!(rig.load(CSTS), cc & 1);
+    }
+}
+
+#[test]
+fn a_reset_between_two_looks_takes_the_queues_away() {
+    let mut rig = Rig::with_queue(&[]);
+    rig.store(CC, &(CC_ENABLE & !1).to_le_bytes());
+    rig.store(CC, &CC_ENABLE.to_le_bytes());
+    rig.submit(1, &[transfer(READ, 0, 1, [DATA, 0])]);
+    rig.poll();
+    assert!(rig.answers(1).is_empty(), "queue 1 went with the reset");
+    assert_eq!(rig.load(CSTS), 1);
+}
+
+#[test]
+fn masks_are_set_and_cleared_one_after_the_other() {
+    let mut rig = Rig::with_queue(&[]);
+    rig.store(INTMS, &0b110_u32.to_le_bytes());
+    rig.store(INTMC, &0b100_u32.to_le_bytes());
+    rig.store(INTMS, &0b001_u32.to_le_bytes());
+    assert_eq!(rig.load(INTMS), 0b011);
+    assert_eq!(rig.load(INTMC), 0b011, "either shows the mask");
+    rig.raised();
+    rig.submit(1, &[transfer(READ, 0, 1, [DATA, 0])]);
+    rig.poll();
+    assert!(rig.raised().is_empty(), "vector 1 is masked");
+    rig.store(INTMC, &0b010_u32.to_le_bytes());
+    assert_eq!(rig.raised(), [1]);
+    assert!(rig.interrupts.asserted.load(Ordering::SeqCst));
+    rig.store(INTMS, &0b010_u32.to_le_bytes());
+    assert!(!rig.interrupts.asserted.load(Ordering::SeqCst), "before the next poll");
+    rig.store(INTMS, &[0, 0x80]);
+    assert_eq!(rig.load(INTMS), 0x8003, "bits of bytes not stored stay");
+}
+
+#[test]
+fn a_register_is_stored_in_parts_of_any_width() {
+    let mut rig = Rig::new(&[]);
+    rig.store(AQA, &[15]);
+    rig.store(AQA + 2, &[15, 0]);
+    rig.store(ASQ, &0x1000_u32.to_le_bytes());
+    rig.store(ASQ + 4, &7_u32.to_le_bytes());
+    rig.store(ACQ + 4, &[9]);
+    assert_eq!(rig.load(AQA), 15 << 16 | 15);
+    assert_eq!((rig.load(ASQ), rig.load(ASQ + 4)), (0x1000, 7));
+    assert_eq!((rig.load(ACQ), rig.load(ACQ + 4)), (0, 9));
+    store_admin_queues(&mut rig);
+    rig.store(CC + 2, &[0x46]);
+    rig.store(CC, &[1]);
+    assert_eq!(rig.load(CSTS), 1);
+    assert_eq!(rig.load(CC), CC_ENABLE);
+}
+
+#[test]
+fn stores_to_read_only_registers_are_dropped() {
+    let mut rig = Rig::enabled(&[]);
+    for register in [CAP, CAP + 4, VS, CSTS, 0x20, 0x38, 0x3c, 0xf00] {
+        let before = rig.load(register);
+        rig.store(register, &[0xa5; 4]);
+        assert_eq!(rig.load(register), before, "{register:#x}");
+    }
+    rig.store(CAP, &[0xff; 8]);
+    assert_eq!(rig.load(CSTS), 1);
+}
+
+#[test]
+fn a_store_that_came_past_the_trap_comes_first() {
+    let mut rig = Rig::new(&[]);
+    store_admin_queues(&mut rig);
+    rig.pages.store_u32(CC, CC_ENABLE).expect("mapped");
+    rig.store(CC, &(CC_ENABLE & !1).to_le_bytes());
+    assert_eq!(rig.load(CSTS), 0, "enabled, then disabled");
+    rig.pages.store_u32(INTMS, 0b11).expect("mapped");
+    rig.store(INTMC, &1_u32.to_le_bytes());
+    assert_eq!(rig.load(INTMS), 0b10);
+    rig.pages.store_u32(CSTS, 7).expect("mapped");
+    assert_eq!(rig.load(CSTS), 0, "what is in the page is not the truth");
+}
+
+#[test]
+fn a_failed_enable_is_tried_again_where_a_reset_was_too_short_to_be_seen() {
+    let mut rig = Rig::new(&[]);
+    rig.pages.store_u32(AQA, 15 << 16).expect("mapped");
+    rig.pages.store_u64(ASQ, MEMORY).expect("mapped");
+    rig.pages.store_u64(ACQ, MEMORY + 4 * PAGE).expect("mapped");
+    rig.pages.store_u32(CC, CC_ENABLE).expect("mapped");
+    rig.poll();
+    assert_eq!(rig.csts(), 2);
+    rig.poll();
+    assert_eq!(rig.csts(), 2, "the same wish fails once");
+    rig.pages.store_u32(CC, 0).expect("mapped");
+    rig.pages.store_u32(AQA, 15 << 16 | 15).expect("mapped");
+    rig.pages.store_u32(CC, CC_ENABLE).expect("mapped");
+    rig.poll();
+    assert_eq!(rig.csts(), 1);
+}
+
+#[test]
+fn another_page_size_is_tried_again_where_a_reset_was_too_short_to_be_seen() {
+    let mut rig = Rig::new(&[]);
+    rig.pages.store_u32(AQA, 15 << 16 | 15).expect("mapped");
+    rig.pages.store_u64(ASQ, MEMORY).expect("mapped");
+    rig.pages.store_u64(ACQ, MEMORY + 4 * PAGE).expect("mapped");
+    rig.pages.store_u32(CC, CC_ENABLE | 5 << 7).expect("mapped");
+    rig.poll();
+    assert_eq!(rig.csts(), 2, "pages of 128 KiB");
+    rig.pages.store_u32(CC, CC_ENABLE | 6 << 7).expect("mapped");
+    rig.poll();
+    assert_eq!(rig.csts(), 2, "pages of 256 KiB");
+    rig.pages.store_u32(CC, CC_ENABLE).expect("mapped");
+    rig.poll();
+    assert_eq!(rig.csts(), 1);
 }

@@ -185,6 +185,20 @@ impl Rig {
         while self.model.poll(&bus).expect("pages are there") == Progress::Worked {}
     }
 
+    /// A store of a program that is trapped.
+    pub(super) fn store(&mut self, offset: u64, bytes: &[u8]) {
+        let bus = Bus::new(&self.session, &self.gate, &self.line);
+        self.model.store(&bus, 0, offset, bytes).expect("pages are there");
+    }
+
+    /// A load of one dword of a program that is trapped.
+    pub(super) fn load(&mut self, offset: u64) -> u32 {
+        let bus = Bus::new(&self.session, &self.gate, &self.line);
+        let mut bytes = [0; 4];
+        self.model.load(&bus, 0, offset, &mut bytes).expect("pages are there");
+        u32::from_le_bytes(bytes)
+    }
+
     /// What a program that unmasks the pin sets off.
     pub(super) fn update_line(&mut self) {
         let bus = Bus::new(&self.session, &self.gate, &self.line);
