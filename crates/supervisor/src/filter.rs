@@ -38,6 +38,10 @@ pub(crate) mod number {
     pub(crate) const I386_PWRITE64: u32 = 181;
     pub(crate) const I386_MMAP2: u32 = 192;
     pub(crate) const I386_OPENAT: u32 = 295;
+    pub(crate) const I386_PREADV: u32 = 333;
+    pub(crate) const I386_PWRITEV: u32 = 334;
+    pub(crate) const I386_PREADV2: u32 = 378;
+    pub(crate) const I386_PWRITEV2: u32 = 379;
     pub(crate) const I386_OPENAT2: u32 = 437;
     pub(crate) const X32_IOCTL: u32 = 514;
 }
@@ -57,6 +61,9 @@ pub(crate) const O_NOFOLLOW: u32 = 0o400_000;
 pub(crate) const O_CLOEXEC: u32 = 0o2_000_000;
 pub(crate) const O_PATH: u32 = 0o10_000_000;
 pub(crate) const AT_EMPTY_PATH: u32 = 0x1000;
+/// linux/mman.h.
+const MAP_SHARED: u32 = 1;
+const MAP_ANONYMOUS: u32 = 0x20;
 /// `SECCOMP_SET_MODE_FILTER` and `SECCOMP_FILTER_FLAG_NEW_LISTENER`.
 const SET_MODE_FILTER: u32 = 1;
 const NEW_LISTENER: u32 = 8;
@@ -74,9 +81,9 @@ pub(crate) struct QueueFds {
 pub(crate) fn filter(queues: Option<QueueFds>) -> Filter {
     use number::{
         CREAT, FSTAT, I386_CREAT, I386_IOCTL, I386_MMAP2, I386_OPEN, I386_OPENAT, I386_OPENAT2,
-        I386_PREAD64, I386_PWRITE64, IOCTL, MMAP, NEWFSTATAT, OPEN, OPENAT, OPENAT2, PREAD64,
-        PREADV, PREADV2, PWRITE64, PWRITEV, PWRITEV2, READ, READLINK, READLINKAT, READV, SECCOMP,
-        STATX, WRITE, WRITEV, X32_IOCTL,
+        I386_PREAD64, I386_PREADV, I386_PREADV2, I386_PWRITE64, I386_PWRITEV, I386_PWRITEV2, IOCTL,
+        MMAP, NEWFSTATAT, OPEN, OPENAT, OPENAT2, PREAD64, PREADV, PREADV2, PWRITE64, PWRITEV,
+        PWRITEV2, READ, READLINK, READLINKAT, READV, SECCOMP, STATX, WRITE, WRITEV, X32_IOCTL,
     };
     let low = |arg, mask, is| Test { arg, half: Half::Low, mask, is };
     let far = |arg| [Test { arg, half: Half::High, mask: u32::MAX, is: Is::AtLeast(FAR_HIGH) }];
@@ -94,6 +101,8 @@ pub(crate) fn filter(queues: Option<QueueFds>) -> Filter {
         low(0, u32::MAX, Is::Equal(SET_MODE_FILTER)),
         low(1, NEW_LISTENER, Is::Equal(NEW_LISTENER)),
     ];
+    // A file that another process may see written, which code and data of programs are not.
+    let shared = [low(3, MAP_SHARED | MAP_ANONYMOUS, Is::Equal(MAP_SHARED))];
     let in_queues = queues.map(|fds| {
         [low(0, u32::MAX, Is::AtLeast(fds.first)), low(0, u32::MAX, Is::Below(fds.end))]
     });
@@ -106,7 +115,8 @@ pub(crate) fn filter(queues: Option<QueueFds>) -> Filter {
         rules.extend([READ, WRITE, READV, WRITEV].map(|number| x86(number, tests)));
         rules.extend([PREAD64, PWRITE64].map(|number| x86(number, tests)));
     }
-    rules.extend([x86(OPENAT, &second), x86(NEWFSTATAT, &stat_flags), x86(MMAP, &fifth)]);
+    rules.extend([x86(OPENAT, &second), x86(NEWFSTATAT, &stat_flags)]);
+    rules.extend([x86(MMAP, &fifth), x86(MMAP, &shared)]);
     rules.extend(
         [PREAD64, PWRITE64, PREADV, PWRITEV, PREADV2, PWRITEV2].map(|number| x86(number, &third)),
     );
@@ -114,12 +124,15 @@ pub(crate) fn filter(queues: Option<QueueFds>) -> Filter {
     rules.extend([FSTAT, READLINK, READLINKAT, OPENAT2, CREAT].map(|number| x86(number, &[])));
     rules.extend([X32_BIT | X32_IOCTL, X32_BIT | IOCTL].map(|number| x86(number, &typed)));
     let i386 = |number, when| Rule { arch: Arch::I386, number, when };
-    // mmap2 counts in pages, and an offset of pread64 is two registers.
+    // mmap2 counts in pages, and an offset of pread64 and preadv is two registers.
     let far_page = [low(5, u32::MAX, Is::AtLeast(1 << (ioasis_vfio::REGION_SHIFT - 12)))];
     let far_high = [low(4, u32::MAX, Is::AtLeast(FAR_HIGH))];
     rules.extend([i386(I386_IOCTL, typed.as_slice()), i386(I386_OPENAT, &second)]);
     rules.extend([i386(I386_OPEN, &first), i386(I386_MMAP2, &far_page)]);
-    rules.extend([I386_PREAD64, I386_PWRITE64].map(|number| i386(number, &far_high)));
+    rules.push(i386(I386_MMAP2, &shared));
+    let at_offset =
+        [I386_PREAD64, I386_PWRITE64, I386_PREADV, I386_PWRITEV, I386_PREADV2, I386_PWRITEV2];
+    rules.extend(at_offset.map(|number| i386(number, &far_high)));
     rules.extend([I386_CREAT, I386_OPENAT2].map(|number| i386(number, &[])));
     Filter::new(&rules)
 }
@@ -136,10 +149,19 @@ pub(crate) fn widened(call: &Notification) -> Option<Notification> {
         number::I386_OPENAT2 => (number::OPENAT2, call.args),
         number::I386_PREAD64 => (number::PREAD64, [first, second, third, offset, 0, 0]),
         number::I386_PWRITE64 => (number::PWRITE64, [first, second, third, offset, 0, 0]),
+        number::I386_PREADV => (number::PREADV, [first, second, third, offset, 0, 0]),
+        number::I386_PWRITEV => (number::PWRITEV, [first, second, third, offset, 0, 0]),
+        number::I386_PREADV2 => (number::PREADV2, [first, second, third, offset, 0, sixth]),
+        number::I386_PWRITEV2 => (number::PWRITEV2, [first, second, third, offset, 0, sixth]),
         number::I386_MMAP2 => (number::MMAP, [first, second, third, fourth, fifth, sixth << 12]),
         _ => return None,
     };
     Some(Notification { arch: Arch::X86_64.raw(), number, args, ..*call })
+}
+
+/// Whether a call on x86_64 takes a vector and an offset.
+pub(crate) const fn is_vectored(number: u32) -> bool {
+    matches!(number, number::PREADV | number::PREADV2 | number::PWRITEV | number::PWRITEV2)
 }
 
 /// High half of the lowest offset of any region, 1 << 40: lower ones need not be stopped.
@@ -185,8 +207,18 @@ mod tests {
             assert!(stops(number, [3, 0, 4, u64::MAX, 0, 0]));
             assert!(!stops(number, [3, 0, 4, FAR - 1, 0, 0]));
         }
-        assert!(stops(number::MMAP, [0, 4096, 3, 1, 3, FAR]));
-        assert!(!stops(number::MMAP, [0, 4096, 3, 1, 3, FAR - 4096]));
+        assert!(stops(number::MMAP, [0, 4096, 3, 2, 3, FAR]));
+        assert!(!stops(number::MMAP, [0, 4096, 3, 2, 3, FAR - 4096]));
+    }
+
+    #[test]
+    fn a_mapping_of_a_file_is_stopped_where_others_see_it() {
+        let (shared, private, validated, anonymous) = (1, 2, 3, 0x20);
+        assert!(stops(number::MMAP, [0, 4096, 3, shared, 3, 0]));
+        assert!(stops(number::MMAP, [0, 4096, 3, validated, 3, 0]));
+        for flags in [private, private | anonymous, shared | anonymous] {
+            assert!(!stops(number::MMAP, [0, 4096, 3, flags, 3, 0]), "{flags:#x}");
+        }
     }
 
     #[test]
@@ -208,15 +240,24 @@ mod tests {
         };
         assert!(stops(number::I386_OPEN, [0, 2, 0, 0, 0, 0]));
         assert!(!stops(number::I386_OPENAT, [0, 0, u64::from(O_DIRECTORY), 0, 0, 0]));
-        assert!(stops(number::I386_MMAP2, [0, 4096, 3, 1, 3, FAR >> 12]));
-        assert!(!stops(number::I386_MMAP2, [0, 4096, 3, 1, 3, (FAR >> 12) - 1]));
+        assert!(stops(number::I386_MMAP2, [0, 4096, 3, 2, 3, FAR >> 12]));
+        assert!(!stops(number::I386_MMAP2, [0, 4096, 3, 2, 3, (FAR >> 12) - 1]));
+        assert!(stops(number::I386_MMAP2, [0, 4096, 3, 1, 3, 0]));
         assert!(stops(number::I386_PREAD64, [3, 0, 4, 0, FAR >> 32, 0]));
         assert!(!stops(number::I386_PWRITE64, [3, 0, 4, u64::from(u32::MAX), 0, 0]));
+        for number in [number::I386_PREADV, number::I386_PWRITEV2] {
+            assert!(stops(number, [3, 0, 4, 0, FAR >> 32, 0]));
+            assert!(!stops(number, [3, 0, 4, u64::from(u32::MAX), 0, 0]));
+        }
         let call = |number, args| Notification { id: 1, tid: 2, arch: 0, number, args };
         let wide = |number, args| widened(&call(number, args)).map(|wide| (wide.number, wide.args));
         assert_eq!(
             wide(number::I386_PWRITE64, [3, 4, 5, 6, 0x100, 0]),
             Some((number::PWRITE64, [3, 4, 5, FAR + 6, 0, 0]))
+        );
+        assert_eq!(
+            wide(number::I386_PREADV2, [3, 4, 5, 6, 0x100, 8]),
+            Some((number::PREADV2, [3, 4, 5, FAR + 6, 0, 8]))
         );
         assert_eq!(
             wide(number::I386_MMAP2, [0, 1, 2, 3, 4, FAR >> 12]),

@@ -53,6 +53,13 @@ fn a_listener_of_the_programs_own_is_refused_with_a_reason() {
 }
 
 #[test]
+fn a_question_about_listeners_is_the_kernels_and_not_told() {
+    let folder = Folder::new("question");
+    let output = ioasis().args([&compile(&folder, "listener", &[]), "ask"]).output().unwrap();
+    assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(0), &b""[..]));
+}
+
+#[test]
 fn a_run_lasts_as_long_as_what_the_program_left_behind() {
     let folder = Folder::new("daemon");
     let (daemon, file) = (compile(&folder, "daemon", &["-static"]), folder.path("ended"));

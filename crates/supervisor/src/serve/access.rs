@@ -2,82 +2,162 @@
 
 use std::sync::Arc;
 
+use ioasis_sys::because;
 use ioasis_sys::notify::{Answer, Notification};
 use ioasis_uapi::{Errno, Error, Result};
 use ioasis_vfio::{DeviceFile, REGION_SHIFT};
 
 use super::client::Caller;
 use super::regions::Wanted;
+use super::verify::{self, Maps, Mode, Shares, Words};
 use super::{Decision, File};
+use crate::files::Opened;
 use crate::filter::number;
+use crate::resolve::Wait;
 use crate::task::{low, signed};
 use crate::trace::{self, Map, Way};
 
-/// Bytes moved by one call at most: more than any region's registers.
-const LIMIT: u64 = 1 << 20;
-/// Most pieces of a vectored call (`UIO_MAXIOV`, linux/uio.h).
-const MAX_PIECES: u64 = 1024;
-/// Neither of a file (linux/mman.h).
+/// Most bytes moved in one step; a call for more is a worker's.
+const STEP: u64 = 1 << 16;
+/// linux/mman.h.
+const MAP_PRIVATE: u32 = 0x2;
 const MAP_ANONYMOUS: u32 = 0x20;
 
-/// The device behind a descriptor; `None` if it is no file of ours.
-///
-/// # Errors
-///
-/// `EINVAL` for a file of ours without regions: it has neither read nor write (`vfs_read`, fs/read_write.c).
-fn device(caller: &Caller<'_>, fd: i32) -> Result<Option<Target>> {
-    let Some(opened) = caller.opened(fd)? else { return Ok(None) };
-    match &opened.file {
-        File::Device { device, .. } => {
-            Ok(Some(Target { fd, path: opened.look.path.clone(), device: Arc::clone(device) }))
-        }
-        _ => Err(Error::new(Errno::EINVAL, "the file has no regions")),
-    }
-}
-
+/// A file of ours that is read, written or mapped.
 struct Target {
     fd: i32,
-    path: String,
-    device: Arc<DeviceFile>,
+    opened: Arc<Opened<File>>,
+    mode: Mode,
 }
 
 impl Target {
+    /// The file of ours behind a descriptor; `None` if it is none.
+    ///
+    /// # Errors
+    ///
+    /// `EBADF` if the caller has no such descriptor.
+    fn of(caller: &Caller<'_>, fd: i32) -> Result<Option<Self>> {
+        let Some((opened, file)) = caller.opened_as(fd)? else { return Ok(None) };
+        let flags = rustix::fs::fcntl_getfl(&file);
+        let mode = flags.map(Mode::of).map_err(because("a descriptor cannot be looked at"))?;
+        Ok(Some(Self { fd, opened, mode }))
+    }
+
     fn traced(&self) -> trace::File<'_> {
-        trace::File { fd: self.fd, path: &self.path, kind: trace::Kind::Device }
+        let kind = super::ioctl::kind(&self.opened.file);
+        trace::File { fd: self.fd, path: &self.opened.look.path, kind }
+    }
+
+    /// The device it is, to be read or written.
+    ///
+    /// # Errors
+    ///
+    /// `ESPIPE` for a file without a node, which has no places (`ksys_pread64`, fs/read_write.c); `EBADF` if it was not
+    /// opened for that; `EINVAL` for a file that has neither read nor write (`vfs_read`).
+    fn device(&self, way: Way) -> Result<&DeviceFile> {
+        if matches!(self.opened.file, File::Made(_) | File::Kvm { .. }) {
+            return Err(Error::new(Errno::ESPIPE, "the file has no places"));
+        }
+        self.mode.admit(way)?;
+        match &self.opened.file {
+            File::Device { device, .. } => Ok(device),
+            _ => Err(Error::new(Errno::EINVAL, "the file has no regions")),
+        }
+    }
+
+    /// Writes the line of an access that is refused before the device is asked.
+    fn refuse(&self, caller: &Caller<'_>, (way, piece): (Way, Piece), error: Error) -> Decision {
+        if let Some(trace) = &caller.server.trace {
+            let (region, offset) = place(piece.offset);
+            let access = trace::Access { way, region, offset, bytes: &[], length: piece.length };
+            trace.access(caller.task.process.pid(), self.traced(), &access, Err(error));
+        }
+        Decision::error(error.errno)
+    }
+}
+
+/// What becomes of a call on a file of ours, whatever the kernel would say of the file behind it.
+fn answered(result: Result<u64>) -> Decision {
+    match result {
+        Ok(moved) => Decision::Answer(Answer::Value(moved.cast_signed())),
+        Err(error) => Decision::error(error.errno),
     }
 }
 
 /// pread64 and pwrite64.
-pub(super) fn access(caller: &Caller<'_>, call: &Notification) -> Result<Decision> {
+pub(super) fn access(caller: &Caller<'_>, call: &Notification, wait: Wait) -> Result<Decision> {
     let [fd, address, length, offset, ..] = call.args;
     if offset.cast_signed() < 0 {
+        // EINVAL, whatever the file is.
         return Ok(Decision::CONTINUE);
     }
     if let Some(decision) = queue_at(caller, call)? {
         return Ok(decision);
     }
-    let Some(target) = device(caller, signed(fd))? else { return Ok(Decision::CONTINUE) };
+    let Some(target) = Target::of(caller, signed(fd))? else { return Ok(Decision::CONTINUE) };
     let way = if call.number == number::PREAD64 { Way::Read } else { Way::Write };
-    let moved = transfer(caller, &target, way, Piece { address, length, offset })?;
-    Ok(Decision::Answer(Answer::Value(moved.cast_signed())))
+    let judged =
+        target.device(way).and_then(|device| Ok((device, verify::one(address, length, offset)?)));
+    let (device, most) = match judged {
+        Ok(judged) => judged,
+        Err(error) => {
+            return Ok(target.refuse(caller, (way, Piece { address, length, offset }), error));
+        }
+    };
+    if most > STEP && wait == Wait::Forbidden {
+        return Ok(Decision::Later);
+    }
+    let piece = Piece { address, length: most, offset };
+    Ok(answered(transfer(caller, &target, device, (way, piece))))
 }
 
-/// preadv, pwritev and their second versions. Each piece is a call of its own, as for every driver without
-/// `read_iter` (`do_loop_readv_writev`, fs/read_write.c).
-pub(super) fn vectored(caller: &Caller<'_>, call: &Notification) -> Result<Decision> {
-    let [fd, vector, count, mut offset, ..] = call.args;
+/// preadv, pwritev and their second versions, of a program whose vectors consist of `words`.
+pub(super) fn vectored(
+    caller: &Caller<'_>,
+    call: &Notification,
+    (wait, words): (Wait, Words),
+) -> Result<Decision> {
+    let [fd, vector, count, offset, _, flags] = call.args;
     if offset.cast_signed() < 0 {
+        // EINVAL, or a call without an offset.
         return Ok(Decision::CONTINUE);
     }
-    let Some(target) = device(caller, signed(fd))? else { return Ok(Decision::CONTINUE) };
+    let Some(target) = Target::of(caller, signed(fd))? else { return Ok(Decision::CONTINUE) };
     let is_read = matches!(call.number, number::PREADV | number::PREADV2);
     let way = if is_read { Way::Read } else { Way::Write };
+    let has_flags = matches!(call.number, number::PREADV2 | number::PWRITEV2);
+    let flags = if has_flags { low(flags) } else { 0 };
+    let judged = target.device(way).and_then(|device| {
+        let pieces = verify::pieces(caller, vector, count, words)?;
+        let total = verify::several(&pieces, offset, flags)?;
+        Ok((device, pieces, total))
+    });
+    let (device, pieces, total) = match judged {
+        Ok(judged) => judged,
+        Err(error) => {
+            let piece = Piece { address: vector, length: count, offset };
+            return Ok(target.refuse(caller, (way, piece), error));
+        }
+    };
+    if total > STEP && wait == Wait::Forbidden {
+        return Ok(Decision::Later);
+    }
+    Ok(answered(one_by_one(caller, &target, device, (way, offset, &pieces))))
+}
+
+/// Each piece is a call of its own, as for every driver without `read_iter` (`do_loop_readv_writev`, fs/read_write.c).
+fn one_by_one(
+    caller: &Caller<'_>,
+    target: &Target,
+    device: &DeviceFile,
+    (way, offset, pieces): (Way, u64, &[(u64, u64)]),
+) -> Result<u64> {
     let mut total = 0;
-    for (address, length) in pieces(caller, vector, count)? {
-        match transfer(caller, &target, way, Piece { address, length, offset }) {
+    for &(address, length) in pieces.iter().filter(|piece| piece.1 != 0) {
+        let piece = Piece { address, length, offset: offset + total };
+        match transfer(caller, target, device, (way, piece)) {
             Ok(moved) => {
                 total += moved;
-                offset += moved;
                 if moved < length {
                     break;
                 }
@@ -86,18 +166,7 @@ pub(super) fn vectored(caller: &Caller<'_>, call: &Notification) -> Result<Decis
             Err(_) => break,
         }
     }
-    Ok(Decision::Answer(Answer::Value(total.cast_signed())))
-}
-
-/// Address and length of each `struct iovec`.
-fn pieces(caller: &Caller<'_>, vector: u64, count: u64) -> Result<Vec<(u64, u64)>> {
-    if count > MAX_PIECES {
-        return Err(Error::at(Errno::EINVAL, "too many pieces", count));
-    }
-    let mut bytes = vec![0; usize::try_from(count * 16).expect("a few pages")];
-    caller.task.process.read(vector, &mut bytes)?;
-    let word = |bytes: &[u8]| u64::from_ne_bytes(bytes.try_into().expect("8 bytes"));
-    Ok(bytes.chunks_exact(16).map(|piece| (word(&piece[..8]), word(&piece[8..]))).collect())
+    Ok(total)
 }
 
 /// pread and pwrite of a queue, of which only the start is a place.
@@ -127,7 +196,7 @@ pub(super) fn queue_vectored(caller: &Caller<'_>, call: &Notification) -> Result
     if caller.queue(signed(fd))?.is_none() {
         return Ok(Decision::CONTINUE);
     }
-    let pieces = pieces(caller, vector, count)?;
+    let pieces = verify::pieces(caller, vector, count, Words::Long)?;
     let turn = if call.number == number::READV { Turn::Read } else { Turn::Write };
     move_records(caller, signed(fd), turn, &pieces)
 }
@@ -171,35 +240,91 @@ fn move_records(
 }
 
 /// One stretch of the caller's memory and of the file.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 struct Piece {
     address: u64,
     length: u64,
     offset: u64,
 }
 
-fn transfer(caller: &Caller<'_>, target: &Target, way: Way, piece: Piece) -> Result<u64> {
-    let mut bytes = vec![0; usize::try_from(piece.length.min(LIMIT)).expect("within the limit")];
-    let result = match way {
-        Way::Read => target.device.read(piece.offset, &mut bytes).and_then(|moved| {
-            caller.task.process.write(piece.address, &bytes[..moved])?;
-            Ok(moved)
-        }),
-        Way::Write => caller
-            .task
-            .process
-            .read(piece.address, &mut bytes)
-            .and_then(|()| target.device.write(piece.offset, &bytes)),
-    };
+/// Moves one piece, in steps that end where the device's aligned accesses do.
+fn transfer(
+    caller: &Caller<'_>,
+    target: &Target,
+    device: &DeviceFile,
+    (way, piece): (Way, Piece),
+) -> Result<u64> {
+    let mut first = Vec::new();
+    let result = device.span(piece.offset, piece.length).and_then(|length| {
+        let mut moved = 0;
+        while moved < length {
+            let offset = piece.offset + moved;
+            let part = (length - moved).min(STEP - offset % STEP);
+            let address = piece.address + moved;
+            let mut bytes = vec![0; usize::try_from(part).expect("a step")];
+            step(caller, device, (way, address, offset), &mut bytes)?;
+            if moved == 0 {
+                first = bytes;
+            }
+            moved += part;
+        }
+        Ok(moved)
+    });
     if let Some(trace) = &caller.server.trace {
-        let moved = result.as_ref().map_or(0, |&moved| moved);
         let (region, offset) = place(piece.offset);
-        let access =
-            trace::Access { way, region, offset, bytes: &bytes[..moved], length: piece.length };
-        let result = result.map(|moved| i64::try_from(moved).expect("within the limit"));
-        trace.access(caller.task.process.pid(), target.traced(), &access, result);
+        let access = trace::Access { way, region, offset, bytes: &first, length: piece.length };
+        trace.access(
+            caller.task.process.pid(),
+            target.traced(),
+            &access,
+            result.map(u64::cast_signed),
+        );
     }
-    result.map(|moved| moved as u64)
+    result
+}
+
+/// Moves a step's bytes. The device has done what lies before a byte of the caller's that cannot be read, and the call
+/// fails all the same (`vfio_pci_core_do_io_rw`, drivers/vfio/pci/vfio_pci_rdwr.c).
+fn step(
+    caller: &Caller<'_>,
+    device: &DeviceFile,
+    (way, address, offset): (Way, u64, u64),
+    bytes: &mut [u8],
+) -> Result<()> {
+    let process = &caller.task.process;
+    match way {
+        Way::Read => {
+            device.read(offset, bytes)?;
+            process.write(address, bytes)
+        }
+        Way::Write => {
+            let readable = process.read_prefix(address, bytes)?;
+            let whole = whole_accesses(offset, readable, bytes.len());
+            if whole > 0 {
+                device.write(offset, &bytes[..whole])?;
+            }
+            if whole == bytes.len() {
+                return Ok(());
+            }
+            Err(Error::at(Errno::EFAULT, "cannot be read", address + readable as u64))
+        }
+    }
+}
+
+/// How many of the first `readable` of `length` bytes at `offset` the aligned accesses of 8, 4, 2 and 1 bytes cover that
+/// end among them.
+fn whole_accesses(offset: u64, readable: usize, length: usize) -> usize {
+    let mut done = 0;
+    while done < readable {
+        let at = offset + done as u64;
+        let fits = |width: usize| at.is_multiple_of(width as u64) && length - done >= width;
+        let width = [8, 4, 2].into_iter().find(|&width| fits(width)).unwrap_or(1);
+        if done + width > readable {
+            break;
+        }
+        done += width;
+    }
+    done
 }
 
 /// Region and offset within it.
@@ -214,22 +339,61 @@ pub(super) fn mmap(caller: &Caller<'_>, call: &Notification) -> Result<Decision>
     if low(flags) & MAP_ANONYMOUS != 0 {
         return Ok(Decision::CONTINUE);
     }
-    if let Some(File::Iommufd { regions, .. }) =
-        caller.opened(signed(fd))?.as_deref().map(|opened| &opened.file)
-    {
-        let wanted = Wanted { offset, length, protection, flags: low(flags) };
-        // EPERM here is the answer, not a task that cannot be looked at.
-        return Ok(regions
-            .mmap(wanted)
-            .map_or_else(|error| Decision::error(error.errno), |()| Decision::CONTINUE));
-    }
-    let Some(target) = device(caller, signed(fd))? else { return Ok(Decision::CONTINUE) };
-    let result = target.device.mmap(offset, length, low(flags));
+    let Some(target) = Target::of(caller, signed(fd))? else { return Ok(Decision::CONTINUE) };
+    let wanted = Wanted { offset, length, protection, flags: low(flags) };
+    let result = map(&target, wanted);
     if let Some(trace) = &caller.server.trace {
         let (region, offset) = place(offset);
         let map = Map { region, offset, length, protection, flags };
         trace.mmap(caller.task.process.pid(), target.traced(), map, result);
     }
-    result?;
-    Ok(Decision::CONTINUE)
+    Ok(result.map_or_else(|error| Decision::error(error.errno), |()| Decision::CONTINUE))
+}
+
+/// Judges a mapping of a file of ours.
+fn map(target: &Target, wanted: Wanted) -> Result<()> {
+    let maps = match &target.opened.file {
+        File::Device { .. } if target.opened.look.rdev == (0, 0) => Maps::NoCode,
+        File::Device { .. } | File::Iommufd { .. } => Maps::Yes,
+        File::Container(_) | File::Group(_) | File::Kvm { .. } => Maps::No,
+        // Only a dma-buf has mmap, and VFIO's and the mock's refuse it.
+        File::Made(made) if made.memory().is_some() => Maps::NoCode,
+        File::Made(_) => Maps::No,
+    };
+    let shares = verify::mmap(wanted, target.mode, maps)?;
+    match &target.opened.file {
+        File::Device { device, .. } => {
+            // A descriptor that cannot write makes no shared mapping, whatever the flags say (`do_mmap`), and the drivers
+            // ask for one.
+            let flags = if shares == Shares::Yes { wanted.flags } else { MAP_PRIVATE };
+            device.mmap(wanted.offset, wanted.length, flags)
+        }
+        File::Iommufd { regions, .. } => regions.mmap(wanted, shares),
+        _ => Err(Error::at(Errno::EINVAL, "the file cannot be mapped", wanted.offset)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::whole_accesses;
+
+    #[test]
+    fn what_is_written_before_an_unreadable_byte_ends_with_a_whole_access() {
+        for (offset, readable, length, whole) in [
+            (0, 12, 32, 8),
+            (4, 12, 32, 12),
+            (4, 11, 32, 4),
+            (1, 6, 16, 3),
+            (0, 12, 12, 12),
+            (0, 3, 4, 0),
+            (0, 3, 3, 3),
+            (7, 0, 9, 0),
+        ] {
+            assert_eq!(
+                whole_accesses(offset, readable, length),
+                whole,
+                "{offset} {readable} {length}"
+            );
+        }
+    }
 }

@@ -195,10 +195,19 @@ impl<'a> Caller<'a> {
     ///
     /// `EBADF` if it has no such descriptor.
     pub(crate) fn opened(&self, fd: i32) -> Result<Option<Arc<Opened<File>>>> {
+        Ok(self.opened_as(fd)?.map(|(opened, _)| opened))
+    }
+
+    /// The same, and a copy of the descriptor, by which it can be asked how it was opened.
+    ///
+    /// # Errors
+    ///
+    /// `EBADF` if the caller has no such descriptor.
+    pub(crate) fn opened_as(&self, fd: i32) -> Result<Option<(Arc<Opened<File>>, OwnedFd)>> {
         let file =
             self.task.file(fd).inspect_err(|_| self.stale.set(!self.task.process.is_alive()))?;
         let stat = rustix::fs::fstat(&file).map_err(because("a descriptor cannot be looked at"))?;
-        Ok(self.server.files.get(stat.st_dev, stat.st_ino))
+        Ok(self.server.files.get(stat.st_dev, stat.st_ino).map(|opened| (opened, file)))
     }
 }
 

@@ -72,7 +72,7 @@ impl Line {
     }
 }
 
-fn kind(file: &File) -> trace::Kind {
+pub(super) fn kind(file: &File) -> trace::Kind {
     match file {
         File::Iommufd { .. } => trace::Kind::Iommufd,
         File::Container(_) => trace::Kind::Container,

@@ -15,6 +15,7 @@ mod kvm;
 mod look;
 mod open;
 mod regions;
+mod verify;
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -48,6 +49,7 @@ use crate::watchdog::{Shared, say};
 use crate::workers::Workers;
 use client::Caller;
 use regions::Regions;
+use verify::Words;
 
 /// What stands behind a file of ours.
 #[derive(Debug)]
@@ -392,6 +394,9 @@ impl Server {
         if call.arch == Arch::I386.raw() {
             return match filter::widened(call) {
                 Some(wide) if wide.number == number::IOCTL => foreign_ioctl(caller, &wide, wait),
+                Some(wide) if filter::is_vectored(wide.number) => {
+                    settled(access::vectored(caller, &wide, (wait, Words::Compat)))
+                }
                 Some(wide) => self.decide_for(caller, &wide, wait),
                 None => Decision::CONTINUE,
             };
@@ -406,24 +411,22 @@ impl Server {
             }
             number::FSTAT | number::NEWFSTATAT | number::STATX => look::stat(caller, call),
             number::READLINK | number::READLINKAT => look::readlink(caller, call, wait),
-            number::PREAD64 | number::PWRITE64 => access::access(caller, call),
+            number::PREAD64 | number::PWRITE64 => access::access(caller, call, wait),
             number::PREADV | number::PREADV2 | number::PWRITEV | number::PWRITEV2 => {
-                access::vectored(caller, call)
+                access::vectored(caller, call, (wait, Words::Long))
             }
             number::MMAP => access::mmap(caller, call),
             number::READ | number::WRITE => access::queue(caller, call),
             number::READV | number::WRITEV => access::queue_vectored(caller, call),
             number::SECCOMP => {
-                self.explain_listener(caller.task);
+                if is_a_filter(caller, call.args[2]) {
+                    self.explain_listener(caller.task);
+                }
                 Ok(Decision::CONTINUE)
             }
             _ => Ok(Decision::CONTINUE),
         };
-        decided.unwrap_or_else(|error| match error.errno {
-            // What the kernel would find out itself, it also says itself.
-            Errno::EBADF | Errno::EPERM | Errno::ESRCH => Decision::CONTINUE,
-            errno => Decision::error(errno),
-        })
+        settled(decided)
     }
 
     /// Says why a client's own listener is about to be refused: the kernel's EBUSY says nothing.
@@ -435,6 +438,31 @@ impl Server {
             task.process.pid()
         ));
     }
+}
+
+/// Whether there is a seccomp filter at `address`. The kernel looks at that before it looks for a listener
+/// (`seccomp_prepare_filter`, kernel/seccomp.c), and programs that only ask whether it knows a flag pass NULL.
+fn is_a_filter(caller: &Caller<'_>, address: u64) -> bool {
+    /// Most instructions of a filter (`BPF_MAXINSNS`, linux/bpf_common.h).
+    const MOST: u16 = 4096;
+    let mut program = [0; 16];
+    let process = &caller.task.process;
+    if process.read(address, &mut program).is_err() {
+        return false;
+    }
+    let length = u16::from_ne_bytes([program[0], program[1]]);
+    let code = u64::from_ne_bytes(program[8..].try_into().expect("8 bytes"));
+    (1..=MOST).contains(&length)
+        && process.read(code, &mut vec![0; 8 * usize::from(length)]).is_ok()
+}
+
+/// The decision that a result is.
+fn settled(decided: Result<Decision>) -> Decision {
+    decided.unwrap_or_else(|error| match error.errno {
+        // What the kernel would find out itself, it also says itself.
+        Errno::EBADF | Errno::EPERM | Errno::ESRCH => Decision::CONTINUE,
+        errno => Decision::error(errno),
+    })
 }
 
 /// An ioctl by another entry ABI. Containers, groups and devices answer it as any (compat_ptr_ioctl), iommufd has none there.

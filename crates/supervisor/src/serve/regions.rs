@@ -3,7 +3,7 @@
 //! The pages lie in the file itself, at the offset the client is told, so that the kernel maps them. Offsets begin where
 //! the filter stops mmap; only a region as a whole can be mapped.
 //!
-//! DIFFERS: mmap of an offset below that is not stopped and maps nothing of ours; Linux answers ENXIO.
+//! DIFFERS: a private mapping of an offset below that is not stopped and maps nothing of ours; Linux answers EINVAL.
 //!
 //! `Regions::regions` is a leaf lock.
 
@@ -19,14 +19,12 @@ use ioasis_uapi::{Errno, Error, Result};
 use ioasis_vfio::REGION_SHIFT;
 use rustix::fs::FallocateFlags;
 
+use super::verify::Shares;
+
 /// Offsets below are not stopped.
 const FAR: u64 = 1 << REGION_SHIFT;
 
 const PAGE: u64 = 4096;
-/// The part of mmap's flags that says who sees what is written, and two values of it (linux/mman.h).
-const MAP_TYPE: u32 = 0xf;
-const MAP_SHARED: u32 = 1;
-const MAP_SHARED_VALIDATE: u32 = 3;
 const PROT_EXEC: u64 = 4;
 
 /// The regions of one open file.
@@ -83,9 +81,8 @@ impl Regions {
     /// # Errors
     ///
     /// `EINVAL` unless shared, `EPERM` for code, `ENXIO` for anything but one region.
-    pub(super) fn mmap(&self, wanted: Wanted) -> Result<()> {
-        let kind = wanted.flags & MAP_TYPE;
-        if kind != MAP_SHARED && kind != MAP_SHARED_VALIDATE {
+    pub(super) fn mmap(&self, wanted: Wanted, shares: Shares) -> Result<()> {
+        if shares == Shares::No {
             return Err(Error::new(Errno::EINVAL, "the mapping is not shared"));
         }
         if wanted.protection & PROT_EXEC != 0 {
@@ -177,8 +174,8 @@ mod tests {
     }
 
     fn mmap(regions: &Regions, offset: u64, length: u64) -> std::result::Result<(), Errno> {
-        let wanted = Wanted { offset, length, protection: RW, flags: MAP_SHARED };
-        regions.mmap(wanted).map_err(|error| error.errno)
+        let wanted = Wanted { offset, length, protection: RW, flags: 1 };
+        regions.mmap(wanted, Shares::Yes).map_err(|error| error.errno)
     }
 
     #[test]
@@ -217,15 +214,16 @@ mod tests {
     fn registers_are_mapped_shared_and_hold_no_code() {
         let regions = Regions::default();
         let _region = regions.make(file(), PAGE).unwrap();
-        let wanted = Wanted { offset: FAR, length: PAGE, protection: RW, flags: MAP_SHARED };
-        let answer = |wanted| regions.mmap(wanted).map_err(|error| error.errno);
-        for (wanted, answered) in [
-            (Wanted { flags: MAP_SHARED_VALIDATE, ..wanted }, Ok(())),
-            (Wanted { flags: 2, ..wanted }, Err(Errno::EINVAL)),
-            (Wanted { protection: RW | PROT_EXEC, ..wanted }, Err(Errno::EPERM)),
-            (Wanted { protection: PROT_EXEC, flags: 2, ..wanted }, Err(Errno::EINVAL)),
+        let wanted = Wanted { offset: FAR, length: PAGE, protection: RW, flags: 1 };
+        let code = Wanted { protection: PROT_EXEC, ..wanted };
+        for (wanted, shares, answered) in [
+            (wanted, Shares::Yes, Ok(())),
+            (wanted, Shares::No, Err(Errno::EINVAL)),
+            (code, Shares::Yes, Err(Errno::EPERM)),
+            (code, Shares::No, Err(Errno::EINVAL)),
         ] {
-            assert_eq!(answer(wanted), answered, "{wanted:?}");
+            let answer = regions.mmap(wanted, shares).map_err(|error| error.errno);
+            assert_eq!(answer, answered, "{wanted:?} {shares:?}");
         }
     }
 

@@ -38,6 +38,22 @@ enum Region {
 }
 
 impl DeviceFile {
+    /// How many of `length` bytes a read or write at `offset` of the file moves: those up to the region's end.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` before the file is bound, outside the regions, and past the end of a BAR; `EFAULT` past the end of
+    /// configuration space; `ENODEV` after the device was removed.
+    pub fn span(&self, offset: u64, length: u64) -> Result<u64> {
+        let length = usize::try_from(length).unwrap_or(usize::MAX);
+        let Some(region) = self.region(offset, length)? else { return Ok(0) };
+        let position = region_position(offset);
+        Ok(match region {
+            Region::Bar(bar) => self.clip(bar, position, length)?,
+            Region::Config => check_config(position, length).map(|()| length)?,
+        } as u64)
+    }
+
     /// Reads a region at `offset` of the file, at most to its end, and returns the number of bytes.
     ///
     /// # Errors
