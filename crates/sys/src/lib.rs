@@ -10,6 +10,7 @@ pub mod namespace;
 pub mod notify;
 pub mod pace;
 pub mod process;
+pub mod ptrace;
 pub mod published;
 pub mod quiesce;
 pub mod seccomp;

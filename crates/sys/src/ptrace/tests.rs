@@ -1,0 +1,336 @@
+use std::os::unix::process::ExitStatusExt;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::*;
+use crate::spawn::{self, Child};
+use ioasis_uapi::Errno;
+
+/// Words that a forked process shares with this one.
+fn shared_words() -> &'static [AtomicU64; 512] {
+    // SAFETY: 1. a fresh mapping overlaps nothing; 2. it is never unmapped, and zeroes are such words.
+    unsafe {
+        let page = libc::mmap(
+            ptr::null_mut(),
+            4096,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_SHARED | libc::MAP_ANONYMOUS,
+            -1,
+            0,
+        );
+        assert_ne!(page, libc::MAP_FAILED);
+        &*page.cast()
+    }
+}
+
+fn child(run: impl FnOnce() -> i32) -> (Child, u32) {
+    let child = spawn::fork_with(run).expect("fork");
+    let pid = child.id();
+    (child, pid)
+}
+
+fn stop(tracer: &Tracer) -> Stop {
+    loop {
+        match tracer.wait() {
+            Waited::Stop(stop) => return stop,
+            Waited::Interrupted => {}
+            Waited::Nobody => panic!("no tracee is left"),
+        }
+    }
+}
+
+fn wait_until(holds: impl Fn() -> bool) {
+    while !holds() {
+        std::thread::yield_now();
+    }
+}
+
+/// Sleeps until a signal comes, in the call whose instruction the registers then follow.
+fn pause() {
+    // SAFETY: 1. pause(2) has no arguments.
+    unsafe { libc::syscall(libc::SYS_pause) };
+}
+
+fn is_asleep(pid: u32) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|text| text.contains(") S "))
+}
+
+fn kill(pid: u32, signal: i32) {
+    crate::signal::send(pid, signal).expect("it is ours");
+}
+
+#[test]
+fn a_seized_thread_runs_on_until_it_is_interrupted_and_then_stands_still() {
+    let words = shared_words();
+    let (child, pid) = child(|| {
+        while words[1].load(Ordering::Relaxed) == 0 {
+            words[0].fetch_add(1, Ordering::Relaxed);
+        }
+        7
+    });
+    let tracer = Tracer::new();
+    tracer.seize(pid, Follow::Alone).unwrap();
+    let before = words[0].load(Ordering::Relaxed);
+    wait_until(|| words[0].load(Ordering::Relaxed) > before + 1000);
+    tracer.interrupt(pid).unwrap();
+    assert_eq!(stop(&tracer), Stop { tid: pid, event: Event::Interrupted });
+    let before = words[0].load(Ordering::Relaxed);
+    let registers = tracer.registers(pid).unwrap();
+    assert_eq!(tracer.registers(pid).unwrap(), registers);
+    assert_eq!(words[0].load(Ordering::Relaxed), before);
+    words[1].store(1, Ordering::Relaxed);
+    tracer.resume(pid, Resume::Continue, 0).unwrap();
+    // The tracer leaves the end to who waits for children.
+    assert_eq!(tracer.wait(), Waited::Nobody);
+    assert_eq!(child.wait().unwrap().code(), Some(7));
+}
+
+#[test]
+fn a_thread_has_one_tracer() {
+    let (child, pid) = child(|| {
+        pause();
+        0
+    });
+    let tracer = Tracer::new();
+    tracer.seize(pid, Follow::Alone).unwrap();
+    let other = std::thread::spawn(move || {
+        let refused = |result: Result<()>| result.unwrap_err().errno;
+        let tracer = Tracer::new();
+        (refused(tracer.seize(pid, Follow::Alone)), refused(tracer.interrupt(pid)))
+    });
+    assert_eq!(other.join().unwrap(), (Errno::EPERM, Errno::ESRCH));
+    kill(pid, libc::SIGKILL);
+    assert_eq!(child.wait().unwrap().signal(), Some(libc::SIGKILL));
+    assert_eq!(tracer.interrupt(pid).unwrap_err().errno, Errno::ESRCH);
+}
+
+/// A child that sleeps in pause(2), interrupted there.
+fn interrupted_in_pause() -> (Tracer, Child, u32) {
+    let (child, pid) = child(|| {
+        pause();
+        0
+    });
+    wait_until(|| is_asleep(pid));
+    let tracer = Tracer::new();
+    tracer.seize(pid, Follow::Children).unwrap();
+    tracer.interrupt(pid).unwrap();
+    assert_eq!(stop(&tracer).event, Event::Interrupted);
+    (tracer, child, pid)
+}
+
+fn getpid(registers: &Registers) -> SystemCall {
+    let instruction = SystemCall::instruction_before(registers);
+    SystemCall { instruction, number: 39, args: [0; 6] }
+}
+
+#[test]
+fn an_injected_call_is_made_and_leaves_no_trace() {
+    let (tracer, child, pid) = interrupted_in_pause();
+    tracer.set_signal_mask(pid, 1 << 5).unwrap();
+    let before = (tracer.registers(pid).unwrap(), tracer.vectors(pid).unwrap());
+    let outcome = Injection::make(&tracer, pid, getpid(&before.0)).unwrap();
+    assert_eq!((outcome.result, outcome.signal), (Ok(pid.into()), 0));
+    assert_eq!((tracer.registers(pid).unwrap(), tracer.vectors(pid).unwrap()), before);
+    assert_eq!(tracer.signal_mask(pid).unwrap(), 1 << 5);
+    let mut refused = getpid(&before.0);
+    refused.number = 11;
+    refused.args = [1, 1, 0, 0, 0, 0];
+    let outcome = Injection::make(&tracer, pid, refused).unwrap();
+    assert_eq!(outcome.result, Err(Errno::EINVAL));
+    // The call it was in begins anew: it does not see the number that asks the kernel to do so.
+    assert!(outcome.to_interrupt);
+    tracer.interrupt(pid).unwrap();
+    tracer.resume(pid, Resume::Continue, 0).unwrap();
+    assert_eq!(stop(&tracer).event, Event::Interrupted);
+    tracer.resume(pid, Resume::Continue, 0).unwrap();
+    wait_until(|| is_asleep(pid));
+    kill(pid, libc::SIGTERM);
+    assert_eq!(stop(&tracer).event, Event::Signal(libc::SIGTERM));
+    tracer.resume(pid, Resume::Continue, libc::SIGTERM).unwrap();
+    assert_eq!(child.wait().unwrap().signal(), Some(libc::SIGTERM));
+}
+
+#[test]
+fn a_stop_signal_in_an_injected_call_stops_the_process_after_it() {
+    let (tracer, child, pid) = interrupted_in_pause();
+    kill(pid, libc::SIGSTOP);
+    kill(pid, libc::SIGUSR1);
+    let call = getpid(&tracer.registers(pid).unwrap());
+    let outcome = Injection::make(&tracer, pid, call).unwrap();
+    assert_eq!(outcome, Outcome { result: Ok(pid.into()), to_interrupt: true, signal: 0 });
+    tracer.interrupt(pid).unwrap();
+    tracer.resume(pid, Resume::Continue, 0).unwrap();
+    assert_eq!(stop(&tracer).event, Event::Group(libc::SIGSTOP));
+    tracer.listen(pid).unwrap();
+    kill(pid, libc::SIGCONT);
+    let mut events = Vec::new();
+    while !matches!(events.last(), Some(Event::Signal(libc::SIGUSR1))) {
+        events.push(stop(&tracer).event);
+        let signal = match events.last() {
+            Some(Event::Signal(signal)) => *signal,
+            _ => 0,
+        };
+        tracer.resume(pid, Resume::Continue, signal).unwrap();
+    }
+    assert!(!events.contains(&Event::Group(libc::SIGSTOP)), "{events:?}");
+    assert_eq!(child.wait().unwrap().signal(), Some(libc::SIGUSR1));
+}
+
+#[test]
+fn a_call_whose_instruction_is_gone_ends_with_the_fault_and_the_threads_own_registers() {
+    let (tracer, child, pid) = interrupted_in_pause();
+    let before = tracer.registers(pid).unwrap();
+    let call = SystemCall { instruction: 8, number: 39, args: [0; 6] };
+    let outcome = Injection::make(&tracer, pid, call).unwrap();
+    assert_eq!((outcome.result, outcome.signal), (Err(Errno::EFAULT), libc::SIGSEGV));
+    assert_eq!(tracer.registers(pid).unwrap(), before);
+    kill(pid, libc::SIGKILL);
+    assert_eq!(child.wait().unwrap().signal(), Some(libc::SIGKILL));
+}
+
+#[test]
+fn a_thread_killed_in_an_injected_call_is_given_up() {
+    let (tracer, child, pid) = interrupted_in_pause();
+    kill(pid, libc::SIGKILL);
+    let call = SystemCall { instruction: 8, number: 34, args: [0; 6] };
+    let begun = Injection::begin(&tracer, pid, call);
+    if begun.is_ok() {
+        assert_eq!(tracer.wait(), Waited::Nobody);
+    }
+    assert_eq!(child.wait().unwrap().signal(), Some(libc::SIGKILL));
+}
+
+#[test]
+fn what_a_tracee_makes_is_seized_and_ends_as_it_would() {
+    let words = shared_words();
+    let (child, pid) = child(|| {
+        wait_until(|| words[0].load(Ordering::Acquire) == 1);
+        let thread = std::thread::spawn(|| 3);
+        let inner = spawn::fork_with(|| 4).expect("fork");
+        thread.join().expect("it returns") + inner.wait().expect("a child").code().unwrap_or(0)
+    });
+    let tracer = Tracer::new();
+    tracer.seize(pid, Follow::Children).unwrap();
+    words[0].store(1, Ordering::Release);
+    // Another thread than the tracer, as in a supervisor. A child of a tracee's is passed on to the tracee.
+    let reaper = std::thread::spawn(move || {
+        let mut reaped = 0;
+        while reaped < 2 {
+            match spawn::ended() {
+                Ok(Some((ended, _))) if ended != pid => {
+                    spawn::reap(ended);
+                    reaped += 1;
+                }
+                _ => std::thread::sleep(std::time::Duration::from_millis(1)),
+            }
+        }
+    });
+    let (mut made, mut seen) = (Vec::new(), Vec::new());
+    while let Waited::Stop(Stop { tid, event }) = tracer.wait() {
+        let signal = match event {
+            Event::Thread | Event::Process => {
+                made.push(tracer.message(tid).unwrap());
+                0
+            }
+            Event::Interrupted if tid != pid => {
+                seen.push(tid);
+                0
+            }
+            Event::Signal(signal) => signal,
+            other => panic!("{tid} stops with {other:?}"),
+        };
+        tracer.resume(tid, Resume::Continue, signal).unwrap();
+    }
+    reaper.join().unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(7));
+    made.sort_unstable();
+    seen.sort_unstable();
+    assert_eq!((made.len(), &made), (2, &seen));
+}
+
+#[test]
+fn a_fault_in_a_thread_that_blocks_its_signal_costs_it_the_mask_which_is_put_back() {
+    const SEGV: u64 = 1 << (libc::SIGSEGV - 1);
+    let words = shared_words();
+    let at = words.as_ptr().addr() as u64;
+    let (child, pid) = child(|| {
+        crate::signal::Set::all_but(&[]).block();
+        // SAFETY: 1. the page is this process's own, and nothing else uses the mapping in this copy of it.
+        unsafe {
+            let page = ptr::from_ref(words).cast_mut();
+            libc::mprotect(page.cast(), 4096, libc::PROT_READ);
+            pause_until_traced();
+            (&raw mut (*page)[3]).cast::<u64>().write_volatile(5);
+        }
+        9
+    });
+    wait_until(|| is_asleep(pid));
+    let tracer = Tracer::new();
+    tracer.seize(pid, Follow::Alone).unwrap();
+    tracer.interrupt(pid).unwrap();
+    assert_eq!(stop(&tracer).event, Event::Interrupted);
+    assert_eq!(tracer.signal_mask(pid).unwrap() & SEGV, SEGV);
+    tracer.resume(pid, Resume::Continue, 0).unwrap();
+    assert_eq!(stop(&tracer).event, Event::Signal(libc::SIGSEGV));
+    let info = tracer.signal_info(pid).unwrap();
+    let expected = SignalInfo { signal: libc::SIGSEGV, code: SEGV_ACCERR, address: at + 24 };
+    assert_eq!(info, expected);
+    let mask = tracer.signal_mask(pid).unwrap();
+    assert_eq!(mask & SEGV, 0, "the kernel took it out");
+    tracer.set_signal_mask(pid, mask | SEGV).unwrap();
+    assert_eq!(tracer.signal_mask(pid).unwrap() & SEGV, SEGV);
+    tracer.set_fault(pid, SEGV_MAPERR, 0x1234_5678_9abc).unwrap();
+    let changed = SignalInfo { code: SEGV_MAPERR, address: 0x1234_5678_9abc, ..info };
+    assert_eq!(tracer.signal_info(pid).unwrap(), changed);
+    // A signal that is blocked when it is delivered would be queued, and the fault come again.
+    tracer.set_signal_mask(pid, mask).unwrap();
+    tracer.resume(pid, Resume::Continue, libc::SIGSEGV).unwrap();
+    assert_eq!(child.wait().unwrap().signal(), Some(libc::SIGSEGV));
+}
+
+/// Sleeps until the interrupt of a tracer ends the sleep.
+fn pause_until_traced() {
+    let minute = libc::timespec { tv_sec: 60, tv_nsec: 0 };
+    // SAFETY: 1. both live across the call, and zeroes are an empty set. Most calls would begin anew; this one does not.
+    unsafe {
+        let none = std::mem::zeroed::<libc::sigset_t>();
+        libc::sigtimedwait(&raw const none, ptr::null_mut(), &raw const minute);
+    }
+}
+
+#[test]
+fn vector_registers_are_set_as_they_are_read() {
+    let (tracer, child, pid) = interrupted_in_pause();
+    let mut vectors = tracer.vectors(pid).unwrap();
+    let (count, bytes) = vectors.shape();
+    for index in 0..count {
+        let mut value = [0; 64];
+        for (at, byte) in value[..bytes].iter_mut().enumerate() {
+            *byte = u8::try_from((index * 67 + at * 3 + 1) % 256).unwrap();
+        }
+        vectors.set(index, &value);
+    }
+    tracer.set_vectors(pid, &vectors).unwrap();
+    let read = tracer.vectors(pid).unwrap();
+    for index in 0..32 {
+        assert_eq!(read.get(index), vectors.get(index), "register {index}");
+        assert_eq!(read.get(index) == [0; 64], index >= count);
+    }
+    kill(pid, libc::SIGKILL);
+    assert_eq!(child.wait().unwrap().signal(), Some(libc::SIGKILL));
+}
+
+#[test]
+fn a_single_step_is_one_instruction() {
+    let (tracer, child, pid) = interrupted_in_pause();
+    let mut registers = tracer.registers(pid).unwrap();
+    let before = SystemCall::instruction_before(&registers);
+    // The system call's instruction again, as getpid.
+    (registers.rip, registers.rax, registers.orig_rax) = (before, 39, u64::MAX);
+    tracer.set_registers(pid, &registers).unwrap();
+    tracer.resume(pid, Resume::Step, 0).unwrap();
+    assert_eq!(stop(&tracer).event, Event::Signal(libc::SIGTRAP));
+    let after = tracer.registers(pid).unwrap();
+    assert_eq!((after.rip, after.rax), (before + 2, pid.into()));
+    kill(pid, libc::SIGKILL);
+    assert_eq!(child.wait().unwrap().signal(), Some(libc::SIGKILL));
+}
