@@ -121,7 +121,7 @@ impl Writer {
                 return writer;
             }
             writer.run.wait().expect("it ended");
-            assert!(begin.elapsed() < Duration::from_secs(10), "the image is free again");
+            assert!(begin.elapsed() < Duration::from_secs(60), "the image is free again");
         }
     }
 
@@ -193,16 +193,14 @@ fn a_completed_write_survives_the_kill_of_client_and_supervisor() {
     let kills = std::env::var("IOASIS_KILLS").map_or(10, |kills| kills.parse().expect("a number"));
     let folder = Folder::new("kill");
     let mut expected = vec![0_u8; 256];
-    let mut completed = 0;
     for (round, delay) in (1_u8..=u8::MAX).cycle().zip(delays()).take(kills) {
         let mut writer = Writer::start_again(&folder, round);
         expected[0] = round;
-        let begin = Instant::now();
-        let mut block = 1;
-        while begin.elapsed() < delay && block < 256 {
+        let (begin, mut block) = (Instant::now(), 1);
+        // One at least: on a busy machine the first may take longer than the delay.
+        while block == 1 || begin.elapsed() < delay && block < 256 {
             assert!(writer.write(block, round));
             expected[block] = round;
-            completed += 1;
             block += 1;
         }
         // One more is under way when everything dies: it may be there or not.
@@ -219,7 +217,6 @@ fn a_completed_write_survives_the_kill_of_client_and_supervisor() {
         }
         expected[unsure] = image[unsure * 4096];
     }
-    assert!(completed > 0, "some writes were made before a kill");
 }
 
 #[test]

@@ -126,7 +126,7 @@ fn a_refused_access_is_traced_with_what_was_there_before() {
 
 /// Asks for the text of `path` until `done` says that it is all there.
 fn text_when(path: &Path, done: impl Fn(&str) -> bool) -> String {
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + Duration::from_secs(60);
     loop {
         let text = std::fs::read_to_string(path).unwrap_or_default();
         if done(&text) {

@@ -143,7 +143,7 @@ mod tests {
                 ours.signal();
             }
         });
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + Duration::from_secs(60);
         while !device.is_finished() && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(1));
         }

@@ -32,15 +32,22 @@ impl Pace {
 
     /// There was nothing to do: returns when it is time to look again, or when the thread is unparked.
     pub fn rest(&mut self) {
-        let now = Instant::now();
+        match self.sleep_at(Instant::now()) {
+            None => std::hint::spin_loop(),
+            Some(sleep) => thread::park_timeout(sleep),
+        }
+    }
+
+    /// How long to sleep, if at all, for whoever found nothing at `now`.
+    fn sleep_at(&mut self, now: Instant) -> Option<Duration> {
         let idle = now.duration_since(*self.idle_since.get_or_insert(now));
         if idle < SPIN {
             self.sleep = FIRST_SLEEP;
-            std::hint::spin_loop();
-        } else {
-            thread::park_timeout(self.sleep);
-            self.sleep = LONGEST_SLEEP.min(self.sleep * 2);
+            return None;
         }
+        let sleep = self.sleep;
+        self.sleep = LONGEST_SLEEP.min(sleep * 2);
+        Some(sleep)
     }
 }
 
@@ -50,17 +57,16 @@ mod tests {
 
     #[test]
     fn whoever_finds_nothing_looks_less_and_less_often_and_often_again_after_work() {
-        let mut pace = Pace::default();
-        let looks = |pace: &mut Pace, time| {
-            let begin = Instant::now();
-            std::iter::from_fn(|| (begin.elapsed() < time).then(|| pace.rest())).count()
-        };
-        assert!(looks(&mut pace, SPIN / 2) > 10, "it spins");
-        looks(&mut pace, Duration::from_millis(50));
-        let begin = Instant::now();
-        pace.rest();
-        assert!(begin.elapsed() >= LONGEST_SLEEP, "it sleeps");
+        let (mut pace, begin) = (Pace::default(), Instant::now());
+        let after = |micros| begin + Duration::from_micros(micros);
+        for micros in [0, 1, 199] {
+            assert_eq!(pace.sleep_at(after(micros)), None, "it spins after {micros} us");
+        }
+        let sleeps: Vec<_> =
+            (0..9).map(|_| pace.sleep_at(after(200)).unwrap().as_micros()).collect();
+        assert_eq!(sleeps, [50, 100, 200, 400, 800, 1600, 3200, 5000, 5000]);
         pace.worked();
-        assert!(looks(&mut pace, SPIN / 2) > 10, "it spins again");
+        assert_eq!(pace.sleep_at(after(300)), None, "it spins again");
+        assert_eq!(pace.sleep_at(after(500)), Some(FIRST_SLEEP));
     }
 }

@@ -75,7 +75,7 @@ impl Interface {
     }
 
     fn wait(&self, queue: usize, register: usize, value: u32) -> Result<()> {
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + Duration::from_secs(60);
         let place = self.register(queue, register);
         while place.load(Ordering::Acquire) != value {
             let is = place.load(Ordering::Acquire);

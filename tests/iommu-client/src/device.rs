@@ -158,7 +158,7 @@ impl Device {
 
     /// Waits for what was begun: the address that faulted, if one did.
     pub(crate) fn finish(&self) -> Result<Option<u64>> {
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + Duration::from_secs(60);
         loop {
             let status = self.load(CMD)?;
             if status & 1 == 0 {
@@ -166,7 +166,7 @@ impl Device {
                 return Ok((status & FAULTED != 0).then_some(fault));
             }
             if Instant::now() > deadline {
-                bail!("a copy takes longer than 20 s");
+                bail!("a copy takes longer than 60 s");
             }
             std::thread::sleep(Duration::from_micros(100));
         }

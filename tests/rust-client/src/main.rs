@@ -91,9 +91,9 @@ fn iommufd(path: &Path) -> Result<(VfioDevice, Memory)> {
 
 /// Asks `done` until it says yes.
 fn wait(what: &str, mut done: impl FnMut() -> bool) -> Result<()> {
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + Duration::from_secs(60);
     while !done() {
-        ensure!(Instant::now() < deadline, "{what} takes longer than 20 s");
+        ensure!(Instant::now() < deadline, "{what} takes longer than 60 s");
         std::thread::sleep(Duration::from_micros(100));
     }
     Ok(())

@@ -48,7 +48,7 @@ fn environment(tree: &Tree) -> Vec<String> {
 
 fn testpmd(bench: &Bench<'_>, tree: &Tree) -> Result<()> {
     println!("\n-- dpdk-testpmd");
-    let mut run = bench.ioasis("testdev", 120);
+    let mut run = bench.ioasis("testdev", 600);
     run.arg("--").args(tree.program("dpdk-testpmd")?).args(environment(tree));
     run.args(["-m", "256", "--log-level=eal,7", "--", "-i", "--total-num-mbufs=2048"]);
     let mut typed = tempfile(bench, "testpmd.txt")?;
@@ -87,7 +87,7 @@ fn copy(bench: &Bench<'_>, tree: &Tree) -> Result<()> {
     }
     process::run(gcc.args(["-lrte_eal", "-lrte_bus_pci"]))?;
 
-    let mut run = bench.ioasis("testdev", 60);
+    let mut run = bench.ioasis("testdev", 600);
     run.arg("--").args(tree.with_libraries(&program)?).args(environment(tree));
     run.args(["-m", "64", "--", DEVICE]);
     let (succeeded, text) = process::tee(run)?;

@@ -25,7 +25,7 @@ trap '/bin/busybox echo GUEST FAILED; /bin/busybox poweroff -f' EXIT
 mount -t proc none /proc
 mount -t sysfs none /sys
 mount -t devtmpfs none /dev
-for i in $(seq 300); do [ -b /dev/nvme0n1 ] && break; sleep 0.1; done
+for i in $(seq 1800); do [ -b /dev/nvme0n1 ] && break; sleep 0.1; done
 [ -b /dev/nvme0n1 ]
 if mount -t ext2 /dev/nvme0n1 /mnt 2>/dev/null; then
     cd /mnt
@@ -205,7 +205,7 @@ fn boot(bench: &Bench<'_>, parts: &Parts, guest: &Guest) -> Result<()> {
         Qemu::Container => &parts.bookworm,
         Qemu::Iommufd => &parts.backports,
     };
-    let mut run = bench.ioasis(&format!("nvme,image={},size=64M", image.display()), 180);
+    let mut run = bench.ioasis(&format!("nvme,image={},size=64M", image.display()), 600);
     run.arg(format!("--trace={}", trace.display())).arg("--");
     run.args(tree.program("qemu-system-x86_64")?).args(guest.machine);
     run.env("QEMU_MODULE_DIR", tree.path("usr/lib/x86_64-linux-gnu/qemu"));

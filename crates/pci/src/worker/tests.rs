@@ -1,4 +1,5 @@
-//! The worker's promises about time: how soon it looks, and how little it costs while nothing happens.
+//! The worker's thread: it looks however long it has rested, and ends with its device. What it costs, and how soon it looks,
+//! is measured by benches.
 
 use std::time::{Duration, Instant};
 
@@ -23,69 +24,22 @@ fn open_testdev(bus: u8) -> (Function, Arc<Mapping>) {
     (function, pages)
 }
 
-/// CPU time of the thread called `name`.
-fn cpu_time(name: &str) -> Duration {
-    let tasks = std::fs::read_dir("/proc/self/task").expect("proc");
-    for task in tasks.flatten() {
-        let comm = std::fs::read_to_string(task.path().join("comm")).unwrap_or_default();
-        if comm.trim_end() == name {
-            let schedstat = std::fs::read_to_string(task.path().join("schedstat")).expect("proc");
-            let ran = schedstat.split(' ').next().and_then(|field| field.parse().ok());
-            return Duration::from_nanos(ran.expect("nanoseconds"));
-        }
-    }
-    panic!("there is no thread {name}");
-}
-
-#[test]
-fn an_idle_device_costs_less_than_a_hundredth_of_a_core() {
-    let (function, _pages) = open_testdev(3);
-    thread::sleep(Duration::from_millis(300));
-    let share = || {
-        let (before, begin) = (cpu_time("0000:03:00.0"), Instant::now());
-        thread::sleep(Duration::from_millis(200));
-        (cpu_time("0000:03:00.0") - before).as_secs_f64() / begin.elapsed().as_secs_f64()
-    };
-    // Time that a busy machine steals counts as the thread's; not in every window.
-    let best = std::iter::repeat_with(share).take(5).fold(f64::MAX, f64::min);
-    assert!(best < 0.01, "{best}");
-    drop(function);
-}
+/// Nothing here takes this long unless it hangs.
+const LIMIT: Duration = Duration::from_secs(60);
 
 #[test]
 fn a_store_is_seen_after_a_long_rest() {
     let (_function, pages) = open_testdev(4);
     thread::sleep(Duration::from_millis(300));
-    let best = (0..5).map(|_| {
-        thread::sleep(Duration::from_millis(50));
+    for _ in 0..5 {
         pages.store_u32(8, 1).expect("mapped");
         let begin = Instant::now();
         while pages.load_u32(8) != Ok(0) {
+            assert!(begin.elapsed() < LIMIT, "the device looks");
             thread::sleep(Duration::from_micros(100));
         }
-        begin.elapsed()
-    });
-    // A busy machine may delay one try; not all of them.
-    let best = best.min().expect("five tries");
-    assert!(best < Duration::from_millis(6), "{best:?}");
-}
-
-#[test]
-fn a_kick_wakes_a_resting_worker() {
-    let (function, pages) = open_testdev(5);
-    thread::sleep(Duration::from_millis(300));
-    let mut best = Duration::MAX;
-    for _ in 0..20 {
         thread::sleep(Duration::from_millis(20));
-        let begin = Instant::now();
-        pages.store_u32(8, 1).expect("mapped");
-        function.wake();
-        while pages.load_u32(8) != Ok(0) {
-            thread::yield_now();
-        }
-        best = best.min(begin.elapsed());
     }
-    assert!(best < Duration::from_millis(1), "{best:?}");
 }
 
 #[test]
@@ -100,7 +54,7 @@ fn closing_ends_the_thread() {
     let becomes = |count: usize| {
         let begin = Instant::now();
         while named() != count {
-            assert!(begin.elapsed() < Duration::from_secs(10), "{count} threads");
+            assert!(begin.elapsed() < LIMIT, "{count} threads");
             thread::yield_now();
         }
     };

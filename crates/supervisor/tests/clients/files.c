@@ -245,12 +245,11 @@ static void signals(void)
 
 	sigaction(SIGALRM, &action, NULL);
 	setitimer(ITIMER_REAL, &timer, NULL);
-	for (int i = 1; i <= 3000; i++) {
+	for (int i = 1; i <= 3000 || met <= 50; i++) {
 		CHECK(alloc(fd) == i);
 		met += ticks != before;
 		before = ticks;
 	}
-	CHECK(met > 50);
 }
 
 static long by_int80(long number, long first, long second, long third)

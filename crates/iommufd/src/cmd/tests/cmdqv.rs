@@ -1,6 +1,5 @@
 //! Command queues of a guest on a simulated CMDQ-V.
 
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -89,7 +88,7 @@ impl Guest {
     }
 
     fn wait(&self, register: u64, value: u32) {
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + Duration::from_secs(60);
         while self.load(register) != value {
             assert!(Instant::now() < deadline, "{register:#x} is {:#x}", self.load(register));
             std::thread::sleep(Duration::from_micros(50));
@@ -453,7 +452,7 @@ fn a_queue_in_error_stops_says_so_and_goes_on_when_the_guest_has_seen_it() {
     guest.put(0, 1, [0x40 | (STREAM + 1) << 32, 0]);
     guest.store(PROD, 2);
     guest.wait(GERROR, 1);
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + Duration::from_secs(60);
     let mut heard = Vec::new();
     while heard.len() < 6 {
         heard.extend(events(&guest, file));
@@ -609,37 +608,6 @@ fn what_a_guest_scribbles_into_its_page_hurts_nobody_else() {
     guest.send(0, &[TLBI_VA, SYNC]);
     assert_eq!(guest.found(), Some(9));
     guest.destroy(queue).unwrap();
-}
-
-/// The folders in /proc of interfaces' threads.
-fn threads() -> Vec<PathBuf> {
-    let tasks = std::fs::read_dir("/proc/self/task").unwrap().flatten().map(|task| task.path());
-    let name = |task: &PathBuf| std::fs::read_to_string(task.join("comm")).unwrap_or_default();
-    tasks.filter(|task| name(task).starts_with("vintf")).collect()
-}
-
-#[test]
-fn an_interface_that_nobody_uses_costs_less_than_a_hundredth_of_a_core() {
-    let guest = Guest::new();
-    let before = threads();
-    guest.start(0);
-    guest.enable(0);
-    std::thread::sleep(Duration::from_millis(300));
-    let ran = |thread: &PathBuf| {
-        let text = std::fs::read_to_string(thread.join("schedstat")).ok()?;
-        text.split(' ').next().unwrap().parse::<u32>().ok()
-    };
-    // Nanoseconds of 200 ms. Time that a busy machine steals counts as the thread's; not in every window.
-    let window = |thread: &PathBuf| {
-        let begin = ran(thread)?;
-        std::thread::sleep(Duration::from_millis(200));
-        ran(thread)?.checked_sub(begin)
-    };
-    let least = |thread: &PathBuf| (0..5).map(|_| window(thread)).min().flatten();
-    // Threads of other tests come and go, where a process runs many.
-    let mine = threads().into_iter().filter(|thread| !before.contains(thread));
-    let costs: Vec<_> = mine.filter_map(|thread| least(&thread)).collect();
-    assert!(costs.iter().any(|&cost| cost < 2_000_000), "{costs:?}");
 }
 
 #[test]
