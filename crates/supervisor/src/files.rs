@@ -9,11 +9,15 @@
 //! at again until the lock is gone: before every answer, and by the main thread now and then. An open of somebody else
 //! on the same inode, through /proc, closes without a lock having gone; that is given up after [`PATIENCE`].
 //!
-//! Lock order: `Files::draining` -> `Files::state` -> `Opened::opens`. A file is closed with `draining` held only.
+//! Nobody closes a file himself: whoever lets go of it last hands it to the [`Closer`], whose threads may wait for it.
+//! That a close has begun is known before `Files::state` is unlocked.
+//!
+//! Lock order: `Files::state` -> `Open::opens`, and `Files::state` -> the closer's.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::mem::MaybeUninit;
+use std::ops::Deref;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -26,12 +30,14 @@ use ioasis_uapi::{Errno, Error, Result};
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use rustix::fs::{Mode, OFlags, fstat};
 
+use crate::closer::Closer;
+
 /// How long after a close event the lock may still be on its way out.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What stands behind a file.
-pub(crate) trait Behind: Debug + Send + Sync {
-    /// The last descriptor and the last mapping of the file `inode` are gone.
+pub(crate) trait Behind: Debug + Send + Sync + 'static {
+    /// The last descriptor and the last mapping of the file `inode` are gone. It may take as long as it likes.
     fn close(&self, inode: u64);
 }
 
@@ -44,9 +50,33 @@ pub(crate) struct Look {
     pub(crate) rdev: (u32, u32),
 }
 
-/// An open file of a client's.
+/// Holds an open file of a client's: the table and every call in progress have one. The last one closes it.
 #[derive(Debug)]
 pub(crate) struct Opened<F: Behind> {
+    /// There until the drop.
+    open: Option<Open<F>>,
+    closer: Closer,
+}
+
+impl<F: Behind> Deref for Opened<F> {
+    type Target = Open<F>;
+
+    fn deref(&self) -> &Open<F> {
+        self.open.as_ref().expect("only the drop takes it")
+    }
+}
+
+impl<F: Behind> Drop for Opened<F> {
+    fn drop(&mut self) {
+        if let Some(open) = self.open.take() {
+            self.closer.begin(Box::new(move || open.close()));
+        }
+    }
+}
+
+/// An open file of a client's.
+#[derive(Debug)]
+pub(crate) struct Open<F: Behind> {
     /// Immutable.
     pub(crate) inode: u64,
     /// What it is. Immutable.
@@ -67,12 +97,21 @@ struct Opens {
     alive: BTreeSet<u32>,
 }
 
-impl<F: Behind> Drop for Opened<F> {
+impl<F: Behind> Open<F> {
     /// The table and every call in progress have let go of it.
-    fn drop(&mut self) {
+    fn close(self) {
         self.file.close(self.inode);
         // Its memory is free at once, though the watchdog may hold the inode a little longer.
         let _ = rustix::fs::ftruncate(&self.own, 0);
+    }
+
+    /// A duplicate of this process's own open.
+    ///
+    /// # Errors
+    ///
+    /// `EMFILE`.
+    pub(crate) fn own(&self) -> Result<OwnedFd> {
+        self.own.try_clone().map_err(|_| Error::new(Errno::EMFILE, "too many open files"))
     }
 }
 
@@ -92,8 +131,7 @@ pub(crate) struct Files<F: Behind> {
     dev: u64,
     /// Immutable.
     inotify: OwnedFd,
-    /// Held from reading close events until the files are closed.
-    draining: Mutex<()>,
+    pub(crate) closer: Closer,
     state: Mutex<State<F>>,
 }
 
@@ -110,14 +148,15 @@ impl<F: Behind> Files<F> {
     ///
     /// # Errors
     ///
-    /// `EMFILE` when the user's inotify instances are used up (`fs.inotify.max_user_instances`).
+    /// `EMFILE` when the user's inotify instances are used up (`fs.inotify.max_user_instances`), `EAGAIN` without a
+    /// thread to close files with.
     pub(crate) fn new(root: OwnedFd) -> Result<Self> {
         let dev = fstat(&root).map_err(because("the file system for files is gone"))?.st_dev;
         let inotify = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)
             .map_err(because("no inotify instance is left: raise fs.inotify.max_user_instances"))?;
         let state =
             State { by_inode: BTreeMap::new(), by_watch: BTreeMap::new(), closing: Vec::new() };
-        Ok(Self { root, dev, inotify, draining: Mutex::new(()), state: Mutex::new(state) })
+        Ok(Self { root, dev, inotify, closer: Closer::new()?, state: Mutex::new(state) })
     }
 
     /// `st_dev` of every file given to a client.
@@ -167,8 +206,8 @@ impl<F: Behind> Files<F> {
         let close = WatchFlags::CLOSE_WRITE | WatchFlags::CLOSE_NOWRITE;
         let watch = inotify::add_watch(&self.inotify, path, close)
             .map_err(because("no inotify watch is left: raise fs.inotify.max_user_watches"))?;
-        let opened =
-            Arc::new(Opened { inode, file, look, own, watch, opens: Mutex::new(Opens::default()) });
+        let open = Open { inode, file, look, own, watch, opens: Mutex::new(Opens::default()) };
+        let opened = Arc::new(Opened { open: Some(open), closer: self.closer.clone() });
         let mut state = self.state.lock();
         state.by_watch.insert(watch, inode);
         let old = state.by_inode.insert(inode, Arc::clone(&opened));
@@ -219,21 +258,17 @@ impl<F: Behind> Files<F> {
         drop(taken);
     }
 
-    /// Closes what clients have closed. Whoever asks while another does waits for that to be done.
+    /// Begins to close what clients have closed. Nobody waits here; who must see it closed asks the closer.
     pub(crate) fn drain(&self) {
-        let _draining = self.draining.lock();
         let mut state = self.state.lock();
         self.read_events(&mut state);
         if state.closing.is_empty() {
             return;
         }
-        let closed = state.take_closed();
-        drop(state);
-        for opened in &closed {
+        for opened in state.take_closed() {
             // The kernel drops the watch itself once the inode is gone.
             let _ = inotify::remove_watch(&self.inotify, opened.watch);
         }
-        drop(closed);
     }
 
     /// Whether a close is still on its way, so that [`Files::drain`] must be called again soon.
@@ -241,9 +276,8 @@ impl<F: Behind> Files<F> {
         !self.state.lock().closing.is_empty()
     }
 
-    /// Closes every file, whoever has it open.
+    /// Begins to close every file, whoever has it open.
     pub(crate) fn close_all(&self) {
-        let _draining = self.draining.lock();
         let all = std::mem::take(&mut self.state.lock().by_inode);
         drop(all);
     }
@@ -296,17 +330,6 @@ impl<F: Behind> State<F> {
     }
 }
 
-impl<F: Behind> Opened<F> {
-    /// A duplicate of this process's own open.
-    ///
-    /// # Errors
-    ///
-    /// `EMFILE`.
-    pub(crate) fn own(&self) -> Result<OwnedFd> {
-        self.own.try_clone().map_err(|_| Error::new(Errno::EMFILE, "too many open files"))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -341,6 +364,7 @@ mod tests {
 
         fn closed(&self) -> u32 {
             self.files.drain();
+            self.files.closer.finish(Duration::from_secs(60));
             self.closed.load(Ordering::SeqCst)
         }
     }

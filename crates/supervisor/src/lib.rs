@@ -1,5 +1,6 @@
 //! Runs a program whose IOMMUFD and VFIO calls are answered here.
 
+mod closer;
 pub mod doctor;
 mod files;
 mod filter;

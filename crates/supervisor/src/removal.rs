@@ -79,6 +79,8 @@ pub(crate) enum Note {
         /// All there are now.
         eventfds: Vec<OwnedFd>,
     },
+    /// The run is over, and the supervisor is about to end.
+    Ended,
 }
 
 /// Why no client was started.
@@ -114,7 +116,7 @@ impl Removal {
                 self.listener = Some(listener);
                 self.marks = marks;
             }
-            Note::Failed(_) => {}
+            Note::Failed(_) | Note::Ended => {}
             Note::Opened { inode, file, ranges } => {
                 self.devices.push(DeviceFile { inode, file, ranges });
             }
@@ -202,6 +204,7 @@ impl Note {
                 number(*inode);
                 fds.extend(eventfds.iter().map(AsFd::as_fd));
             }
+            Self::Ended => number(5),
         }
         message::send(socket, &bytes, &fds)
     }
@@ -238,6 +241,7 @@ impl Note {
                 fds.extend(file);
                 Self::Triggers { inode, eventfds: fds }
             }
+            (&[5], None) => Self::Ended,
             _ => return Err(Error::new(Errno::EBADE, "a note that cannot be read")),
         };
         Ok(Some(note))

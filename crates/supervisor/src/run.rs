@@ -181,9 +181,11 @@ fn prepare(
     let marks = Marks::new(server.files_dev(), &launched.nodes);
     let listener = launched.listener.try_clone().map_err(failed)?;
     notes.tell(Note::Launched { listener, marks });
-    Ok((Arc::new(server), launched))
+    Ok((server, launched))
 }
 
+/// How long the end of a run waits for devices that do not end: a page that a process outside the run holds back.
+const LAST_CLOSES: Duration = Duration::from_secs(1);
 /// When to look again at what is on its way.
 const SOON: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
 /// When to look again whether the receiver is still with the same call.
@@ -215,7 +217,7 @@ impl Supervisor {
     fn serve(&mut self) -> Result<()> {
         let signals = SignalFd::new(&signal::Set::all_but(&signal::BROKEN))?;
         self.launched.start();
-        Server::start(&self.server)?;
+        self.server.start()?;
         loop {
             if self.wait(&signals)? == Wake::End {
                 break;
@@ -232,11 +234,12 @@ impl Supervisor {
             self.closing = self.server.drain();
             self.look_at_receiver();
         }
-        self.server.close_all();
+        self.server.close_all(LAST_CLOSES);
         self.print_ledger();
         self.shared.reap();
         self.shared.await_client();
         self.shared.finish();
+        self.notes.tell(Note::Ended);
         Ok(())
     }
 
@@ -253,7 +256,7 @@ impl Supervisor {
             self.deciding = (now, Instant::now());
         } else if self.deciding.1.elapsed() >= TOO_LONG {
             // Without another thread the one there is has to come back; there may be one at the next look.
-            let _ = Server::relieve(&self.server, now);
+            let _ = self.server.relieve(now);
         }
     }
 

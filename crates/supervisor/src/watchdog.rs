@@ -145,6 +145,10 @@ impl Watchdog {
             if ready.note {
                 match Note::receive(&self.notes) {
                     Ok(Some(Note::Failed(why))) => failure = Some(why),
+                    Ok(Some(Note::Ended)) => {
+                        self.await_supervisor();
+                        break;
+                    }
                     Ok(Some(note)) => self.removal.keep(note),
                     Ok(None) | Err(_) => notes_end = true,
                 }
@@ -185,6 +189,13 @@ impl Watchdog {
         }
         let ready = |index: usize| !polled[index].revents().is_empty();
         Ready { supervisor: ready(0), note: ready(1) && !notes_end }
+    }
+
+    /// Waits for the supervisor to end, but not for a thread of its that the kernel does not end: one that reads a page
+    /// of a FUSE file whose server has taken the request.
+    fn await_supervisor(&self) {
+        let mut polled = [PollFd::new(&self.supervisor, PollFlags::IN)];
+        let _ = rustix::event::poll(&mut polled, Some(&LAST_THREADS));
     }
 
     /// A signal that the terminal sent has reached the client too; one that a process sent to us alone has not.
@@ -239,6 +250,8 @@ impl Watchdog {
     }
 }
 
+/// How long a supervisor that ends is waited for.
+const LAST_THREADS: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 const SIGCHLD: i32 = Signal::CHILD.as_raw();
 
 struct Ready {

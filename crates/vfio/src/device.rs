@@ -75,13 +75,15 @@ pub(crate) enum Open {
     Group { file: Weak<DeviceFile>, bound: Option<Bound> },
     /// Through its own node.
     Cdev(Bound),
+    /// No longer, but the driver's close has not ended: the device may be waiting for a page of its user's.
+    Closing,
 }
 
 impl Open {
     /// The device's place in an iommufd.
     pub(crate) fn bound(&self) -> Option<&Bound> {
         match self {
-            Self::Closed => None,
+            Self::Closed | Self::Closing => None,
             Self::Group { bound, .. } => bound.as_ref(),
             Self::Cdev(bound) => Some(bound),
         }

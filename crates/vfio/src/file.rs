@@ -94,7 +94,7 @@ impl DeviceFile {
     /// # Errors
     ///
     /// `EINVAL` when the container has no IOMMU driver or the device is bound through its own node; `EPERM` without
-    /// an IOMMU and `CAP_SYS_RAWIO`; what binding and attaching answer.
+    /// an IOMMU and `CAP_SYS_RAWIO`; `EBUSY` while the device is being closed; what binding and attaching answer.
     pub(crate) fn of_group(
         device: &Arc<Device>,
         client: &dyn Client,
@@ -106,6 +106,10 @@ impl DeviceFile {
         if let Open::Group { file, .. } = &*open {
             let file = file.upgrade().expect("an open device has its file until it is closed");
             return Ok((file, None));
+        }
+        if matches!(open, Open::Closing) {
+            // DIFFERS: Linux waits for the close of a device that an iommufd has.
+            return Err(Error::new(Errno::EBUSY, "the device is being closed"));
         }
         assert!(matches!(open, Open::Closed), "an open group excludes bound cdevs");
         let (hold, bound) = claim(device, client, iommu)?;
@@ -169,15 +173,18 @@ impl DeviceFile {
 
     /// The last descriptor and the last mapping are gone: the device is closed if this file had it.
     pub fn close(&self) {
-        let mut opens = self.device.set().opens().lock();
+        let (opens, slot) = (self.device.set().opens(), self.device.slot());
+        let mut held = opens.lock();
         if !self.granted.swap(false, Ordering::AcqRel) {
             return;
         }
+        let old = std::mem::replace(&mut held[slot], Open::Closing);
+        // Whoever opens the device meanwhile is told that it is busy, and does not wait for it.
+        drop(held);
         self.device.end();
-        let old = std::mem::take(&mut opens[self.device.slot()]);
         // Detaches and unbinds, before another open can bind.
         drop(old);
-        drop(opens);
+        opens.lock()[slot] = Open::Closed;
         match self.path {
             Path::Group(hold) => self.device.group().device_closed(hold),
             Path::Cdev => self.device.group().unblock(),

@@ -117,6 +117,11 @@ impl<'a> Caller<'a> {
         })
     }
 
+    /// The answer depends on what was closed before the call.
+    pub(crate) fn see_closes(&self) {
+        self.server.see_closes(self.id);
+    }
+
     /// Whether the call must be looked at anew, with the task that has the number now.
     pub(crate) fn is_stale(&self) -> bool {
         self.stale.get()

@@ -20,6 +20,15 @@ use crate::trace;
 /// What may take longer than other callers should wait.
 const SLOW: [u32; 3] = [vfio::DEVICE_RESET, vfio::DEVICE_PCI_HOT_RESET, vfio::GROUP_GET_DEVICE_FD];
 
+/// What no close changes.
+const STATELESS: [u32; 5] = [
+    vfio::GET_API_VERSION,
+    vfio::CHECK_EXTENSION,
+    vfio::DEVICE_GET_INFO,
+    vfio::DEVICE_GET_REGION_INFO,
+    vfio::DEVICE_GET_IRQ_INFO,
+];
+
 pub(super) fn ioctl(caller: &Caller<'_>, call: &Notification, wait: Wait) -> Decision {
     let (fd, command, argument) = (signed(call.args[0]), low(call.args[1]), call.args[2]);
     let Ok(Some(opened)) = caller.opened(fd) else {
@@ -30,6 +39,9 @@ pub(super) fn ioctl(caller: &Caller<'_>, call: &Notification, wait: Wait) -> Dec
     };
     if wait == Wait::Forbidden && SLOW.contains(&command) {
         return Decision::Later;
+    }
+    if !STATELESS.contains(&command) {
+        caller.see_closes();
     }
     caller.begin(&opened);
     let line = Line::begin(caller, &opened, (fd, command, argument));

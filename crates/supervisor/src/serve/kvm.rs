@@ -48,6 +48,7 @@ pub(super) fn create(caller: &Caller<'_>, fd: i32, address: u64) -> Decision {
 
 /// Makes the device and tells the caller the number of its descriptor.
 fn make(caller: &Caller<'_>, vm: Vm, address: u64) -> Result<()> {
+    caller.see_closes();
     let has_one = caller.server.files.any(|file| match file {
         File::Kvm { vm: other, .. } => is_same_file(other.0.as_fd(), vm.0.as_fd()),
         _ => false,

@@ -6,7 +6,10 @@
 //! ([`Server::relieve`]). A call is in the supervisor's hands from the moment the kernel wrote it
 //! into its slot until it has been answered and the slot is cleared.
 //!
-//! Lock order: `Files::draining` comes before every other lock; `Server::free` is a leaf.
+//! Nobody waits for a client's close here but a call that was received after it, and that for a bounded time, after
+//! another receiver has taken its place.
+//!
+//! `Server::free` is a leaf lock.
 
 mod access;
 mod client;
@@ -18,8 +21,9 @@ mod regions;
 mod verify;
 
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use ioasis_iommufd::account::Entry;
 use ioasis_iommufd::type1::Container;
@@ -135,6 +139,7 @@ enum Line {
 /// Answers the client's system calls.
 #[derive(Debug)]
 pub(crate) struct Server {
+    this: Weak<Self>,
     listener: Listener,
     shared: Arc<Shared>,
     notes: Arc<Notes>,
@@ -164,7 +169,7 @@ impl Server {
         (machine, trace): (Machine, Option<Trace>),
         shared: &Arc<Shared>,
         notes: &Arc<Notes>,
-    ) -> Result<Self> {
+    ) -> Result<Arc<Self>> {
         let listener = launched.listener.try_clone()?;
         listener.wake_synchronously();
         let root = launched.files.try_clone();
@@ -177,14 +182,16 @@ impl Server {
             machine.devices.watch(&watcher);
         }
         let program = Process::open(launched.child.id())?;
-        Ok(Self {
+        let queues = Queues::new(launched.queues)?;
+        Ok(Arc::new_cyclic(|this| Self {
+            this: Weak::clone(this),
             user_namespace: program.user_namespace().ok(),
             listener,
             shared: Arc::clone(shared),
             notes: Arc::clone(notes),
             memory: Memory::new(Some(files.dev())),
             files,
-            queues: Queues::new(launched.queues)?,
+            queues,
             injection: Arc::default(),
             tasks: Tasks::default(),
             machine,
@@ -195,7 +202,7 @@ impl Server {
             deciding: AtomicU64::new(0),
             free: Mutex::new((0..shared.slots.count()).collect()),
             freed: Condvar::new(),
-        })
+        }))
     }
 
     /// `st_dev` of the files given to clients.
@@ -208,11 +215,21 @@ impl Server {
         [self.files.closes(), self.queues.closes()]
     }
 
-    /// Closes what clients have closed; whether a close is still on its way.
+    /// Begins to close what clients have closed; whether a close is still on its way.
     pub(crate) fn drain(&self) -> bool {
         self.queues.drain();
         self.files.drain();
         self.files.is_closing()
+    }
+
+    /// A program that closed a file and now asks, by the call `id`, for what the close changes finds it closed.
+    fn see_closes(&self, id: u64) {
+        self.drain();
+        if self.files.closer.is_busy() {
+            // Without another receiver, others wait as long.
+            let _ = self.relieve(id);
+            self.files.closer.wait();
+        }
     }
 
     /// Who pinned what.
@@ -220,10 +237,11 @@ impl Server {
         self.machine.iommu.ledger.entries()
     }
 
-    /// Closes everything: no client is left.
-    pub(crate) fn close_all(&self) {
+    /// Closes everything: no client is left. A close that takes longer than `limit` is left behind.
+    pub(crate) fn close_all(&self, limit: Duration) {
         self.queues.close_all();
         self.files.close_all();
+        self.files.closer.finish(limit);
     }
 
     /// Starts the thread that receives.
@@ -231,9 +249,9 @@ impl Server {
     /// # Errors
     ///
     /// `EAGAIN` if the system has no thread left.
-    pub(crate) fn start(server: &Arc<Self>) -> Result<()> {
-        let me = server.receiver.load(Ordering::Acquire);
-        let server = Arc::clone(server);
+    pub(crate) fn start(&self) -> Result<()> {
+        let me = self.receiver.load(Ordering::Acquire);
+        let server = self.this.upgrade().expect("a server that is called is alive");
         let builder = std::thread::Builder::new().name("receiver".to_owned());
         let receiver = builder.spawn(move || server.receive(me));
         receiver.map(drop).map_err(|_| Error::new(Errno::EAGAIN, "no thread to receive with"))
@@ -249,13 +267,13 @@ impl Server {
     /// # Errors
     ///
     /// `EAGAIN` if the system has no thread left.
-    pub(crate) fn relieve(server: &Arc<Self>, id: u64) -> Result<()> {
-        if !server.done_deciding(id) {
+    pub(crate) fn relieve(&self, id: u64) -> Result<()> {
+        if !self.done_deciding(id) {
             return Ok(());
         }
-        server.receiver.fetch_add(1, Ordering::AcqRel);
-        Self::start(server).inspect_err(|_| {
-            server.receiver.fetch_sub(1, Ordering::AcqRel);
+        self.receiver.fetch_add(1, Ordering::AcqRel);
+        self.start().inspect_err(|_| {
+            self.receiver.fetch_sub(1, Ordering::AcqRel);
         })
     }
 
@@ -264,14 +282,12 @@ impl Server {
         self.deciding.compare_exchange(id, 0, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 
-    fn receive(self: &Arc<Self>, me: u64) {
+    fn receive(&self, me: u64) {
         let mut slot = self.take_slot();
         while self.receiver.load(Ordering::Acquire) == me {
             match self.shared.slots.receive(&self.listener, slot) {
                 Ok(call) => {
                     self.deciding.store(call.id, Ordering::Release);
-                    // A program that closed a file and now asks again finds it closed.
-                    self.drain();
                     if !self.settle(slot, &call, Wait::Forbidden) {
                         self.hand_over(slot, call);
                         slot = self.take_slot();
@@ -297,8 +313,8 @@ impl Server {
         polled[0].revents().contains(PollFlags::HUP)
     }
 
-    fn hand_over(self: &Arc<Self>, slot: u32, call: Notification) {
-        let server = Arc::clone(self);
+    fn hand_over(&self, slot: u32, call: Notification) {
+        let server = self.this.upgrade().expect("a server that is called is alive");
         self.workers.submit(Box::new(move || {
             let settled = server.settle(slot, &call, Wait::Allowed);
             assert!(settled, "a call that may wait is decided");

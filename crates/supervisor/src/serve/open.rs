@@ -50,7 +50,10 @@ pub(super) fn open(caller: &Caller<'_>, call: &Notification, wait: Wait) -> Deci
         _ if access == NO_ACCESS => return Decision::CONTINUE,
         Target::Node(Node::Parameter(number)) => return parameter(caller, &open, number),
         Target::Node(Node::Attribute(_)) if access == 0 => return Decision::CONTINUE,
-        Target::Node(node) => open_node(caller, node, access_of(access)),
+        Target::Node(node) => {
+            caller.see_closes();
+            open_node(caller, node, access_of(access))
+        }
         Target::ReadOnly if access == 0 => return Decision::CONTINUE,
         Target::ReadOnly => {
             Err(Error::new(Errno::EACCES, "Linux lets nobody write this attribute"))
@@ -96,6 +99,7 @@ fn status(caller: &Caller<'_>, open: &OpenCall, found: &OwnedFd) -> Option<Decis
     let link = format!("/proc/self/fd/{}", found.as_raw_fd());
     let path = std::fs::read_link(&link).ok()?;
     let pid = view::status::process(path.to_str()?)?;
+    caller.see_closes();
     let charges = caller.server.machine.iommu.ledger.process(pid);
     let charges = Charges { locked: charges.locked, pinned: charges.vm_pin() };
     if charges == Charges::default() || !caller.is_there() {

@@ -55,6 +55,9 @@ impl DeviceFile {
             return Err(Error::new(Errno::EBADFD, "the fd is no iommufd"));
         };
         let open = &mut opens[self.device.slot()];
+        if matches!(open, Open::Closing) {
+            return Err(Error::new(Errno::EBUSY, "the device is being closed"));
+        }
         if !matches!(open, Open::Closed) {
             return Err(Error::new(Errno::EINVAL, "another file of the device is bound"));
         }
