@@ -6,8 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use ioasis_sys::mapping::Mapping;
 
-use crate::description::BARS;
+use crate::description::{BARS, Description};
 use crate::gate::Gate;
+use crate::msix::Msix;
 
 /// One piece of a scattered transfer, by the address the device puts on the bus.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,11 +93,20 @@ pub enum Line {
     Deasserted,
 }
 
+/// Whether somebody heard an interrupt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Heard {
+    /// Somebody did.
+    Yes,
+    /// Nobody did: no handler, or a mask.
+    No,
+}
+
 /// Interrupts as this device raises them. Which kind is enabled, and whether a vector is masked, is not the
 /// model's business: it raises its message and keeps its pin at the right level, and one of them is heard.
 pub trait Irq: Debug + Send + Sync {
     /// Sends the message of MSI or MSI-X vector `vector`; dropped while neither kind is enabled.
-    fn raise(&self, vector: u16);
+    fn raise(&self, vector: u16) -> Heard;
 
     /// The pin changed its level. Heard only while INTx is enabled and neither masked nor disabled; the level is
     /// to be remembered, because unmasking a pin that is still asserted signals again.
@@ -115,17 +125,33 @@ pub struct Session {
     pub pages: [Option<Arc<Mapping>>; BARS],
 }
 
+/// What stands between a model and the bus.
+#[derive(Debug)]
+pub(crate) struct Wires {
+    /// What configuration space lets through.
+    pub(crate) gate: Gate,
+    /// The level of the interrupt pin.
+    pub(crate) line: AtomicBool,
+    pub(crate) msix: Msix,
+}
+
+impl Wires {
+    pub(crate) fn new(description: &Description) -> Self {
+        let (gate, line) = (Gate::default(), AtomicBool::new(false));
+        Self { gate, line, msix: Msix::new(description) }
+    }
+}
+
 /// The bus as a model sees it during one call.
 #[derive(Debug)]
 pub struct Bus<'a> {
     session: &'a Session,
-    gate: &'a Gate,
-    line: &'a AtomicBool,
+    wires: &'a Wires,
 }
 
 impl<'a> Bus<'a> {
-    pub(crate) fn new(session: &'a Session, gate: &'a Gate, line: &'a AtomicBool) -> Self {
-        Self { session, gate, line }
+    pub(crate) fn new(session: &'a Session, wires: &'a Wires) -> Self {
+        Self { session, wires }
     }
 
     /// Fills `buf` from `segments`; see [`Dma::read`].
@@ -185,21 +211,33 @@ impl<'a> Bus<'a> {
     }
 
     fn admit(&self, segments: &[Segment]) -> Result<(), DmaFault> {
-        if self.gate.may_master() { Ok(()) } else { Err(first(segments)) }
+        if self.wires.gate.may_master() { Ok(()) } else { Err(first(segments)) }
     }
 
     /// Sends the message of MSI or MSI-X vector `vector`; a message is a memory write, so none is sent while bus
-    /// mastering is off.
+    /// mastering is off. That of a masked MSI-X vector is pending until it is unmasked.
     pub fn raise(&self, vector: u16) {
-        if self.gate.may_master() {
-            self.session.irq.raise(vector);
+        let Wires { gate, msix, .. } = self.wires;
+        if gate.may_master() {
+            msix.raise(self.session, vector, gate.vectors_masked());
         }
+    }
+
+    /// Whether the message of some MSI-X vector is pending.
+    #[must_use]
+    pub fn has_pending(&self) -> bool {
+        self.wires.msix.is_waiting()
+    }
+
+    /// Takes back the message of MSI-X vector `vector` if it is pending: its cause is gone. One that was sent stays sent.
+    pub fn withdraw(&self, vector: u16) {
+        self.wires.msix.withdraw(self.session, vector);
     }
 
     /// Sets the level of the interrupt pin; free when it does not change.
     pub fn set_line(&self, line: Line) {
         let asserted = line == Line::Asserted;
-        if self.line.swap(asserted, Ordering::AcqRel) != asserted {
+        if self.wires.line.swap(asserted, Ordering::AcqRel) != asserted {
             self.session.irq.set_line(line);
         }
     }

@@ -59,6 +59,7 @@ pub(crate) const MSIX_FLAGS: usize = 2;
 const MSIX_TABLE: usize = 4;
 const MSIX_PBA: usize = 8;
 pub(crate) const MSIX_ENABLE: u16 = 1 << 15;
+pub(crate) const MSIX_FUNCTION_MASK: u16 = 1 << 14;
 
 /// A capability this crate knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -186,6 +186,10 @@ impl ConfigSpace {
             io: command & COMMAND_IO != 0,
             intx_disable: command & COMMAND_INTX_DISABLE != 0,
             d3hot: state == capability::PM_STATE_D3HOT,
+            // vfio-pci lets no program write it (vfio_config_do_rw: the capability has no writefn).
+            vectors_masked: self.find(Kind::Msix).is_some_and(|start| {
+                self.word(start + capability::MSIX_FLAGS) & capability::MSIX_FUNCTION_MASK != 0
+            }),
         }
     }
 

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use ioasis_sys::sync::Mutex;
 
-use crate::bus::{Dma, DmaFault, Irq, Line, Segment};
+use crate::bus::{Dma, DmaFault, Heard, Irq, Line, Segment};
 
 /// Memory that begins somewhere and ends somewhere; its tail may be read-only.
 #[derive(Debug)]
@@ -81,11 +81,17 @@ impl Dma for Memory {
 pub(crate) struct Interrupts {
     pub(crate) raised: Mutex<Vec<u16>>,
     pub(crate) asserted: AtomicBool,
+    /// Nobody hears a message.
+    pub(crate) deaf: AtomicBool,
 }
 
 impl Irq for Interrupts {
-    fn raise(&self, vector: u16) {
+    fn raise(&self, vector: u16) -> Heard {
+        if self.deaf.load(Ordering::SeqCst) {
+            return Heard::No;
+        }
         self.raised.lock().push(vector);
+        Heard::Yes
     }
 
     fn set_line(&self, line: Line) {

@@ -11,12 +11,13 @@ use ioasis_sys::sync::Mutex;
 use ioasis_uapi::{Errno, Error, Result};
 
 use crate::address::Bdf;
-use crate::bus::Session;
+use crate::bus::{Session, Wires};
 use crate::config::{ConfigSpace, IrqMode};
 use crate::description::{
     BARS, Bar, BarKind, Description, Ids, MsixTable, PageKind, Vectors, pba_bytes, table_bytes,
 };
 use crate::model::Model;
+use crate::msix::Handler;
 use crate::windows::Windows;
 use crate::worker::{Device, Worker};
 
@@ -53,10 +54,10 @@ impl Function {
         let config = ConfigSpace::new(&description, &addresses);
         Self {
             address,
+            device: Arc::new(Device::new(model, &description)),
             description,
             addresses,
             config: Mutex::new(config),
-            device: Arc::new(Device::new(model)),
             open: Mutex::new(None),
             resets: AtomicU64::new(0),
         }
@@ -118,9 +119,9 @@ impl Function {
         {
             let mut config = self.config.lock();
             *config = ConfigSpace::new(&self.description, &self.addresses);
-            self.device.gate.set(config.permissions());
+            self.device.wires.gate.set(config.permissions());
         }
-        self.device.line.store(false, Ordering::Release);
+        self.device.wires.line.store(false, Ordering::Release);
         self.device.reset(&session)?;
         let session = Arc::new(session);
         let name = self.address.to_string();
@@ -158,7 +159,7 @@ impl Function {
         {
             let mut config = self.config.lock();
             config.reset();
-            self.device.gate.set(config.permissions());
+            self.device.wires.gate.set(config.permissions());
         }
         self.resets.fetch_add(1, Ordering::AcqRel);
         let mut done = Ok(());
@@ -195,7 +196,7 @@ impl Function {
     ///
     /// `EFAULT` when the access passes its end; nothing is read then.
     pub fn config_read(&self, offset: u64, bytes: &mut [u8]) -> Result<()> {
-        self.config.lock().read(offset, bytes, self.device.line.load(Ordering::Acquire))
+        self.config.lock().read(offset, bytes, self.device.wires.line.load(Ordering::Acquire))
     }
 
     /// Writes configuration space; bits that may not be written keep their values. What it changes is asked for
@@ -208,7 +209,7 @@ impl Function {
         let asked = {
             let mut config = self.config.lock();
             let asked = config.write(offset, bytes)?;
-            self.device.gate.set(config.permissions());
+            self.device.wires.gate.set(config.permissions());
             asked
         };
         if asked.reset {
@@ -222,31 +223,31 @@ impl Function {
     /// Whether memory BARs answer: decoding is on and the function is not in D3hot.
     #[must_use]
     pub fn memory_enabled(&self) -> bool {
-        self.device.gate.memory_enabled()
+        self.device.wires.gate.memory_enabled()
     }
 
     /// Whether I/O BARs answer.
     #[must_use]
     pub fn io_enabled(&self) -> bool {
-        self.device.gate.io_enabled()
+        self.device.wires.gate.io_enabled()
     }
 
     /// Whether COMMAND lets the function do DMA and send messages.
     #[must_use]
     pub fn bus_master(&self) -> bool {
-        self.device.gate.master_enabled()
+        self.device.wires.gate.master_enabled()
     }
 
     /// Whether COMMAND disables the interrupt pin.
     #[must_use]
     pub fn intx_disabled(&self) -> bool {
-        self.device.gate.intx_disabled()
+        self.device.wires.gate.intx_disabled()
     }
 
     /// Whether the function is in D3hot.
     #[must_use]
     pub fn in_d3hot(&self) -> bool {
-        self.device.gate.in_d3hot()
+        self.device.wires.gate.in_d3hot()
     }
 
     /// Which kind of interrupt is enabled, as last noted.
@@ -256,9 +257,19 @@ impl Function {
     }
 
     /// Notes which kind of interrupt `VFIO_DEVICE_SET_IRQS` enabled: it decides which enable bits configuration
-    /// space shows and lets stick.
+    /// space shows and lets stick. No vector of MSI-X has a handler then.
     pub fn set_irq_mode(&self, mode: IrqMode) {
         self.config.lock().set_irq_mode(mode);
+        let session = self.session();
+        self.device.wires.msix.set_enabled(session.as_deref(), mode == IrqMode::Msix);
+    }
+
+    /// Notes whether MSI-X vector `vector` has a handler on the host, which masks its entry as long as there is none. A message
+    /// that is pending is sent to a new handler before this returns.
+    pub fn set_handler(&self, vector: u16, handler: Handler) {
+        let Some(session) = self.session() else { return };
+        let Wires { gate, msix, .. } = &self.device.wires;
+        msix.set_handler(&session, vector, handler, gate.may_send());
     }
 
     /// Reads a BAR in aligned pieces of 8, 4, 2 or 1 bytes, as a system call does. The MSI-X table reads all-ones.
@@ -272,10 +283,8 @@ impl Function {
         let (mut position, mut rest) = (offset, bytes);
         while !rest.is_empty() {
             let (piece, after) = rest.split_at_mut(width(position, rest.len()));
-            match self.owner(found, bar, position) {
-                Owner::Table => piece.fill(0xff),
-                owner => self.load_piece(&session, owner, bar, position, piece)?,
-            }
+            let owner = self.owner(found, bar, position);
+            self.load_piece(&session, owner, bar, position, piece)?;
             position += piece.len() as u64;
             rest = after;
         }
@@ -294,10 +303,8 @@ impl Function {
         let (mut position, mut rest) = (offset, bytes);
         while !rest.is_empty() {
             let (piece, after) = rest.split_at(width(position, rest.len()));
-            match self.owner(found, bar, position) {
-                Owner::Table => {}
-                owner => self.store_piece(&session, owner, bar, position, piece)?,
-            }
+            let owner = self.owner(found, bar, position);
+            self.store_piece(&session, owner, bar, position, piece)?;
             position += piece.len() as u64;
             rest = after;
         }
@@ -343,7 +350,8 @@ impl Function {
         piece: &mut [u8],
     ) -> Result<()> {
         match owner {
-            Owner::Table | Owner::Pending => piece.fill(0),
+            Owner::Table => piece.fill(0xff),
+            Owner::Pending(start) => self.device.wires.msix.read_pending(offset - start, piece),
             Owner::Shared => load(pages(session, bar), offset, piece)?,
             Owner::Model => self.device.load(session, bar, offset, piece)?,
         }
@@ -359,7 +367,7 @@ impl Function {
         piece: &[u8],
     ) -> Result<()> {
         match owner {
-            Owner::Table | Owner::Pending => Ok(()),
+            Owner::Table | Owner::Pending(_) => Ok(()),
             Owner::Shared => store(pages(session, bar), offset, piece),
             Owner::Model => self.device.store(session, bar, offset, piece),
         }
@@ -386,7 +394,7 @@ impl Function {
                 return Owner::Table;
             }
             if bar == table.pba_bar && inside(table.pba_offset, pba_bytes(vectors)) {
-                return Owner::Pending;
+                return Owner::Pending(table.pba_offset.into());
             }
         }
         match found.page_kind(offset) {
@@ -406,7 +414,8 @@ impl Drop for Function {
 #[derive(Clone, Copy)]
 enum Owner {
     Table,
-    Pending,
+    /// The pending bits, which begin at this offset.
+    Pending(u64),
     Shared,
     Model,
 }

@@ -7,6 +7,7 @@ const MEMORY: u8 = 1 << 1;
 const IO: u8 = 1 << 2;
 const INTX_DISABLE: u8 = 1 << 3;
 const D3HOT: u8 = 1 << 4;
+const VECTORS_MASKED: u8 = 1 << 5;
 
 /// The permissions in force, copied out of configuration space after each write to it.
 #[derive(Debug, Default)]
@@ -20,17 +21,20 @@ pub(crate) struct Permissions {
     pub(crate) io: bool,
     pub(crate) intx_disable: bool,
     pub(crate) d3hot: bool,
+    /// The function mask of MSI-X.
+    pub(crate) vectors_masked: bool,
 }
 
 impl Gate {
     pub(crate) fn set(&self, permissions: Permissions) {
-        let Permissions { master, memory, io, intx_disable, d3hot } = permissions;
+        let Permissions { master, memory, io, intx_disable, d3hot, vectors_masked } = permissions;
         let bits = [
             (master, MASTER),
             (memory, MEMORY),
             (io, IO),
             (intx_disable, INTX_DISABLE),
             (d3hot, D3HOT),
+            (vectors_masked, VECTORS_MASKED),
         ];
         let word = bits.into_iter().filter(|&(on, _)| on).fold(0, |word, (_, bit)| word | bit);
         self.0.store(word, Ordering::Release);
@@ -59,6 +63,15 @@ impl Gate {
 
     pub(crate) fn intx_disabled(&self) -> bool {
         self.bits() & INTX_DISABLE != 0
+    }
+
+    pub(crate) fn vectors_masked(&self) -> bool {
+        self.bits() & VECTORS_MASKED != 0
+    }
+
+    /// Whether a message that waits for its vector could be sent.
+    pub(crate) fn may_send(&self) -> bool {
+        self.may_master() && !self.vectors_masked()
     }
 
     pub(crate) fn in_d3hot(&self) -> bool {

@@ -15,11 +15,12 @@ mod fake;
 mod function;
 mod gate;
 mod model;
+mod msix;
 mod windows;
 mod worker;
 
 pub use address::{Bdf, NotAnAddress};
-pub use bus::{Bus, Dma, DmaFault, Irq, Line, Segment, Session};
+pub use bus::{Bus, Dma, DmaFault, Heard, Irq, Line, Segment, Session};
 pub use config::{CONFIG_SIZE, IrqMode};
 pub use description::{
     BARS, Bar, BarKind, Description, Ids, MsixTable, PAGE_SIZE, PageKind, Pages, Vectors,
@@ -27,4 +28,5 @@ pub use description::{
 pub use function::Function;
 pub use model::options::{ModelError, OptionInfo};
 pub use model::{Model, ModelInfo, Progress, create, models};
+pub use msix::Handler;
 pub use windows::Windows;

@@ -9,8 +9,8 @@ use ioasis_sys::pace::Pace;
 use ioasis_sys::sync::{Mutex, MutexGuard};
 use ioasis_uapi::{Errno, Error, Result};
 
-use crate::bus::{Bus, Line, Session};
-use crate::gate::Gate;
+use crate::bus::{Bus, Line, Session, Wires};
+use crate::description::Description;
 use crate::model::{Model, Progress};
 
 /// What the worker and the callers of a function share.
@@ -19,26 +19,23 @@ pub(crate) struct Device {
     model: Mutex<Box<dyn Model>>,
     /// Callers that wait for `model`; the worker lets them in first.
     waiting: AtomicUsize,
-    pub(crate) gate: Gate,
-    /// The level of the interrupt pin.
-    pub(crate) line: AtomicBool,
+    pub(crate) wires: Wires,
     /// A BAR page could not be reached; nothing is polled until the next reset.
     dead: AtomicBool,
 }
 
 impl Device {
-    pub(crate) fn new(model: Box<dyn Model>) -> Self {
+    pub(crate) fn new(model: Box<dyn Model>, description: &Description) -> Self {
         Self {
             model: Mutex::new(model),
             waiting: AtomicUsize::new(0),
-            gate: Gate::default(),
-            line: AtomicBool::new(false),
+            wires: Wires::new(description),
             dead: AtomicBool::new(false),
         }
     }
 
     pub(crate) fn bus<'a>(&'a self, session: &'a Session) -> Bus<'a> {
-        Bus::new(session, &self.gate, &self.line)
+        Bus::new(session, &self.wires)
     }
 
     /// The model, for a caller that is not the worker.
@@ -53,7 +50,7 @@ impl Device {
     pub(crate) fn reset(&self, session: &Session) -> Result<()> {
         let mut model = self.model();
         let bus = self.bus(session);
-        let done = model.reset(&bus);
+        let done = model.reset(&bus).and_then(|()| self.wires.msix.reset(session));
         bus.set_line(Line::Deasserted);
         self.dead.store(done.is_err(), Ordering::Release);
         done
@@ -92,7 +89,7 @@ impl Device {
 
     /// The pin as the BAR pages have it by now.
     pub(crate) fn update_line(&self, session: &Session) {
-        if self.dead.load(Ordering::Acquire) || !self.gate.memory_enabled() {
+        if self.dead.load(Ordering::Acquire) || !self.wires.gate.memory_enabled() {
             return;
         }
         // Who asks wants the level alone: a pin without its pages is down.
@@ -104,7 +101,7 @@ impl Device {
         while self.waiting.load(Ordering::Acquire) != 0 {
             thread::yield_now();
         }
-        if self.dead.load(Ordering::Acquire) || !self.gate.memory_enabled() {
+        if self.dead.load(Ordering::Acquire) || !self.wires.gate.memory_enabled() {
             return None;
         }
         let polled = self.model.lock().poll(bus);
@@ -164,7 +161,11 @@ fn work(device: &Device, session: &Session, signals: &Signals) {
         if signals.kicked.swap(false, Ordering::AcqRel) {
             pace.worked();
         }
-        match device.poll(&bus) {
+        let polled = device.poll(&bus);
+        let Wires { gate, msix, .. } = &device.wires;
+        // A program unmasks a vector with a store to the mapped table, of which nothing tells.
+        msix.send_waiting(session, gate.may_send());
+        match polled {
             Some(Progress::Worked) => pace.worked(),
             Some(Progress::Idle) => pace.rest(),
             None => thread::park(),

@@ -11,13 +11,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
-use ioasis_pci::{Function, Irq, IrqMode, Line};
+use ioasis_pci::{Function, Heard, Irq, IrqMode, Line};
 use ioasis_sys::eventfd::EventFd;
 use ioasis_sys::sync::Mutex;
 use ioasis_uapi::vfio;
 
 use crate::watch::Watch;
-use pin::{Heard, Pin};
+use pin::Pin;
 
 /// Which interrupt a device sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -171,13 +171,13 @@ impl Interrupts {
 }
 
 impl Irq for Interrupts {
-    fn raise(&self, vector: u16) {
+    fn raise(&self, vector: u16) -> Heard {
         let messages = self.messages.load();
-        if let Some(Some(trigger)) = messages.get(usize::from(vector)) {
-            trigger.signal();
-            let msix = self.msix.load(Ordering::Relaxed);
-            self.told(if msix { InterruptKind::Msix } else { InterruptKind::Msi }, vector);
-        }
+        let Some(Some(trigger)) = messages.get(usize::from(vector)) else { return Heard::No };
+        trigger.signal();
+        let msix = self.msix.load(Ordering::Relaxed);
+        self.told(if msix { InterruptKind::Msix } else { InterruptKind::Msi }, vector);
+        Heard::Yes
     }
 
     fn set_line(&self, line: Line) {

@@ -2,16 +2,9 @@
 
 use std::sync::Arc;
 
-use ioasis_pci::Line;
+use ioasis_pci::{Heard, Line};
 use ioasis_sys::eventfd::EventFd;
 use ioasis_sys::sync::Mutex;
-
-/// Whether a change made the program's eventfd signal.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Heard {
-    Yes,
-    No,
-}
 
 /// INTx of one device.
 #[derive(Debug, Default)]

@@ -1,10 +1,11 @@
 //! VFIO_DEVICE_SET_IRQS, in the order of Linux's checks.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use ioasis_iommufd::inject::step;
-use ioasis_pci::{Function, IrqMode};
+use ioasis_pci::{Function, Handler, IrqMode};
 use ioasis_sys::eventfd::EventFd;
 use ioasis_uapi::vfio::{self, IrqSet};
 use ioasis_uapi::{Errno, Error, Result};
@@ -343,8 +344,27 @@ impl Interrupts {
                 break;
             }
         }
-        self.messages.store(Arc::new(messages));
+        let touched = start..messages.len().min(start + fds.len());
+        if gate.mode == Mode::Msix {
+            self.change_handlers(function, messages, touched);
+        } else {
+            self.messages.store(Arc::new(messages));
+        }
         done
+    }
+
+    /// Puts `messages` in place where those of `touched` vectors are new. As `free_irq` and `request_irq` do, an entry of the
+    /// table is masked before its eventfd goes, and unmasked when there is another: what comes between is pending.
+    fn change_handlers(&self, function: &Function, messages: Messages, touched: Range<usize>) {
+        let vector = |at: usize| u16::try_from(at).expect("a table has at most 2048 entries");
+        for at in touched.clone() {
+            function.set_handler(vector(at), Handler::Absent);
+        }
+        let messages = Arc::new(messages);
+        self.messages.store(Arc::clone(&messages));
+        for at in touched.filter(|&at| messages[at].is_some()) {
+            function.set_handler(vector(at), Handler::Present);
+        }
     }
 }
 

@@ -9,7 +9,9 @@ use ioasis_uapi::{Errno, Result};
 use ioasis_vfio::DeviceFile;
 use zerocopy::IntoBytes;
 
-use crate::rig::{ACKNOWLEDGE, ARG, BASE, LENGTH, LINE, MSI, MSIX, NOWHERE, RAISE, Rig, at, errno};
+use crate::rig::{
+    ACKNOWLEDGE, ARG, BASE, LENGTH, LINE, MSI, MSIX, NOWHERE, PENDING, RAISE, Rig, at, errno,
+};
 
 const NONE: u32 = vfio::IRQ_SET_DATA_NONE;
 const BOOL: u32 = vfio::IRQ_SET_DATA_BOOL;
@@ -233,6 +235,106 @@ fn a_failing_eventfd_detaches_those_the_call_had_reached() {
     (0..4).for_each(|vector| irqs.raise(vector));
     let heard: Vec<_> = events.iter().map(|event| event.1.take()).collect();
     assert_eq!(heard, [Some(1), None, None, Some(1)]);
+}
+
+/// The first byte of the pending bits, by pread.
+fn pending(irqs: &Irqs) -> u8 {
+    let mut bits = [0; 8];
+    irqs.file.read(at(0, PENDING), &mut bits).expect("the pending bits");
+    assert_eq!(bits[2..], [0; 6], "16 vectors");
+    bits[0]
+}
+
+#[test]
+fn a_message_waits_for_the_eventfd_of_its_vector() {
+    let irqs = Irqs::new();
+    irqs.command(6);
+    let (first, second) = (irqs.event(), irqs.event());
+    irqs.set_events(MSIX_INDEX, 0, &[first.0, first.0, -1]).expect("MSI-X");
+    irqs.set_events(MSIX_INDEX, 1, &[-1]).expect("vector 1 loses its eventfd");
+    for vector in [1, 2, 5, 1] {
+        irqs.raise(vector);
+    }
+    assert_eq!((first.1.take(), pending(&irqs)), (None, 0b10_0110));
+    irqs.set_events(MSIX_INDEX, 1, &[second.0]).expect("there again");
+    assert_eq!((second.1.take(), pending(&irqs)), (Some(1), 0b10_0100));
+    irqs.set_events(MSIX_INDEX, 5, &[second.0]).expect("allocated after the message");
+    assert_eq!((second.1.take(), pending(&irqs)), (Some(1), 0b100));
+    irqs.file.write(at(0, PENDING), &[0; 8]).expect("dropped");
+    assert_eq!(pending(&irqs), 0b100);
+}
+
+#[test]
+fn a_failing_call_leaves_the_vectors_it_had_reached_masked() {
+    let irqs = Irqs::new();
+    irqs.command(6);
+    let (fd, event) = irqs.event();
+    irqs.set_events(MSIX_INDEX, 0, &[fd, fd, fd]).expect("three vectors");
+    assert_eq!(errno(irqs.set_events(MSIX_INDEX, 1, &[fd, 1000])), Some(Errno::EBADF));
+    (0..3).for_each(|vector| irqs.raise(vector));
+    assert_eq!((event.take(), pending(&irqs)), (Some(1), 0b110));
+    irqs.set_events(MSIX_INDEX, 1, &[fd, fd]).expect("both");
+    assert_eq!((event.take(), pending(&irqs)), (Some(2), 0));
+}
+
+#[test]
+fn disabling_keeps_a_pending_message_and_a_reset_drops_it() {
+    let irqs = Irqs::new();
+    irqs.command(6);
+    let (fd, event) = irqs.event();
+    irqs.set_events(MSIX_INDEX, 0, &[fd, -1]).expect("MSI-X");
+    irqs.raise(1);
+    irqs.disable(MSIX_INDEX).expect("count 0");
+    irqs.raise(2);
+    assert_eq!((event.take(), pending(&irqs)), (None, 0b10), "2 was sent with MSI-X off: nowhere");
+    irqs.set_events(MSIX_INDEX, 0, &[fd, fd, fd]).expect("MSI-X");
+    assert_eq!((event.take(), pending(&irqs)), (Some(1), 0));
+    irqs.raise(5);
+    irqs.file.ioctl(&irqs.rig.caller, vfio::DEVICE_RESET, 0).expect("a reset");
+    assert_eq!(pending(&irqs), 0);
+    irqs.raise(5);
+    irqs.raise(2);
+    assert_eq!((event.take(), pending(&irqs)), (Some(1), 1 << 5), "2 still has its eventfd");
+    irqs.file.write(at(7, 0x78), &0x8000_u16.to_le_bytes()).expect("FLR");
+    assert_eq!(pending(&irqs), 0);
+}
+
+#[test]
+fn a_message_of_msi_without_an_eventfd_is_lost() {
+    // Its capability has no mask bits, so a message leaves the device whoever listens.
+    let irqs = Irqs::new();
+    irqs.command(6);
+    let (fd, event) = irqs.event();
+    irqs.set_events(MSI_INDEX, 0, &[fd, -1]).expect("MSI");
+    irqs.raise(1);
+    assert_eq!(pending(&irqs), 0);
+    irqs.set_events(MSI_INDEX, 1, &[fd]).expect("an eventfd");
+    assert_eq!(event.take(), None);
+    irqs.raise(1);
+    assert_eq!(event.take(), Some(1));
+}
+
+#[test]
+fn the_pin_shows_in_the_status_register_whoever_hears_it() {
+    let irqs = Irqs::new();
+    let status = || {
+        let mut bytes = [0];
+        irqs.file.read(at(7, 6), &mut bytes).expect("STATUS");
+        bytes[0] & 8
+    };
+    let (fd, event) = irqs.event();
+    irqs.line(1);
+    assert_eq!(status(), 8, "INTx is not enabled");
+    irqs.command(1 << 10 | 3);
+    assert_eq!(status(), 8, "DisINTx keeps the message back, not the bit");
+    irqs.set_events(INTX, 0, &[fd]).expect("INTx");
+    assert_eq!(event.take(), None);
+    irqs.command(3);
+    assert_eq!((event.take(), status()), (Some(1), 8), "sent as soon as it may be");
+    irqs.line(0);
+    assert_eq!(status(), 0);
+    irqs.set(INTX, NONE | UNMASK, 0, 1, &[]).expect("unmasked");
+    assert_eq!(event.take(), None, "its cause is gone");
 }
 
 #[test]

@@ -40,6 +40,7 @@ pub(crate) const ACKNOWLEDGE: u64 = 0x2000;
 pub(crate) const FETCH: u64 = 0x1008;
 pub(crate) const SCRATCH: u64 = 0x1018;
 pub(crate) const TABLE: u64 = 0x3000;
+pub(crate) const PENDING: u64 = 0x3800;
 /// BAR 2: shared pages, and a trapped one behind them that holds what was stored last.
 pub(crate) const WATCHED: u64 = 0x3000;
 pub(crate) const MSI: u32 = 8;

@@ -214,7 +214,7 @@ impl Controller {
         }
         for slot in 0..self.used {
             let (_, head) = self.doorbells(bus, slot)?;
-            self.take_head(slot, head);
+            self.take_head(bus, slot, head);
         }
         self.take_masks(bus, Masks::default())?;
         bus.set_line(self.line());
@@ -359,7 +359,7 @@ impl Controller {
         let mut slot = 0;
         while slot < self.used && self.runs() {
             let (tail, head) = self.doorbells(bus, slot)?;
-            if self.take_head(slot, head) | self.turn(bus, slot, tail)? {
+            if self.take_head(bus, slot, head) | self.turn(bus, slot, tail)? {
                 progress = Progress::Worked;
             }
             slot += 1;
@@ -368,12 +368,28 @@ impl Controller {
         Ok(progress)
     }
 
-    fn take_head(&mut self, slot: usize, doorbell: u32) -> bool {
+    fn take_head(&mut self, bus: &Bus<'_>, slot: usize, doorbell: u32) -> bool {
         let Some(queue) = &mut self.completions[slot] else { return false };
-        queue.take_head(doorbell).unwrap_or_else(|_| {
+        let moved = queue.take_head(doorbell).unwrap_or_else(|_| {
             self.events.happened(Event::BadDoorbell, &self.features);
             true
-        })
+        });
+        let (vector, drained) = (queue.vector, !queue.has_entries());
+        if moved
+            && drained
+            && bus.has_pending()
+            && let Some(vector) = vector
+            && !self.has_entries(vector)
+        {
+            bus.withdraw(vector);
+        }
+        moved
+    }
+
+    /// Whether a queue that interrupts on `vector` has completions to take.
+    fn has_entries(&self, vector: u16) -> bool {
+        let mut queues = self.completions.iter().flatten();
+        queues.any(|queue| queue.vector == Some(vector) && queue.has_entries())
     }
 
     /// One submission queue's turn; answers whether there was something to do.

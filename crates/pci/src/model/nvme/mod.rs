@@ -140,7 +140,8 @@ impl Model for Nvme {
         // Doorbells only move forward, or say where a ring's head is by now: they need no trap.
         let pages = vec![Pages::trapped(0..DOORBELLS), Pages::shared(DOORBELLS..BAR_BYTES)];
         let registers = memory(BAR_BYTES, BarKind::Memory64, pages);
-        let msix = memory(MSIX_BAR_BYTES, BarKind::Memory32, Vec::new());
+        let pages = vec![Pages::shared(0..MSIX_BAR_BYTES)];
+        let msix = memory(MSIX_BAR_BYTES, BarKind::Memory32, pages);
         Description {
             ids: Ids {
                 vendor: identify::VENDOR,

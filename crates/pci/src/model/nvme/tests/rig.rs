@@ -3,13 +3,13 @@
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use ioasis_sys::mapping::Mapping;
 
-use crate::bus::{Bus, Dma, Irq, Session};
+use crate::bus::{Bus, Dma, Irq, Session, Wires};
 use crate::fake::{Interrupts, Memory};
-use crate::gate::{Gate, Permissions};
+use crate::gate::Permissions;
 use crate::model::nvme::admin;
 use crate::model::nvme::command::{COMMAND_BYTES, COMPLETION_BYTES, Command};
 use crate::model::nvme::registers::{ACQ, AQA, ASQ, CC, CSTS, doorbells};
@@ -62,8 +62,7 @@ pub(super) struct Rig {
     pub(super) interrupts: Arc<Interrupts>,
     pub(super) pages: Arc<Mapping>,
     session: Session,
-    gate: Gate,
-    line: AtomicBool,
+    wires: Wires,
     pairs: Vec<Option<Pair>>,
     next_id: u16,
     image: PathBuf,
@@ -111,22 +110,20 @@ impl Rig {
         let irq: Arc<dyn Irq> = Arc::<Interrupts>::clone(&interrupts);
         let shared = [Some(Arc::clone(&pages)), None, None, None, None, None];
         let session = Session { dma, irq, pages: shared };
-        let gate = Gate::default();
-        gate.set(Permissions { master: true, memory: true, ..Permissions::default() });
-        let (line, pairs) = (AtomicBool::new(false), Vec::new());
+        let wires = Wires::new(&model.description());
+        wires.gate.set(Permissions { master: true, memory: true, ..Permissions::default() });
         let mut rig = Self {
             model,
             memory,
             interrupts,
             pages,
             session,
-            gate,
-            line,
-            pairs,
+            wires,
+            pairs: Vec::new(),
             next_id: 0x40,
             image,
         };
-        rig.model.reset(&Bus::new(&rig.session, &rig.gate, &rig.line)).expect("pages are there");
+        rig.model.reset(&Bus::new(&rig.session, &rig.wires)).expect("pages are there");
         rig
     }
 
@@ -176,24 +173,24 @@ impl Rig {
     }
 
     pub(super) fn allow(&self, permissions: Permissions) {
-        self.gate.set(permissions);
+        self.wires.gate.set(permissions);
     }
 
     /// Polls until there is nothing to do.
     pub(super) fn poll(&mut self) {
-        let bus = Bus::new(&self.session, &self.gate, &self.line);
+        let bus = Bus::new(&self.session, &self.wires);
         while self.model.poll(&bus).expect("pages are there") == Progress::Worked {}
     }
 
     /// A store of a program that is trapped.
     pub(super) fn store(&mut self, offset: u64, bytes: &[u8]) {
-        let bus = Bus::new(&self.session, &self.gate, &self.line);
+        let bus = Bus::new(&self.session, &self.wires);
         self.model.store(&bus, 0, offset, bytes).expect("pages are there");
     }
 
     /// A load of one dword of a program that is trapped.
     pub(super) fn load(&mut self, offset: u64) -> u32 {
-        let bus = Bus::new(&self.session, &self.gate, &self.line);
+        let bus = Bus::new(&self.session, &self.wires);
         let mut bytes = [0; 4];
         self.model.load(&bus, 0, offset, &mut bytes).expect("pages are there");
         u32::from_le_bytes(bytes)
@@ -201,13 +198,13 @@ impl Rig {
 
     /// What a program that unmasks the pin sets off.
     pub(super) fn update_line(&mut self) {
-        let bus = Bus::new(&self.session, &self.gate, &self.line);
+        let bus = Bus::new(&self.session, &self.wires);
         self.model.update_line(&bus).expect("pages are there");
     }
 
     /// Calls `f` with the bus the controller sees.
     pub(super) fn bus<T>(&self, f: impl FnOnce(&Bus<'_>) -> T) -> T {
-        f(&Bus::new(&self.session, &self.gate, &self.line))
+        f(&Bus::new(&self.session, &self.wires))
     }
 
     /// Puts commands into a queue and rings its doorbell, without polling.
