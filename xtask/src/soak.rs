@@ -86,6 +86,13 @@ const JOBS: &[Job] = &[
         step: 50_000,
     },
     Job {
+        name: "instructions",
+        what: "random instructions done for a program, beside the processor",
+        work: Work::Tests(&["-p", "ioasis-x86", "-E", "test(a_random_instruction)"]),
+        total: 1_000_000,
+        step: 250_000,
+    },
+    Job {
         name: "durability",
         what: "SIGKILL of client and supervisor at random moments of a run of writes",
         work: Work::Kills(&["-p", "ioasis", "--test", "durability"]),
