@@ -2,20 +2,21 @@
 //!
 //! P11 is time, beside one bare system call (FIONREAD on a pipe) in the same run, in turns, the median of nine. P14 is
 //! instructions, counted by callgrind where it is installed: this program runs itself under it twice and takes the
-//! difference. The memory is local: nothing is pinned in another process.
+//! difference. The memory is local: nothing is pinned in another process. The line with `#` says what it costs a transfer of 64 bytes
+//! that its memory may keep it waiting.
 
 #[path = "callgrind/mod.rs"]
 mod callgrind;
 
 use std::hint::black_box;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use callgrind::{asked, instructions, line};
 use ioasis_iommufd::{
-    AccessHandle, AccessKind, Account, Bound, Context, CopyRequest, Dirty, Endpoint,
-    EndpointConfig, Group, HwptFlags, Iommu, IommuKind, Iova, IovaRange, Machine, MapRequest,
-    Memory, Place, Prot,
+    AccessHandle, AccessKind, Account, AddressSpace, Backing, Bound, Context, CopyRequest, Dirty,
+    Endpoint, EndpointConfig, Extent, Extents, Group, HwptFlags, Iommu, IommuKind, Iova, IovaRange,
+    Kind, Machine, MapRequest, Memory, Piece, Place, Prot, Segment,
 };
 
 const PAGE: u64 = 4096;
@@ -39,7 +40,7 @@ struct Rig {
     ioas: u32,
     hwpt: u32,
     memory: Arc<Memory>,
-    _bound: Bound,
+    bound: Bound,
     access: AccessHandle,
 }
 
@@ -67,12 +68,16 @@ impl Rig {
         access.attach(ioas).expect("attached");
         let memory =
             Arc::new(Memory::new(0, usize::try_from(GIB).expect("64 bits")).expect("memory"));
-        Self { context, ioas, hwpt, memory, _bound: bound, access }
+        Self { context, ioas, hwpt, memory, bound, access }
     }
 
     fn map(&self, iova: u64, address: u64, length: u64) {
+        self.map_of(Arc::clone(&self.memory) as _, iova, address, length);
+    }
+
+    fn map_of(&self, space: Arc<dyn AddressSpace>, iova: u64, address: u64, length: u64) {
         let request = MapRequest {
-            space: Arc::clone(&self.memory) as _,
+            space,
             address,
             length,
             place: Place::Fixed(Iova(iova)),
@@ -200,12 +205,82 @@ fn race() {
     line("P11.library_map_unmap", ratios[ROUNDS / 2], 1.0);
 }
 
+/// Memory without bytes, which says of itself that it may wait.
+#[derive(Clone, Debug)]
+struct Void {
+    may_wait: bool,
+}
+
+impl Backing for Void {
+    fn key(&self) -> u128 {
+        7 + u128::from(self.may_wait)
+    }
+
+    fn may_wait(&self) -> bool {
+        self.may_wait
+    }
+
+    fn read(&self, _pieces: &[Piece], _buf: &mut [u8]) -> ioasis_uapi::Result<()> {
+        Ok(())
+    }
+
+    fn write(&self, _pieces: &[Piece], _buf: &[u8]) -> ioasis_uapi::Result<()> {
+        Ok(())
+    }
+}
+
+impl AddressSpace for Void {
+    fn key(&self) -> u128 {
+        Backing::key(self)
+    }
+
+    fn pin(&self, offset: u64, length: u64, _need: Prot) -> ioasis_uapi::Result<Extents> {
+        let backing: Arc<dyn Backing> = Arc::new(self.clone());
+        Ok(Extents::from_buf([Extent { backing, offset, length }]))
+    }
+
+    fn kind(&self) -> Kind {
+        Kind::User
+    }
+}
+
+/// Nanoseconds this thread has run.
+fn processor_time() -> f64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::try_from(time).expect("not negative").as_secs_f64() * 1e9
+}
+
+/// What a transfer costs beside its bytes, where the memory may wait and where not.
+fn transfer() {
+    const TURNS: u32 = 1_000_000;
+    let figures = [false, true].map(|may_wait| {
+        let rig = Rig::new(true);
+        rig.map_of(Arc::new(Void { may_wait }), GIB * 4, 0, PAGE);
+        let mut rounds: Vec<f64> = (0..ROUNDS)
+            .map(|_| {
+                let begun = processor_time();
+                for _ in 0..TURNS {
+                    let segment = Segment { iova: Iova(GIB * 4), length: 64 };
+                    let written = rig.bound.endpoint().write([segment], black_box(&[0; 64]));
+                    written.expect("written");
+                }
+                (processor_time() - begun) / f64::from(TURNS)
+            })
+            .collect();
+        rounds.sort_unstable_by(f64::total_cmp);
+        rounds[ROUNDS / 2]
+    });
+    let [never, may] = figures;
+    println!("# a transfer beside its bytes: {never:.1} ns; {may:.1} ns where it may wait");
+}
+
 fn main() {
     if let Some((name, times)) = asked() {
         counted(&name, times);
         return;
     }
     race();
+    transfer();
     if count().is_none() {
         println!("P14: callgrind is not installed, nothing was counted");
     }

@@ -281,6 +281,13 @@ pub trait Backing: Debug + Send + Sync {
     /// `EFAULT` when the memory is gone.
     fn read(&self, pieces: &[Piece], buf: &mut [u8]) -> Result<()>;
 
+    /// Whether [`read`](Self::read) and [`write`](Self::write) may wait for somebody who must give the page first: the program whose
+    /// memory it is, or a file system. Then only those wait for the copy who take away what it uses. Memory that is here, or that
+    /// nothing but the kernel's own memory stands behind, never waits: its copies cost a little less.
+    fn may_wait(&self) -> bool {
+        true
+    }
+
     /// Whether it is device memory, a BAR: nobody pays for pinning that.
     fn is_device(&self) -> bool {
         false

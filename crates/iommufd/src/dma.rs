@@ -1,7 +1,9 @@
 //! DMA: what a device model does with the addresses on its bus.
 //!
-//! Every call translates anew, inside one section of its group: once an unmap or a detach has waited for the sections that were
-//! open, no call uses what it took away. Pieces that lie in one backing become one vectored copy.
+//! Every call translates anew, inside a section of its group: once an unmap or a detach has waited for the sections that were
+//! open, no call uses what it took away. Pieces that lie in one backing become one vectored copy. A copy that ends by itself happens
+//! inside the section. One that may wait for somebody ([`Backing::may_wait`]) is noted in the section and happens after it, so that
+//! only those wait for it who take away what it uses (`underway`); each such copy has a section of its own.
 //!
 //! No translation and no table is remembered here: of a 4 KiB transfer about 30 ns are not its bytes, 6 to 8 of them the walk.
 //! `WalkCache` would save 3, `Iotlb` 5 on a hit, for 72 and 256 KiB of cache that every thread and table wants for itself.
@@ -10,7 +12,7 @@ mod section;
 
 use std::sync::Arc;
 
-use ioasis_iommupt::{Fault, Iova, Prot, Run};
+use ioasis_iommupt::{Fault, Iova, IovaRange, Prot, Run};
 use ioasis_sys::published::Held;
 use ioasis_uapi::Result;
 use smallvec::SmallVec;
@@ -19,7 +21,9 @@ use crate::device::NO_PASID;
 use crate::fault::{PageRequest, PageResponse, perm_of};
 use crate::faultlog::{Reason, RefusedDma};
 use crate::iommu::{Attachment, Endpoint};
+use crate::nested::{Ahead, Missed};
 use crate::phys::{Phys, Window};
+use crate::underway::Route;
 use crate::{Backing, Piece};
 
 pub use section::{DmaSection, Reached, Unreached};
@@ -84,13 +88,42 @@ struct Batch<'a> {
     window: Option<Held<'a, Window>>,
     place: u64,
     pieces: SmallVec<[Piece; PIECES]>,
+    /// Where they are in the domain, if copying them may wait.
+    ranges: SmallVec<[IovaRange; PIECES]>,
     length: usize,
     first: Iova,
 }
 
+/// Where an address leads.
+#[derive(Clone, Copy, Debug)]
+struct Spot {
+    /// In the domain.
+    at: Iova,
+    run: Run,
+}
+
+impl Spot {
+    fn range(&self) -> IovaRange {
+        IovaRange::new(self.at, self.run.length).expect("a run is not empty and does not wrap")
+    }
+}
+
 impl<'a> Batch<'a> {
     fn empty(phys: &'a Phys) -> Self {
-        Self { phys, window: None, place: 0, pieces: SmallVec::new(), length: 0, first: Iova(0) }
+        Self {
+            phys,
+            window: None,
+            place: 0,
+            pieces: SmallVec::new(),
+            ranges: SmallVec::new(),
+            length: 0,
+            first: Iova(0),
+        }
+    }
+
+    /// Whether copying what waits in it may wait for somebody.
+    fn may_wait(&self) -> bool {
+        !self.ranges.is_empty()
     }
 
     fn flush<T: Transfer>(&mut self, transfer: &mut T) -> Result<(), Refusal> {
@@ -100,13 +133,18 @@ impl<'a> Batch<'a> {
         let window = self.window.as_ref().expect("a batch has a window");
         let copied = transfer.copy(&*window.backing, &self.pieces, self.length);
         self.pieces.clear();
+        self.ranges.clear();
         self.length = 0;
         copied.map_err(|_| Refusal { iova: self.first, reason: Reason::MemoryGone })
     }
 
-    fn add<T: Transfer>(&mut self, at: Iova, run: Run, transfer: &mut T) -> Result<(), Refusal> {
+    fn add<T: Transfer>(&mut self, at: Iova, spot: Spot, transfer: &mut T) -> Result<(), Stop> {
+        let run = spot.run;
         let place = Phys::place(run.pa);
         if self.pieces.is_empty() || self.pieces.len() == PIECES || place != self.place {
+            if self.may_wait() {
+                return Err(Stop::Full);
+            }
             self.flush(transfer)?;
             self.window = None;
             self.window = self.phys.hold_window(run.pa);
@@ -114,7 +152,7 @@ impl<'a> Batch<'a> {
             self.first = at;
         }
         let Some(window) = self.window.as_ref() else {
-            return Err(Refusal { iova: at, reason: Reason::MemoryGone });
+            return Err(Refusal { iova: at, reason: Reason::MemoryGone }.into());
         };
         let offset = Phys::offset(window, run.pa);
         let length = usize::try_from(run.length).expect("a run fits the segment it was asked for");
@@ -125,6 +163,9 @@ impl<'a> Batch<'a> {
             None => self.pieces.push(Piece { offset, length }),
         }
         self.length += length;
+        if window.backing.may_wait() {
+            self.ranges.push(spot.range());
+        }
         Ok(())
     }
 }
@@ -133,6 +174,22 @@ impl<'a> Batch<'a> {
 struct Refusal {
     iova: Iova,
     reason: Reason,
+}
+
+/// Why gathering ends before the transfer does.
+#[derive(Clone, Copy, Debug)]
+enum Stop {
+    Refused(Refusal),
+    /// What was gathered must be copied first, outside the section.
+    Full,
+    /// The client's own table must be walked first for this address, outside the section.
+    WalkAhead(Iova),
+}
+
+impl From<Refusal> for Stop {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
 }
 
 /// A device's transactions with one PASID.
@@ -171,10 +228,26 @@ impl PasidDma<'_> {
 }
 
 impl Attachment {
-    fn translate(&self, pasid: u32, iova: Iova, length: u64, need: Prot) -> Result<Run, Fault> {
-        match &self.nested {
-            None => self.domain.reader().translate(iova, length, need),
-            Some(nested) => nested.translate(pasid, iova, length, need),
+    fn translate(
+        &self,
+        (pasid, iova): (u32, Iova),
+        length: u64,
+        need: Prot,
+        ahead: Option<&Ahead>,
+    ) -> Result<Spot, Missed> {
+        let (at, run) = match &self.nested {
+            None => (iova, self.domain.reader().translate(iova, length, need)?),
+            Some(nested) => nested.translate((pasid, iova), length, need, ahead)?,
+        };
+        Ok(Spot { at, run })
+    }
+
+    fn route(&self, need: Prot) -> Route {
+        Route {
+            attachment: self.token,
+            domain: self.domain.token(),
+            nested: self.nested.is_some(),
+            writes: need.contains(Prot::WRITE),
         }
     }
 }
@@ -226,12 +299,18 @@ impl Endpoint {
         if second.is_none() && self.copy_one_run(pasid, first, &mut transfer)? {
             return Ok(());
         }
-        let mut rest =
-            Rest { segment: first, segments: second.into_iter().chain(segments), done: false };
+        let segments = second.into_iter().chain(segments);
+        let mut rest = Rest { segment: first, segments, done: false, ahead: None };
         loop {
             let (attachment, refusal) = match self.transfer_more(pasid, &mut rest, &mut transfer) {
-                Ok(()) => return Ok(()),
-                Err(refused) => refused,
+                (_, Ok(())) => return Ok(()),
+                (_, Err(Stop::Full)) => continue,
+                (attachment, Err(Stop::WalkAhead(iova))) => {
+                    let attachment = attachment.expect("something was translated through it");
+                    rest.ahead = Some(self.walk_ahead(&attachment, pasid, iova));
+                    continue;
+                }
+                (attachment, Err(Stop::Refused(refusal))) => (attachment, refusal),
             };
             if !self.ask_for_page(attachment.as_ref(), pasid, refusal, T::NEED) {
                 return Err(self.refuse(attachment.as_ref(), pasid, refusal, T::NEED));
@@ -245,18 +324,26 @@ impl Endpoint {
         pasid: u32,
         rest: &mut Rest<S>,
         transfer: &mut T,
-    ) -> Result<(), (Option<Arc<Attachment>>, Refusal)> {
+    ) -> (Option<Arc<Attachment>>, Result<(), Stop>) {
         let machine = self.machine();
         let section = machine.sections.section(self.group().token());
         let attachment = self.attachment(pasid);
         let mut batch = Batch::empty(&machine.phys);
-        let walked = rest
-            .try_each(|segment| walk(attachment.as_ref(), pasid, segment, &mut batch, transfer));
+        let walked = rest.try_each(|segment, ahead| {
+            walk(attachment.as_ref(), pasid, (segment, ahead), &mut batch, transfer)
+        });
         // What came before a missing page is copied while its translations count.
-        let flushed = batch.flush(transfer);
+        let flushed = match attachment.as_ref().filter(|_| batch.may_wait()) {
+            Some(attachment) => {
+                let ranges = batch.ranges.iter().copied();
+                let _noted = machine.underway.note(attachment.route(T::NEED), ranges);
+                drop(section);
+                batch.flush(transfer)
+            }
+            None => batch.flush(transfer),
+        };
         drop(batch);
-        drop(section);
-        flushed.and(walked).map_err(|refusal| (attachment, refusal))
+        (attachment, flushed.map_err(Stop::Refused).and(walked))
     }
 
     /// Copies a segment that is one run; says whether it was, else nothing is done.
@@ -273,12 +360,19 @@ impl Endpoint {
         let section = machine.sections.section(self.group().token());
         let Some(attachment) = self.group().hold_attachment() else { return Ok(false) };
         let length = segment.length as u64;
-        let run = match attachment.translate(pasid, segment.iova, length, T::NEED) {
-            Ok(run) if run.length == length && length > 0 => run,
+        let spot = match attachment.translate((pasid, segment.iova), length, T::NEED, None) {
+            Ok(spot) if spot.run.length == length && length > 0 => spot,
             _ => return Ok(false),
         };
-        let copied = machine.phys.hold_window(run.pa).is_some_and(|window| {
-            let piece = Piece { offset: Phys::offset(&window, run.pa), length: segment.length };
+        let mut section = Some(section);
+        let copied = machine.phys.hold_window(spot.run.pa).is_some_and(|window| {
+            let offset = Phys::offset(&window, spot.run.pa);
+            let piece = Piece { offset, length: segment.length };
+            let _noted = window.backing.may_wait().then(|| {
+                let noted = machine.underway.note(attachment.route(T::NEED), [spot.range()]);
+                section = None;
+                noted
+            });
             transfer.copy(&*window.backing, &[piece], segment.length).is_ok()
         });
         if copied {
@@ -289,6 +383,22 @@ impl Endpoint {
         drop(section);
         let refusal = Refusal { iova: segment.iova, reason: Reason::MemoryGone };
         Err(self.refuse(Some(&kept), pasid, refusal, T::NEED))
+    }
+
+    /// Walks the client's own table for `iova`, outside of any section: each word is read as memory is copied that may wait.
+    fn walk_ahead(&self, attachment: &Attachment, pasid: u32, iova: Iova) -> Ahead {
+        let nested = attachment.nested.as_ref().expect("it has a table of the client's own");
+        let machine = self.machine();
+        nested.walk_ahead(pasid, iova, &mut |address| {
+            let section = machine.sections.section(self.group().token());
+            // Through one that went meanwhile nothing may be read.
+            self.attachment(pasid).filter(|now| now.token == attachment.token)?;
+            let word = nested.word(address)?;
+            let range = IovaRange::new(word.at, 8).expect("a word does not wrap");
+            let _noted = machine.underway.note(attachment.route(Prot::READ), [range]);
+            drop(section);
+            word.read()
+        })
     }
 
     /// Whether the client was asked for the page and says that it is there now.
@@ -369,16 +479,18 @@ struct Rest<S> {
     segment: Segment,
     segments: S,
     done: bool,
+    /// What was walked for the address it stopped at.
+    ahead: Option<Ahead>,
 }
 
 impl<S: Iterator<Item = Segment>> Rest<S> {
     /// Hands on each segment, until one fails: what `each` left of that comes first next time.
     fn try_each(
         &mut self,
-        mut each: impl FnMut(&mut Segment) -> Result<(), Refusal>,
-    ) -> Result<(), Refusal> {
+        mut each: impl FnMut(&mut Segment, Option<&Ahead>) -> Result<(), Stop>,
+    ) -> Result<(), Stop> {
         while !self.done {
-            each(&mut self.segment)?;
+            each(&mut self.segment, self.ahead.as_ref())?;
             match self.segments.next() {
                 Some(segment) => self.segment = segment,
                 None => self.done = true,
@@ -388,38 +500,45 @@ impl<S: Iterator<Item = Segment>> Rest<S> {
     }
 }
 
-fn reason_of(attachment: &Attachment, fault: Fault) -> Reason {
-    match attachment.nested {
+fn refusal_of(attachment: &Attachment, fault: Fault) -> Refusal {
+    let reason = match attachment.nested {
         _ if !fault.missing.is_empty() => Reason::Missing(fault.missing),
         None => Reason::NotMapped,
         Some(_) => Reason::NotNested,
-    }
+    };
+    Refusal { iova: fault.iova, reason }
 }
 
 /// Adds the pieces of `segment` to the batch; on failure what is left of it stays.
 fn walk<T: Transfer>(
     attachment: Option<&Arc<Attachment>>,
     pasid: u32,
-    segment: &mut Segment,
+    (segment, ahead): (&mut Segment, Option<&Ahead>),
     batch: &mut Batch<'_>,
     transfer: &mut T,
-) -> Result<(), Refusal> {
+) -> Result<(), Stop> {
     while segment.length > 0 {
         let at = segment.iova;
         let Some(attachment) = attachment else {
-            return Err(Refusal { iova: at, reason: Reason::Blocked });
+            return Err(Refusal { iova: at, reason: Reason::Blocked }.into());
         };
         let length = segment.length as u64;
-        let run = attachment
-            .translate(pasid, at, length, T::NEED)
-            .map_err(|fault| Refusal { iova: fault.iova, reason: reason_of(attachment, fault) })?;
-        batch.add(at, run, transfer)?;
-        segment.iova = Iova(at.0.wrapping_add(run.length));
+        let spot =
+            attachment.translate((pasid, at), length, T::NEED, ahead).map_err(
+                |missed| match missed {
+                    Missed::Fault(fault) => Stop::Refused(refusal_of(attachment, fault)),
+                    Missed::WalkAhead => Stop::WalkAhead(at),
+                },
+            )?;
+        batch.add(at, spot, transfer)?;
+        segment.iova = Iova(at.0.wrapping_add(spot.run.length));
         segment.length -=
-            usize::try_from(run.length).expect("a run fits the segment it was asked for");
+            usize::try_from(spot.run.length).expect("a run fits the segment it was asked for");
     }
     Ok(())
 }
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod waits;

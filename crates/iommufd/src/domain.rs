@@ -243,8 +243,14 @@ impl Domain {
         }
     }
 
-    /// Reports the dirty ranges inside `range`. What is cleared has been written by the time it returns: a translation that set
-    /// the bit may be in use until then.
+    /// Returns when no DMA uses what was walked in clients' own tables before.
+    pub(crate) fn wait_for_nested(&self) {
+        Users::wait_all([self.users()]);
+        self.machine.underway.wait(|route, _| route.nested && route.domain == self.token);
+    }
+
+    /// Reports the dirty ranges inside `range`. What is cleared has been written by the time it returns, for a translation that set
+    /// the bit may be in use until then, or is dirty again: what a copy is writing that may last for ever is waited for by nobody.
     pub(crate) fn read_dirty(
         &self,
         range: IovaRange,
@@ -259,6 +265,11 @@ impl Domain {
         });
         if any && dirty == Dirty::Clear {
             Users::wait_all([self.users()]);
+            let written = self.machine.underway.written(self.token, range);
+            if !written.is_empty() {
+                let mut writer = self.writer.lock();
+                written.into_iter().for_each(|range| writer.set_dirty(range));
+            }
         }
     }
 }

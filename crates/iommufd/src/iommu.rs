@@ -324,7 +324,7 @@ impl Group {
         }
         let old = self.attachment.swap(attachment.map(Arc::new));
         if let Some(old) = old.value() {
-            self.wait_for_dma();
+            self.wait_for_dma(Some(old));
             old.domain.users().remove(self.token);
         }
     }
@@ -341,15 +341,18 @@ impl Group {
             None => pasids.remove(&pasid),
         };
         self.pasids.store(Arc::new(pasids));
-        self.wait_for_dma();
+        self.wait_for_dma(old.as_deref());
         if let Some(old) = old {
             old.domain.users().remove(self.token);
         }
     }
 
-    /// Returns when all DMA of the endpoints has ended that had begun before.
-    fn wait_for_dma(&self) {
+    /// Returns when no DMA of the endpoints uses `old` any more, which was taken away.
+    fn wait_for_dma(&self, old: Option<&Attachment>) {
         self.machine.sections.wait(|label| label == self.token);
+        if let Some(old) = old {
+            self.machine.underway.wait(|route, _| route.attachment == old.token);
+        }
     }
 
     pub(crate) fn attachment(&self) -> Option<Arc<Attachment>> {

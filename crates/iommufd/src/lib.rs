@@ -111,6 +111,7 @@ mod storm;
 #[cfg(test)]
 mod testing;
 pub mod type1;
+mod underway;
 mod viommu;
 #[cfg(test)]
 mod world;

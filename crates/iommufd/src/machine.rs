@@ -10,6 +10,7 @@ use crate::cmd::Extension;
 use crate::faultlog::FaultLog;
 use crate::params::Params;
 use crate::phys::Phys;
+use crate::underway::Underway;
 
 /// The physical space, the ledger and the parameters of one simulated machine.
 #[derive(Debug)]
@@ -24,6 +25,8 @@ pub struct Machine {
     pub faults: FaultLog,
     /// Where DMA is noted while it runs.
     pub(crate) sections: &'static Sections,
+    /// Where copies are noted that outlast their section.
+    pub(crate) underway: Underway,
     /// What it has beside IOMMUFD.
     extension: Option<Arc<dyn Extension>>,
     tokens: AtomicU64,
@@ -49,6 +52,7 @@ impl Machine {
             params: Params::default(),
             faults: FaultLog::default(),
             sections: Sections::of_process(),
+            underway: Underway::default(),
             extension,
             tokens: AtomicU64::new(1),
         })

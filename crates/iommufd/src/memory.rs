@@ -88,6 +88,10 @@ impl Backing for LocalBacking {
         std::ptr::from_ref(self).addr() as u128 | 1 << 127
     }
 
+    fn may_wait(&self) -> bool {
+        false
+    }
+
     fn read(&self, pieces: &[Piece], buf: &mut [u8]) -> Result<()> {
         let mut rest = buf;
         for piece in pieces {

@@ -7,6 +7,10 @@
 //! gone (Linux: `INV_TYPE_S2_VMID_S1_CLEAR`, `CACHE_TAG_NESTING_IOTLB`). A table that no command invalidates (AMD's, in Linux
 //! 7.2) is walked each time.
 //!
+//! The client's table may lie in memory whose pages somebody must give first ([`Backing::may_wait`](crate::Backing::may_wait)). Nobody
+//! waits for them inside a section: the walk is made ahead of the translation, outside, and counts if nothing was taken away since
+//! ([`Ahead`]).
+//!
 //! DIFFERS: accessed and dirty bits of the client's table are not set. Its words can lie in private memory of a process, which is
 //! reached by copies only: a bit set that way could undo a store of the client's own.
 //!
@@ -15,15 +19,15 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use ioasis_iommupt::{Changes, Fault, Iova, Pa, Prot, Run};
+use ioasis_iommupt::{Changes, Fault, Iova, Prot, Run};
 use ioasis_sys::sync::Mutex;
 
 use crate::Piece;
 use crate::domain::Domain;
 use crate::driver::{Invalidated, NestedDriver, UserArray};
 use crate::hardware::{Stage1, Walked, bypass};
-use crate::phys::Phys;
-use crate::sections::Users;
+use crate::phys::{Phys, Window};
+use ioasis_sys::published::Held;
 
 /// A translation that was walked.
 #[derive(Clone, Copy, Debug)]
@@ -31,6 +35,47 @@ struct Cached {
     last: u64,
     ipa: u64,
     prot: Prot,
+}
+
+/// A walk that was made ahead of the translation that wants it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ahead {
+    key: (u32, u64),
+    /// First address, and the translation; none: there is none.
+    walked: Option<(u64, Cached)>,
+    /// What was seen of invalidations and changes before.
+    before: (u64, u64),
+}
+
+/// Why there is no translation.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Missed {
+    /// The tables have none that grants the access.
+    Fault(Fault),
+    /// It must be walked ahead, outside the section.
+    WalkAhead,
+}
+
+impl From<Fault> for Missed {
+    fn from(fault: Fault) -> Self {
+        Self::Fault(fault)
+    }
+}
+
+/// Where a word of a client's table is.
+pub(crate) struct Word<'a> {
+    /// In the parent.
+    pub(crate) at: Iova,
+    pub(crate) window: Held<'a, Window>,
+    piece: Piece,
+}
+
+impl Word<'_> {
+    pub(crate) fn read(&self) -> Option<u64> {
+        let mut word = [0; 8];
+        self.window.backing.read(&[self.piece], &mut word).ok()?;
+        Some(u64::from_le_bytes(word))
+    }
 }
 
 /// Translations kept; beyond, all are forgotten, as hardware may at any time.
@@ -106,7 +151,7 @@ impl Nested {
         match &self.source {
             Source::Table(_) => {
                 let done = self.parent.iommu().hardware().invalidate_nested(self, requests);
-                Users::wait_all([self.parent.users()]);
+                self.parent.wait_for_nested();
                 done
             }
             Source::Driver(driver) => driver.invalidate(requests),
@@ -120,49 +165,91 @@ impl Nested {
         cache.entries.retain(|&(_, first), cached| cached.last < start || last < first);
     }
 
-    /// Translates through both stages, as [`TableReader::translate`](ioasis_iommupt::TableReader::translate) does through one.
+    /// Translates through both stages, as [`TableReader::translate`](ioasis_iommupt::TableReader::translate) does through one; says
+    /// also which address of the parent's that is. Inside a section; `ahead` was walked before it.
     pub(crate) fn translate(
         &self,
-        pasid: u32,
-        iova: Iova,
+        (pasid, iova): (u32, Iova),
         length: u64,
         need: Prot,
-    ) -> Result<Run, Fault> {
-        let (first, cached) =
-            self.walk(pasid, iova).ok_or(Fault { iova, level: 0, missing: Prot::empty() })?;
+        ahead: Option<&Ahead>,
+    ) -> Result<(Iova, Run), Missed> {
+        let walked = match self.remembered(pasid, iova) {
+            Ok(hit) => Some(hit),
+            Err(before) => match ahead {
+                Some(ahead) if ahead.key == (pasid, iova.0) && ahead.before == before => {
+                    ahead.walked
+                }
+                _ => self.walk_here(pasid, iova, before)?,
+            },
+        };
+        let (first, cached) = walked.ok_or(Fault { iova, level: 0, missing: Prot::empty() })?;
         let missing = need & !cached.prot;
         if !missing.is_empty() {
-            return Err(Fault { iova, level: 0, missing });
+            return Err(Fault { iova, level: 0, missing }.into());
         }
         let length = length.min(cached.last - iova.0 + 1);
         let ipa = Iova(cached.ipa + (iova.0 - first));
         let run = self.parent.reader().translate(ipa, length, need);
-        run.map_err(|fault| Fault { iova, ..fault })
+        Ok((ipa, run.map_err(|fault| Fault { iova, ..fault })?))
     }
 
-    fn walk(&self, pasid: u32, iova: Iova) -> Option<(u64, Cached)> {
+    /// The translation of `iova` that is remembered, or what was seen of invalidations and changes before a walk.
+    fn remembered(&self, pasid: u32, iova: Iova) -> Result<(u64, Cached), (u64, u64)> {
+        let mut cache = self.cache.lock();
+        let changes = self.changes.count();
+        if cache.seen != changes {
+            cache.entries.clear();
+            cache.seen = changes;
+        }
+        let hit = cache.entries.range(..=(pasid, iova.0)).next_back();
+        match hit {
+            Some((&(of, first), &cached)) if of == pasid && iova.0 <= cached.last => {
+                Ok((first, cached))
+            }
+            _ => Err((cache.invalidations, changes)),
+        }
+    }
+
+    /// Walks inside a section, unless a word lies where the read may wait for somebody.
+    fn walk_here(
+        &self,
+        pasid: u32,
+        iova: Iova,
+        before: (u64, u64),
+    ) -> Result<Option<(u64, Cached)>, Missed> {
+        let mut waits = false;
+        let walked = self.walk(pasid, iova, before, &mut |address| {
+            let word = self.word(address)?;
+            waits |= word.window.backing.may_wait();
+            if waits { None } else { word.read() }
+        });
+        if waits { Err(Missed::WalkAhead) } else { Ok(walked) }
+    }
+
+    /// Walks outside of any section: `read` reads a word of the client's table, and notes that it does.
+    pub(crate) fn walk_ahead(
+        &self,
+        pasid: u32,
+        iova: Iova,
+        read: &mut dyn FnMut(u64) -> Option<u64>,
+    ) -> Ahead {
         let key = (pasid, iova.0);
-        let before = {
-            let mut cache = self.cache.lock();
-            let changes = self.changes.count();
-            if cache.seen != changes {
-                cache.entries.clear();
-                cache.seen = changes;
-            }
-            let hit = cache.entries.range(..=key).next_back();
-            if let Some((&(of, first), &cached)) = hit
-                && of == pasid
-                && iova.0 <= cached.last
-            {
-                return Some((first, cached));
-            }
-            (cache.invalidations, changes)
-        };
+        match self.remembered(pasid, iova) {
+            Ok(hit) => Ahead { key, walked: Some(hit), before: (u64::MAX, 0) },
+            Err(before) => Ahead { key, walked: self.walk(pasid, iova, before, read), before },
+        }
+    }
+
+    fn walk(
+        &self,
+        pasid: u32,
+        iova: Iova,
+        before: (u64, u64),
+        read: &mut dyn FnMut(u64) -> Option<u64>,
+    ) -> Option<(u64, Cached)> {
         let (walked, remembered) = match &self.source {
-            Source::Table(stage1) => (
-                stage1.walk(pasid, iova.0, &mut |address| self.read_word(address)),
-                stage1.is_invalidated(),
-            ),
+            Source::Table(stage1) => (stage1.walk(pasid, iova.0, read), stage1.is_invalidated()),
             Source::Driver(_) => (bypass(iova.0), true),
         };
         let Walked::Leaf { ipa, lg2, prot } = walked else { return None };
@@ -179,14 +266,13 @@ impl Nested {
         Some((first, cached))
     }
 
-    /// A word of the client's table, through the parent.
-    fn read_word(&self, address: u64) -> Option<u64> {
-        let run = self.parent.reader().translate(Iova(address & !7), 8, Prot::READ).ok()?;
+    /// Where the word of the client's table at `address` is, through the parent. Inside a section.
+    pub(crate) fn word(&self, address: u64) -> Option<Word<'_>> {
+        let at = Iova(address & !7);
+        let run = self.parent.reader().translate(at, 8, Prot::READ).ok()?;
         let window = self.parent.machine().phys.hold_window(run.pa)?;
-        let mut word = [0; 8];
-        let piece = Piece { offset: Phys::offset(&window, Pa(run.pa.0)), length: 8 };
-        window.backing.read(&[piece], &mut word).ok()?;
-        Some(u64::from_le_bytes(word))
+        let piece = Piece { offset: Phys::offset(&window, run.pa), length: 8 };
+        Some(Word { at, window, piece })
     }
 }
 
@@ -227,7 +313,13 @@ mod tests {
             let table = Changing { page: AtomicU64::new(0), of: of.clone() };
             Nested::over(&parent, Source::Table(Box::new(table)))
         });
-        let walk = || nested.walk(0, Iova(0)).expect("there is a page").1.ipa;
+        let walk = || {
+            let walked = match nested.remembered(0, Iova(0)) {
+                Ok(hit) => Some(hit),
+                Err(before) => nested.walk_here(0, Iova(0), before).expect("nothing waits"),
+            };
+            walked.expect("there is a page").1.ipa
+        };
         assert_eq!(walk(), 0, "the walk had begun before the invalidation");
         assert_eq!(walk(), PAGE, "it was not remembered");
         assert_eq!(walk(), PAGE, "this one is");

@@ -22,7 +22,7 @@ const PAGE: u64 = 4096;
 const SCHEDULES: usize = 1000;
 
 /// Runs `test` under as many schedules: half of them at random, half with few preemptions at the most telling places.
-fn check(test: fn()) {
+pub(crate) fn check(test: fn()) {
     let count = std::env::var("IOASIS_SEQUENCES");
     let half = count.map_or(SCHEDULES, |count| count.parse().expect("a number")).div_ceil(2);
     let schedulers: [Box<dyn Scheduler + Send>; 2] =

@@ -6,13 +6,14 @@ use std::sync::{Arc, Weak};
 
 use ioasis_iommupt::Prot;
 use ioasis_sys::mapping::Mapping;
-use ioasis_sys::sync::Mutex;
+use ioasis_sys::sync::{Condvar, Mutex};
 use ioasis_uapi::Result;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::{
-    Account, AddressSpace, Client, ClientFile, Context, Endpoint, EndpointConfig, Extents, Group,
-    Importer, Iommu, IommuKind, Kind, Machine, MappableMemory, Memory, OnExec,
+    Account, AddressSpace, Backing, Client, ClientFile, Context, Endpoint, EndpointConfig, Extent,
+    Extents, Group, Importer, Iommu, IommuKind, Kind, Machine, MappableMemory, Memory, OnExec,
+    PAGE_SIZE, Piece,
 };
 
 /// First address of the client's memory.
@@ -280,5 +281,113 @@ impl AddressSpace for Buffer {
 
     fn import(&self, importer: Weak<dyn Importer>) {
         self.importers.lock().push(importer);
+    }
+}
+
+/// Memory whose first page is not there while it is held: whoever copies from or to it waits until it is given.
+#[derive(Clone, Debug)]
+pub(crate) struct Slow(Arc<SlowBacking>);
+
+#[derive(Debug)]
+struct SlowBacking {
+    memory: Memory,
+    may_wait: bool,
+    gate: Mutex<Gate>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Gate {
+    held: bool,
+    waiting: u32,
+}
+
+impl Slow {
+    /// `length` bytes; `may_wait` is what the memory says of itself.
+    pub(crate) fn new(length: usize, may_wait: bool) -> Self {
+        Self(Arc::new(SlowBacking {
+            memory: Memory::new(0, length).unwrap(),
+            may_wait,
+            gate: Mutex::default(),
+            changed: Condvar::new(),
+        }))
+    }
+
+    /// The bytes, for whoever does not wait.
+    pub(crate) fn memory(&self) -> &Memory {
+        &self.0.memory
+    }
+
+    pub(crate) fn hold(&self) {
+        self.0.gate.lock().held = true;
+    }
+
+    pub(crate) fn give(&self) {
+        self.0.gate.lock().held = false;
+        self.0.changed.notify_all();
+    }
+
+    pub(crate) fn until_somebody_waits(&self) {
+        let gate = self.0.gate.lock();
+        drop(self.0.changed.wait_while(gate, |gate| gate.waiting == 0));
+    }
+}
+
+impl SlowBacking {
+    fn pass(&self, pieces: &[Piece]) {
+        let mut gate = self.gate.lock();
+        if pieces.iter().any(|piece| piece.offset < PAGE_SIZE) {
+            gate.waiting += 1;
+            self.changed.notify_all();
+            gate = self.changed.wait_while(gate, |gate| gate.held);
+            gate.waiting -= 1;
+        }
+    }
+}
+
+impl Backing for SlowBacking {
+    fn key(&self) -> u128 {
+        AddressSpace::key(&self.memory)
+    }
+
+    fn may_wait(&self) -> bool {
+        self.may_wait
+    }
+
+    fn read(&self, pieces: &[Piece], buf: &mut [u8]) -> Result<()> {
+        self.pass(pieces);
+        let mut rest = buf;
+        for piece in pieces {
+            let (now, later) = rest.split_at_mut(piece.length);
+            self.memory.read(piece.offset, now)?;
+            rest = later;
+        }
+        Ok(())
+    }
+
+    fn write(&self, pieces: &[Piece], buf: &[u8]) -> Result<()> {
+        self.pass(pieces);
+        let mut rest = buf;
+        for piece in pieces {
+            let (now, later) = rest.split_at(piece.length);
+            self.memory.write(piece.offset, now)?;
+            rest = later;
+        }
+        Ok(())
+    }
+}
+
+impl AddressSpace for Slow {
+    fn key(&self) -> u128 {
+        AddressSpace::key(&self.0.memory)
+    }
+
+    fn pin(&self, address: u64, length: u64, _need: Prot) -> Result<Extents> {
+        let backing: Arc<dyn Backing> = Arc::clone(&self.0) as _;
+        Ok(Extents::from_buf([Extent { backing, offset: address, length }]))
+    }
+
+    fn kind(&self) -> Kind {
+        Kind::User
     }
 }

@@ -22,7 +22,6 @@ use crate::iommu::Iommu;
 use crate::nested::Nested;
 use crate::object::{Head, Held, Object, Tracked};
 use crate::pages::PAGE_SIZE;
-use crate::sections::Users;
 
 #[derive(Debug, Default)]
 struct State {
@@ -100,7 +99,7 @@ impl Viommu {
 
     /// Returns when no DMA uses what was invalidated before.
     pub(crate) fn wait_for_dma(&self) {
-        Users::wait_all([self.parent.domain.users()]);
+        self.parent.domain.wait_for_nested();
     }
 
     /// Carries out requests of HWPT_INVALIDATE. No DMA uses what they took away when it returns.

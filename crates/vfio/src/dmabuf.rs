@@ -219,6 +219,10 @@ impl Backing for Pages {
         true
     }
 
+    fn may_wait(&self) -> bool {
+        false
+    }
+
     fn read(&self, pieces: &[Piece], mut buf: &mut [u8]) -> Result<()> {
         self.check()?;
         for piece in pieces {

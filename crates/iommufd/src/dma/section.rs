@@ -1,16 +1,20 @@
 //! Translation for device code that copies by itself, a VMM's for instance.
 
+use std::cell::RefCell;
+use std::marker::PhantomData;
 use std::sync::Arc;
 
 use ioasis_iommupt::{Iova, Prot};
-use ioasis_sys::quiesce::Section;
 use ioasis_uapi::Result;
+use smallvec::SmallVec;
 
-use super::{DmaFault, Refusal, reason_of};
+use super::{DmaFault, Refusal, Spot, refusal_of};
 use crate::Backing;
 use crate::faultlog::Reason;
 use crate::iommu::Endpoint;
+use crate::nested::Missed;
 use crate::phys::Phys;
+use crate::underway::{NotedCopy, Route};
 
 /// What an address leads to.
 #[derive(Clone, Debug)]
@@ -39,51 +43,71 @@ impl Unreached {
     }
 }
 
-/// Translations of one device that count as long as this lives: an unmap or a detach waits until it is dropped, and so it must not
-/// live across one on the same thread. It belongs to its thread.
+/// Translations of one device that count as long as this lives: an unmap of what was translated, or a detach, waits until it is
+/// dropped, and so it must not live across one on the same thread. It belongs to its thread.
 #[derive(Debug)]
 pub struct DmaSection<'a> {
     endpoint: &'a Endpoint,
     pasid: u32,
-    _section: Section<'a>,
+    /// Nearly always one: the device is seldom attached to something else meanwhile.
+    noted: RefCell<SmallVec<[(Route, NotedCopy<'a>); 1]>>,
+    thread: PhantomData<*const ()>,
 }
 
 impl Endpoint {
     /// Begins to translate for transactions with `pasid`; 0 is none.
     #[must_use]
     pub fn section(&self, pasid: u32) -> DmaSection<'_> {
-        DmaSection {
-            endpoint: self,
-            pasid,
-            _section: self.machine().sections.section(self.group().token()),
-        }
+        DmaSection { endpoint: self, pasid, noted: RefCell::default(), thread: PhantomData }
     }
 }
 
-impl DmaSection<'_> {
+impl<'a> DmaSection<'a> {
     /// Where the first of `length` bytes from `iova` lie, as many as lie together. The page counts as written when `need` says so.
     ///
     /// # Errors
     ///
     /// The address, where nothing is mapped or not with `need`: drop the section, and [`Endpoint::settle`] what was not reached.
     pub fn translate(&self, iova: Iova, length: u64, need: Prot) -> Result<Reached, Unreached> {
-        let pasid = self.pasid;
-        let unreached = |iova, reason| Unreached { refusal: Refusal { iova, reason }, pasid, need };
-        let attachment = self.endpoint.attachment(pasid);
-        let Some(attachment) = attachment else {
-            return Err(unreached(iova, Reason::Blocked));
-        };
-        let run = attachment
-            .translate(pasid, iova, length, need)
-            .map_err(|fault| unreached(fault.iova, reason_of(&attachment, fault)))?;
-        let Some(window) = self.endpoint.machine().phys.hold_window(run.pa) else {
-            return Err(unreached(iova, Reason::MemoryGone));
-        };
-        Ok(Reached {
-            backing: Arc::clone(&window.backing),
-            offset: Phys::offset(&window, run.pa),
-            length: run.length,
-        })
+        let (endpoint, pasid) = (self.endpoint, self.pasid);
+        let machine: &'a _ = endpoint.machine();
+        let unreached = |refusal| Unreached { refusal, pasid, need };
+        let mut ahead = None;
+        loop {
+            let section = machine.sections.section(endpoint.group().token());
+            let Some(attachment) = endpoint.attachment(pasid) else {
+                return Err(unreached(Refusal { iova, reason: Reason::Blocked }));
+            };
+            let spot = match attachment.translate((pasid, iova), length, need, ahead.as_ref()) {
+                Ok(spot) => spot,
+                Err(Missed::Fault(fault)) => return Err(unreached(refusal_of(&attachment, fault))),
+                Err(Missed::WalkAhead) => {
+                    drop(section);
+                    ahead = Some(endpoint.walk_ahead(&attachment, pasid, iova));
+                    continue;
+                }
+            };
+            let Some(window) = machine.phys.hold_window(spot.run.pa) else {
+                return Err(unreached(Refusal { iova, reason: Reason::MemoryGone }));
+            };
+            self.note(attachment.route(need), &spot);
+            return Ok(Reached {
+                backing: Arc::clone(&window.backing),
+                offset: Phys::offset(&window, spot.run.pa),
+                length: spot.run.length,
+            });
+        }
+    }
+
+    fn note(&self, route: Route, spot: &Spot) {
+        let mut noted = self.noted.borrow_mut();
+        match noted.last() {
+            Some((same, copy)) if *same == route => copy.add(spot.range()),
+            _ => {
+                let underway = &self.endpoint.machine().underway;
+                noted.push((route, underway.note(route, [spot.range()])));
+            }
+        }
     }
 }
 

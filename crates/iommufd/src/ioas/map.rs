@@ -141,7 +141,7 @@ fn show(domains: &[Arc<Domain>], runs: &[Run], view: View) -> Result<()> {
         if let Err(error) = domain.map(iova, runs, prot, leaf_max) {
             let range = IovaRange::new(iova, length).expect("the whole was a range");
             domains[..index].iter().for_each(|filled| filled.clear(range));
-            wait_for_dma(domains);
+            wait_for_dma(domains, &[range]);
             return Err(error);
         }
     }
@@ -256,7 +256,7 @@ impl Space {
             let range = IovaRange::new(Iova(next), slice.length).expect("the whole was a range");
             if self.is_filled(slice, Iova(next)) {
                 self.domains.iter().for_each(|domain| domain.clear(range));
-                self.wait_for_dma();
+                self.wait_for_dma(&[range]);
                 slice.pages.release(PageRange::of_bytes(slice.start_byte, slice.length));
             }
             next = next.wrapping_add(slice.length);

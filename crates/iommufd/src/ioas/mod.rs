@@ -343,8 +343,8 @@ impl Ioas {
 
 impl Space {
     /// Returns when no DMA uses what was cleared in the domains before.
-    fn wait_for_dma(&self) {
-        wait_for_dma(&self.domains);
+    fn wait_for_dma(&self, ranges: &[IovaRange]) {
+        wait_for_dma(&self.domains, ranges);
     }
 
     fn leaf_max(&self) -> LeafMax {
@@ -464,9 +464,13 @@ impl Space {
     }
 }
 
-/// Returns when no DMA uses what was cleared in these domains before.
-fn wait_for_dma(domains: &[Arc<Domain>]) {
+/// Returns when no DMA uses what was cleared in these domains before, which is what was in `ranges`.
+fn wait_for_dma(domains: &[Arc<Domain>], ranges: &[IovaRange]) {
     Users::wait_all(domains.iter().map(|domain| domain.users()));
+    if let Some(domain) = domains.first() {
+        let tokens = domains.iter().map(|domain| domain.token());
+        domain.machine().underway.wait_for_ranges(tokens, ranges);
+    }
 }
 
 fn fill_domain_area(

@@ -107,20 +107,20 @@ impl Ioas {
 /// Takes `range` from the devices: when it returns, none reaches what was there.
 fn clear_domains(domains: &[Arc<Domain>], range: IovaRange) {
     domains.iter().for_each(|domain| domain.clear(range));
-    wait_for_dma(domains);
+    wait_for_dma(domains, &[range]);
 }
 
 impl Importer for Ioas {
     fn invalidate(&self, key: u128) {
         let mut space = self.lock();
         let space = &mut *space;
-        let mut cleared = false;
+        let mut cleared = Vec::new();
         for area in space.areas.iter().filter(|area| area.pages.revoke(key)) {
             space.domains.iter().for_each(|domain| domain.clear(area.range));
-            cleared = true;
+            cleared.push(area.range);
         }
-        if cleared {
-            space.wait_for_dma();
+        if !cleared.is_empty() {
+            space.wait_for_dma(&cleared);
         }
     }
 }

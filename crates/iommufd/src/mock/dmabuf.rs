@@ -41,6 +41,10 @@ impl Backing for MockBuffer {
         self.key
     }
 
+    fn may_wait(&self) -> bool {
+        false
+    }
+
     fn read(&self, pieces: &[Piece], mut buf: &mut [u8]) -> Result<()> {
         for piece in pieces {
             let (part, rest) = buf.split_at_mut(piece.length);

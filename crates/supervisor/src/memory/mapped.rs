@@ -189,6 +189,10 @@ impl Backing for MappedFile {
         self.id.key()
     }
 
+    fn may_wait(&self) -> bool {
+        false
+    }
+
     fn read(&self, pieces: &[Piece], buf: &mut [u8]) -> Result<()> {
         self.each(pieces, Access::Read, |mapping, offset, range| {
             mapping.read(offset, &mut buf[range])

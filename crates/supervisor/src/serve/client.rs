@@ -380,6 +380,10 @@ impl Backing for BarPages {
         true
     }
 
+    fn may_wait(&self) -> bool {
+        false
+    }
+
     fn read(&self, pieces: &[Piece], mut buf: &mut [u8]) -> Result<()> {
         for piece in pieces {
             let (part, rest) = buf.split_at_mut(piece.length);

@@ -345,6 +345,7 @@ fn a_command_is_done_when_no_dma_uses_what_it_took_away() {
     guest.enable(0);
     assert_eq!(guest.found(), Some(8));
     let section = guest.nest.bound.endpoint().section(0);
+    section.translate(Iova(IOVA), 1, Prot::READ).unwrap();
     guest.put(0, 0, TLBI_VA);
     guest.store(PROD, 1);
     std::thread::sleep(Duration::from_millis(30));

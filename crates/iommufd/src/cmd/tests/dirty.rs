@@ -153,86 +153,71 @@ fn an_iommu_without_dirty_bits_makes_no_tracked_page_table() {
     assert_eq!(fixture.errno(abi::HWPT_ALLOC, &mut cmd), Errno::EOPNOTSUPP);
 }
 
-/// Memory in which a write takes as long as the test wants.
-#[derive(Debug)]
-struct Slow {
-    memory: crate::Memory,
-    begun: std::sync::mpsc::Sender<()>,
-    may_end: ioasis_sys::sync::Mutex<std::sync::mpsc::Receiver<()>>,
+/// A device that is writing a byte to memory which makes it wait, and the page table that has seen the write.
+struct Writing {
+    fixture: Fixture,
+    slow: crate::testing::Slow,
+    hwpt: u32,
+    device: std::thread::JoinHandle<()>,
+    _bound: Bound,
 }
 
-impl crate::Backing for Slow {
-    fn key(&self) -> u128 {
-        1
+impl Writing {
+    fn begin(slow: crate::testing::Slow) -> Self {
+        let fixture = Fixture::new();
+        let (bound, ioas) = (fixture.device(), fixture.ioas());
+        let request = crate::MapRequest {
+            space: Arc::new(slow.clone()),
+            address: 0,
+            length: 4096,
+            place: crate::Place::Fixed(Iova(0)),
+            prot: crate::testing::RW,
+            account: crate::testing::ACCOUNT,
+        };
+        fixture.context.map(ioas, request).unwrap();
+        let flags = crate::HwptFlags::DIRTY_TRACKING;
+        let hwpt = fixture.context.alloc_hwpt(ioas, &bound, flags).unwrap();
+        bound.attach(hwpt).unwrap();
+        let endpoint = Arc::clone(bound.endpoint());
+        let segment = Segment { iova: Iova(0), length: 1 };
+        slow.hold();
+        let device = std::thread::spawn(move || endpoint.write([segment], &[7]).unwrap());
+        slow.until_somebody_waits();
+        Self { fixture, slow, hwpt, device, _bound: bound }
     }
 
-    fn read(&self, pieces: &[crate::Piece], buf: &mut [u8]) -> Result<()> {
-        self.memory.read(pieces[0].offset, buf)
-    }
-
-    fn write(&self, pieces: &[crate::Piece], buf: &[u8]) -> Result<()> {
-        self.begun.send(()).unwrap();
-        self.may_end.lock().recv().unwrap();
-        self.memory.write(pieces[0].offset, buf)
-    }
-}
-
-#[derive(Debug)]
-struct Space(Arc<Slow>);
-
-impl crate::AddressSpace for Space {
-    fn key(&self) -> u128 {
-        1
-    }
-
-    fn pin(&self, address: u64, length: u64, _need: crate::Prot) -> Result<crate::Extents> {
-        let backing: Arc<dyn crate::Backing> = Arc::clone(&self.0) as _;
-        Ok([crate::Extent { backing, offset: address, length }].into_iter().collect())
-    }
-
-    fn kind(&self) -> crate::Kind {
-        crate::Kind::User
+    /// How many ranges are dirty, and the byte as it is then.
+    fn harvest(context: &Context, slow: &crate::testing::Slow, hwpt: u32) -> (u32, u8) {
+        let mut ranges = 0;
+        let clear = crate::Dirty::Clear;
+        context.read_dirty(hwpt, crate::IovaRange::ALL, clear, &mut |_| ranges += 1).unwrap();
+        let mut byte = [0];
+        slow.memory().read(0, &mut byte).unwrap();
+        (ranges, byte[0])
     }
 }
 
 #[test]
 fn what_is_reported_dirty_has_been_written() {
-    let fixture = Fixture::new();
-    let (begun, has_begun) = std::sync::mpsc::channel();
-    let (end, may_end) = std::sync::mpsc::channel();
-    let may_end = ioasis_sys::sync::Mutex::new(may_end);
-    let slow = Arc::new(Slow { memory: crate::Memory::new(0, 4096).unwrap(), begun, may_end });
-    let (bound, ioas) = (fixture.device(), fixture.ioas());
-    let request = crate::MapRequest {
-        space: Arc::new(Space(Arc::clone(&slow))),
-        address: 0,
-        length: 4096,
-        place: crate::Place::Fixed(Iova(0)),
-        prot: crate::testing::RW,
-        account: crate::testing::ACCOUNT,
-    };
-    fixture.context.map(ioas, request).unwrap();
-    let flags = crate::HwptFlags::DIRTY_TRACKING;
-    let hwpt = fixture.context.alloc_hwpt(ioas, &bound, flags).unwrap();
-    bound.attach(hwpt).unwrap();
-    let endpoint = Arc::clone(bound.endpoint());
-    let segment = Segment { iova: Iova(0), length: 1 };
-    let device = std::thread::spawn(move || endpoint.write([segment], &[7]).unwrap());
-    has_begun.recv().unwrap();
+    let writing = Writing::begin(crate::testing::Slow::new(4096, false));
     // The bit is set, the byte is not.
     let migrator = std::thread::spawn({
-        let (context, slow) = (Arc::clone(&fixture.context), Arc::clone(&slow));
-        move || {
-            let mut ranges = 0;
-            let clear = crate::Dirty::Clear;
-            context.read_dirty(hwpt, crate::IovaRange::ALL, clear, &mut |_| ranges += 1).unwrap();
-            let mut byte = [0];
-            slow.memory.read(0, &mut byte).unwrap();
-            (ranges, byte[0])
-        }
+        let (context, slow) = (Arc::clone(&writing.fixture.context), writing.slow.clone());
+        let hwpt = writing.hwpt;
+        move || Writing::harvest(&context, &slow, hwpt)
     });
     std::thread::sleep(std::time::Duration::from_millis(50));
-    end.send(()).unwrap();
-    device.join().unwrap();
+    writing.slow.give();
+    writing.device.join().unwrap();
     assert_eq!(migrator.join().unwrap(), (1, 7), "the bit was taken before the byte was there");
+}
+
+#[test]
+fn what_is_reported_dirty_while_a_device_waits_is_reported_again() {
+    let writing = Writing::begin(crate::testing::Slow::new(4096, true));
+    let harvest = || Writing::harvest(&writing.fixture.context, &writing.slow, writing.hwpt);
+    assert_eq!([harvest(), harvest()], [(1, 0); 2], "nobody waits for the device");
+    writing.slow.give();
+    writing.device.join().unwrap();
+    assert_eq!([harvest(), harvest()], [(1, 7), (0, 7)], "what it wrote then is told");
 }

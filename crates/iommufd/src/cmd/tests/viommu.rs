@@ -171,6 +171,51 @@ fn what_a_guests_table_said_is_forgotten_when_memory_under_it_is_unmapped() {
     assert_eq!(nest.reads(0x40_0000), None);
 }
 
+/// A device that walks a guest's table whose page is not there keeps only those waiting who take that page away.
+#[test]
+fn an_unmap_does_not_wait_for_a_guests_table_that_is_not_there() {
+    let nest = Nest::new(IommuKind::Vtd);
+    nest.x86_tables(0x8000);
+    nest.fixture.client.memory.write(BASE + 0x8000, &[8]).unwrap();
+    let slow = crate::testing::Slow::new(0x2000, true);
+    let table = |iova: u64| crate::MapRequest {
+        space: Arc::new(slow.clone()),
+        address: iova - GUEST,
+        length: 0x1000,
+        place: crate::Place::Fixed(Iova(iova)),
+        prot: crate::testing::RW,
+        account: crate::testing::ACCOUNT,
+    };
+    for iova in [GUEST, GUEST + 0x1000] {
+        nest.fixture.context.map(nest.ioas, table(iova)).unwrap();
+    }
+    slow.memory().write(0, &(0x2000_u64 | 7).to_le_bytes()).unwrap();
+    let table = abi::HwptVtdS1 { flags: 0, pgtbl_addr: GUEST, addr_width: 48, __reserved: 0 };
+    let nested = nest.alloc(nest.parent, abi::HWPT_DATA_VTD_S1, &table).unwrap();
+    nest.bound.attach(nested).unwrap();
+    slow.hold();
+    let (endpoint, context) =
+        (Arc::clone(nest.bound.endpoint()), Arc::clone(&nest.fixture.context));
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| {
+            let mut byte = [0];
+            let segment = Segment { iova: Iova(0x40_0000), length: 1 };
+            endpoint.read([segment], &mut byte).map(|()| byte[0])
+        });
+        slow.until_somebody_waits();
+        assert_eq!(nest.fixture.unmap(nest.ioas, GUEST + 0x1000, 0x1000).unwrap(), 0x1000);
+        let unmapped = scope.spawn(|| {
+            let range = crate::IovaRange::new(Iova(GUEST), 0x1000).unwrap();
+            context.unmap(nest.ioas, range, 1).unwrap().bytes
+        });
+        std::thread::sleep(std::time::Duration::from_millis(30));
+        assert!(!unmapped.is_finished(), "the table is being read");
+        slow.give();
+        assert_eq!(unmapped.join().unwrap(), 0x1000);
+        assert!(reader.join().unwrap().is_err(), "what was walked counts no more");
+    });
+}
+
 #[test]
 fn a_vtd_first_stage_grants_what_both_stages_grant() {
     let nest = Nest::new(IommuKind::Vtd);
