@@ -1,5 +1,6 @@
 //! Where the repository and its build outputs are.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::Command;
 use std::{env, fs};
@@ -20,8 +21,8 @@ pub(crate) struct Workspace {
     pub(crate) cache: PathBuf,
     /// Every bench target as (package, bench).
     pub(crate) benches: Vec<(String, String)>,
-    /// Every package that is built with another scheduler behind its threads, as (configuration, package).
-    pub(crate) schedulers: Vec<(&'static str, String)>,
+    /// The packages that are built with another scheduler behind their threads, by its configuration.
+    pub(crate) schedulers: BTreeMap<&'static str, Vec<String>>,
     /// Every fuzz target, by name.
     pub(crate) fuzz_targets: Vec<String>,
 }
@@ -64,13 +65,13 @@ impl Workspace {
     fn read(metadata: &Value) -> Option<Self> {
         let path = |key: &str| metadata[key].as_str().map(PathBuf::from);
         let mut benches = Vec::new();
-        let mut schedulers = Vec::new();
+        let mut schedulers = BTreeMap::<_, Vec<_>>::new();
         for package in metadata["packages"].as_array()? {
             for scheduler in SCHEDULERS {
                 let target = format!("cfg({scheduler})");
                 let mut dependencies = package["dependencies"].as_array()?.iter();
                 if dependencies.any(|dependency| dependency["target"] == target.as_str()) {
-                    schedulers.push((scheduler, name(package)?));
+                    schedulers.entry(scheduler).or_default().push(name(package)?);
                 }
             }
             for target in package["targets"].as_array()? {
@@ -130,7 +131,7 @@ mod tests {
         });
         let workspace = Workspace::read(&metadata).expect("it is cargo's shape");
         assert_eq!(workspace.benches, [("a".to_owned(), "walk".to_owned())]);
-        assert_eq!(workspace.schedulers, [("loom", "a".to_owned())]);
+        assert_eq!(workspace.schedulers, BTreeMap::from([("loom", vec!["a".to_owned()])]));
         assert_eq!(workspace.target, PathBuf::from("/w/target"));
     }
 }
