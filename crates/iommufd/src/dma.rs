@@ -135,7 +135,7 @@ impl<'a> Batch<'a> {
         self.pieces.clear();
         self.ranges.clear();
         self.length = 0;
-        copied.map_err(|_| Refusal { iova: self.first, reason: Reason::MemoryGone })
+        copied.map_err(|error| Refusal { iova: self.first, reason: Reason::Memory(error.why) })
     }
 
     fn add<T: Transfer>(&mut self, at: Iova, spot: Spot, transfer: &mut T) -> Result<(), Stop> {
@@ -152,7 +152,7 @@ impl<'a> Batch<'a> {
             self.first = at;
         }
         let Some(window) = self.window.as_ref() else {
-            return Err(Refusal { iova: at, reason: Reason::MemoryGone }.into());
+            return Err(Refusal { iova: at, reason: Reason::GONE }.into());
         };
         let offset = Phys::offset(window, run.pa);
         let length = usize::try_from(run.length).expect("a run fits the segment it was asked for");
@@ -365,7 +365,7 @@ impl Endpoint {
             _ => return Ok(false),
         };
         let mut section = Some(section);
-        let copied = machine.phys.hold_window(spot.run.pa).is_some_and(|window| {
+        let copied = machine.phys.hold_window(spot.run.pa).map(|window| {
             let offset = Phys::offset(&window, spot.run.pa);
             let piece = Piece { offset, length: segment.length };
             let _noted = window.backing.may_wait().then(|| {
@@ -373,15 +373,17 @@ impl Endpoint {
                 section = None;
                 noted
             });
-            transfer.copy(&*window.backing, &[piece], segment.length).is_ok()
+            transfer.copy(&*window.backing, &[piece], segment.length)
         });
-        if copied {
-            return Ok(true);
-        }
+        let reason = match copied {
+            Some(Ok(())) => return Ok(true),
+            Some(Err(error)) => Reason::Memory(error.why),
+            None => Reason::GONE,
+        };
         let kept = attachment.to_arc();
         drop(attachment);
         drop(section);
-        let refusal = Refusal { iova: segment.iova, reason: Reason::MemoryGone };
+        let refusal = Refusal { iova: segment.iova, reason };
         Err(self.refuse(Some(&kept), pasid, refusal, T::NEED))
     }
 
@@ -455,9 +457,14 @@ impl Endpoint {
         // The IOAS of a client's own table is its parent's, whose addresses are others.
         let of_ioas = attachment.filter(|attachment| attachment.nested.is_none());
         let ioas = of_ioas.and_then(|attachment| attachment.ioas.upgrade());
+        let mut reason = refusal.reason;
         let (nearest, unmapped) = match ioas.as_ref().and_then(|ioas| ioas.try_lock()) {
             Some(space) => {
                 let past = space.past_unmap(refusal.iova);
+                let area = space.areas.at(refusal.iova);
+                if area.is_some_and(|area| area.pages.was_revoked()) {
+                    reason = Reason::Revoked;
+                }
                 (space.areas.nearest(refusal.iova), past.map(|past| (past.range, past.pid)))
             }
             None => (None, None),
@@ -467,7 +474,7 @@ impl Endpoint {
             pasid,
             iova: refusal.iova,
             need,
-            reason: refusal.reason,
+            reason,
             nearest,
             unmapped,
         });

@@ -44,8 +44,10 @@ pub enum Reason {
     NotNested,
     /// The mapping does not grant these permissions.
     Missing(Prot),
-    /// The memory behind the mapping is gone.
-    MemoryGone,
+    /// The memory behind the mapping could not be reached: why, in the words of whoever keeps it.
+    Memory(&'static str),
+    /// The mapping is of a dma-buf that was taken away.
+    Revoked,
 }
 
 /// How many are remembered.
@@ -58,6 +60,9 @@ struct Ring {
 }
 
 impl Reason {
+    /// A place in physical space that nothing has any more.
+    pub(crate) const GONE: Self = Self::Memory("the memory behind the mapping is gone");
+
     /// The reason in words.
     #[must_use]
     pub fn why(self) -> &'static str {
@@ -68,7 +73,10 @@ impl Reason {
             Self::Missing(missing) if missing == Prot::WRITE => "the mapping is not writable",
             Self::Missing(missing) if missing == Prot::READ => "the mapping is not readable",
             Self::Missing(_) => "the mapping does not grant the access",
-            Self::MemoryGone => "the memory behind the mapping is gone",
+            Self::Memory(why) => why,
+            Self::Revoked => {
+                "the dma-buf there was revoked, by a reset or because its BAR stopped answering: map it again"
+            }
         }
     }
 }

@@ -163,6 +163,11 @@ impl Pages {
         self.about.need.contains(Prot::WRITE)
     }
 
+    /// Whether the memory is known to be that of a dma-buf which has been taken away; asks nobody and takes no lock.
+    pub(crate) fn was_revoked(&self) -> bool {
+        self.revoked.load(Ordering::Acquire)
+    }
+
     /// Whether the memory is that of a dma-buf which has been taken away. An IOAS asks with its areas locked, before it fills one:
     /// a revocation that it missed by then, because it showed nothing yet, the dma-buf knows of already.
     pub(crate) fn is_revoked(&self) -> bool {

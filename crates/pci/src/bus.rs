@@ -9,6 +9,7 @@ use ioasis_sys::mapping::Mapping;
 use crate::description::{BARS, Description};
 use crate::gate::Gate;
 use crate::msix::Msix;
+use crate::refusal::{Refusal, Way, Witness};
 
 /// One piece of a scattered transfer, by the address the device puts on the bus.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -120,6 +121,8 @@ pub struct Session {
     pub dma: Arc<dyn Dma>,
     /// Its way to interrupt.
     pub irq: Arc<dyn Irq>,
+    /// Who is told of what it could not do.
+    pub witness: Arc<dyn Witness>,
     /// A mapping for every BAR that has mappable ranges, from offset 0 of the BAR to the end of its last mappable
     /// range at least, shared with the program.
     pub pages: [Option<Arc<Mapping>>; BARS],
@@ -160,7 +163,7 @@ impl<'a> Bus<'a> {
     ///
     /// The first address that faulted: the first of all while bus mastering is off.
     pub fn read(&self, segments: &[Segment], buf: &mut [u8]) -> Result<(), DmaFault> {
-        self.admit(segments)?;
+        self.admit(Way::Read, segments)?;
         self.session.dma.read(segments, buf)
     }
 
@@ -170,7 +173,7 @@ impl<'a> Bus<'a> {
     ///
     /// The first address that faulted: the first of all while bus mastering is off.
     pub fn write(&self, segments: &[Segment], buf: &[u8]) -> Result<(), DmaFault> {
-        self.admit(segments)?;
+        self.admit(Way::Write, segments)?;
         self.session.dma.write(segments, buf)
     }
 
@@ -188,7 +191,7 @@ impl<'a> Bus<'a> {
         if pasid == 0 {
             return self.read(segments, buf);
         }
-        self.admit(segments)?;
+        self.admit(Way::Read, segments)?;
         self.session.dma.read_with_pasid(pasid, segments, buf)
     }
 
@@ -206,12 +209,23 @@ impl<'a> Bus<'a> {
         if pasid == 0 {
             return self.write(segments, buf);
         }
-        self.admit(segments)?;
+        self.admit(Way::Write, segments)?;
         self.session.dma.write_with_pasid(pasid, segments, buf)
     }
 
-    fn admit(&self, segments: &[Segment]) -> Result<(), DmaFault> {
-        if self.wires.gate.may_master() { Ok(()) } else { Err(first(segments)) }
+    fn admit(&self, way: Way, segments: &[Segment]) -> Result<(), DmaFault> {
+        let gate = &self.wires.gate;
+        if gate.may_master() {
+            return Ok(());
+        }
+        let fault = first(segments);
+        self.tell(&Refusal::Dma { way, iova: fault.iova, closed: gate.silence() });
+        Err(fault)
+    }
+
+    /// Tells people what the device could not do. The program learns it from the device's registers.
+    pub fn tell(&self, refusal: &Refusal) {
+        self.session.witness.refused(refusal);
     }
 
     /// Sends the message of MSI or MSI-X vector `vector`; a message is a memory write, so none is sent while bus
@@ -220,6 +234,8 @@ impl<'a> Bus<'a> {
         let Wires { gate, msix, .. } = self.wires;
         if gate.may_master() {
             msix.raise(self.session, vector, gate.vectors_masked());
+        } else {
+            self.tell(&Refusal::Message { vector, closed: gate.silence() });
         }
     }
 

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use ioasis_sys::sync::Mutex;
 
 use crate::bus::{Dma, DmaFault, Heard, Irq, Line, Segment};
+use crate::refusal::{Refusal, Witness};
 
 /// Memory that begins somewhere and ends somewhere; its tail may be read-only.
 #[derive(Debug)]
@@ -83,6 +84,22 @@ pub(crate) struct Interrupts {
     pub(crate) asserted: AtomicBool,
     /// Nobody hears a message.
     pub(crate) deaf: AtomicBool,
+}
+
+/// What it was told, as the trace says it.
+#[derive(Debug, Default)]
+pub(crate) struct Told(pub(crate) Mutex<Vec<Refusal>>);
+
+impl Told {
+    pub(crate) fn take(&self) -> Vec<Refusal> {
+        std::mem::take(&mut self.0.lock())
+    }
+}
+
+impl Witness for Told {
+    fn refused(&self, refusal: &Refusal) {
+        self.0.lock().push(*refusal);
+    }
 }
 
 impl Irq for Interrupts {

@@ -18,6 +18,7 @@ use crate::description::{
 };
 use crate::model::Model;
 use crate::msix::Handler;
+use crate::refusal::Refusal;
 use crate::windows::Windows;
 use crate::worker::{Device, Worker};
 
@@ -333,6 +334,17 @@ impl Function {
         self.bar_write(bar, offset, bytes)
     }
 
+    /// A write that nobody waits for. It is lost while the BAR does not answer, as on the bus, and people are told.
+    pub fn ring(&self, bar: usize, offset: u64, bytes: &[u8]) {
+        if self.bar_write(bar, offset, bytes).is_ok() || self.memory_enabled() {
+            return;
+        }
+        if let Some(session) = self.session() {
+            let closed = self.device.wires.gate.deafness();
+            session.witness.refused(&Refusal::Doorbell { bar, offset, closed });
+        }
+    }
+
     fn check_trapped(&self, bar: usize, offset: u64, length: usize) -> Result<()> {
         let wanted = offset..offset.saturating_add(length as u64);
         match self.bar(bar) {
@@ -380,7 +392,8 @@ impl Function {
         }
         let session = self.session().ok_or(Error::new(Errno::ENODEV, "the device is not open"))?;
         if found.kind != BarKind::Io && !self.memory_enabled() {
-            return Err(Error::at(Errno::EIO, "memory decoding is off", offset));
+            let why = self.device.wires.gate.deafness().unanswered();
+            return Err(Error::at(Errno::EIO, why, offset));
         }
         Ok((found, session))
     }

@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
+use crate::refusal::Closed;
+
 const MASTER: u8 = 1 << 0;
 const MEMORY: u8 = 1 << 1;
 const IO: u8 = 1 << 2;
@@ -47,6 +49,16 @@ impl Gate {
     /// A function below D0 sends nothing but configuration completions (PCI PM 1.2, 5.4.1).
     pub(crate) fn may_master(&self) -> bool {
         self.bits() & (MASTER | D3HOT) == MASTER
+    }
+
+    /// Why the function sends nothing.
+    pub(crate) fn silence(&self) -> Closed {
+        if self.in_d3hot() { Closed::D3hot } else { Closed::Master }
+    }
+
+    /// Why its memory BARs do not answer.
+    pub(crate) fn deafness(&self) -> Closed {
+        if self.in_d3hot() { Closed::D3hot } else { Closed::Memory }
     }
 
     pub(crate) fn master_enabled(&self) -> bool {

@@ -16,6 +16,7 @@ mod function;
 mod gate;
 mod model;
 mod msix;
+mod refusal;
 mod windows;
 mod worker;
 
@@ -29,4 +30,5 @@ pub use function::Function;
 pub use model::options::{ModelError, OptionInfo};
 pub use model::{Model, ModelInfo, Progress, create, models};
 pub use msix::Handler;
+pub use refusal::{Closed, ImageAccess, Refusal, Way, Witness};
 pub use windows::Windows;

@@ -280,13 +280,14 @@ impl Device {
     /// The driver's open: the function comes up with nothing of an earlier user in it.
     pub(crate) fn begin(&self, memory: &DeviceMemory) -> Result<()> {
         self.present()?;
-        let irq = Arc::clone(&self.interrupts);
+        let interrupts = Arc::clone(&self.interrupts);
+        let (irq, witness) = (Arc::clone(&interrupts), interrupts);
         let dma: Arc<dyn Dma> = match &self.emulated {
             Some(emulated) => Arc::clone(emulated) as _,
             None => Arc::new(Translated::new(Arc::clone(&self.endpoint))),
         };
         step("a thread for a device")?;
-        self.function.open(Session { dma, irq, pages: memory.pages.clone() })?;
+        self.function.open(Session { dma, irq, witness, pages: memory.pages.clone() })?;
         self.pages.lock().clone_from(&memory.pages);
         Ok(())
     }

@@ -86,8 +86,7 @@ impl Ioeventfds {
 impl Doorbell {
     fn ring(self, function: &Function) {
         let Self { bar, position, size, data } = self;
-        // While memory decoding is off the write is lost, as on the bus.
-        let _ = function.bar_write(bar, position, &data.to_le_bytes()[..size]);
+        function.ring(bar, position, &data.to_le_bytes()[..size]);
     }
 }
 

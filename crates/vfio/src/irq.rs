@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
-use ioasis_pci::{Function, Heard, Irq, IrqMode, Line};
+use ioasis_pci::{Function, Heard, Irq, IrqMode, Line, Refusal, Witness};
 use ioasis_sys::eventfd::EventFd;
 use ioasis_sys::sync::Mutex;
 use ioasis_uapi::vfio;
@@ -41,6 +41,9 @@ pub trait DeviceWatcher: Debug + Send + Sync {
 
     /// It was reset.
     fn reset(&self, device: &str);
+
+    /// It could not do something, for another reason than a translation.
+    fn refused(&self, device: &str, refusal: &Refusal);
 }
 
 /// The interrupts of one device.
@@ -166,6 +169,18 @@ impl Interrupts {
                 trigger.signal();
                 self.told(kind, 0);
             }
+        }
+    }
+}
+
+impl Witness for Interrupts {
+    fn refused(&self, refusal: &Refusal) {
+        // A message that nobody asked for is not missed.
+        if matches!(refusal, Refusal::Message { .. }) && self.messages.load().is_empty() {
+            return;
+        }
+        if let Some((name, watcher)) = self.watcher.get() {
+            watcher.refused(name, refusal);
         }
     }
 }

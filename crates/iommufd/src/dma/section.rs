@@ -88,7 +88,7 @@ impl<'a> DmaSection<'a> {
                 }
             };
             let Some(window) = machine.phys.hold_window(spot.run.pa) else {
-                return Err(unreached(Refusal { iova, reason: Reason::MemoryGone }));
+                return Err(unreached(Refusal { iova, reason: Reason::GONE }));
             };
             self.note(attachment.route(need), &spot);
             return Ok(Reached {

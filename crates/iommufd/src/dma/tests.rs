@@ -87,3 +87,67 @@ fn the_log_says_who_unmapped_what_a_device_still_uses() {
     assert_eq!(fault.reason, Reason::NotMapped);
     assert_eq!(fault.unmapped.map(|(_, pid)| pid), Some(77));
 }
+
+/// Memory of which nothing can be reached any more.
+#[derive(Debug)]
+struct Lost;
+
+impl Backing for Lost {
+    fn key(&self) -> u128 {
+        1 << 120
+    }
+
+    fn read(&self, _: &[Piece], _: &mut [u8]) -> Result<()> {
+        Err(ioasis_uapi::Error::new(ioasis_uapi::Errno::EFAULT, "the file was cut"))
+    }
+
+    fn write(&self, _: &[Piece], _: &[u8]) -> Result<()> {
+        Err(ioasis_uapi::Error::new(ioasis_uapi::Errno::EFAULT, "the page went to somebody else"))
+    }
+}
+
+/// A space that is all [`Lost`].
+#[derive(Debug)]
+struct LostSpace;
+
+impl crate::AddressSpace for LostSpace {
+    fn key(&self) -> u128 {
+        1 << 120
+    }
+
+    fn pin(&self, address: u64, length: u64, _: Prot) -> Result<crate::Extents> {
+        let backing: Arc<dyn Backing> = Arc::new(Lost);
+        Ok(crate::Extents::from_buf([crate::Extent { backing, offset: address, length }]))
+    }
+
+    fn kind(&self) -> crate::Kind {
+        crate::Kind::User
+    }
+}
+
+#[test]
+fn the_log_says_why_memory_could_not_be_reached_in_the_words_of_its_keeper() {
+    let machine = TestMachine::new();
+    let context = Context::new(&machine.machine);
+    let ioas = context.alloc_ioas().unwrap();
+    let request = MapRequest {
+        space: Arc::new(LostSpace),
+        address: 0,
+        length: 0x4000,
+        place: Place::Fixed(Iova(0x10_0000)),
+        prot: RW,
+        account: ACCOUNT,
+    };
+    context.map(ioas, request).unwrap();
+    let endpoint = machine.endpoint();
+    let bound = context.bind(&endpoint).unwrap();
+    bound.attach(ioas).unwrap();
+    let one = [segment(0x10_0000, 8)];
+    let two = [segment(0x10_1000, 4), segment(0x10_3000, 4)];
+    assert!(endpoint.read(one, &mut [0; 8]).is_err());
+    assert!(endpoint.read(two, &mut [0; 8]).is_err());
+    assert!(endpoint.write(one, &[0; 8]).is_err());
+    let reasons = machine.machine.faults.take();
+    let reasons: Vec<_> = reasons.iter().map(|refused| refused.reason.why()).collect();
+    assert_eq!(reasons, ["the file was cut", "the file was cut", "the page went to somebody else"]);
+}

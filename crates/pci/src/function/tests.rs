@@ -3,8 +3,9 @@ use std::time::{Duration, Instant};
 use super::*;
 use crate::bus::{Bus, Line, Segment};
 use crate::description::{PAGE_SIZE, Pages, Vectors};
-use crate::fake::{Interrupts, Memory};
+use crate::fake::{Interrupts, Memory, Told};
 use crate::model::Progress;
+use crate::refusal::Closed;
 use std::sync::atomic::{AtomicU32, AtomicUsize};
 
 /// A model with a shared page, a page that system calls reach, an MSI-X table and a trapped page behind them, that counts
@@ -103,6 +104,7 @@ struct Rig {
     counts: Arc<Counts>,
     pages: Arc<Mapping>,
     interrupts: Arc<Interrupts>,
+    told: Arc<Told>,
 }
 
 fn closed() -> Rig {
@@ -111,7 +113,7 @@ fn closed() -> Rig {
     let address = Bdf::new(0, 1, 0, 0).expect("an address");
     let function = Function::new(address, model, &mut Windows::default());
     let pages = Arc::new(Mapping::anonymous(MAPPED).expect("memory"));
-    Rig { function, counts, pages, interrupts: Arc::new(Interrupts::default()) }
+    Rig { function, counts, pages, interrupts: Arc::default(), told: Arc::default() }
 }
 
 impl Rig {
@@ -119,7 +121,9 @@ impl Rig {
         let memory = Arc::new(Memory::new(0x1000, 4096));
         let irq = Arc::clone(&self.interrupts);
         let pages = [Some(Arc::clone(&self.pages)), None, None, None, None, None];
-        self.function.open(Session { dma: memory, irq, pages }).expect("opened");
+        self.function
+            .open(Session { dma: memory, irq, witness: Arc::clone(&self.told) as _, pages })
+            .expect("opened");
     }
 
     /// Stores a command to the mapped page, and waits until the worker took it.
@@ -364,4 +368,27 @@ fn bars_do_not_overlap_on_the_bus() {
             seen.push(range);
         }
     }
+}
+
+#[test]
+fn what_does_not_answer_says_what_to_do_about_it() {
+    let rig = opened();
+    let why = |rig: &Rig| rig.function.bar_read(0, 0, &mut [0]).expect_err("refused").why;
+    rig.function.config_write(4, &[1, 0]).expect("COMMAND");
+    assert_eq!(why(&rig), "memory decoding is off: set bit 1 of COMMAND");
+    rig.function.ring(0, TRAPPED, &[1]);
+    let doorbell = |closed| Refusal::Doorbell { bar: 0, offset: TRAPPED, closed };
+    assert_eq!(rig.told.take(), [doorbell(Closed::Memory)]);
+    rig.function.config_write(4, &[2, 0]).expect("COMMAND");
+    rig.function.config_write(0x44, &[3, 0]).expect("D3hot");
+    assert_eq!(
+        why(&rig),
+        "the function is in D3hot: write power state D0 to its power management capability, or reset it"
+    );
+    rig.function.ring(0, TRAPPED, &[1]);
+    assert_eq!(rig.told.take(), [doorbell(Closed::D3hot)]);
+    rig.function.config_write(0x44, &[0, 0]).expect("D0");
+    rig.function.ring(0, TRAPPED, &[1]);
+    rig.function.ring(0, 0x8000, &[1]);
+    assert_eq!(rig.told.take(), [], "one was done, the other is past the end of the BAR");
 }

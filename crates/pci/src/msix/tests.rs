@@ -6,7 +6,7 @@ use ioasis_sys::mapping::Mapping;
 use super::*;
 use crate::bus::{Bus, Wires};
 use crate::description::{Bar, BarKind, Ids, PAGE_SIZE, Pages, Vectors};
-use crate::fake::{Interrupts, Memory};
+use crate::fake::{Interrupts, Memory, Told};
 use crate::gate::Permissions;
 
 const TABLE: u32 = 0x1000;
@@ -68,7 +68,12 @@ fn rig(vectors: u16, reach: Reach) -> Rig {
         pages[1] = Some(Arc::new(Mapping::anonymous(END).expect("memory")));
     }
     let irq = Arc::clone(&interrupts);
-    let session = Session { dma: Arc::new(Memory::new(0, 0)), irq, pages };
+    let session = Session {
+        dma: Arc::new(Memory::new(0, 0)),
+        irq,
+        witness: Arc::new(Told::default()),
+        pages,
+    };
     let wires = Wires::new(&description);
     wires.gate.set(ON);
     wires.msix.reset(&session).expect("pages");

@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use super::*;
-use crate::fake::{Interrupts, Memory};
+use crate::fake::{Interrupts, Memory, Told};
 use crate::{Bdf, Function, Windows, create};
 use ioasis_sys::mapping::Mapping;
 
@@ -17,6 +17,7 @@ fn open_testdev(bus: u8) -> (Function, Arc<Mapping>) {
     let session = Session {
         dma: Arc::new(Memory::new(0, 8192)),
         irq: Arc::new(Interrupts::default()),
+        witness: Arc::new(Told::default()),
         pages: [Some(Arc::clone(&pages)), None, None, None, None, None],
     };
     function.open(session).expect("opened");

@@ -2,6 +2,7 @@
 
 use std::fmt::{self, Write as _};
 
+use ioasis_pci::Refusal;
 use ioasis_uapi::Result;
 use ioasis_uapi::iommufd::{HwptPageResponse, HwptPgfault};
 use ioasis_uapi::vfio::PCI_CONFIG_REGION_INDEX;
@@ -89,6 +90,8 @@ pub enum Event {
         /// First and last address of what was mapped there before, and the process that unmapped it.
         unmapped: Option<(u64, u64, u32)>,
     },
+    /// Something it could not do, for another reason than a translation.
+    Refused(Refusal),
     /// The device was reset.
     Reset,
 }
@@ -131,6 +134,9 @@ impl fmt::Display for Event {
                     }
                     None => Ok(()),
                 }
+            }
+            Self::Refused(refusal) => {
+                write!(f, "{refusal} refused: {}; {}", refusal.why(), refusal.remedy())
             }
             Self::Reset => f.write_str("reset"),
         }
@@ -202,6 +208,18 @@ pub(super) fn event_json(device: &str, event: &Event, line: &mut String) {
                     line,
                     ",\"unmapped\":[\"{start:#x}\",\"{last:#x}\"],\"unmapped_by\":{pid}"
                 );
+            }
+            Ok(())
+        }
+        Event::Refused(refusal) => {
+            let texts = [
+                ("refused", refusal.to_string().into()),
+                ("why", refusal.why()),
+                ("remedy", refusal.remedy().into()),
+            ];
+            for (name, text) in texts {
+                let _ = write!(line, ",\"{name}\":");
+                quote(&text, line);
             }
             Ok(())
         }

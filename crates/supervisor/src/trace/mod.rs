@@ -27,6 +27,7 @@ use std::path::Path;
 
 use ioasis_iommufd::faultlog::{FaultWatcher, RefusedDma};
 use ioasis_iommufd::{IovaRange, Prot};
+use ioasis_pci::Refusal;
 use ioasis_uapi::{Error, Result};
 use ioasis_vfio::{DeviceWatcher, InterruptKind};
 
@@ -264,6 +265,10 @@ impl DeviceWatcher for Trace {
 
     fn reset(&self, device: &str) {
         self.event(device, &Event::Reset);
+    }
+
+    fn refused(&self, device: &str, refusal: &Refusal) {
+        self.event(device, &Event::Refused(*refusal));
     }
 }
 

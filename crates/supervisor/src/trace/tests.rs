@@ -376,6 +376,9 @@ const FAULT: Event = Event::DmaFault {
     unmapped: None,
 };
 
+const UNMASTERED: Refusal =
+    Refusal::Dma { way: ioasis_pci::Way::Read, iova: 0x1000, closed: ioasis_pci::Closed::Master };
+
 #[test]
 fn what_devices_do_by_themselves_is_told() {
     let text = traced(Format::Text, |trace| {
@@ -387,6 +390,7 @@ fn what_devices_do_by_themselves_is_told() {
         let Event::DmaFault { way, iova, why, .. } = FAULT else { unreachable!() };
         let fault = Event::DmaFault { way, pasid, iova, why, nearest, unmapped };
         trace.event("0000:01:00.0", &fault);
+        trace.event("0000:01:00.0", &Event::Refused(UNMASTERED));
         trace.event("0000:01:00.0", &Event::Reset);
     });
     assert_eq!(
@@ -396,6 +400,7 @@ fn what_devices_do_by_themselves_is_told() {
          [0000:01:00.0] DMA write fault at iova 0x1000: nothing is mapped\n\
          [0000:01:00.0] DMA write fault at iova 0x1000 of PASID 3: nothing is mapped; 0x1000-0x1fff was unmapped by \
          pid 7; the nearest mapping is 0x2000-0x2fff\n\
+         [0000:01:00.0] DMA read at iova 0x1000 refused: bus mastering is off; set bit 2 of COMMAND\n\
          [0000:01:00.0] reset\n"
     );
 }
@@ -420,10 +425,13 @@ fn json_has_one_object_a_line() {
     let text = traced(Format::Json, |trace| {
         trace.open(7, "/dev/\"vfio\"\n", 0, Ok(3));
         trace.event("0000:01:00.0", &FAULT);
+        trace.event("0000:01:00.0", &Event::Refused(UNMASTERED));
     });
     assert_eq!(
         text,
         "{\"pid\":7,\"call\":\"openat\",\"path\":\"/dev/\\\"vfio\\\"\\u000a\",\"flags\":[\"O_RDONLY\"],\"result\":3}\n\
-         {\"device\":\"0000:01:00.0\",\"fault\":\"write\",\"iova\":\"0x1000\",\"why\":\"nothing is mapped\"}\n"
+         {\"device\":\"0000:01:00.0\",\"fault\":\"write\",\"iova\":\"0x1000\",\"why\":\"nothing is mapped\"}\n\
+         {\"device\":\"0000:01:00.0\",\"refused\":\"DMA read at iova 0x1000\",\"why\":\"bus mastering is off\",\
+         \"remedy\":\"set bit 2 of COMMAND\"}\n"
     );
 }

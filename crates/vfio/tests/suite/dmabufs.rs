@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use ioasis_iommufd::Context;
+use ioasis_iommufd::faultlog::{Reason, RefusedDma};
+use ioasis_iommufd::{Context, Iova};
 use ioasis_uapi::iommufd::{IOAS_UNMAP, IoasUnmap};
 use ioasis_uapi::vfio::{
     self, DeviceAttachIommufdPt, DeviceBindIommufd, DeviceFeature, DeviceFeatureDmaBuf,
@@ -162,7 +163,13 @@ fn what_was_mapped_before_a_revocation_stays_out_of_reach() {
         assert_eq!(pair.map(0, 0x10_0000), None, "{how}");
         assert_eq!(pair.fetch(0x10_0008), VALUE, "{how}");
         revoke();
+        pair.rig.hardware.machine.faults.take();
         assert_eq!(pair.fetch(0x10_0008), None, "{how}");
+        let refused = pair.rig.hardware.machine.faults.take();
+        let [RefusedDma { reason: Reason::Revoked, iova: Iova(0x10_0008), .. }] = refused[..]
+        else {
+            panic!("{how}: {refused:?}")
+        };
         pair.unmap(0x10_0000);
     }
 }

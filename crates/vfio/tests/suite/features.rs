@@ -1,13 +1,16 @@
 //! DEVICE_FEATURE and IOEVENTFD.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ioasis_uapi::vfio::{self, DeviceFeature, DeviceIoeventfd};
+use ioasis_pci::Refusal;
+use ioasis_sys::sync::Mutex;
+use ioasis_uapi::vfio::{self, DeviceFeature, DeviceIoeventfd, IrqSet};
 use ioasis_uapi::{Errno, Result};
-use ioasis_vfio::DeviceFile;
+use ioasis_vfio::{DeviceFile, DeviceWatcher, InterruptKind};
 use zerocopy::IntoBytes;
 
-use crate::rig::{ARG, RAISE, Rig, SCRATCH, TABLE, at, errno};
+use crate::rig::{ARG, FETCH, RAISE, Rig, SCRATCH, TABLE, at, errno};
 
 const GET: u32 = vfio::DEVICE_FEATURE_GET;
 const SET: u32 = vfio::DEVICE_FEATURE_SET;
@@ -134,4 +137,65 @@ fn a_signalled_ioeventfd_writes_its_register() {
         file.read(at(0, SCRATCH), &mut buf).expect("a register");
     }
     assert_eq!(buf, [0x44, 0x33, 0, 0, 0, 0, 0, 0]);
+}
+
+/// What was told of a device, as the trace says it.
+#[derive(Debug, Default)]
+struct Told(Mutex<Vec<String>>);
+
+impl Told {
+    fn take(&self) -> Vec<String> {
+        std::mem::take(&mut *self.0.lock())
+    }
+}
+
+impl DeviceWatcher for Told {
+    fn interrupt(&self, _: &str, _: InterruptKind, _: u16) {}
+
+    fn reset(&self, _: &str) {}
+
+    fn refused(&self, device: &str, refusal: &Refusal) {
+        let line = format!("{device} {refusal}: {}; {}", refusal.why(), refusal.remedy());
+        self.0.lock().push(line);
+    }
+}
+
+#[test]
+fn what_a_device_could_not_do_is_told_with_what_to_do_about_it() {
+    let rig = Rig::new();
+    let told = Arc::new(Told::default());
+    rig.machine.watch(&(Arc::clone(&told) as _));
+    let (_group, file) = rig.open();
+    let (fd, event) = rig.caller.add_event();
+    rig.write32(&file, RAISE, 0);
+    assert!(told.take().is_empty(), "no message is enabled, so none is missed");
+    let mut header =
+        IrqSet { argsz: 24, flags: 0b10_0100, index: 1, start: 0, count: 1 }.as_bytes().to_vec();
+    header.extend_from_slice(&fd.to_ne_bytes());
+    rig.caller.put(ARG, &header);
+    file.ioctl(&rig.caller, vfio::DEVICE_SET_IRQS, ARG).expect("MSI");
+    rig.write32(&file, RAISE, 0);
+    assert_eq!(
+        told.take(),
+        ["0000:01:00.0 interrupt message 0: bus mastering is off; set bit 2 of COMMAND"]
+    );
+    file.write(at(0, FETCH), &0x5000_u64.to_le_bytes()).expect("a register");
+    assert_eq!(
+        told.take(),
+        ["0000:01:00.0 DMA read at iova 0x5000: bus mastering is off; set bit 2 of COMMAND"]
+    );
+    assert_eq!(ioeventfd(&rig, &file, doorbell(at(0, SCRATCH), 2, fd)), None);
+    file.write(at(7, 4), &4_u16.to_le_bytes()).expect("COMMAND");
+    event.signal();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let lines = loop {
+        assert!(Instant::now() < deadline, "it is told");
+        match told.take() {
+            lines if lines.is_empty() => std::thread::yield_now(),
+            lines => break lines,
+        }
+    };
+    let expected =
+        "0000:01:00.0 ioeventfd write at BAR0+0x1018: memory decoding is off; set bit 1 of COMMAND";
+    assert_eq!(lines, [expected]);
 }

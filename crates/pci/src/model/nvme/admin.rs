@@ -51,7 +51,7 @@ impl Controller {
             CREATE_COMPLETION_QUEUE => self.create_completion_queue(bus, command),
             IDENTIFY => self.identify(bus, command),
             ABORT => self.abort(command),
-            SET_FEATURES => self.set_features(command),
+            SET_FEATURES => self.set_features(bus, command),
             GET_FEATURES => self.features.get(command),
             ASYNC_EVENT_REQUEST => match self.events.request(command.id) {
                 Ok(()) => return Outcome::Held,
@@ -223,14 +223,14 @@ impl Controller {
     }
 
     /// Set Features, 5.21.
-    fn set_features(&mut self, command: &Command) -> Result<u32, Status> {
+    fn set_features(&mut self, bus: &Bus<'_>, command: &Command) -> Result<u32, Status> {
         let cached = self.features.write_cache();
         let result = self.features.set(command, self.io_queues)?;
         if self.features.too_hot_or_cold() {
             self.events.happened(Event::Temperature, &self.features);
         }
         if cached == WriteCache::Enabled && self.features.write_cache() == WriteCache::Disabled {
-            self.image.sync().map_err(|_| Status::INTERNAL_ERROR)?;
+            self.sync(bus).map_err(|_| Status::INTERNAL_ERROR)?;
         }
         Ok(result)
     }

@@ -4,6 +4,8 @@
 //! [`Controller::poll`], by one thread and one command after another, so a queue that is deleted has nothing under way and
 //! an Abort finds at most an Asynchronous Event Request to abort.
 
+use std::io;
+
 use ioasis_uapi::Result;
 
 use super::super::Progress;
@@ -18,6 +20,7 @@ use super::queue::{CompletionQueue, FETCH_MAX, SubmissionQueue};
 use super::registers::{self, AdminQueues, BAR, Configuration, Wish, doorbells};
 use super::status::Status;
 use crate::bus::{Bus, DmaFault, Line};
+use crate::refusal::{ImageAccess, Refusal};
 
 /// Identifier of the admin queues.
 const ADMIN: u16 = 0;
@@ -230,6 +233,13 @@ impl Controller {
         Ok((tail, head))
     }
 
+    /// Brings all that was written to the disk.
+    pub(super) fn sync(&self, bus: &Bus<'_>) -> io::Result<()> {
+        self.image.sync().inspect_err(|error| {
+            bus.tell(&Refusal::image(ImageAccess::Sync, (0, 0), error));
+        })
+    }
+
     fn runs(&self) -> bool {
         self.status == registers::CSTS_READY
     }
@@ -256,7 +266,7 @@ impl Controller {
         }
         if asked.shutdown() && !before.shutdown() {
             // A shutdown completes whether or not the disk took everything: a Flush would have told.
-            let _ = self.image.sync();
+            let _ = self.sync(bus);
             self.set_status(bus, self.status | registers::CSTS_SHUTDOWN_COMPLETE)?;
         }
         Ok(Progress::Worked)

@@ -11,6 +11,7 @@ use super::image::{Image, Protection};
 use super::prp;
 use super::status::Status;
 use crate::bus::{Bus, Segment};
+use crate::refusal::{ImageAccess, Refusal};
 
 // Opcodes, figure 346.
 pub(super) const FLUSH: u8 = 0x00;
@@ -95,7 +96,7 @@ enum Direction {
 #[derive(Debug)]
 enum Stop {
     Memory,
-    Image,
+    Image(io::Error),
 }
 
 impl From<crate::bus::DmaFault> for Stop {
@@ -105,17 +106,53 @@ impl From<crate::bus::DmaFault> for Stop {
 }
 
 impl From<io::Error> for Stop {
-    fn from(_: io::Error) -> Self {
-        Self::Image
+    fn from(error: io::Error) -> Self {
+        Self::Image(error)
+    }
+}
+
+impl Context<'_> {
+    /// Tells people that the image could not be reached.
+    fn tell(&self, access: ImageAccess, extent: (u64, u64), error: &io::Error) {
+        self.bus.tell(&Refusal::image(access, extent, error));
+    }
+
+    /// Brings all that was written to the disk.
+    fn sync(&self) -> Result<(), Status> {
+        self.image.sync().map_err(|error| {
+            self.tell(ImageAccess::Sync, (0, 0), &error);
+            Status::WRITE_FAULT
+        })
+    }
+
+    fn deallocate(&self, offset: u64, length: u64) -> Result<(), Status> {
+        self.image.deallocate(offset, length).map_err(|error| {
+            self.tell(ImageAccess::Deallocate, (offset, length), &error);
+            Status::WRITE_FAULT
+        })
+    }
+
+    fn zero(&self, offset: u64, length: u64) -> Result<(), Status> {
+        self.image.zero(offset, length).map_err(|error| {
+            self.tell(ImageAccess::Write, (offset, length), &error);
+            Status::WRITE_FAULT
+        })
     }
 }
 
 impl Direction {
+    fn access(self) -> ImageAccess {
+        match self {
+            Self::Read => ImageAccess::Read,
+            Self::Write => ImageAccess::Write,
+        }
+    }
+
     fn status(self, stop: &Stop) -> Status {
         match (stop, self) {
             (Stop::Memory, _) => Status::DATA_TRANSFER_ERROR,
-            (Stop::Image, Self::Read) => Status::UNRECOVERED_READ,
-            (Stop::Image, Self::Write) => Status::WRITE_FAULT,
+            (Stop::Image(_), Self::Read) => Status::UNRECOVERED_READ,
+            (Stop::Image(_), Self::Write) => Status::WRITE_FAULT,
         }
     }
 }
@@ -283,6 +320,10 @@ impl Executor {
                 continue;
             }
             if let Err(stop) = self.move_pieces(context, direction, std::slice::from_ref(piece)) {
+                if let Stop::Image(error) = &stop {
+                    let extent = (piece.offset, piece.memory.length as u64);
+                    context.tell(direction.access(), extent, error);
+                }
                 statuses[piece.command] = direction.status(&stop);
             }
         }
@@ -338,8 +379,11 @@ impl Executor {
             let length = (piece.memory.length - done).min(CHUNK);
             let (blocks, memory) = (&mut self.buffer[..length], &mut self.compared[..length]);
             let iova = piece.memory.iova.wrapping_add(done as u64);
-            let read = context.image.read(piece.offset + done as u64, blocks);
-            read.map_err(|_| Status::UNRECOVERED_READ)?;
+            let offset = piece.offset + done as u64;
+            context.image.read(offset, blocks).map_err(|error| {
+                context.tell(ImageAccess::Read, (offset, length as u64), &error);
+                Status::UNRECOVERED_READ
+            })?;
             let fetched = context.bus.read(&[Segment { iova, length }], memory);
             fetched.map_err(|_| Status::DATA_TRANSFER_ERROR)?;
             if blocks != memory {
@@ -371,8 +415,7 @@ impl Executor {
         let extents: Vec<_> =
             ranges.iter().map(|range| dataset_extent(context, range)).collect::<Result<_, _>>()?;
         for (offset, length) in extents {
-            let done = context.image.deallocate(offset, length);
-            done.map_err(|_| Status::WRITE_FAULT)?;
+            context.deallocate(offset, length)?;
         }
         finish_write(context)
     }
@@ -448,7 +491,7 @@ fn flush(context: &Context<'_>, command: &Command) -> Result<(), Status> {
     if command.namespace != ALL_NAMESPACES {
         check_namespace(command.namespace)?;
     }
-    context.image.sync().map_err(|_| Status::WRITE_FAULT)
+    context.sync()
 }
 
 fn write_zeroes(context: &Context<'_>, command: &Command) -> Result<(), Status> {
@@ -456,14 +499,13 @@ fn write_zeroes(context: &Context<'_>, command: &Command) -> Result<(), Status> 
     if context.image.protection() == Protection::ReadOnly {
         return Err(Status::WRITE_PROTECTED);
     }
-    let done = if command.dword(12) & WRITE_ZEROES_DEALLOCATE != 0 {
-        context.image.deallocate(offset, length)
+    if command.dword(12) & WRITE_ZEROES_DEALLOCATE != 0 {
+        context.deallocate(offset, length)?;
     } else {
-        context.image.zero(offset, length)
-    };
-    done.map_err(|_| Status::WRITE_FAULT)?;
+        context.zero(offset, length)?;
+    }
     if forces(command) {
-        return context.image.sync().map_err(|_| Status::WRITE_FAULT);
+        return context.sync();
     }
     finish_write(context)
 }
@@ -472,7 +514,7 @@ fn write_zeroes(context: &Context<'_>, command: &Command) -> Result<(), Status> 
 fn finish_write(context: &Context<'_>) -> Result<(), Status> {
     match context.write_cache {
         WriteCache::Enabled => Ok(()),
-        WriteCache::Disabled => context.image.sync().map_err(|_| Status::WRITE_FAULT),
+        WriteCache::Disabled => context.sync(),
     }
 }
 
@@ -493,7 +535,7 @@ fn force(
     if !commands.iter().any(asks) {
         return 0;
     }
-    if context.image.sync().is_err() {
+    if context.sync().is_err() {
         for (_, status) in commands.iter().zip(statuses).filter(|(command, _)| asks(command)) {
             if !status.is_error() {
                 *status = Status::WRITE_FAULT;

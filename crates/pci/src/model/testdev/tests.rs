@@ -3,7 +3,8 @@ use std::time::{Duration, Instant};
 
 use super::*;
 use crate::bus::Session;
-use crate::fake::{Interrupts, Memory};
+use crate::fake::{Interrupts, Memory, Told};
+use crate::refusal::{Closed, Refusal, Way};
 use crate::{Bdf, Function, Windows, create};
 use ioasis_sys::mapping::Mapping;
 
@@ -11,6 +12,7 @@ struct Bench {
     function: Function,
     memory: Arc<Memory>,
     interrupts: Arc<Interrupts>,
+    told: Arc<Told>,
     registers: Arc<Mapping>,
 }
 
@@ -25,10 +27,11 @@ fn bench() -> Bench {
     let interrupts = Arc::new(Interrupts::default());
     let registers = Arc::new(Mapping::anonymous(BYTES).expect("memory"));
     let pages = [Some(Arc::clone(&registers)), None, None, None, None, None];
+    let told = Arc::new(Told::default());
     let (dma, irq) = (Arc::clone(&memory), Arc::clone(&interrupts));
-    function.open(Session { dma, irq, pages }).expect("opened");
+    function.open(Session { dma, irq, witness: Arc::clone(&told) as _, pages }).expect("opened");
     function.config_write(4, &[6, 0]).expect("bus master");
-    Bench { function, memory, interrupts, registers }
+    Bench { function, memory, interrupts, told, registers }
 }
 
 impl Bench {
@@ -42,6 +45,14 @@ impl Bench {
             }
             assert!(begin.elapsed() < Duration::from_secs(60), "the device answers");
         }
+    }
+
+    /// What people were told by now, once the device has done what it was at.
+    fn told(&self) -> Vec<Refusal> {
+        // A system call waits for the model, which raises its interrupt after CMD says that it is done.
+        self.function.bar_read(0, 0, &mut [0]).expect("a register");
+        self.function.update_line();
+        self.told.take()
     }
 
     /// Stores to the mapped page, as a program does: nothing is called.
@@ -100,6 +111,17 @@ fn without_bus_mastering_nothing_is_copied() {
     bench.memory.put(MEMORY, &[1; 4096]);
     assert_eq!(bench.copy(3, MEMORY), CMD_FAULTED);
     assert!(bench.interrupts.raised.lock().is_empty(), "a message is a memory write too");
+    assert_eq!(bench.told(), transfer_refused(Way::Read, Closed::Master));
+    assert_eq!(bench.copy(1, MEMORY), CMD_FAULTED);
+    assert_eq!(bench.told(), transfer_refused(Way::Write, Closed::Master));
+    bench.function.config_write(4, &[6, 0]).expect("COMMAND");
+    bench.copy(3, MEMORY);
+    assert_eq!(bench.told(), []);
+}
+
+/// What is told of a copy at MEMORY and its message.
+fn transfer_refused(way: Way, closed: Closed) -> [Refusal; 2] {
+    [Refusal::Dma { way, iova: MEMORY, closed }, Refusal::Message { vector: 0, closed }]
 }
 
 #[test]

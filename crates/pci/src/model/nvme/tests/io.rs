@@ -4,7 +4,11 @@ use super::rig::{DATA, MEMORY, PAGE, READ_ONLY, Rig, transfer, with_data};
 use crate::model::nvme::admin::SET_FEATURES;
 use crate::model::nvme::command::Command;
 use crate::model::nvme::io::{COMPARE, DATASET_MANAGEMENT, FLUSH, READ, WRITE, WRITE_ZEROES};
+use crate::refusal::{ImageAccess, Refusal};
+use ioasis_uapi::Errno;
 use proptest::prelude::*;
+use rustix::fs::{MemfdFlags, SealFlags};
+use std::os::fd::AsRawFd;
 
 const LIST: u64 = DATA - PAGE;
 const MEBIBYTE: usize = 1 << 20;
@@ -140,6 +144,34 @@ fn an_image_cut_short_is_a_read_error() {
         rig.run(1, &[transfer(READ, 0, 8, [DATA, 0]), transfer(READ, 8, 8, [DATA + PAGE, 0])]);
     assert_eq!((answers[0].status, answers[1].status), (0, 0x281));
     assert_eq!(rig.memory.get(DATA, 4096), pattern(4096, 5));
+    let cut =
+        |offset, length| Refusal::Image { access: ImageAccess::Read, offset, length, errno: None };
+    assert_eq!(rig.told.take(), [cut(4096, 4096)], "once, and the other one not at all");
+    assert_eq!(rig.status(1, transfer(COMPARE, 16, 1, [DATA, 0])), 0x281);
+    assert_eq!(rig.told.take(), [cut(8192, 512)]);
+}
+
+#[test]
+fn an_image_that_cannot_be_written_is_told_with_what_the_system_answered() {
+    let file = rustix::fs::memfd_create("image", MemfdFlags::ALLOW_SEALING).expect("a memfd");
+    rustix::fs::ftruncate(&file, 1 << 20).expect("1 MiB");
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let mut rig = Rig::with_queue(&[("image", &path)]);
+    assert_eq!(rig.status(1, transfer(WRITE, 0, 1, [DATA, 0])), 0);
+    assert_eq!(rig.told.take(), [], "nothing is told of what went well");
+    rustix::fs::fcntl_add_seals(&file, SealFlags::WRITE).expect("sealed");
+    let refused = |access, offset, length| Refusal::Image {
+        access,
+        offset,
+        length,
+        errno: Some(Errno::EPERM),
+    };
+    assert_eq!(rig.status(1, transfer(WRITE, 1, 2, [DATA, 0])), 0x280);
+    assert_eq!(rig.told.take(), [refused(ImageAccess::Write, 512, 1024)]);
+    let zeroes =
+        |words| Command { opcode: WRITE_ZEROES, namespace: 1, words, ..Command::default() };
+    assert_eq!(rig.status(1, zeroes([2, 0, 1 << 25, 0, 0, 0])), 0x280);
+    assert_eq!(rig.told.take(), [refused(ImageAccess::Deallocate, 1024, 512)]);
 }
 
 #[test]

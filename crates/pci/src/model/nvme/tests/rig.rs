@@ -8,12 +8,13 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use ioasis_sys::mapping::Mapping;
 
 use crate::bus::{Bus, Dma, Irq, Session, Wires};
-use crate::fake::{Interrupts, Memory};
+use crate::fake::{Interrupts, Memory, Told};
 use crate::gate::Permissions;
 use crate::model::nvme::admin;
 use crate::model::nvme::command::{COMMAND_BYTES, COMPLETION_BYTES, Command};
 use crate::model::nvme::registers::{ACQ, AQA, ASQ, CC, CSTS, doorbells};
 use crate::model::{Model, Progress, create};
+use crate::refusal::Witness;
 
 /// Where the fake memory begins, and how much there is.
 pub(super) const MEMORY: u64 = 0x10_0000;
@@ -60,6 +61,7 @@ pub(super) struct Rig {
     model: Box<dyn Model>,
     pub(super) memory: Arc<Memory>,
     pub(super) interrupts: Arc<Interrupts>,
+    pub(super) told: Arc<Told>,
     pub(super) pages: Arc<Mapping>,
     session: Session,
     wires: Wires,
@@ -108,14 +110,17 @@ impl Rig {
         let interrupts = Arc::new(Interrupts::default());
         let dma: Arc<dyn Dma> = Arc::<Memory>::clone(&memory);
         let irq: Arc<dyn Irq> = Arc::<Interrupts>::clone(&interrupts);
+        let told = Arc::new(Told::default());
+        let witness: Arc<dyn Witness> = Arc::<Told>::clone(&told);
         let shared = [Some(Arc::clone(&pages)), None, None, None, None, None];
-        let session = Session { dma, irq, pages: shared };
+        let session = Session { dma, irq, witness, pages: shared };
         let wires = Wires::new(&model.description());
         wires.gate.set(Permissions { master: true, memory: true, ..Permissions::default() });
         let mut rig = Self {
             model,
             memory,
             interrupts,
+            told,
             pages,
             session,
             wires,
