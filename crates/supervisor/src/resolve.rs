@@ -4,12 +4,20 @@
 //! One openat2(2) resolves nearly every path, from names the kernel has cached, so that a slow file system cannot stop
 //! the receiver. What it cannot decide (a link through /proc, `..` above a directory) is walked name by name.
 //!
+//! A file system may be served by the client itself, and then never answers. So what is found is told by what the kernel
+//! knows without asking ([`Seen::of`]), and whether a link is one of procfs is asked only where that may take long.
+//! Processes are reached through the open /proc/PID of [`Process`], which cannot become another one's.
+//!
 //! DIFFERS: a link to /proc/self/fd/N that lies elsewhere than in /dev is not recognised when this process has no
 //! descriptor N: opening it gives another descriptor of the same open file.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::OnceLock;
 
-use rustix::fs::{FileType, Mode, OFlags, PROC_SUPER_MAGIC, ResolveFlags, Stat};
+use ioasis_sys::process::Process;
+use rustix::fs::{
+    AtFlags, FileType, Mode, OFlags, PROC_SUPER_MAGIC, ResolveFlags, StatxFlags, makedev,
+};
 use rustix::io::Errno;
 
 /// Symbolic links a path may have (`MAXSYMLINKS`, linux/namei.h).
@@ -19,13 +27,80 @@ const PROC_ROOT: u64 = 1;
 
 /// Who resolves a path, and from where.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct From {
-    /// The thread.
+pub(crate) struct From<'a> {
+    /// The process.
+    pub(crate) process: &'a Process,
+    /// Its thread.
     pub(crate) tid: u32,
-    /// Its process.
-    pub(crate) pid: u32,
     /// The descriptor a relative path starts from; negative for the working directory (`AT_FDCWD`).
     pub(crate) dirfd: i32,
+}
+
+impl From<'_> {
+    /// What /proc says of the thread: `root`, `cwd`, `fd/N`.
+    fn open(&self, what: &str) -> Result<OwnedFd, Errno> {
+        let path = if self.tid == self.process.pid() {
+            what.to_owned()
+        } else {
+            format!("task/{}/{what}", self.tid)
+        };
+        rustix::fs::openat(self.process.proc(), path, PATH, Mode::empty())
+    }
+}
+
+/// A descriptor that names a file and opens nothing.
+const PATH: OFlags = OFlags::PATH.union(OFlags::CLOEXEC);
+
+/// What a file is. No file system is asked for it (`AT_STATX_DONT_SYNC`), since a client may be the one that answers.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Seen {
+    /// `st_dev`.
+    pub(crate) dev: u64,
+    /// `st_ino`.
+    pub(crate) ino: u64,
+    pub(crate) kind: FileType,
+}
+
+impl Seen {
+    /// What is behind `file`.
+    ///
+    /// # Errors
+    ///
+    /// The errno of statx(2).
+    pub(crate) fn of(file: impl AsFd) -> Result<Self, Errno> {
+        Self::at(file.as_fd(), "", AtFlags::EMPTY_PATH)
+    }
+
+    /// What `path` below `dir` leads to.
+    ///
+    /// # Errors
+    ///
+    /// The errno of statx(2).
+    pub(crate) fn at(dir: BorrowedFd<'_>, path: &str, flags: AtFlags) -> Result<Self, Errno> {
+        let flags = flags | AtFlags::STATX_DONT_SYNC;
+        let stat = rustix::fs::statx(dir, path, flags, StatxFlags::TYPE | StatxFlags::INO)?;
+        Ok(Self {
+            dev: makedev(stat.stx_dev_major, stat.stx_dev_minor),
+            ino: stat.stx_ino,
+            kind: FileType::from_raw_mode(stat.stx_mode.into()),
+        })
+    }
+
+    /// Whether both are of one file.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        (self.dev, self.ino) == (other.dev, other.ino)
+    }
+
+    /// Whether the file lies on the procfs where this process looks others up.
+    pub(crate) fn is_in_own_procfs(&self) -> bool {
+        static OWN: OnceLock<Option<u64>> = OnceLock::new();
+        let find = || {
+            let root = rustix::fs::open("/proc", PATH, Mode::empty()).ok()?;
+            (rustix::fs::fstatfs(&root).ok()?.f_type == PROC_SUPER_MAGIC)
+                .then(|| Self::of(&root).ok().map(|seen| seen.dev))?
+        };
+        *OWN.get_or_init(find) == Some(self.dev)
+    }
 }
 
 /// Whether a link that the whole path leads to is followed.
@@ -50,7 +125,7 @@ pub(crate) enum Wait {
 #[derive(Debug)]
 pub(crate) enum Found {
     /// To this file (an `O_PATH` descriptor).
-    File(OwnedFd),
+    File(OwnedFd, Seen),
     /// Nowhere, or to nothing that could be ours: the kernel finds the right errno.
     Nothing,
     /// It cannot be said without waiting.
@@ -58,11 +133,14 @@ pub(crate) enum Found {
 }
 
 /// Resolves `path` as `from` would.
-pub(crate) fn resolve(from: From, path: &[u8], last: Last, wait: Wait) -> Found {
+pub(crate) fn resolve(from: From<'_>, path: &[u8], last: Last, wait: Wait) -> Found {
     match fast(from, path, last, wait) {
-        // The kernel took /proc/self for this process.
-        Ok(file) if in_procfs(&file) => walk(from, path, last, wait),
-        Ok(file) => Found::File(file),
+        Ok(file) => match Seen::of(&file) {
+            // The kernel took /proc/self for this process.
+            Ok(seen) if seen.is_in_own_procfs() => walk(from, path, last, wait),
+            Ok(seen) => Found::File(file, seen),
+            Err(_) => Found::Nothing,
+        },
         Err(Errno::AGAIN) if wait == Wait::Forbidden => Found::WouldWait,
         // A link of procfs, or `..` or a link out of the directory; or `..` while somebody renames or mounts anything.
         Err(Errno::XDEV | Errno::LOOP | Errno::AGAIN) => walk(from, path, last, wait),
@@ -72,30 +150,30 @@ pub(crate) fn resolve(from: From, path: &[u8], last: Last, wait: Wait) -> Found 
     }
 }
 
-fn in_procfs(file: &OwnedFd) -> bool {
-    rustix::fs::fstatfs(file).is_ok_and(|found| found.f_type == PROC_SUPER_MAGIC)
+/// Whether a file lies on a procfs. Of a file system other than this process's own the kernel tells its kind only by
+/// asking it.
+fn is_in_procfs(file: &OwnedFd, seen: Seen, wait: Wait) -> Result<bool, Errno> {
+    // A file system without a device has the major number 0.
+    if seen.is_in_own_procfs() || rustix::fs::major(seen.dev) != 0 {
+        return Ok(seen.is_in_own_procfs());
+    }
+    match wait {
+        Wait::Allowed => Ok(rustix::fs::fstatfs(file)?.f_type == PROC_SUPER_MAGIC),
+        Wait::Forbidden => Err(Errno::AGAIN),
+    }
 }
 
 fn mentions_descriptors(path: &[u8]) -> bool {
     path.starts_with(b"/dev/std") || path.windows(4).any(|part| part == b"/fd/")
 }
 
-/// The descriptor of what /proc says of a thread: `root`, `cwd`, `fd/N`.
-fn of_thread(tid: u32, what: &str) -> Result<OwnedFd, Errno> {
-    rustix::fs::open(format!("/proc/{tid}/{what}"), OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+fn start(from: From<'_>) -> Result<OwnedFd, Errno> {
+    if from.dirfd < 0 { from.open("cwd") } else { from.open(&format!("fd/{}", from.dirfd)) }
 }
 
-fn start(from: From) -> Result<OwnedFd, Errno> {
-    if from.dirfd < 0 {
-        of_thread(from.tid, "cwd")
-    } else {
-        of_thread(from.tid, &format!("fd/{}", from.dirfd))
-    }
-}
-
-fn fast(from: From, path: &[u8], last: Last, wait: Wait) -> Result<OwnedFd, Errno> {
+fn fast(from: From<'_>, path: &[u8], last: Last, wait: Wait) -> Result<OwnedFd, Errno> {
     let (base, within) = if path.first() == Some(&b'/') {
-        (of_thread(from.tid, "root")?, ResolveFlags::IN_ROOT)
+        (from.open("root")?, ResolveFlags::IN_ROOT)
     } else {
         (start(from)?, ResolveFlags::BENEATH)
     };
@@ -109,7 +187,7 @@ fn open_at(
     within: ResolveFlags,
     wait: Wait,
 ) -> Result<OwnedFd, Errno> {
-    let mut flags = OFlags::PATH | OFlags::CLOEXEC;
+    let mut flags = PATH;
     flags.set(OFlags::NOFOLLOW, last == Last::Keep);
     let mut resolve = within;
     resolve.set(ResolveFlags::CACHED, wait == Wait::Forbidden);
@@ -117,9 +195,9 @@ fn open_at(
 }
 
 /// Resolves name by name.
-fn walk(from: From, path: &[u8], last: Last, wait: Wait) -> Found {
-    let walked = || -> Result<OwnedFd, Errno> {
-        let root = of_thread(from.tid, "root")?;
+fn walk(from: From<'_>, path: &[u8], last: Last, wait: Wait) -> Found {
+    let walked = || -> Result<(OwnedFd, Seen), Errno> {
+        let root = from.open("root")?;
         let here = if path.first() == Some(&b'/') { root.try_clone_to() } else { start(from) }?;
         let mut walk = Walk { from, root, here, left: Vec::new(), links: 0, wait };
         walk.push(path);
@@ -127,10 +205,11 @@ fn walk(from: From, path: &[u8], last: Last, wait: Wait) -> Found {
             let is_last = walk.left.is_empty();
             walk.step(&name, if is_last { last } else { Last::Follow })?;
         }
-        Ok(walk.here)
+        let seen = Seen::of(&walk.here)?;
+        Ok((walk.here, seen))
     };
     match walked() {
-        Ok(file) => Found::File(file),
+        Ok((file, seen)) => Found::File(file, seen),
         Err(Errno::AGAIN) if wait == Wait::Forbidden => Found::WouldWait,
         Err(_) => Found::Nothing,
     }
@@ -147,8 +226,8 @@ impl TryCloneTo for OwnedFd {
     }
 }
 
-struct Walk {
-    from: From,
+struct Walk<'a> {
+    from: From<'a>,
     root: OwnedFd,
     here: OwnedFd,
     /// Names still to be resolved, the next one last.
@@ -157,7 +236,7 @@ struct Walk {
     wait: Wait,
 }
 
-impl Walk {
+impl Walk<'_> {
     fn push(&mut self, path: &[u8]) {
         let names = path.split(|&byte| byte == b'/').rev();
         self.left
@@ -166,15 +245,14 @@ impl Walk {
 
     fn step(&mut self, name: &[u8], last: Last) -> Result<(), Errno> {
         if name == b".." {
-            if !same(&self.here, &self.root)? {
+            if !Seen::of(&self.here)?.is(&Seen::of(&self.root)?) {
                 self.here = self.open(name, Last::Follow, ResolveFlags::empty())?;
             }
             return Ok(());
         }
         let next = self.open(name, Last::Keep, ResolveFlags::empty())?;
-        let is_link =
-            FileType::from_raw_mode(rustix::fs::fstat(&next)?.st_mode) == FileType::Symlink;
-        if !is_link || last == Last::Keep {
+        let seen = Seen::of(&next)?;
+        if !seen.kind.is_symlink() || last == Last::Keep {
             self.here = next;
             return Ok(());
         }
@@ -182,7 +260,7 @@ impl Walk {
         if self.links > MAX_LINKS {
             return Err(Errno::LOOP);
         }
-        if in_procfs(&next) {
+        if is_in_procfs(&next, seen, self.wait)? {
             return self.step_in_proc(name, &next);
         }
         self.follow(&next)
@@ -191,20 +269,20 @@ impl Walk {
     /// Follows a link of procfs. `self` is whoever looks, so it is put right; a link to an open file or a directory of
     /// a process leads there at once, whatever its text says.
     fn step_in_proc(&mut self, name: &[u8], link: &OwnedFd) -> Result<(), Errno> {
-        let From { tid, pid, .. } = self.from;
-        if rustix::fs::fstat(&self.here)?.st_ino == PROC_ROOT {
+        if Seen::of(&self.here)?.ino == PROC_ROOT {
+            let From { process, tid, .. } = self.from;
             let own = match name {
-                b"self" => format!("/proc/{pid}"),
-                b"thread-self" => format!("/proc/{pid}/task/{tid}"),
+                b"self" => ".".to_owned(),
+                b"thread-self" => format!("task/{tid}"),
                 _ => return self.follow(link),
             };
-            self.here = rustix::fs::open(own, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+            self.here = rustix::fs::openat(process.proc(), own, PATH, Mode::empty())?;
             return Ok(());
         }
         self.here = match self.open(name, Last::Follow, ResolveFlags::NO_MAGICLINKS) {
             // The kernel resolves a link of procfs only where it may wait; that one does not wait.
             Err(Errno::LOOP | Errno::AGAIN) => {
-                rustix::fs::openat(&self.here, name, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?
+                rustix::fs::openat(&self.here, name, PATH, Mode::empty())?
             }
             opened => opened?,
         };
@@ -225,37 +303,30 @@ impl Walk {
     }
 }
 
-/// Whether two descriptors are of one file.
-fn same(one: &OwnedFd, other: &OwnedFd) -> Result<bool, Errno> {
-    let identity = |stat: Stat| (stat.st_dev, stat.st_ino);
-    Ok(identity(rustix::fs::fstat(one)?) == identity(rustix::fs::fstat(other)?))
-}
-
 /// The file behind the link `path`, if that is one of the /proc/PID/fd/N.
 pub(crate) fn behind_descriptor_link(
-    from: From,
+    from: From<'_>,
     path: &[u8],
     wait: Wait,
-) -> Result<Option<Stat>, WouldWait> {
+) -> Result<Option<Seen>, WouldWait> {
     let split = path.iter().rposition(|&byte| byte == b'/').map_or(0, |slash| slash + 1);
     let (directory, name) = path.split_at(split);
     if name.is_empty() || !name.iter().all(u8::is_ascii_digit) {
         return Ok(None);
     }
-    let directory = match walk(from, directory, Last::Follow, wait) {
-        Found::File(directory) => directory,
+    let (directory, seen) = match walk(from, directory, Last::Follow, wait) {
+        Found::File(directory, seen) => (directory, seen),
         Found::Nothing => return Ok(None),
         Found::WouldWait => return Err(WouldWait),
     };
-    let behind = || {
-        if rustix::fs::fstatfs(&directory)?.f_type != PROC_SUPER_MAGIC {
-            return Err(Errno::NOENT);
+    match is_in_procfs(&directory, seen, wait) {
+        Ok(true) => {
+            let file = rustix::fs::openat(&directory, name, PATH, Mode::empty());
+            Ok(file.and_then(Seen::of).ok())
         }
-        let file =
-            rustix::fs::openat(&directory, name, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
-        rustix::fs::fstat(file)
-    };
-    Ok(behind().ok())
+        Err(Errno::AGAIN) => Err(WouldWait),
+        Ok(false) | Err(_) => Ok(None),
+    }
 }
 
 /// A path cannot be resolved without waiting.
@@ -267,17 +338,19 @@ mod tests {
     use super::*;
     use std::os::fd::AsRawFd;
 
-    fn own(dirfd: i32) -> From {
+    fn own_process() -> Process {
+        Process::open(std::process::id()).expect("it runs")
+    }
+
+    fn own(process: &Process, dirfd: i32) -> From<'_> {
         let tid = rustix::thread::gettid().as_raw_nonzero().get().unsigned_abs();
-        From { tid, pid: std::process::id(), dirfd }
+        From { process, tid, dirfd }
     }
 
     /// Device and inode of what `path` leads to; `None` for nothing.
     fn found(dirfd: i32, path: &str, last: Last) -> Option<(u64, u64)> {
-        match resolve(own(dirfd), path.as_bytes(), last, Wait::Allowed) {
-            Found::File(file) => {
-                rustix::fs::fstat(file).ok().map(|stat| (stat.st_dev, stat.st_ino))
-            }
+        match resolve(own(&own_process(), dirfd), path.as_bytes(), last, Wait::Allowed) {
+            Found::File(_, seen) => Some((seen.dev, seen.ino)),
             Found::Nothing => None,
             Found::WouldWait => panic!("leave to wait was given"),
         }
@@ -360,17 +433,17 @@ mod tests {
     fn the_callers_own_files_in_proc_are_not_ours() {
         let mut other = std::process::Command::new("sleep").arg("60").spawn().expect("sleep");
         let pid = other.id();
-        let identity = |stat: Stat| (stat.st_dev, stat.st_ino);
+        let process = Process::open(pid).expect("it runs");
         for path in ["/proc/self/status", "/proc/thread-self/status"] {
-            let from = From { tid: pid, pid, dirfd: -100 };
-            let Found::File(file) = resolve(from, path.as_bytes(), Last::Follow, Wait::Allowed)
+            let from = From { process: &process, tid: pid, dirfd: -100 };
+            let Found::File(_, seen) = resolve(from, path.as_bytes(), Last::Follow, Wait::Allowed)
             else {
                 panic!("{path} is there")
             };
             let theirs = path.replace("thread-self", &format!("{pid}/task/{pid}"));
             let theirs = theirs.replace("self", &pid.to_string());
-            let expected = identity(rustix::fs::stat(theirs).expect("it runs"));
-            assert_eq!(identity(rustix::fs::fstat(file).expect("it runs")), expected, "{path}");
+            let expected = expected(std::path::Path::new(&theirs));
+            assert_eq!(Some((seen.dev, seen.ino)), expected, "{path}");
         }
         other.kill().expect("it runs");
         other.wait().expect("it ended");
@@ -383,20 +456,18 @@ mod tests {
         std::fs::remove_file(tree.0.join("a/file")).expect("it is there");
         let stat = rustix::fs::fstat(&file).expect("open");
         let identity = Some((stat.st_dev, stat.st_ino));
-        let fd = file.as_raw_fd();
+        let (fd, process) = (file.as_raw_fd(), own_process());
         for path in [
             format!("/proc/self/fd/{fd}"),
             format!("/dev/fd/{fd}"),
             format!("/proc/thread-self/fd/{fd}"),
         ] {
             assert_eq!(found(-100, &path, Last::Follow), identity, "{path}");
-            let behind = behind_descriptor_link(own(-100), path.as_bytes(), Wait::Allowed);
-            assert_eq!(
-                behind.expect("leave to wait").map(|stat| (stat.st_dev, stat.st_ino)),
-                identity
-            );
+            let behind =
+                behind_descriptor_link(own(&process, -100), path.as_bytes(), Wait::Allowed);
+            assert_eq!(behind.expect("leave to wait").map(|seen| (seen.dev, seen.ino)), identity);
         }
-        let other = behind_descriptor_link(own(-100), b"/etc/1", Wait::Allowed);
+        let other = behind_descriptor_link(own(&process, -100), b"/etc/1", Wait::Allowed);
         assert!(other.expect("leave to wait").is_none());
     }
 
@@ -405,7 +476,8 @@ mod tests {
         let tree = Tree::new("cached");
         let path = tree.0.join("a/file");
         let path = path.to_str().expect("plain text").as_bytes();
-        let found = resolve(own(-100), path, Last::Follow, Wait::Forbidden);
-        assert!(matches!(found, Found::File(_)), "it was just made: {found:?}");
+        let process = own_process();
+        let found = resolve(own(&process, -100), path, Last::Follow, Wait::Forbidden);
+        assert!(matches!(found, Found::File(..)), "it was just made: {found:?}");
     }
 }

@@ -124,8 +124,8 @@ impl Tasks {
 
 /// An open that was stopped.
 #[derive(Clone, Debug)]
-pub(crate) struct OpenCall {
-    pub(crate) from: From,
+pub(crate) struct OpenCall<'a> {
+    pub(crate) from: From<'a>,
     pub(crate) path: Vec<u8>,
     /// `O_*`.
     pub(crate) flags: u32,
@@ -145,12 +145,12 @@ pub(crate) fn signed(argument: u64) -> i32 {
 const AT_FDCWD: i32 = -100;
 const O_WRONLY_CREAT_TRUNC: u32 = 0o1 | O_CREAT | 0o1000;
 
-impl OpenCall {
+impl<'a> OpenCall<'a> {
     /// The open that `call` is, unless it is another call.
-    pub(crate) fn of(task: &Task, call: &Notification) -> Option<Result<Self>> {
+    pub(crate) fn of(task: &'a Task, call: &Notification) -> Option<Result<Self>> {
         let [first, second, third, fourth, ..] = call.args;
         let made = |dirfd: i32, path: u64, flags: u32| {
-            let from = From { tid: task.tid, pid: task.process.pid(), dirfd };
+            let from = From { process: &task.process, tid: task.tid, dirfd };
             Ok(Self { from, path: task.path(path)?, flags })
         };
         Some(match call.number {

@@ -21,7 +21,7 @@ use rustix::process::{Signal, pidfd_send_signal};
 
 use crate::filter::number;
 use crate::removal::{Failure, Marks, Note, Removal};
-use crate::resolve::{self, Found, Last, Wait};
+use crate::resolve::{self, Found, Last, Seen, Wait};
 use crate::task::{OpenCall, Task, signed};
 
 /// What supervisor and watchdog know of the run together: notification slots and a few words beside them.
@@ -289,12 +289,11 @@ fn orphaned(marks: &Marks, call: &Notification) -> Answer {
     if let Some(open) = OpenCall::of(&task, call) {
         let Ok(open) = open else { return Answer::Continue };
         let last = if open.follows() { Last::Follow } else { Last::Keep };
-        let Found::File(file) = resolve::resolve(open.from, &open.path, last, Wait::Allowed) else {
+        let Found::File(_, seen) = resolve::resolve(open.from, &open.path, last, Wait::Allowed)
+        else {
             return Answer::Continue;
         };
-        let ours = rustix::fs::fstat(file).is_ok_and(|stat| {
-            stat.st_dev == marks.files || marks.nodes.contains(&(stat.st_dev, stat.st_ino))
-        });
+        let ours = seen.dev == marks.files || marks.nodes.contains(&(seen.dev, seen.ino));
         return if ours { Answer::Error(Errno::ENODEV) } else { Answer::Continue };
     }
     let fd = match call.number {
@@ -308,7 +307,7 @@ fn orphaned(marks: &Marks, call: &Notification) -> Answer {
         _ => call.args[0],
     };
     let ours = match task.file(signed(fd)) {
-        Ok(file) => rustix::fs::fstat(file).is_ok_and(|stat| stat.st_dev == marks.files),
+        Ok(file) => Seen::of(file).is_ok_and(|seen| seen.dev == marks.files),
         // It cannot be looked at: only an access where our regions lie, or an ioctl of our type, was stopped.
         Err(error) => error.errno == Errno::EPERM,
     };

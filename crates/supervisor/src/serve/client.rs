@@ -21,6 +21,7 @@ use rustix::fs::{FallocateFlags, OFlags};
 use super::{File, Server};
 use crate::files::{Blank, Look, Opened};
 use crate::queues::Queue;
+use crate::resolve::Seen;
 use crate::task::Task;
 
 /// Regions a device file has room for: six BARs, the ROM, configuration space and VGA.
@@ -167,8 +168,8 @@ impl<'a> Caller<'a> {
     pub(crate) fn queue(&self, fd: i32) -> Result<Option<(Arc<Queue>, OwnedFd)>> {
         let file =
             self.task.file(fd).inspect_err(|_| self.stale.set(!self.task.process.is_alive()))?;
-        let stat = rustix::fs::fstat(&file).map_err(because("a descriptor cannot be looked at"))?;
-        let queue = self.server.queues.get((stat.st_dev, stat.st_ino));
+        let seen = Seen::of(&file).map_err(because("a descriptor cannot be looked at"))?;
+        let queue = self.server.queues.get((seen.dev, seen.ino));
         Ok(queue.map(|queue| (queue, file)))
     }
 
@@ -211,8 +212,8 @@ impl<'a> Caller<'a> {
     pub(crate) fn opened_as(&self, fd: i32) -> Result<Option<(Arc<Opened<File>>, OwnedFd)>> {
         let file =
             self.task.file(fd).inspect_err(|_| self.stale.set(!self.task.process.is_alive()))?;
-        let stat = rustix::fs::fstat(&file).map_err(because("a descriptor cannot be looked at"))?;
-        Ok(self.server.files.get(stat.st_dev, stat.st_ino).map(|opened| (opened, file)))
+        let seen = Seen::of(&file).map_err(because("a descriptor cannot be looked at"))?;
+        Ok(self.server.files.get(seen.dev, seen.ino).map(|opened| (opened, file)))
     }
 }
 

@@ -93,13 +93,13 @@ pub(super) fn readlink(caller: &Caller<'_>, call: &Notification, wait: Wait) -> 
         _ => (signed(first), second, third, fourth),
     };
     let path = caller.task.path(path)?;
-    let from = From { tid: caller.task.tid, pid: caller.task.process.pid(), dirfd };
+    let from = From { process: &caller.task.process, tid: caller.task.tid, dirfd };
     let behind = match resolve::behind_descriptor_link(from, &path, wait) {
         Ok(Some(behind)) => behind,
         Ok(None) => return Ok(Decision::CONTINUE),
         Err(WouldWait) => return Ok(Decision::Later),
     };
-    let (dev, inode) = (behind.st_dev, behind.st_ino);
+    let (dev, inode) = (behind.dev, behind.ino);
     let server = caller.server;
     let name = server.files.get(dev, inode).map(|opened| opened.look.path.clone());
     let name = name.or_else(|| Some(server.queues.get((dev, inode))?.file.name().to_owned()));

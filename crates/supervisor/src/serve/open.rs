@@ -1,13 +1,13 @@
 //! Opens of our nodes.
 
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 
-use ioasis_iommufd::account::Mode;
+use ioasis_iommufd::account;
 use ioasis_iommufd::{Client as _, inject};
 use ioasis_sys::notify::{Answer, Notification, OnExec};
 use ioasis_uapi::{Errno, Error, Result};
-use rustix::fs::{FileType, OFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 
 use super::client::Caller;
 use super::ioctl::open_device;
@@ -16,7 +16,7 @@ use crate::files::Look;
 use crate::filter::{O_ACCMODE, O_CLOEXEC};
 use crate::injection::{self, FailNth};
 use crate::parameters;
-use crate::resolve::{self, Found, Last, Wait};
+use crate::resolve::{self, Found, Last, Seen, Wait};
 use crate::task::OpenCall;
 use crate::view::status::Charges;
 use crate::view::{self, CONTAINER, ContainerNode, FaultInjection, Node};
@@ -33,13 +33,13 @@ pub(super) fn open(caller: &Caller<'_>, call: &Notification, wait: Wait) -> Deci
         return decision;
     }
     let last = if open.follows() { Last::Follow } else { Last::Keep };
-    let found = match resolve::resolve(open.from, &open.path, last, wait) {
-        Found::File(file) => file,
+    let (found, seen) = match resolve::resolve(open.from, &open.path, last, wait) {
+        Found::File(file, seen) => (file, seen),
         Found::Nothing => return Decision::CONTINUE,
         Found::WouldWait => return Decision::Later,
     };
-    let Some(node) = node(caller, &found) else {
-        return status(caller, &open, &found).unwrap_or(Decision::CONTINUE);
+    let Some(node) = node(caller, seen) else {
+        return status(caller, &open, &found, seen).unwrap_or(Decision::CONTINUE);
     };
     drop(found);
     if !caller.is_there() {
@@ -73,7 +73,7 @@ pub(super) fn open(caller: &Caller<'_>, call: &Notification, wait: Wait) -> Deci
 }
 
 /// The answer to an open of a task's fail-nth file, where there is one.
-fn fail_nth(caller: &Caller<'_>, open: &OpenCall) -> Option<Decision> {
+fn fail_nth(caller: &Caller<'_>, open: &OpenCall<'_>) -> Option<Decision> {
     let server = caller.server;
     if server.machine.view.fault_injection == FaultInjection::Absent {
         return None;
@@ -91,27 +91,56 @@ fn fail_nth(caller: &Caller<'_>, open: &OpenCall) -> Option<Decision> {
 
 /// The answer to an open of /proc/PID/status, if that process has pages pinned that the kernel does not know of.
 ///
+/// A program can bind any file over a path of that form. The file it opens is a status file when it is the very one
+/// that this process finds in its own /proc, and its text is read from there.
+///
 /// DIFFERS: the text is that of the open; in Linux every read from its start makes it anew.
-fn status(caller: &Caller<'_>, open: &OpenCall, found: &OwnedFd) -> Option<Decision> {
-    if !open.path.ends_with(b"status") || open.flags & O_ACCMODE != 0 {
+fn status(
+    caller: &Caller<'_>,
+    open: &OpenCall<'_>,
+    found: &OwnedFd,
+    seen: Seen,
+) -> Option<Decision> {
+    let ledger = &caller.server.machine.iommu.ledger;
+    if !open.path.ends_with(b"status")
+        || open.flags & O_ACCMODE != 0
+        || !seen.is_in_own_procfs()
+        || ledger.pinned() == 0
+    {
         return None;
     }
-    let link = format!("/proc/self/fd/{}", found.as_raw_fd());
-    let path = std::fs::read_link(&link).ok()?;
-    let pid = view::status::process(path.to_str()?)?;
+    let path = rustix::fs::readlink(format!("/proc/self/fd/{}", found.as_raw_fd()), Vec::new());
+    let directory = view::status::directory(path.ok()?.as_bytes())?;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let directory = rustix::fs::open(format!("/proc/{directory}"), flags, Mode::empty()).ok()?;
+    let own = Seen::at(directory.as_fd(), "status", AtFlags::SYMLINK_NOFOLLOW).ok()?;
+    if !own.is(&seen) {
+        return None;
+    }
+    let text = read_status(&directory)?;
     caller.see_closes();
-    let charges = caller.server.machine.iommu.ledger.process(pid);
+    let charges = ledger.process(view::status::process(&text)?);
     let charges = Charges { locked: charges.locked, pinned: charges.vm_pin() };
     if charges == Charges::default() || !caller.is_there() {
         return None;
     }
-    let text = view::status::with_charges(&std::fs::read(&link).ok()?, charges);
-    let file = text_file(caller, &text).ok()?;
+    let file = text_file(caller, &view::status::with_charges(&text, charges)).ok()?;
     Some(Decision::Give(Gift { file, on_exec: on_exec(open.flags), line: Line::None }))
 }
 
+/// The text of the file `status` in a directory of /proc, unless it is longer than any needs to be.
+fn read_status(directory: &OwnedFd) -> Option<Vec<u8>> {
+    use std::io::Read;
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(directory, "status", flags, Mode::empty()).ok()?;
+    let mut text = Vec::with_capacity(4096);
+    let limit = view::status::TEXT_MAX as u64 + 1;
+    std::fs::File::from(file).take(limit).read_to_end(&mut text).ok()?;
+    (text.len() <= view::status::TEXT_MAX).then_some(text)
+}
+
 /// The answer to an open of a module parameter: its text of now, or a file that takes another.
-fn parameter(caller: &Caller<'_>, open: &OpenCall, number: u32) -> Decision {
+fn parameter(caller: &Caller<'_>, open: &OpenCall<'_>, number: u32) -> Decision {
     let server = caller.server;
     let machine = &server.machine.iommu;
     let line =
@@ -178,24 +207,20 @@ enum Target {
     Anonymous,
 }
 
-fn node(caller: &Caller<'_>, file: &OwnedFd) -> Option<Target> {
-    let stat = rustix::fs::fstat(file).ok()?;
+fn node(caller: &Caller<'_>, file: Seen) -> Option<Target> {
     let server = caller.server;
-    let is_it =
-        |identity: &&view::Identity| (identity.dev, identity.ino) == (stat.st_dev, stat.st_ino);
+    let is_it = |identity: &&view::Identity| (identity.dev, identity.ino) == (file.dev, file.ino);
     if let Some(identity) = server.nodes.iter().find(is_it) {
         return Some(Target::Node(identity.node));
     }
     let beside_attributes = |identity: &view::Identity| {
-        identity.dev == stat.st_dev && matches!(identity.node, Node::Attribute(_))
+        identity.dev == file.dev && matches!(identity.node, Node::Attribute(_))
     };
-    if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
-        && server.nodes.iter().any(beside_attributes)
-    {
+    if file.kind == FileType::RegularFile && server.nodes.iter().any(beside_attributes) {
         return Some(Target::ReadOnly);
     }
     // A link in /proc/PID/fd leads to the file itself; opening a device anew is opening its node.
-    let opened = server.files.get(stat.st_dev, stat.st_ino)?;
+    let opened = server.files.get(file.dev, file.ino)?;
     Some(match &opened.file {
         File::Iommufd { .. } if opened.look.rdev == CONTAINER => Target::Node(Node::VfioContainer),
         File::Iommufd { .. } => Target::Node(Node::Iommu),
@@ -254,7 +279,7 @@ fn container(caller: &Caller<'_>) -> Result<File> {
         inject::step("a context")?;
         let context = ioasis_iommufd::Context::new(&machine.iommu);
         // drivers/iommu/iommufd/main.c, iommufd_fops_open: charged as the type1 driver charges.
-        context.set_account_mode(Mode::Process)?;
+        context.set_account_mode(account::Mode::Process)?;
         return Ok(File::Iommufd { context, regions: Arc::default() });
     }
     Ok(File::Container(ioasis_iommufd::type1::Container::new(&machine.iommu)))

@@ -12,18 +12,26 @@ pub struct Charges {
     pub pinned: u64,
 }
 
-/// The process whose status the file `path` tells, where `path` is what /proc/self/fd says of it: a process's own
-/// file, or that of one of its threads.
+/// Longest text that is read: two lines of it have no bound of a few bytes, those of up to 65,536 groups and of CPUs.
+pub(crate) const TEXT_MAX: usize = 16 << 10;
+
+/// Below /proc, the directory that a status file whose path ends like `path` would lie in: a process's own or that of
+/// one of its threads. The path of a file is whatever its mounts make it, so this says only where to look for the file
+/// that it may be.
 #[must_use]
-pub fn process(path: &str) -> Option<u32> {
-    let (pid, rest) = path.strip_prefix("/proc/")?.split_once('/')?;
-    let thread = |rest: &str| -> Option<u32> {
-        rest.strip_prefix("task/")?.strip_suffix("/status")?.parse().ok()
-    };
-    if rest != "status" && thread(rest).is_none() {
-        return None;
-    }
-    pid.parse().ok()
+pub fn directory(path: &[u8]) -> Option<String> {
+    let path = std::str::from_utf8(path).ok()?;
+    let (rest, number) = path.strip_suffix("/status")?.rsplit_once('/')?;
+    let number: u32 = number.parse().ok()?;
+    let process = || rest.strip_suffix("/task")?.rsplit_once('/')?.1.parse::<u32>().ok();
+    Some(process().map_or_else(|| number.to_string(), |pid| format!("{pid}/task/{number}")))
+}
+
+/// The process that a status text is of.
+#[must_use]
+pub fn process(text: &[u8]) -> Option<u32> {
+    let line = text.split(|&byte| byte == b'\n').find_map(|line| line.strip_prefix(b"Tgid:\t"))?;
+    std::str::from_utf8(line).ok()?.parse().ok()
 }
 
 /// The kernel's text with `charges` added. Text without the two lines, as of a kernel thread or a zombie, stays as it
@@ -84,18 +92,24 @@ mod tests {
     }
 
     #[test]
-    fn only_the_status_of_a_process_or_thread_is_one() {
-        assert_eq!(process("/proc/12/status"), Some(12));
-        assert_eq!(process("/proc/12/task/13/status"), Some(12));
-        for path in [
-            "/proc/status",
-            "/proc/12/stat",
-            "/proc/12/task/status",
-            "/proc/12/fd/status",
-            "/proc/self/status",
-            "/tmp/12/status",
-        ] {
-            assert_eq!(process(path), None, "{path}");
+    fn a_path_says_where_the_file_would_lie() {
+        let of = |path: &str| directory(path.as_bytes());
+        assert_eq!(of("/proc/12/status").as_deref(), Some("12"));
+        assert_eq!(of("/proc/12/task/13/status").as_deref(), Some("12/task/13"));
+        assert_eq!(of("/mnt/12/status").as_deref(), Some("12"), "procfs may be bound anywhere");
+        for path in ["/proc/status", "/proc/12/stat", "/proc/12/task/status", "/proc/12/fd/status"]
+        {
+            assert_eq!(of(path), None, "{path}");
         }
+        for path in ["/proc/self/status", "/proc/../../etc/status", "/proc/-1/status", "status"] {
+            assert_eq!(of(path), None, "{path}");
+        }
+    }
+
+    #[test]
+    fn a_text_says_whose_it_is() {
+        let own = std::fs::read("/proc/thread-self/status").unwrap();
+        assert_eq!(process(&own), Some(std::process::id()));
+        assert_eq!(process(b"Name:\tTgid:\t7\nTgid:\tx\n"), None);
     }
 }

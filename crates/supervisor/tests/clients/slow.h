@@ -202,6 +202,9 @@ static char *slow_pages(char kind, int socket, const char *path)
 	close(fuse);
 	int fd = open(path, O_RDWR | O_CLOEXEC);
 	CHECK(fd >= 0);
+	/* The kernel learns how long the file is when it first asks, and nobody else does. */
+	struct stat stat;
+	CHECK(fstat(fd, &stat) == 0 && stat.st_size == SLOW_BYTES);
 	char *pages = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, 0);
 	CHECK(pages != MAP_FAILED);
 	close(fd);
