@@ -149,11 +149,11 @@ impl Access {
         }
     }
 
-    /// Pins `length` bytes from `iova` and returns where they are.
+    /// Pins the pages of `length` bytes from `iova`, which begin on a page, and returns where the pages are.
     ///
     /// # Errors
     ///
-    /// `EINVAL` for no bytes, bytes that are not whole pages, or a dma-buf; `EOVERFLOW` past the end; `ENOENT` where nothing is mapped or
+    /// `EINVAL` for no bytes, bytes that do not begin on a page or go on within one in the next area, or a dma-buf; `EOVERFLOW` past the end; `ENOENT` where nothing is mapped or
     /// the access is not attached; `EPERM` without the permission; `EFAULT` and `ENOMEM` of pinning.
     pub(crate) fn pin(&self, iova: Iova, length: u64, need: Prot) -> Result<Vec<Run>> {
         let range = range_of(iova, length)?;
@@ -165,7 +165,7 @@ impl Access {
         let mut runs = Vec::new();
         let mut done: Option<Iova> = None;
         let pinned = space.cover(range, |area, part| {
-            pin_area(area, part, need, &mut runs)?;
+            pin_area(area, part, part.last() == range.last(), need, &mut runs)?;
             done = Some(part.last());
             Ok(())
         });
@@ -303,11 +303,11 @@ impl AccessHandle {
         self.access.arc().detach();
     }
 
-    /// Pins `length` bytes from `iova` and returns where they are.
+    /// Pins the pages of `length` bytes from `iova`, which begin on a page, and returns where the pages are.
     ///
     /// # Errors
     ///
-    /// `EINVAL` for no bytes, bytes that are not whole pages, or a dma-buf; `EOVERFLOW` past the end; `ENOENT` where nothing is mapped or
+    /// `EINVAL` for no bytes, bytes that do not begin on a page or go on within one in the next area, or a dma-buf; `EOVERFLOW` past the end; `ENOENT` where nothing is mapped or
     /// the access is not attached; `EPERM` without the permission; `EFAULT` and `ENOMEM` of pinning.
     pub fn pin(&self, iova: Iova, length: u64, need: Prot) -> Result<Vec<Run>> {
         self.access.pin(iova, length, need)
@@ -365,19 +365,26 @@ fn check_access(area: &Area, need: Prot) -> Result<()> {
     Ok(())
 }
 
-fn pin_area(area: &Area, part: IovaRange, need: Prot, runs: &mut Vec<Run>) -> Result<()> {
+/// Pins the pages of an area from `part` on, whole; those of the last area may end anywhere. Linux: `iopt_area_contig_is_aligned`.
+fn pin_area(
+    area: &Area,
+    part: IovaRange,
+    is_last: bool,
+    need: Prot,
+    runs: &mut Vec<Run>,
+) -> Result<()> {
     let start = area.byte_at(part.start());
     let length = part.span() + 1;
-    let whole = start.is_multiple_of(PAGE_SIZE) && length.is_multiple_of(PAGE_SIZE);
-    if area.prevent_access || !whole {
+    let begins = start.is_multiple_of(PAGE_SIZE);
+    if area.prevent_access || !begins || !(is_last || length.is_multiple_of(PAGE_SIZE)) {
         return refuse!(
             EINVAL,
-            "what is pinned must be whole pages of an area that stays",
+            "what is pinned begins on a page, goes on on the next, and is of an area that stays",
             part.start().0
         );
     }
     check_access(area, need)?;
-    area.pages.hold_runs(start, length, runs)
+    area.pages.hold_runs(start, length.next_multiple_of(PAGE_SIZE), runs)
 }
 
 #[derive(Clone, Copy, Debug)]

@@ -173,6 +173,11 @@ impl Context {
 
     #[inline]
     pub(crate) fn map_in(&self, ioas: &Arc<Ioas>, request: MapRequest) -> Result<Iova> {
+        // iopt_alloc_user_pages adds the whole length, where the type1 driver adds one less.
+        let end = request.address.checked_add(request.length);
+        if request.space.kind() == Kind::User && end.is_none() {
+            return refuse!(EOVERFLOW, "the mapped memory wraps", request.address);
+        }
         let rule = Rule::iommufd(self.account_mode(), &request.account);
         map_pages(&self.machine, ioas, request, rule)
     }
@@ -436,9 +441,6 @@ pub(crate) fn map_pages(
     rule: Rule,
 ) -> Result<Iova> {
     let kind = request.space.kind();
-    if kind == Kind::User && request.address.checked_add(request.length).is_none() {
-        return refuse!(EOVERFLOW, "the mapped memory wraps", request.address);
-    }
     if kind == Kind::DmaBuf {
         let end = request.address.checked_add(request.length);
         if end.is_none_or(|end| request.space.length().is_some_and(|length| end > length)) {

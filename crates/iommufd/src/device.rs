@@ -13,7 +13,7 @@ use ioasis_sys::sync::Mutex;
 use ioasis_uapi::{Errno, Error, Result};
 
 use crate::context::Context;
-use crate::driver::AttachTo;
+use crate::driver::{AttachTo, Driver};
 use crate::fault::PageRequest;
 use crate::hwpt::{Hwpt, Origin};
 use crate::inject::step;
@@ -130,13 +130,30 @@ impl Device {
         Ok(())
     }
 
+    /// What the hardware says to `hwpt` under `pasid`. A device without PASIDs is asked nothing about them, for it can send none:
+    /// the group notes the attachment all the same. Linux: `iommu_attach_device_pasid`, `__iommu_set_group_pasid`.
+    fn check_hardware(&self, hwpt: &Hwpt, pasid: u32, change: Change) -> Result<()> {
+        let group = &self.group.group;
+        if pasid == NO_PASID {
+            return hwpt.check_device(self);
+        }
+        let kind = hwpt.domain.iommu().kind;
+        if kind != group.iommu().kind {
+            return refuse!(EINVAL, "the HWPT is for another kind of IOMMU");
+        }
+        if change == Change::Attach && !group.all_have(pasid) {
+            return refuse!(EINVAL, "the PASID is wider than the device sends", u64::from(pasid));
+        }
+        if group.sends_pasids() { hwpt.check_device(self) } else { Ok(()) }
+    }
+
     /// Points the hardware at `hwpt`; returns the attachment's number.
     ///
     /// # Errors
     ///
     /// What the device's driver refuses; nothing has changed then.
     fn switch(self: &Arc<Self>, pasid: u32, hwpt: &Hwpt) -> Result<u64> {
-        if let Some(driver) = self.endpoint.driver() {
+        if let Some(driver) = self.driver_of(pasid) {
             driver.attach(pasid, hwpt.attach_to())?;
         }
         // A device table entry, context or stream that changes takes what was walked for it along.
@@ -160,6 +177,12 @@ impl Device {
             }),
         );
         Ok(token)
+    }
+
+    /// Who answers for the IOMMU, where that is asked about this PASID.
+    fn driver_of(&self, pasid: u32) -> Option<&Arc<dyn Driver>> {
+        let asked = pasid == NO_PASID || self.endpoint.pasid_width() > 0;
+        self.endpoint.driver().filter(|_| asked)
     }
 
     fn switch_to(&self, pasid: u32, attachment: Option<Attachment>) {
@@ -226,7 +249,7 @@ impl Device {
         if first {
             let switched = self
                 .check_pasid(&attaches, hwpt, pasid)
-                .and_then(|()| hwpt.check_device(self))
+                .and_then(|()| self.check_hardware(hwpt, pasid, Change::Attach))
                 .and_then(|()| self.switch(pasid, hwpt));
             let token = switched.inspect_err(|_| {
                 if pasid == NO_PASID {
@@ -255,7 +278,7 @@ impl Device {
         reserved?;
         let switched = self
             .check_pasid(&attaches, hwpt, pasid)
-            .and_then(|()| hwpt.check_device(self))
+            .and_then(|()| self.check_hardware(hwpt, pasid, Change::Replace))
             .and_then(|()| self.switch(pasid, hwpt));
         let attach = attaches.get_mut(&pasid).expect("the attachment was found before");
         let token = switched.inspect_err(|_| {
@@ -280,7 +303,7 @@ impl Device {
         attach.devices.retain(|device| device.head.id() != self.head.id());
         let hwpt = attach.hwpt.clone();
         if attach.devices.is_empty() {
-            if let Some(driver) = self.endpoint.driver() {
+            if let Some(driver) = self.driver_of(pasid) {
                 driver.attach(pasid, AttachTo::Blocked).expect("a driver lets a device be blocked");
             }
             self.switch_to(pasid, None);
@@ -401,13 +424,12 @@ impl Bound {
         self.detach_pasid(NO_PASID);
     }
 
-    /// Attaches one PASID.
+    /// Attaches one PASID. A device that sends none takes any, to no effect.
     ///
     /// # Errors
     ///
-    /// `EINVAL` for a PASID the device cannot send or a page table not made for PASIDs, else as [`attach`](Self::attach).
+    /// `EINVAL` for a PASID wider than the device sends or a page table not made for PASIDs, else as [`attach`](Self::attach).
     pub fn attach_pasid(&self, pasid: u32, pt_id: u32) -> Result<u32> {
-        self.check_width(pasid)?;
         self.change(pasid, pt_id, Change::Attach)
     }
 
@@ -417,7 +439,6 @@ impl Bound {
     ///
     /// As [`attach_pasid`](Self::attach_pasid), and `EINVAL` when the PASID is not attached.
     pub fn replace_pasid(&self, pasid: u32, pt_id: u32) -> Result<u32> {
-        self.check_width(pasid)?;
         self.change(pasid, pt_id, Change::Replace)
     }
 
@@ -447,15 +468,6 @@ impl Bound {
     /// `ENOENT` when the device has no virtual id, `EOPNOTSUPP` when nobody listens.
     pub fn report_event(&self, kind: u32, event: impl FnOnce(u64) -> Vec<u8>) -> Result<()> {
         self.device.report_event(self.context.objects(), kind, event)
-    }
-
-    fn check_width(&self, pasid: u32) -> Result<()> {
-        let endpoint = self.device.endpoint();
-        let bits = endpoint.config().pasid_bits.min(endpoint.iommu().pasid_bits);
-        if pasid != NO_PASID && u64::from(pasid) >= 1 << bits.min(20) {
-            return refuse!(EINVAL, "the PASID is wider than the device sends", u64::from(pasid));
-        }
-        Ok(())
     }
 
     fn change(&self, pasid: u32, pt_id: u32, change: Change) -> Result<u32> {

@@ -180,8 +180,8 @@ impl Domain {
     ) -> Result<()> {
         step("a page table")?;
         if !prot.intersects(Prot::READ | Prot::WRITE) {
-            // Linux's compatibility layer accepts a mapping without permissions; no device may reach it.
-            return Ok(());
+            // map_pages in generic_pt/iommu_pt.h, arm_lpae_map_pages. Linux's compatibility layer asks for it.
+            return refuse!(EINVAL, "a leaf grants reads, writes or both", iova.0);
         }
         let mut writer = self.writer.lock();
         if leaf_max == LeafMax::Format {

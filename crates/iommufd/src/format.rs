@@ -35,7 +35,12 @@ pub(crate) fn make_table(
         (Kind::Vtd, Stage::OfPasid) => table::<VtdFs>(config),
         (Kind::Vtd, _) => table::<VtdSs>(config),
         (Kind::Amd, Stage::OfPasid) => table::<AmdV2>(config),
-        (Kind::Amd, _) => table::<AmdV1>(config),
+        // 2.2.3: as many levels as the IOVAs need; five translate 57 bits, six all 64.
+        (Kind::Amd, _) => match config.iova_lg2 {
+            ..=48 => table::<AmdV1>(config),
+            49..=57 => table::<AmdV1<5>>(config),
+            _ => table::<AmdV1<6>>(config),
+        },
         (Kind::Smmuv3, Stage::NestParent) => table::<ArmS2>(config),
         (Kind::Smmuv3, _) => table::<ArmS1>(config),
         (Kind::Riscv, Stage::NestParent) => table::<Sv48x4>(config),
@@ -65,3 +70,46 @@ fn table<F: Format>(config: Config) -> Result<Box<dyn TableWriter>> {
 /// Tables of 4 KiB one domain may have: 4 GiB, which map 2 TiB as single pages. Linux charges them to the client; ours
 /// are taken from the supervisor's memory.
 const TABLES_MAX: usize = 1 << 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{ACCOUNT, BASE, RW, TestClient, TestMachine};
+    use crate::{Context, HwptFlags, Iova, IovaRange, MapRequest, Place, Segment};
+
+    #[test]
+    fn an_amd_vi_translates_the_aperture_it_was_given_up_to_64_bits() {
+        for bits in [32, 48, 49, 57, 58, 64] {
+            let last = u64::MAX >> (64 - bits);
+            let aperture = IovaRange::closed(Iova(0), Iova(last)).unwrap();
+            let machine = TestMachine::with(Iommu { aperture, ..Iommu::new(Kind::Amd) });
+            let (context, client) = (Context::new(&machine.machine), TestClient::new());
+            let bound = context.bind(&machine.endpoint()).unwrap();
+            for flags in [HwptFlags::NONE, HwptFlags::DIRTY_TRACKING] {
+                let ioas = context.alloc_ioas().unwrap();
+                let table = context.alloc_hwpt(ioas, &bound, flags).unwrap();
+                if bound.is_attached() { bound.replace(table) } else { bound.attach(table) }
+                    .unwrap();
+                // Linux leaves out the last page of all (iopt_check_iova): its end is no number.
+                let page = (last - 0xfff).min(u64::MAX - 0x1fff);
+                let request = |iova| MapRequest {
+                    space: Arc::new(client.memory.clone()),
+                    address: BASE,
+                    length: 0x1000,
+                    place: Place::Fixed(Iova(iova)),
+                    prot: RW,
+                    account: ACCOUNT,
+                };
+                context.map(ioas, request(page)).unwrap();
+                let segment = Segment { iova: Iova(page + 8), length: 4 };
+                bound.endpoint().write([segment], b"far!").unwrap();
+                let mut seen = [0; 4];
+                client.memory.read(BASE + 8, &mut seen).unwrap();
+                assert_eq!(&seen, b"far!", "{bits} bits");
+                if let Some(beyond) = last.checked_add(1) {
+                    assert!(context.map(ioas, request(beyond)).is_err(), "{bits} bits");
+                }
+            }
+        }
+    }
+}

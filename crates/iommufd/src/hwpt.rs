@@ -279,10 +279,7 @@ fn check_paging(iommu: &Iommu, flags: u32, data: Option<&UserData<'_>>) -> Resul
     if flags & abi::HWPT_ALLOC_NEST_PARENT != 0 && !iommu.nesting {
         return refuse!(EOPNOTSUPP, "the device's IOMMU cannot translate in two stages");
     }
-    if flags & abi::HWPT_ALLOC_PASID != 0 && iommu.pasid_bits == 0 {
-        return refuse!(EOPNOTSUPP, "the device's IOMMU has no PASIDs");
-    }
-    iommu.hardware().check_flags(flags)
+    iommu.hardware().check_flags(iommu, flags)
 }
 
 fn check_nested(flags: u32, data: &UserData<'_>) -> Result<()> {

@@ -15,6 +15,7 @@ use ioasis_iommupt::{Iova, IovaRange, Prot};
 use ioasis_sys::published::{Held, Published};
 use ioasis_sys::sync::Mutex;
 use ioasis_uapi::Result;
+use smallvec::SmallVec;
 
 use crate::device::Device;
 use crate::domain::Domain;
@@ -220,6 +221,8 @@ pub struct Group {
     attachment: Published<Attachment>,
     /// What transactions with each PASID translate through. Swapped as `attachment` is.
     pasids: ArcSwap<BTreeMap<u32, Arc<Attachment>>>,
+    /// A leaf.
+    endpoints: Mutex<Vec<Weak<Endpoint>>>,
 }
 
 impl Group {
@@ -234,7 +237,25 @@ impl Group {
             ownership: Mutex::default(),
             attachment: Published::empty(machine.sections),
             pasids: ArcSwap::default(),
+            endpoints: Mutex::default(),
         })
+    }
+
+    /// Bits of the PASIDs that each of its devices sends, of those that send any.
+    fn pasid_widths(&self) -> SmallVec<[u32; 4]> {
+        let endpoints = self.endpoints.lock();
+        let widths = endpoints.iter().filter_map(Weak::upgrade).map(|one| one.pasid_width());
+        widths.filter(|width| *width > 0).collect()
+    }
+
+    /// Whether `pasid` is not too wide for any device that sends PASIDs.
+    pub(crate) fn all_have(&self, pasid: u32) -> bool {
+        self.pasid_widths().into_iter().all(|width| pasid < 1 << width)
+    }
+
+    /// Whether any device sends PASIDs.
+    pub(crate) fn sends_pasids(&self) -> bool {
+        !self.pasid_widths().is_empty()
     }
 
     /// Its number in `/sys/kernel/iommu_groups`.
@@ -435,7 +456,7 @@ impl Endpoint {
         driver: Option<Arc<dyn Driver>>,
     ) -> Arc<Self> {
         let machine = Arc::clone(&group.machine);
-        Arc::new(Self {
+        let endpoint = Arc::new(Self {
             config,
             token: machine.token(),
             machine,
@@ -443,7 +464,17 @@ impl Endpoint {
             driver,
             device: AtomicU32::new(0),
             silenced: AtomicU32::new(0),
-        })
+        });
+        let mut endpoints = group.endpoints.lock();
+        endpoints.retain(|other| other.strong_count() > 0);
+        endpoints.push(Arc::downgrade(&endpoint));
+        drop(endpoints);
+        endpoint
+    }
+
+    /// Bits of the PASIDs it sends through its IOMMU; 0: none.
+    pub(crate) fn pasid_width(&self) -> u32 {
+        self.config.pasid_bits.min(self.iommu().pasid_bits).min(20)
     }
 
     /// Ends what its DMA waits for: a page request that is on its way is refused, and no other is made meanwhile. To be held

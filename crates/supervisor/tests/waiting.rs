@@ -40,6 +40,11 @@ fn an_unbound_device_that_never_ends_its_dma_is_busy_and_keeps_nobody_waiting() 
 }
 
 #[test]
+fn what_a_waiting_device_does_not_use_is_unmapped_at_once() {
+    does("unmapped");
+}
+
+#[test]
 fn a_run_ends_though_a_page_is_held_back_outside_of_it() {
     for kind in KINDS {
         let folder = Folder::new(&format!("outlived-{kind}"));

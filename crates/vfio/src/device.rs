@@ -12,6 +12,7 @@ use ioasis_sys::sync::Mutex;
 use ioasis_sys::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use ioasis_uapi::{Errno, Error, Result};
 
+use crate::attached::Attached;
 use crate::dma::Translated;
 use crate::emulated::EmulatedDma;
 use crate::ioeventfd::Ioeventfds;
@@ -74,7 +75,7 @@ pub(crate) enum Open {
     /// Through its group; bound when the group has an iommufd.
     Group { file: Weak<DeviceFile>, bound: Option<Bound> },
     /// Through its own node.
-    Cdev(Bound),
+    Cdev(Attached),
     /// No longer, but the driver's close has not ended: the device may be waiting for a page of its user's.
     Closing,
 }
@@ -85,7 +86,7 @@ impl Open {
         match self {
             Self::Closed | Self::Closing => None,
             Self::Group { bound, .. } => bound.as_ref(),
-            Self::Cdev(bound) => Some(bound),
+            Self::Cdev(attached) => Some(attached.bound()),
         }
     }
 

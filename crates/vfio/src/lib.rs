@@ -13,6 +13,7 @@
 //! raising an interrupt takes `Interrupts::pin`, which is a leaf.
 
 mod arg;
+mod attached;
 mod client;
 mod device;
 mod dma;

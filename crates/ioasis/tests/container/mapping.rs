@@ -156,9 +156,19 @@ fn g10_there_is_no_spapr_on_a_pc() {
 #[test]
 fn g11_a_mapping_without_access_is_refused_under_type1() {
     testdev().answers(&attached(&[
-        ("map c 0 0x1000 +0 0x1000", "EINVAL", "0"),
+        same("map c 0 0x1000 +0 0x1000", "EINVAL"),
         same("map c 0x80000000 0x1000 +0 0x1000", "EINVAL"),
     ]));
+    testdev().answers(&[
+        same("open c container", "0"),
+        same("open g /dev/vfio/1", "0"),
+        same("setc g c", "0"),
+        same("set c 3", "0"),
+        ("map c 0 0x1000 +0 0x1000", "EINVAL", "0"),
+        ("device g d 0000:01:00.0", "0", "EINVAL"),
+        ("unmap c 2 0 0", "0 size=0", "0 size=0x1000"),
+        same("device g d 0000:01:00.0", "0"),
+    ]);
 }
 
 #[test]
@@ -183,6 +193,7 @@ fn g13_a_mapping_is_checked_in_the_drivers_order() {
         same("map c rw 0x1000 +0 0x1000 31", "EINVAL"),
         same("map c rw 0x1000 +0 0", "EINVAL"),
         same("map c rw 0x1000 0xfffffffffffff000 0x2000", "EOVERFLOW"),
+        ("map c rw 0x1000 0xfffffffffffff000 0x1000", "EFAULT", "EOVERFLOW"),
         same("map c rw 0xfffffffffffff000 +0 0x2000", "EOVERFLOW"),
         ("map c rw 0xfffffffffffff800 +0 0x1000", "EOVERFLOW", "EINVAL"),
         ("map c 0 0x1000 +0x800 0x1000", "EINVAL", "EINVAL"),

@@ -121,6 +121,42 @@ fn pins_share_pages_with_domains_and_outlive_them() {
     assert_eq!(fixture.pinned(), 0);
 }
 
+/// Linux: `iopt_area_contig_is_aligned`.
+#[test]
+fn what_is_pinned_begins_on_a_page_and_ends_anywhere() {
+    let fixture = Fixture::new();
+    fixture.map(0x1000, 0, 0x2000, RW);
+    fixture.map(0x3000, 0x8000, 0x1000, RW);
+    let access =
+        fixture.context.create_access(AccessKind::Pins(Arc::new(User::default()))).unwrap();
+    access.attach(fixture.ioas).unwrap();
+    for (start, length, pages) in [
+        (0x1000, 1, 1),
+        (0x1000, 0xfff, 1),
+        (0x1000, 0x1001, 2),
+        (0x2000, 0x1234, 2),
+        (0x1000, 0x2fff, 3),
+    ] {
+        let runs = access.pin(Iova(start), length, RW).unwrap();
+        let bytes: u64 = runs.iter().map(|run| run.length).sum();
+        assert_eq!((bytes, fixture.pinned()), (pages * 0x1000, pages), "whole pages");
+        access.unpin(Iova(start), length).unwrap();
+        assert_eq!(fixture.pinned(), 0);
+    }
+    // What is beside it in its page is pinned with it, and once.
+    access.pin(Iova(0x1000), 1, RW).unwrap();
+    access.pin(Iova(0x1000), 0x800, RW).unwrap();
+    assert_eq!(fixture.pinned(), 1);
+    access.unpin(Iova(0x1000), 1).unwrap();
+    assert_eq!(fixture.pinned(), 1);
+    access.unpin(Iova(0x1000), 0x800).unwrap();
+    assert_eq!(fixture.pinned(), 0);
+    assert_eq!(errno(access.pin(Iova(0x1001), 1, RW)), Errno::EINVAL);
+    assert_eq!(errno(access.pin(Iova(0x1fff), 1, RW)), Errno::EINVAL);
+    assert_eq!(errno(access.pin(Iova(0x3000), 0x1001, RW)), Errno::ENOENT);
+    assert_eq!(fixture.pinned(), 0);
+}
+
 #[test]
 fn only_whole_pages_of_one_piece_are_pinned_and_a_failure_pins_nothing() {
     let fixture = Fixture::new();

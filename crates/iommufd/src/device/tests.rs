@@ -175,6 +175,96 @@ fn pasids_need_page_tables_made_for_them() {
     bound.replace(plain).unwrap();
 }
 
+/// A device that sends PASIDs of so many bits, through an IOMMU of so many.
+fn endpoint_with(group: &Arc<Group>, pasid_bits: u32) -> Arc<Endpoint> {
+    let config = crate::EndpointConfig { pasid_bits, ..crate::EndpointConfig::default() };
+    Endpoint::new(group, config)
+}
+
+/// Linux: `dev->iommu->max_pasids` is 0 where device or IOMMU has none, and then nobody asks how wide a PASID is
+/// (`iommu_attach_device_pasid`) nor tells the IOMMU of it (`__iommu_set_group_pasid`).
+#[test]
+fn a_device_without_pasids_takes_any_to_no_effect() {
+    for (of_iommu, of_device) in [(20, 0), (0, 20), (0, 0)] {
+        let iommu = Iommu { pasid_bits: of_iommu, ..Iommu::new(IommuKind::Vtd) };
+        let machine = TestMachine::with(iommu);
+        let context = Context::new(&machine.machine);
+        let bound = context.bind(&endpoint_with(&machine.group(), of_device)).unwrap();
+        let [ioas, other] = [0, 1].map(|_| context.alloc_ioas().unwrap());
+        let able = context.alloc_hwpt(ioas, &bound, crate::HwptFlags::PASID).unwrap();
+        let plain = context.alloc_hwpt(ioas, &bound, crate::HwptFlags::NONE).unwrap();
+        for pasid in [1, 1 << 20, u32::MAX] {
+            // What comes before the hardware is asked: iommufd_device_change_pt, iommufd_hwpt_pasid_compat.
+            assert_eq!(errno(bound.attach_pasid(pasid, 99)), Errno::ENOENT);
+            assert_eq!(errno(bound.attach_pasid(pasid, plain)), Errno::EINVAL);
+            assert_eq!(errno(bound.replace_pasid(pasid, able)), Errno::EINVAL);
+            assert_eq!(bound.attach_pasid(pasid, able).unwrap(), able);
+            assert_eq!(errno(bound.attach_pasid(pasid, able)), Errno::EBUSY);
+            bound.detach_pasid(pasid);
+        }
+        bound.attach_pasid(7, able).unwrap();
+        // An IOAS that the new page table does not suit is judged before the PASID is.
+        context.ioas(other).unwrap().lock().raise_alignment(1).unwrap();
+        let space: Arc<dyn crate::AddressSpace> = Arc::new(TestClient::new().memory);
+        let request = MapRequest {
+            space,
+            address: BASE,
+            length: 0x1000,
+            place: Place::Fixed(Iova(1 << 60)),
+            prot: RW,
+            account: ACCOUNT,
+        };
+        context.map(other, request).unwrap();
+        assert_eq!(errno(bound.replace_pasid(7, other)), Errno::EADDRINUSE);
+        drop(bound);
+        drop(context);
+        machine.assert_clean();
+    }
+}
+
+#[test]
+fn a_pasid_is_as_wide_as_each_device_of_the_group_sends() {
+    let machine = TestMachine::new();
+    let context = Context::new(&machine.machine);
+    let group = machine.group();
+    let bits = [20, 0, 8];
+    let endpoints = bits.map(|bits| endpoint_with(&group, bits));
+    let bound = endpoints.each_ref().map(|endpoint| context.bind(endpoint).unwrap());
+    let ioas = context.alloc_ioas().unwrap();
+    let able = context.alloc_hwpt(ioas, &bound[0], crate::HwptFlags::PASID).unwrap();
+    for bound in &bound {
+        assert_eq!(errno(bound.attach_pasid(1 << 8, able)), Errno::EINVAL);
+        bound.attach_pasid((1 << 8) - 1, able).unwrap();
+    }
+    drop(bound);
+    // One that is gone is asked no more.
+    let [wide, none, narrow] = endpoints;
+    drop(narrow);
+    let bound = context.bind(&none).unwrap();
+    bound.attach_pasid(1 << 8, able).unwrap();
+    assert_eq!(errno(bound.attach_pasid(1 << 20, able)), Errno::EINVAL);
+    drop(wide);
+    bound.attach_pasid(1 << 20, able).unwrap();
+}
+
+#[test]
+fn page_tables_for_pasids_are_made_where_linuxs_driver_does_not_ask() {
+    let answers = [
+        (IommuKind::Vtd, Ok(())),
+        (IommuKind::Smmuv3, Ok(())),
+        (IommuKind::Amd, Err(Errno::EOPNOTSUPP)),
+        (IommuKind::Riscv, Err(Errno::EOPNOTSUPP)),
+    ];
+    for (kind, answer) in answers {
+        let machine = TestMachine::with(Iommu { pasid_bits: 0, ..Iommu::new(kind) });
+        let context = Context::new(&machine.machine);
+        let bound = context.bind(&machine.endpoint()).unwrap();
+        let ioas = context.alloc_ioas().unwrap();
+        let made = context.alloc_hwpt(ioas, &bound, crate::HwptFlags::PASID);
+        assert_eq!(made.map(|_| ()).map_err(|error| error.errno), answer, "{kind:?}");
+    }
+}
+
 #[test]
 fn a_pasid_that_one_device_attached_is_that_of_its_whole_group() {
     let (machine, client) = (TestMachine::new(), TestClient::new());

@@ -6,7 +6,7 @@ use ioasis_uapi::Result;
 use ioasis_uapi::iommufd as abi;
 use zerocopy::IntoBytes;
 
-use super::{Hardware, ReadWord, Stage1, Walked, walk_table};
+use super::{Hardware, ReadWord, Stage1, Walked, check_pasids, walk_table};
 use crate::driver::UserData;
 use crate::iommu::Iommu;
 
@@ -71,7 +71,9 @@ impl Hardware for Amd {
         Ok((abi::HW_INFO_TYPE_AMD, registers(iommu).as_bytes().to_vec()))
     }
 
-    fn check_flags(&self, flags: u32) -> Result<()> {
+    fn check_flags(&self, iommu: &Iommu, flags: u32) -> Result<()> {
+        // DIFFERS: Linux 7.2 makes such page tables and attaches none to a PASID, for want of a set_dev_pasid.
+        check_pasids(iommu, flags)?;
         // amd_iommu_domain_alloc_paging_flags: PASIDs take guest tables, the others host tables.
         let host = abi::HWPT_ALLOC_DIRTY_TRACKING | abi::HWPT_ALLOC_NEST_PARENT;
         if flags & abi::HWPT_ALLOC_PASID != 0 && flags & host != 0 {

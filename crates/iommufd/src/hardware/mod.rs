@@ -41,9 +41,9 @@ pub(crate) trait Hardware: Debug + Send + Sync {
     ///
     /// # Errors
     ///
-    /// `EOPNOTSUPP` for flags that do not go together.
-    fn check_flags(&self, flags: u32) -> Result<()> {
-        let _ = flags;
+    /// `EOPNOTSUPP` for flags that do not go together, or want PASIDs of an IOMMU without where its driver asks for them.
+    fn check_flags(&self, iommu: &Iommu, flags: u32) -> Result<()> {
+        let _ = (iommu, flags);
         Ok(())
     }
 
@@ -216,4 +216,16 @@ pub(crate) fn each_request(
         return Invalidated::refused(Error::at(Errno::EINVAL, why, u64::from(requests.kind)));
     }
     Invalidated::each(requests.entries, carry_out)
+}
+
+/// What the drivers say that ask for PASIDs when a page table is made for them; VT-d's and the SMMUv3's do not.
+///
+/// # Errors
+///
+/// `EOPNOTSUPP`.
+fn check_pasids(iommu: &Iommu, flags: u32) -> Result<()> {
+    if flags & ioasis_uapi::iommufd::HWPT_ALLOC_PASID != 0 && iommu.pasid_bits == 0 {
+        return refuse!(EOPNOTSUPP, "the device's IOMMU has no PASIDs");
+    }
+    Ok(())
 }

@@ -6,7 +6,7 @@
 use ioasis_uapi::Result;
 use ioasis_uapi::iommufd as abi;
 
-use super::Hardware;
+use super::{Hardware, check_pasids};
 use crate::iommu::Iommu;
 
 #[derive(Debug)]
@@ -16,5 +16,9 @@ impl Hardware for Riscv {
     fn info(&self, _iommu: &Iommu, _wanted: u32) -> Result<(u32, Vec<u8>)> {
         // A driver without the operation: whatever type is asked for, there is nothing to say.
         Ok((abi::HW_INFO_TYPE_NONE, Vec::new()))
+    }
+
+    fn check_flags(&self, iommu: &Iommu, flags: u32) -> Result<()> {
+        check_pasids(iommu, flags)
     }
 }

@@ -135,7 +135,7 @@ impl Hardware for Smmuv3 {
         }
     }
 
-    fn check_flags(&self, flags: u32) -> Result<()> {
+    fn check_flags(&self, _iommu: &Iommu, flags: u32) -> Result<()> {
         // arm_smmu_domain_alloc_paging_flags: a nest parent is a second stage, the others are first stages.
         let first = abi::HWPT_ALLOC_DIRTY_TRACKING | abi::HWPT_ALLOC_PASID;
         if flags & abi::HWPT_ALLOC_NEST_PARENT != 0 && flags & first != 0 {

@@ -11,7 +11,8 @@ use crate::inject::step;
 use crate::pages::{AreaPages, PAGE_SIZE};
 
 impl Ioas {
-    /// Makes `last` the last IOVA of the area it lies in; the rest becomes an area of its own. No area there: nothing to do.
+    /// Makes `last` the last IOVA of the area it lies in; the rest becomes an area of its own. No area there: nothing to do, and as in
+    /// Linux nothing where `last` is the first IOVA of the area either.
     ///
     /// # Errors
     ///
@@ -21,7 +22,7 @@ impl Ioas {
         let mut space = self.lock();
         let alignment = space.alignment;
         let Some(area) = space.areas.at(last) else { return Ok(()) };
-        if area.range.last() == last {
+        if area.range.last() == last || area.range.start() == last {
             return Ok(());
         }
         let at = last.0 + 1;

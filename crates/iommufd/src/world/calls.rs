@@ -96,6 +96,7 @@ impl Model {
             Call::Map { ioas, source, at, prot } => {
                 permitted(prot)?;
                 let ioas = self.ioas(context, ioas)?;
+                reachable(source)?;
                 let rule = self.rule(context);
                 let slice = self.new_map(source, prot.write, pid(context), rule);
                 self.show(ioas, &[slice], at, place, prot).map(Reply::Value)
@@ -194,6 +195,7 @@ impl Model {
             }
             Call::CompatMap { source, at, prot } => {
                 let (_, ioas) = self.vfio_ioas(context)?;
+                reachable(source)?;
                 let rule = self.rule(context);
                 let slice = self.new_map(source, prot.write, pid(context), rule);
                 self.show(ioas, &[slice], Some(at), Ok(at), prot).map(|_| Reply::Nothing)
@@ -471,7 +473,8 @@ impl Model {
         let (parts, whole) = self.ioases[ioas].cover(range.0, last);
         for (area, from, to) in parts {
             let (first, end) = (area.byte(from), area.byte(to) + 1);
-            if !(first | end).is_multiple_of(PAGE) {
+            // Pages go on from one area to the next; in the last they may end anywhere.
+            if !first.is_multiple_of(PAGE) || (to < last && !end.is_multiple_of(PAGE)) {
                 return Err(Errno::EINVAL);
             }
             let map = &self.maps[area.map];
@@ -482,7 +485,7 @@ impl Model {
             if map.buffer {
                 return Err(Errno::EINVAL);
             }
-            pinned.add(area.map, map, first / PAGE..end / PAGE)?;
+            pinned.add(area.map, map, first / PAGE..end.div_ceil(PAGE))?;
         }
         if !whole {
             return Err(Errno::ENOENT);
@@ -529,6 +532,15 @@ impl Model {
         }
         let result = if whole { Ok(done.clone()) } else { Err(Errno::ENOENT) };
         (done, result)
+    }
+}
+
+/// iommufd adds address and length, where the type1 driver adds one less.
+fn reachable(source: Source) -> Answer<()> {
+    let end = super::system::base_of(source.space) + source.offset;
+    match (source.space, end.checked_add(source.length)) {
+        (Space::User(_), None) => Err(Errno::EOVERFLOW),
+        _ => Ok(()),
     }
 }
 

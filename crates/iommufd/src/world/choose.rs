@@ -8,6 +8,7 @@ use super::model::{
     CONTEXTS, DEVICES, GROUPS, GUEST, LENGTH, Model, Object, PAGE, TABLE_PAGES, TABLES,
 };
 use super::step::{Call, Change, OnAccess, Range, Rw, Source, Space, Stage, Step, Table, Type1};
+use super::system::base_of;
 
 /// Bytes that decisions are taken from; without any left, every decision is the first choice.
 #[derive(Debug)]
@@ -82,6 +83,13 @@ impl Chooser<'_> {
         (area.start, area.length)
     }
 
+    /// A range, or one whose ends are a little beside those.
+    fn beside(&mut self, (start, length): Range) -> Range {
+        let by = |choose: &mut Self| choose.pick(&[0, 0, 0, 0, 1, 100, 512]);
+        let (skipped, short) = (by(self), by(self));
+        (start + skipped, length.saturating_sub(skipped + short))
+    }
+
     fn source(&mut self, context: usize) -> Source {
         let space = if self.one_in(3) { Space::File } else { Space::User(context) };
         let odd = if self.one_in(24) { 512 } else { 0 };
@@ -91,6 +99,20 @@ impl Chooser<'_> {
             return Source { space, offset: LENGTH - PAGE, length: 2 * PAGE };
         }
         Source { space, offset, length }
+    }
+
+    /// The same, of a process; now and then at the end of all addresses.
+    fn private(&mut self, context: usize) -> Source {
+        let source = Source { space: Space::User(context), ..self.source(context) };
+        if self.one_in(24) {
+            let length = self.pick(&[512, PAGE, 2 * PAGE]);
+            return Source {
+                offset: u64::MAX - base_of(source.space) - (PAGE - 1),
+                length,
+                ..source
+            };
+        }
+        source
     }
 
     fn id(&mut self, model: &Model, context: usize, want: Want) -> u32 {
@@ -211,7 +233,9 @@ impl Chooser<'_> {
             let Source { offset, length, .. } = self.source(0);
             return Call::MapBuffer { ioas, offset, length, at, prot: self.prot() };
         }
-        Call::Map { ioas, source: self.source(context), at, prot: self.prot() }
+        let private = self.one_in(3);
+        let source = if private { self.private(context) } else { self.source(context) };
+        Call::Map { ioas, source, at, prot: self.prot() }
     }
 
     fn hwpt_alloc(&mut self, model: &Model, context: usize) -> Call {
@@ -275,13 +299,14 @@ impl Chooser<'_> {
             2 => Call::CompatInfo,
             3 => Call::CompatSetIommu { v1: self.one_in(2) },
             4 | 5 => {
-                let source = Source { space: Space::User(context), ..self.source(context) };
+                let source = self.private(context);
                 Call::CompatMap { source, at: self.iova(), prot: self.prot() }
             }
             _ => {
                 let set = model.contexts[context].vfio_ioas;
                 let ioas = set.and_then(|id| model.ioas(context, id).ok());
-                Call::CompatUnmap { range: self.area(model, ioas), all: self.one_in(6) }
+                let range = self.area(model, ioas);
+                Call::CompatUnmap { range: self.beside(range), all: self.one_in(6) }
             }
         }
     }
@@ -321,7 +346,7 @@ impl Chooser<'_> {
                 }
             }
             _ => {
-                let source = Source { space: Space::User(0), ..self.source(0) };
+                let source = self.private(0);
                 Type1::Map { source, at: self.iova(), prot: self.prot() }
             }
         }
@@ -385,7 +410,9 @@ impl Chooser<'_> {
             3 => OnAccess::Replace { ioas: self.ioas(model, of.context) },
             4 => OnAccess::Detach,
             5 => OnAccess::Drop,
-            6..=8 if of.pins_pages => OnAccess::Pin { range, write: self.one_in(2) },
+            6..=8 if of.pins_pages => {
+                OnAccess::Pin { range: self.beside(range), write: self.one_in(2) }
+            }
             9 => match of.pins.keys().next() {
                 Some(pin) if !self.one_in(4) => OnAccess::Unpin { range: *pin },
                 _ => OnAccess::Unpin { range },

@@ -31,6 +31,7 @@ impl Model {
             _ if self.container.v1.is_none() => Err(Errno::EINVAL),
             Type1::Map { source, at, prot } => {
                 let last = last_of((at, source.length))?;
+                last_of((base_of(source.space) + source.offset, source.length))?;
                 permitted(prot)?;
                 if !(source.length | at | source.offset).is_multiple_of(PAGE) {
                     return Err(Errno::EINVAL);

@@ -6,7 +6,8 @@ use ioasis_uapi::Errno;
 use ioasis_uapi::iommufd as abi;
 
 use super::model::{
-    Answer, Attach, Domain, Events, GROUP_OF, Hwpt, IOMMU_OF, Ioas, Model, Object, Owner, Slot,
+    Answer, Attach, DEVICE_PASIDS, DEVICES, Domain, Events, GROUP_OF, Hwpt, IOMMU_OF, IOMMU_PASIDS,
+    Ioas, Model, Object, Owner, Slot,
 };
 use super::step::{Change, Stage, Table};
 use crate::IommuKind;
@@ -23,9 +24,13 @@ pub(super) fn is_half(kind: IommuKind, flags: u32) -> bool {
     }
 }
 
-/// Whether HWPT_ALLOC flags do not go together.
-fn is_odd(kind: IommuKind, flags: u32) -> bool {
+/// Whether HWPT_ALLOC flags do not go together, or want what the IOMMU lacks.
+fn is_odd(kind: IommuKind, iommu: usize, flags: u32) -> bool {
     let has = |flag| flags & flag != 0;
+    let asks = matches!(kind, IommuKind::Amd | IommuKind::Riscv);
+    if asks && has(abi::HWPT_ALLOC_PASID) && IOMMU_PASIDS[iommu] == 0 {
+        return true;
+    }
     let (nest, pasid) = (abi::HWPT_ALLOC_NEST_PARENT, abi::HWPT_ALLOC_PASID);
     match kind {
         IommuKind::Smmuv3 => has(nest) && has(abi::HWPT_ALLOC_DIRTY_TRACKING | pasid),
@@ -96,7 +101,7 @@ impl Model {
         let made = match self.object(context, pt).cloned() {
             Some(Object::Ioas(ioas)) => {
                 let nest = flags & abi::HWPT_ALLOC_NEST_PARENT != 0;
-                let odd = is_odd(self.kinds[iommu], flags);
+                let odd = is_odd(self.kinds[iommu], iommu, flags);
                 if (fault.is_some() && nest) || table != Table::None || odd {
                     return Err(Errno::EOPNOTSUPP);
                 }
@@ -236,6 +241,30 @@ impl Model {
         if pasid != 0 || others { Err(Errno::EINVAL) } else { Ok(()) }
     }
 
+    /// What a PASID adds to the rules of the device: the hardware is asked by devices that have any.
+    fn check_hardware(
+        &self,
+        context: usize,
+        (device, pasid): (usize, u32),
+        hwpt: &Hwpt,
+        change: Change,
+    ) -> Answer<()> {
+        if pasid == 0 {
+            return self.check_device(context, device, hwpt);
+        }
+        let iommu = iommu_of(device);
+        if self.kinds[self.domains[hwpt.domain].iommu] != self.kinds[iommu] {
+            return Err(Errno::EINVAL);
+        }
+        let group = (0..DEVICES).filter(|other| GROUP_OF[*other] == GROUP_OF[device]);
+        let widths = group.map(|other| DEVICE_PASIDS[other].min(IOMMU_PASIDS[iommu]));
+        let widths: Vec<u32> = widths.filter(|width| *width > 0).collect();
+        if change == Change::Attach && widths.iter().any(|width| pasid >= 1 << width) {
+            return Err(Errno::EINVAL);
+        }
+        if widths.is_empty() { Ok(()) } else { self.check_device(context, device, hwpt) }
+    }
+
     fn check_device(&self, context: usize, device: usize, hwpt: &Hwpt) -> Answer<()> {
         if self.domains[hwpt.domain].iommu != iommu_of(device) {
             return Err(Errno::EINVAL);
@@ -276,9 +305,9 @@ impl Model {
             self.reserve_device(hwpt.ioas, device)?;
         }
         if first {
-            let fits = self
-                .check_pasid(context, group, &hwpt, pasid)
-                .and_then(|()| self.check_device(context, device, &hwpt));
+            let fits = self.check_pasid(context, group, &hwpt, pasid).and_then(|()| {
+                self.check_hardware(context, (device, pasid), &hwpt, Change::Attach)
+            });
             if fits.is_err() && pasid == 0 {
                 self.unreserve(hwpt.ioas, Owner::Device(device));
             }
@@ -320,7 +349,7 @@ impl Model {
         }
         let fits = fits
             .and_then(|()| self.check_pasid(context, group, &hwpt, pasid))
-            .and_then(|()| self.check_device(context, device, &hwpt));
+            .and_then(|()| self.check_hardware(context, (device, pasid), &hwpt, Change::Replace));
         if fits.is_err() {
             reserved.iter().for_each(|other| self.unreserve(hwpt.ioas, Owner::Device(*other)));
         }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ioasis_uapi::Errno;
 
+use super::calls::permitted;
 use super::memories::AllBytes;
 use super::step::{Rw, Space, Stage};
 use crate::IommuKind;
@@ -22,6 +23,9 @@ pub(super) const GROUPS: usize = 3;
 /// The group of each device, and the IOMMU of each group.
 pub(super) const GROUP_OF: [usize; DEVICES] = [0, 0, 1, 2];
 pub(super) const IOMMU_OF: [usize; GROUPS] = [0, 0, 1];
+/// Bits of a PASID, of each device and each IOMMU.
+pub(super) const DEVICE_PASIDS: [u32; DEVICES] = [20, 0, 1, 20];
+pub(super) const IOMMU_PASIDS: [u32; 2] = [20, 0];
 /// Who uses the container: the memory and account of the first client, as another process.
 pub(super) const CONTAINER_PID: u32 = 300;
 pub(super) const UID: u32 = 1000;
@@ -474,7 +478,11 @@ impl Model {
         areas: impl Iterator<Item = &'a Area>,
     ) -> Answer<()> {
         let mut shown = areas.filter(|area| !self.maps[area.map].revoked);
-        shown.try_for_each(|area| pinned.add(area.map, &self.maps[area.map], area.pages()))
+        shown.try_for_each(|area| {
+            pinned.add(area.map, &self.maps[area.map], area.pages())?;
+            // A compatible map may ask for neither; a page table has no such leaf.
+            permitted(area.prot)
+        })
     }
 
     /// Memory behind a byte of a map.

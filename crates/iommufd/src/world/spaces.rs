@@ -270,7 +270,8 @@ impl Model {
         let space = &self.ioases[ioas];
         let Some(at) = space.index(last) else { return Ok(()) };
         let area = space.areas[at].clone();
-        if area.last() == last {
+        // iopt_area_split: an area is cut neither at its end nor behind its first byte.
+        if area.last() == last || area.start == last {
             return Ok(());
         }
         if self.maps[area.map].buffer {

@@ -8,7 +8,10 @@ use ioasis_sys::sync::Mutex;
 use ioasis_uapi::Result;
 
 use super::memories::Memories;
-use super::model::{CONTEXTS, DEVICES, GROUP_OF, GROUPS, IOMMU_OF, LIMIT, PAGE, UID, pid};
+use super::model::{
+    CONTEXTS, DEVICE_PASIDS, DEVICES, GROUP_OF, GROUPS, IOMMU_OF, IOMMU_PASIDS, LIMIT, PAGE, UID,
+    pid,
+};
 use super::step::Space;
 use crate::testing::Buffer;
 use crate::type1::Container;
@@ -172,7 +175,9 @@ impl System {
 
     fn with(kinds: [IommuKind; 2], memories: Memories) -> Self {
         let machine = Machine::new();
-        let iommus = kinds.map(|kind| Arc::new(Iommu::new(kind)));
+        let iommus = [0, 1].map(|index| {
+            Arc::new(Iommu { pasid_bits: IOMMU_PASIDS[index], ..Iommu::new(kinds[index]) })
+        });
         let groups: Vec<_> = (0..GROUPS)
             .map(|index| {
                 let number = u32::try_from(index).unwrap();
@@ -228,7 +233,7 @@ fn endpoint(group: &Arc<Group>, device: usize) -> Arc<Endpoint> {
             name: format!("device {device}").into(),
             requester_id: u16::try_from(device).unwrap(),
             reserved: group.iommu().reserved(),
-            pasid_bits: 20,
+            pasid_bits: DEVICE_PASIDS[device],
             pri: device == super::dma::ASKER,
             ..EndpointConfig::default()
         },

@@ -11,6 +11,7 @@
 #define GROUP_GET_DEVICE_FD 0x3b6a
 #define DEVICE_RESET 0x3b6f
 #define IOMMU_MAP_DMA 0x3b71
+#define IOMMU_UNMAP_DMA 0x3b72
 #define DEVICE_BIND_IOMMUFD 0x3b76
 #define DEVICE_ATTACH_IOMMUFD_PT 0x3b77
 #define IOMMU_IOAS_ALLOC 0x3b81
@@ -171,6 +172,44 @@ static void unbound(char kind, const char *folder)
 	group_is_free(socket);
 }
 
+static int unmap(struct device *device, uint64_t iova, uint64_t size)
+{
+	struct { uint32_t argsz, flags; uint64_t iova, size; } unmap = { sizeof(unmap), 0, iova, size };
+
+	return ioctl(device->container, IOMMU_UNMAP_DMA, &unmap) || unmap.size != size;
+}
+
+/* While a device waits, what it does not use is unmapped at once; what it uses, when it has ended. */
+static void unmapped(char kind, const char *folder)
+{
+	char path[256];
+	int socket = keeper(), ended;
+
+	sprintf(path, "%s/slow", folder);
+	struct device device = opened(1, "0000:01:00.0");
+	struct { uint32_t argsz, flags; uint64_t vaddr, iova, size; } map = {
+		sizeof(map), 3, 0, 2 * SLOW_BYTES, 4096
+	};
+	for (int i = 0; i < 3; i++) {
+		map.vaddr = (uintptr_t)mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+		CHECK(ioctl(device.container, IOMMU_MAP_DMA, &map) == 0);
+		map.iova += 8192;
+	}
+	read_slowly(&device, slow_pages(kind, socket, path), socket);
+	for (int i = 0; i < 3; i++)
+		CHECK(unmap(&device, 2 * SLOW_BYTES + i * 8192, 4096) == 0);
+	pid_t child = fork();
+	if (child == 0)
+		_exit(unmap(&device, 0, SLOW_BYTES));
+	usleep(100000);
+	/* Memory that is refused at once keeps no device. */
+	CHECK(waitpid(child, &ended, WNOHANG) == 0 || kind == KEEP_UFFD);
+	give(socket);
+	CHECK(waitpid(child, &ended, 0) == child || errno == ECHILD);
+	CHECK(ended == 0);
+	closed(&device);
+}
+
 /* The page is held back by standard input's other end, outside the run: the program ends all the same. */
 static void outlived(char kind, const char *folder)
 {
@@ -196,6 +235,8 @@ int main(int argc, char **argv)
 		shut(kind, argv[3]);
 	else if (!strcmp(argv[1], "unbound"))
 		unbound(kind, argv[3]);
+	else if (!strcmp(argv[1], "unmapped"))
+		unmapped(kind, argv[3]);
 	else if (!strcmp(argv[1], "outlived"))
 		outlived(kind, argv[3]);
 	else

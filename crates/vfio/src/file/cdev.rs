@@ -2,13 +2,13 @@
 
 use std::sync::atomic::Ordering;
 
-use ioasis_iommufd::Bound;
 use ioasis_uapi::vfio::{self, DeviceAttachIommufdPt, DeviceBindIommufd, DeviceDetachIommufdPt};
 use ioasis_uapi::{Errno, Error, Result};
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::{DeviceFile, Path};
-use crate::device::Open;
+use crate::attached::Attached;
+use crate::device::{Open, Opens};
 use crate::{Client, IommuFile, arg};
 
 impl DeviceFile {
@@ -68,7 +68,7 @@ impl DeviceFile {
             self.device.end();
             return Err(error);
         }
-        *open = Open::Cdev(bound);
+        *open = Open::Cdev(Attached::new(bound));
         self.granted.store(true, Ordering::Release);
         Ok(())
     }
@@ -84,14 +84,13 @@ impl DeviceFile {
         const PT_ID: u64 = 8;
         let mut call: DeviceAttachIommufdPt = arg::first(client, address, MIN)?;
         let target = pasid(client, address, call.argsz, call.flags, MIN)?;
-        let opens = self.device.set().opens().lock();
-        let bound = opens[self.device.slot()].bound();
-        let bound = bound.expect("a granted file of the device's own node is bound");
-        call.pt_id = attach(bound, call.pt_id, target)?;
+        let mut opens = self.device.set().opens().lock();
+        let attached = self.attached(&mut opens);
+        call.pt_id = attached.attach(call.pt_id, target)?;
         let written = client.write(address.wrapping_add(PT_ID), call.pt_id.as_bytes());
         if written.is_err() {
             // DIFFERS: Linux detaches the device itself, also when a PASID was attached.
-            detach(bound, target);
+            attached.detach(target);
         }
         written
     }
@@ -106,28 +105,16 @@ impl DeviceFile {
         const MIN: usize = 8;
         let call: DeviceDetachIommufdPt = arg::first(client, address, MIN)?;
         let target = pasid(client, address, call.argsz, call.flags, MIN)?;
-        let opens = self.device.set().opens().lock();
-        let bound = opens[self.device.slot()].bound();
-        let bound = bound.expect("a granted file of the device's own node is bound");
-        detach(bound, target);
+        let mut opens = self.device.set().opens().lock();
+        self.attached(&mut opens).detach(target);
         Ok(())
     }
-}
 
-/// Attaches the device or one of its PASIDs, or moves what is attached.
-fn attach(bound: &Bound, pt_id: u32, pasid: Option<u32>) -> Result<u32> {
-    match pasid {
-        None if bound.is_attached() => bound.replace(pt_id),
-        None => bound.attach(pt_id),
-        Some(pasid) if bound.is_pasid_attached(pasid) => bound.replace_pasid(pasid, pt_id),
-        Some(pasid) => bound.attach_pasid(pasid, pt_id),
-    }
-}
-
-fn detach(bound: &Bound, pasid: Option<u32>) {
-    match pasid {
-        None => bound.detach(),
-        Some(pasid) => bound.detach_pasid(pasid),
+    fn attached<'a>(&self, opens: &'a mut Opens) -> &'a mut Attached {
+        match &mut opens[self.device.slot()] {
+            Open::Cdev(attached) => attached,
+            _ => unreachable!("a granted file of the device's own node is bound"),
+        }
     }
 }
 

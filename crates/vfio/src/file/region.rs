@@ -161,6 +161,10 @@ impl DeviceFile {
     /// `ENODEV` after the device was removed.
     // DIFFERS: a page stays accessible while memory decoding is off, where Linux raises SIGBUS.
     pub fn mmap(&self, offset: u64, length: u64, flags: u32) -> Result<()> {
+        // do_mmap, before any file is asked.
+        if length == 0 {
+            return Err(Error::at(Errno::EINVAL, "nothing is mapped", offset));
+        }
         self.usable()?;
         self.device.present()?;
         let refused = |why| Err(Error::at(Errno::EINVAL, why, offset));

@@ -275,6 +275,65 @@ fn an_attach_whose_reply_cannot_be_written_is_undone() {
     assert_eq!(cdev.fetch(0x4_0000), None);
 }
 
+/// One step on a device: a call, its PASID if it has one, Linux's answer, and whether the device reaches memory afterwards.
+type OnPasid = (bool, Option<u32>, Option<Errno>, bool);
+
+/// The file keeps an account of its own of PASIDs, which does not know what was attached without one
+/// (`vfio_iommufd_physical_pasid_attach_ioas`, `vfio_iommufd_physical_attach_ioas`).
+#[test]
+fn pasid_zero_is_the_device_by_another_account() {
+    const ATTACH: bool = true;
+    const DETACH: bool = false;
+    let cases: [&[OnPasid]; 4] = [
+        // Attached without a PASID: PASID 0 is busy, and is not there to be detached.
+        &[
+            (ATTACH, None, None, true),
+            (ATTACH, Some(0), Some(Errno::EBUSY), true),
+            (DETACH, Some(0), None, true),
+            (ATTACH, None, None, true),
+            (DETACH, None, None, false),
+        ],
+        // The other way round.
+        &[
+            (ATTACH, Some(0), None, true),
+            (ATTACH, Some(0), None, true),
+            (ATTACH, None, Some(Errno::EBUSY), true),
+            (DETACH, None, None, true),
+            (DETACH, Some(0), None, false),
+            (ATTACH, None, None, true),
+        ],
+        // A refused attach leaves no account.
+        &[
+            (ATTACH, None, None, true),
+            (ATTACH, Some(0), Some(Errno::EBUSY), true),
+            (DETACH, None, None, false),
+            (ATTACH, Some(0), None, true),
+        ],
+        // ida_alloc_range takes 31 bits.
+        &[
+            (ATTACH, Some(1 << 31), Some(Errno::ENOSPC), false),
+            (DETACH, Some(1 << 31), None, false),
+            (ATTACH, Some(1 << 20), Some(Errno::EINVAL), false),
+        ],
+    ];
+    for steps in cases {
+        let cdev = Cdev::bound();
+        let pt_id = cdev.ioas();
+        for (number, &(attach, pasid, answer, reaches)) in steps.iter().enumerate() {
+            let (flags, pasid) = (u32::from(pasid.is_some()), pasid.unwrap_or(0));
+            let answered = if attach {
+                let call = DeviceAttachIommufdPt { argsz: 16, flags, pt_id, pasid };
+                cdev.rig.call(&cdev.file, vfio::DEVICE_ATTACH_IOMMUFD_PT, &call).map(|_| ())
+            } else {
+                let call = DeviceDetachIommufdPt { argsz: 12, flags, pasid };
+                cdev.rig.call(&cdev.file, vfio::DEVICE_DETACH_IOMMUFD_PT, &call).map(|_| ())
+            };
+            assert_eq!(errno(answered), answer, "step {number}");
+            assert_eq!(cdev.fetch(0x4_0000).is_some(), reaches, "step {number}");
+        }
+    }
+}
+
 #[test]
 fn a_closed_device_leaves_its_iommufd_empty() {
     let cdev = Cdev::bound();

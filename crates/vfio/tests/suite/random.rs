@@ -165,7 +165,7 @@ impl Client {
             argsz: 16,
             flags: call.small & 1,
             pt_id: call.small % 6,
-            pasid: 1,
+            pasid: call.small / 2 % 3,
         };
         let commands = [vfio::DEVICE_ATTACH_IOMMUFD_PT, vfio::DEVICE_DETACH_IOMMUFD_PT];
         self.ioctl(call, commands[usize::from(call.small > 8)], attach.as_bytes());

@@ -88,13 +88,52 @@ fn maps_need_neither_permission_nor_alignment_before_a_device_comes() {
 }
 
 #[test]
-fn a_map_without_permissions_keeps_devices_out() {
+fn a_map_without_permissions_and_a_page_table_exclude_each_other() {
     let fixture = Fixture::new();
     let bound = fixture.attach();
+    assert_eq!(errno(fixture.map(0, 0x1000, BASE, 0x1000)), Errno::EINVAL);
+    assert_eq!(errno(fixture.map(0, 0x1000, 1, 0x1000)), Errno::EINVAL, "misaligned");
+    assert_eq!(errno(fixture.map(0, 0x1000, 0x1000, 0x1000)), Errno::EFAULT, "pinned before");
+    assert_eq!(fixture.machine.machine.ledger.pinned(), 0);
+    drop(bound);
     fixture.map(0, 0x1000, BASE, 0x1000).unwrap();
-    let segment = crate::Segment { iova: Iova(0x1000), length: 1 };
-    assert!(bound.endpoint().read([segment], &mut [0]).is_err());
+    let bound = fixture.context.bind(&fixture.machine.endpoint()).unwrap();
+    let ioas = fixture.context.compat_ioas_id().unwrap();
+    assert_eq!(errno(bound.attach(ioas)), Errno::EINVAL);
+    let made = fixture.context.alloc_hwpt(ioas, &bound, crate::HwptFlags::NONE);
+    assert_eq!(errno(made), Errno::EINVAL);
+    assert_eq!(fixture.machine.machine.ledger.pinned(), 0);
     assert_eq!(fixture.unmap(0, 0x1000, 0x1000), (Ok(0), 0x1000));
+    bound.attach(ioas).unwrap();
+}
+
+#[test]
+fn v1_cuts_no_area_behind_its_first_byte() {
+    let fixture = Fixture::new();
+    fixture.set_iommu(abi::TYPE1_IOMMU).unwrap();
+    fixture.map(RW, 0x1000, BASE, 0x3000).unwrap();
+    let refused = |iova, size, expected| {
+        let (answer, went) = fixture.unmap(0, iova, size);
+        assert_eq!((errno(answer), went), expected, "{iova:#x} {size:#x}");
+    };
+    // iopt_area_split does nothing at the first IOVA: the range is judged uncut, and what went is told.
+    refused(0x1001, 0x2fff, (Errno::ENOENT, 0));
+    refused(0x1000, 1, (Errno::ENOENT, 0));
+    refused(0x1001, 0x3000, (Errno::ENOENT, 0));
+    // Anywhere else the cut is judged, and size stays what it was.
+    refused(0x1002, 0x2ffe, (Errno::EINVAL, 0x2ffe));
+    refused(0x1001, 0x100, (Errno::EINVAL, 0x100));
+    refused(0x1001, 0x1fff, (Errno::ENOENT, 0));
+    assert_eq!(fixture.unmap(0, 0x1000, 0x2000), (Ok(0), 0x2000), "the last call cut it");
+    assert_eq!(fixture.unmap(0, 0x3000, 0x1000), (Ok(0), 0x1000));
+}
+
+#[test]
+fn memory_that_ends_with_all_addresses_wraps_here() {
+    let fixture = Fixture::new();
+    assert_eq!(errno(fixture.map(RW, 0, u64::MAX - 0xfff, 0x1000)), Errno::EOVERFLOW);
+    fixture.map(RW, 0, u64::MAX - 0xfff, 0xfff).unwrap();
+    assert_eq!(errno(fixture.map(RW, 0x1000, u64::MAX, 1)), Errno::EOVERFLOW);
 }
 
 #[test]

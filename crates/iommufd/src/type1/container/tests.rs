@@ -150,6 +150,9 @@ fn a_map_is_refused_in_type1s_order() {
         (Errno::EINVAL, (RW, 0xfee0_0000, 0x1000, 0x1000)),
         (Errno::EINVAL, (RW, 1 << 48, 0x1000, 0x1000)),
         (Errno::EFAULT, (RW, 0x2000, 0x1000, 0x1000)),
+        // The last byte is an address, where iommufd looks one further.
+        (Errno::EFAULT, (RW, 0x2000, u64::MAX - 0xfff, 0x1000)),
+        (Errno::EEXIST, (RW, 0x1000, u64::MAX - 0xfff, 0x1000)),
     ];
     for (expected, (flags, iova, vaddr, size)) in refused {
         assert_eq!(
