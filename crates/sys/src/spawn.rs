@@ -108,17 +108,33 @@ impl AsFd for Child {
     }
 }
 
-/// A child of the calling process that has ended. It stays a zombie until [`reap`].
+/// A child of the calling thread that has ended; the main thread's are also those that were left to this process. It
+/// stays a zombie until [`reap`].
 ///
 /// # Errors
 ///
 /// `ECHILD` if there is no child at all.
 pub fn ended() -> Result<Option<(u32, ExitStatus)>> {
+    match peek(libc::P_ALL, 0)? {
+        // It stopped, for a tracer that is another thread of this process, and hides those behind it.
+        Some((_, None)) => {
+            let ends = children().into_iter().filter_map(|pid| {
+                let (pid, status) = peek(libc::P_PID, pid).ok()??;
+                Some((pid, status?))
+            });
+            Ok({ ends }.next())
+        }
+        found => Ok(found.and_then(|(pid, status)| Some((pid, status?)))),
+    }
+}
+
+/// The first child that has ended or stopped, and how it ended. Nothing is taken.
+fn peek(which: libc::idtype_t, pid: libc::id_t) -> Result<Option<(u32, Option<ExitStatus>)>> {
     let mut info = MaybeUninit::<libc::siginfo_t>::zeroed();
-    let options = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+    let options = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT | libc::__WNOTHREAD;
     // SAFETY: 1. `info` is valid for the call; 2. its bytes are plain integers, so zeroes are a value.
     let (result, info) = unsafe {
-        let result = libc::waitid(libc::P_ALL, 0, info.as_mut_ptr(), options);
+        let result = libc::waitid(which, pid, info.as_mut_ptr(), options);
         (result, info.assume_init())
     };
     if result != 0 {
@@ -127,12 +143,24 @@ pub fn ended() -> Result<Option<(u32, ExitStatus)>> {
     // SAFETY: 1. waitid(2) filled in the fields of a child's status, or left the zeroes there.
     let (pid, status) = unsafe { (info.si_pid(), info.si_status()) };
     let Ok(pid @ 1..) = u32::try_from(pid) else { return Ok(None) };
-    let raw = match info.si_code {
+    Ok(Some((pid, end(info.si_code, status))))
+}
+
+/// How a child ended, from `si_code` and `si_status` of waitid(2); `None` if it did not.
+pub(crate) fn end(code: i32, status: i32) -> Option<ExitStatus> {
+    let raw = match code {
         libc::CLD_EXITED => (status & 0xff) << 8,
         libc::CLD_DUMPED => status | 0x80,
-        _ => status,
+        libc::CLD_KILLED => status,
+        _ => return None,
     };
-    Ok(Some((pid, ExitStatus::from_raw(raw))))
+    Some(ExitStatus::from_raw(raw))
+}
+
+/// The children of the calling thread.
+fn children() -> Vec<u32> {
+    let text = std::fs::read_to_string("/proc/thread-self/children").unwrap_or_default();
+    text.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).collect()
 }
 
 /// Reaps the ended child `pid`.
@@ -154,6 +182,10 @@ pub fn wait_for(pid: u32) -> Result<ExitStatus> {
     loop {
         let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
         match rustix::process::waitid(WaitId::Pid(pid), options) {
+            Ok(Some(status)) if status.stopped() || status.trapped() => {
+                // A tracer has it; whoever that is goes on with it.
+                std::thread::sleep(std::time::Duration::from_millis(1));
+            }
             Ok(Some(status)) => return Ok(exit_status(&status)),
             Ok(None) | Err(rustix::io::Errno::INTR) => {}
             Err(_) => return Err(gone),

@@ -145,7 +145,7 @@ impl Injection {
                         return Ok(outcome);
                     }
                 }
-                super::Waited::Nobody => {
+                super::Waited::Ended(..) | super::Waited::Nobody => {
                     return Err(Error::at(Errno::ESRCH, "the thread was killed", tid.into()));
                 }
                 _ => {}

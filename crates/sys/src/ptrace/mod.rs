@@ -1,9 +1,11 @@
 //! ptrace(2): threads of other processes, stopped and looked at.
 //!
 //! Linux binds a tracee to the thread that seized it, not to its process. A [`Tracer`] is therefore neither sent nor
-//! shared between threads, and every request on a tracee goes through it. It waits for stops only, and only for those of
-//! its own tracees: who ends is reaped as without it, by the main thread of this process, because a thread that reaps
-//! here would swallow the exit status of a program whose parent this process is.
+//! shared between threads, and every request on a tracee goes through it. It waits for its own tracees only. Each that ends
+//! is reaped by it: the status of one whose parent is another process is passed on by the kernel, but one whose parent is
+//! this process is gone then, so whoever asked for it must be told ([`Waited::Ended`]). A wait for children elsewhere in
+//! this process, whatever its options, takes the stop of a tracee that is a child too (`wait_task_stopped`,
+//! kernel/exit.c): it must look before it takes, as [`spawn::ended`](crate::spawn::ended) does.
 //!
 //! A number names a tracee only while that is stopped: the number of a thread that stopped cannot pass to another process
 //! before it has been waited for. Within one process it can: when a thread executes a program, that thread takes the
@@ -15,9 +17,11 @@ mod inject;
 mod registers;
 #[cfg(test)]
 mod tests;
+mod waker;
 
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
+use std::process::ExitStatus;
 use std::ptr;
 
 use ioasis_uapi::{Error, Result};
@@ -26,6 +30,7 @@ use crate::errno::last_errno;
 
 pub use inject::{Injection, Outcome, SystemCall};
 pub use registers::{Registers, VECTOR, Vectors};
+pub use waker::{Waker, tell_ends_only};
 
 /// What a seized thread reports besides signals and stops (linux/ptrace.h, `PTRACE_O_*`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,6 +87,8 @@ pub struct Stop {
 pub enum Waited {
     /// A tracee stopped.
     Stop(Stop),
+    /// The tracee of this number ended, and has been reaped.
+    Ended(u32, ExitStatus),
     /// A signal handler of this thread ran.
     Interrupted,
     /// No tracee is left.
@@ -103,6 +110,8 @@ pub struct SignalInfo {
 pub const SEGV_ACCERR: i32 = 2;
 /// `si_code` of an access to an address without a mapping (`SEGV_MAPERR`).
 pub const SEGV_MAPERR: i32 = 1;
+/// `si_code` of an access to memory that is not there (`BUS_ADRERR`).
+pub const BUS_ADRERR: i32 = 2;
 
 /// `PTRACE_EVENT_STOP` and its siblings, in the bits of a wait status above the signal (linux/ptrace.h).
 const EVENT_SHIFT: i32 = 8;
@@ -156,7 +165,7 @@ impl Tracer {
         self.request(libc::PTRACE_INTERRUPT, tid, 0, 0, "the thread cannot be interrupted")
     }
 
-    /// Waits for a tracee to stop.
+    /// Waits for a tracee to stop or to end.
     ///
     /// # Panics
     ///
@@ -164,7 +173,7 @@ impl Tracer {
     #[must_use]
     pub fn wait(&self) -> Waited {
         let mut info = MaybeUninit::<libc::siginfo_t>::zeroed();
-        let options = libc::WSTOPPED | libc::__WALL | libc::__WNOTHREAD;
+        let options = libc::WEXITED | libc::WSTOPPED | libc::__WALL | libc::__WNOTHREAD;
         // SAFETY: 1. `info` is valid for the call; 2. its bytes are plain integers, so zeroes are a value.
         let (result, info) = unsafe {
             let result = libc::waitid(libc::P_ALL, 0, info.as_mut_ptr(), options);
@@ -179,7 +188,11 @@ impl Tracer {
         }
         // SAFETY: 1. waitid(2) filled in the fields of a child's status.
         let (tid, status) = unsafe { (info.si_pid(), info.si_status()) };
-        Waited::Stop(Stop { tid: tid.unsigned_abs(), event: event(status) })
+        let tid = tid.unsigned_abs();
+        match crate::spawn::end(info.si_code, status) {
+            Some(status) => Waited::Ended(tid, status),
+            None => Waited::Stop(Stop { tid, event: event(status) }),
+        }
     }
 
     /// Lets a stopped tracee go on, with `signal` delivered to it unless that is 0.
@@ -297,18 +310,18 @@ impl Tracer {
         Ok(SignalInfo { signal: info.si_signo, code: info.si_code, address: address.addr() as u64 })
     }
 
-    /// Makes the signal a tracee stopped at one of a fault at another address.
+    /// Makes the signal a tracee stopped at another one, of a fault at another address.
     ///
     /// # Errors
     ///
     /// As [`Tracer::signal_info`].
-    pub fn set_fault(&self, tid: u32, code: i32, address: u64) -> Result<()> {
+    pub fn set_signal_info(&self, tid: u32, fault: SignalInfo) -> Result<()> {
         /// Where `si_addr` lies: after three ints and padding (asm-generic/siginfo.h).
         const AT: usize = 16;
         let mut info = self.raw_info(tid)?;
-        info.si_code = code;
+        (info.si_signo, info.si_code) = (fault.signal, fault.code);
         // SAFETY: 1. the 8 bytes lie within the struct of 128; 2. `info` is not borrowed otherwise.
-        unsafe { (&raw mut info).byte_add(AT).cast::<u64>().write_unaligned(address) };
+        unsafe { (&raw mut info).byte_add(AT).cast::<u64>().write_unaligned(fault.address) };
         let data = (&raw const info).expose_provenance();
         self.request(libc::PTRACE_SETSIGINFO, tid, 0, data, "the signal is not changed")
     }

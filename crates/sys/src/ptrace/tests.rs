@@ -2,7 +2,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::*;
-use crate::spawn::{self, Child};
+use crate::spawn;
 use ioasis_uapi::Errno;
 
 /// Words that a forked process shares with this one.
@@ -22,10 +22,8 @@ fn shared_words() -> &'static [AtomicU64; 512] {
     }
 }
 
-fn child(run: impl FnOnce() -> i32) -> (Child, u32) {
-    let child = spawn::fork_with(run).expect("fork");
-    let pid = child.id();
-    (child, pid)
+fn child(run: impl FnOnce() -> i32) -> u32 {
+    spawn::fork_with(run).expect("fork").id()
 }
 
 fn stop(tracer: &Tracer) -> Stop {
@@ -33,7 +31,18 @@ fn stop(tracer: &Tracer) -> Stop {
         match tracer.wait() {
             Waited::Stop(stop) => return stop,
             Waited::Interrupted => {}
-            Waited::Nobody => panic!("no tracee is left"),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// Waits for the end of the only tracee.
+fn end(tracer: &Tracer, pid: u32) -> ExitStatus {
+    loop {
+        match tracer.wait() {
+            Waited::Ended(tid, status) if tid == pid => return status,
+            Waited::Interrupted => {}
+            other => panic!("{other:?}"),
         }
     }
 }
@@ -61,7 +70,7 @@ fn kill(pid: u32, signal: i32) {
 #[test]
 fn a_seized_thread_runs_on_until_it_is_interrupted_and_then_stands_still() {
     let words = shared_words();
-    let (child, pid) = child(|| {
+    let pid = child(|| {
         while words[1].load(Ordering::Relaxed) == 0 {
             words[0].fetch_add(1, Ordering::Relaxed);
         }
@@ -79,14 +88,13 @@ fn a_seized_thread_runs_on_until_it_is_interrupted_and_then_stands_still() {
     assert_eq!(words[0].load(Ordering::Relaxed), before);
     words[1].store(1, Ordering::Relaxed);
     tracer.resume(pid, Resume::Continue, 0).unwrap();
-    // The tracer leaves the end to who waits for children.
-    assert_eq!(tracer.wait(), Waited::Nobody);
-    assert_eq!(child.wait().unwrap().code(), Some(7));
+    assert_eq!(end(&tracer, pid).code(), Some(7));
+    assert_eq!((tracer.wait(), spawn::wait_for(pid).is_err()), (Waited::Nobody, true));
 }
 
 #[test]
 fn a_thread_has_one_tracer() {
-    let (child, pid) = child(|| {
+    let pid = child(|| {
         pause();
         0
     });
@@ -99,13 +107,13 @@ fn a_thread_has_one_tracer() {
     });
     assert_eq!(other.join().unwrap(), (Errno::EPERM, Errno::ESRCH));
     kill(pid, libc::SIGKILL);
-    assert_eq!(child.wait().unwrap().signal(), Some(libc::SIGKILL));
+    assert_eq!(end(&tracer, pid).signal(), Some(libc::SIGKILL));
     assert_eq!(tracer.interrupt(pid).unwrap_err().errno, Errno::ESRCH);
 }
 
 /// A child that sleeps in pause(2), interrupted there.
-fn interrupted_in_pause() -> (Tracer, Child, u32) {
-    let (child, pid) = child(|| {
+fn interrupted_in_pause() -> (Tracer, u32) {
+    let pid = child(|| {
         pause();
         0
     });
@@ -114,7 +122,7 @@ fn interrupted_in_pause() -> (Tracer, Child, u32) {
     tracer.seize(pid, Follow::Children).unwrap();
     tracer.interrupt(pid).unwrap();
     assert_eq!(stop(&tracer).event, Event::Interrupted);
-    (tracer, child, pid)
+    (tracer, pid)
 }
 
 fn getpid(registers: &Registers) -> SystemCall {
@@ -124,7 +132,7 @@ fn getpid(registers: &Registers) -> SystemCall {
 
 #[test]
 fn an_injected_call_is_made_and_leaves_no_trace() {
-    let (tracer, child, pid) = interrupted_in_pause();
+    let (tracer, pid) = interrupted_in_pause();
     tracer.set_signal_mask(pid, 1 << 5).unwrap();
     let before = (tracer.registers(pid).unwrap(), tracer.vectors(pid).unwrap());
     let outcome = Injection::make(&tracer, pid, getpid(&before.0)).unwrap();
@@ -146,12 +154,12 @@ fn an_injected_call_is_made_and_leaves_no_trace() {
     kill(pid, libc::SIGTERM);
     assert_eq!(stop(&tracer).event, Event::Signal(libc::SIGTERM));
     tracer.resume(pid, Resume::Continue, libc::SIGTERM).unwrap();
-    assert_eq!(child.wait().unwrap().signal(), Some(libc::SIGTERM));
+    assert_eq!(end(&tracer, pid).signal(), Some(libc::SIGTERM));
 }
 
 #[test]
 fn a_stop_signal_in_an_injected_call_stops_the_process_after_it() {
-    let (tracer, child, pid) = interrupted_in_pause();
+    let (tracer, pid) = interrupted_in_pause();
     kill(pid, libc::SIGSTOP);
     kill(pid, libc::SIGUSR1);
     let call = getpid(&tracer.registers(pid).unwrap());
@@ -172,37 +180,35 @@ fn a_stop_signal_in_an_injected_call_stops_the_process_after_it() {
         tracer.resume(pid, Resume::Continue, signal).unwrap();
     }
     assert!(!events.contains(&Event::Group(libc::SIGSTOP)), "{events:?}");
-    assert_eq!(child.wait().unwrap().signal(), Some(libc::SIGUSR1));
+    assert_eq!(end(&tracer, pid).signal(), Some(libc::SIGUSR1));
 }
 
 #[test]
 fn a_call_whose_instruction_is_gone_ends_with_the_fault_and_the_threads_own_registers() {
-    let (tracer, child, pid) = interrupted_in_pause();
+    let (tracer, pid) = interrupted_in_pause();
     let before = tracer.registers(pid).unwrap();
     let call = SystemCall { instruction: 8, number: 39, args: [0; 6] };
     let outcome = Injection::make(&tracer, pid, call).unwrap();
     assert_eq!((outcome.result, outcome.signal), (Err(Errno::EFAULT), libc::SIGSEGV));
     assert_eq!(tracer.registers(pid).unwrap(), before);
     kill(pid, libc::SIGKILL);
-    assert_eq!(child.wait().unwrap().signal(), Some(libc::SIGKILL));
+    assert_eq!(end(&tracer, pid).signal(), Some(libc::SIGKILL));
 }
 
 #[test]
 fn a_thread_killed_in_an_injected_call_is_given_up() {
-    let (tracer, child, pid) = interrupted_in_pause();
+    let (tracer, pid) = interrupted_in_pause();
     kill(pid, libc::SIGKILL);
     let call = SystemCall { instruction: 8, number: 34, args: [0; 6] };
     let begun = Injection::begin(&tracer, pid, call);
-    if begun.is_ok() {
-        assert_eq!(tracer.wait(), Waited::Nobody);
-    }
-    assert_eq!(child.wait().unwrap().signal(), Some(libc::SIGKILL));
+    drop(begun);
+    assert_eq!(end(&tracer, pid).signal(), Some(libc::SIGKILL));
 }
 
 #[test]
 fn what_a_tracee_makes_is_seized_and_ends_as_it_would() {
     let words = shared_words();
-    let (child, pid) = child(|| {
+    let pid = child(|| {
         wait_until(|| words[0].load(Ordering::Acquire) == 1);
         let thread = std::thread::spawn(|| 3);
         let inner = spawn::fork_with(|| 4).expect("fork");
@@ -211,21 +217,17 @@ fn what_a_tracee_makes_is_seized_and_ends_as_it_would() {
     let tracer = Tracer::new();
     tracer.seize(pid, Follow::Children).unwrap();
     words[0].store(1, Ordering::Release);
-    // Another thread than the tracer, as in a supervisor. A child of a tracee's is passed on to the tracee.
-    let reaper = std::thread::spawn(move || {
-        let mut reaped = 0;
-        while reaped < 2 {
-            match spawn::ended() {
-                Ok(Some((ended, _))) if ended != pid => {
-                    spawn::reap(ended);
-                    reaped += 1;
-                }
-                _ => std::thread::sleep(std::time::Duration::from_millis(1)),
+    let (mut made, mut seen, mut ended) = (Vec::new(), Vec::new(), Vec::new());
+    loop {
+        let Stop { tid, event } = match tracer.wait() {
+            Waited::Stop(stop) => stop,
+            Waited::Ended(tid, status) => {
+                ended.push((tid, status.code()));
+                continue;
             }
-        }
-    });
-    let (mut made, mut seen) = (Vec::new(), Vec::new());
-    while let Waited::Stop(Stop { tid, event }) = tracer.wait() {
+            Waited::Interrupted => continue,
+            Waited::Nobody => break,
+        };
         let signal = match event {
             Event::Thread | Event::Process => {
                 made.push(tracer.message(tid).unwrap());
@@ -240,8 +242,8 @@ fn what_a_tracee_makes_is_seized_and_ends_as_it_would() {
         };
         tracer.resume(tid, Resume::Continue, signal).unwrap();
     }
-    reaper.join().unwrap();
-    assert_eq!(child.wait().unwrap().code(), Some(7));
+    // The status of the tracee's own child reached the tracee, or it would not have ended with this one.
+    assert!(ended.contains(&(pid, Some(7))), "{ended:?}");
     made.sort_unstable();
     seen.sort_unstable();
     assert_eq!((made.len(), &made), (2, &seen));
@@ -252,7 +254,7 @@ fn a_fault_in_a_thread_that_blocks_its_signal_costs_it_the_mask_which_is_put_bac
     const SEGV: u64 = 1 << (libc::SIGSEGV - 1);
     let words = shared_words();
     let at = words.as_ptr().addr() as u64;
-    let (child, pid) = child(|| {
+    let pid = child(|| {
         crate::signal::Set::all_but(&[]).block();
         // SAFETY: 1. the page is this process's own, and nothing else uses the mapping in this copy of it.
         unsafe {
@@ -278,13 +280,13 @@ fn a_fault_in_a_thread_that_blocks_its_signal_costs_it_the_mask_which_is_put_bac
     assert_eq!(mask & SEGV, 0, "the kernel took it out");
     tracer.set_signal_mask(pid, mask | SEGV).unwrap();
     assert_eq!(tracer.signal_mask(pid).unwrap() & SEGV, SEGV);
-    tracer.set_fault(pid, SEGV_MAPERR, 0x1234_5678_9abc).unwrap();
     let changed = SignalInfo { code: SEGV_MAPERR, address: 0x1234_5678_9abc, ..info };
+    tracer.set_signal_info(pid, changed).unwrap();
     assert_eq!(tracer.signal_info(pid).unwrap(), changed);
     // A signal that is blocked when it is delivered would be queued, and the fault come again.
     tracer.set_signal_mask(pid, mask).unwrap();
     tracer.resume(pid, Resume::Continue, libc::SIGSEGV).unwrap();
-    assert_eq!(child.wait().unwrap().signal(), Some(libc::SIGSEGV));
+    assert_eq!(end(&tracer, pid).signal(), Some(libc::SIGSEGV));
 }
 
 /// Sleeps until the interrupt of a tracer ends the sleep.
@@ -299,7 +301,7 @@ fn pause_until_traced() {
 
 #[test]
 fn vector_registers_are_set_as_they_are_read() {
-    let (tracer, child, pid) = interrupted_in_pause();
+    let (tracer, pid) = interrupted_in_pause();
     let mut vectors = tracer.vectors(pid).unwrap();
     let (count, bytes) = vectors.shape();
     for index in 0..count {
@@ -316,12 +318,12 @@ fn vector_registers_are_set_as_they_are_read() {
         assert_eq!(read.get(index) == [0; 64], index >= count);
     }
     kill(pid, libc::SIGKILL);
-    assert_eq!(child.wait().unwrap().signal(), Some(libc::SIGKILL));
+    assert_eq!(end(&tracer, pid).signal(), Some(libc::SIGKILL));
 }
 
 #[test]
 fn a_single_step_is_one_instruction() {
-    let (tracer, child, pid) = interrupted_in_pause();
+    let (tracer, pid) = interrupted_in_pause();
     let mut registers = tracer.registers(pid).unwrap();
     let before = SystemCall::instruction_before(&registers);
     // The system call's instruction again, as getpid.
@@ -332,5 +334,68 @@ fn a_single_step_is_one_instruction() {
     let after = tracer.registers(pid).unwrap();
     assert_eq!((after.rip, after.rax), (before + 2, pid.into()));
     kill(pid, libc::SIGKILL);
-    assert_eq!(child.wait().unwrap().signal(), Some(libc::SIGKILL));
+    assert_eq!(end(&tracer, pid).signal(), Some(libc::SIGKILL));
+}
+
+#[test]
+fn a_waker_ends_the_wait_of_its_tracer_only() {
+    let pid = child(|| {
+        pause();
+        0
+    });
+    let (send, wakers) = std::sync::mpsc::channel();
+    let tracer = std::thread::spawn(move || {
+        let tracer = Tracer::new();
+        tracer.seize(pid, Follow::Alone).unwrap();
+        send.send(tracer.waker()).unwrap();
+        tracer.wait()
+    });
+    let waker = wakers.recv().unwrap();
+    while !tracer.is_finished() {
+        waker.wake();
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    // With its tracer gone, it is a child like any other.
+    assert_eq!(tracer.join().unwrap(), Waited::Interrupted);
+    kill(pid, libc::SIGKILL);
+    assert_eq!(spawn::wait_for(pid).unwrap().signal(), Some(libc::SIGKILL));
+}
+
+#[test]
+fn a_child_that_a_tracer_of_this_process_holds_hides_no_other_that_ended() {
+    let status = spawn::fork_with(|| {
+        let sleeps = || {
+            pause();
+            0
+        };
+        let held = child(sleeps);
+        let (send, stopped) = std::sync::mpsc::channel();
+        let (done, go) = std::sync::mpsc::channel::<()>();
+        let tracer = std::thread::spawn(move || {
+            let tracer = Tracer::new();
+            tracer.seize(held, Follow::Alone).unwrap();
+            tracer.interrupt(held).unwrap();
+            send.send(()).unwrap();
+            go.recv().unwrap();
+            // The stop has not been taken by whoever looked for ends.
+            stop(&tracer).event
+        });
+        stopped.recv().unwrap();
+        wait_until(|| !is_asleep(held));
+        let none = spawn::ended();
+        let other = child(|| 6);
+        let found = loop {
+            if let Ok(Some(found)) = spawn::ended() {
+                break found;
+            }
+        };
+        done.send(()).unwrap();
+        let taken = tracer.join().unwrap();
+        kill(held, libc::SIGKILL);
+        let right = matches!(none, Ok(None))
+            && found == (other, ExitStatus::from_raw(6 << 8))
+            && taken == Event::Interrupted;
+        i32::from(!right)
+    });
+    assert_eq!(status.unwrap().wait().unwrap().code(), Some(0));
 }
