@@ -14,8 +14,15 @@ const DISK: &str = "nvme://0000:01:00.0/1";
 const WORKER: &str = "0000:01:00.0";
 const IMAGE_BYTES: u64 = 512 << 20;
 const PAIRS: usize = 9;
-/// Requests of one `qemu-img bench`.
-const REQUESTS: &str = "100000";
+/// Requests of one `qemu-img bench`: how many, and how many at once.
+#[derive(Clone, Copy)]
+struct Requests {
+    count: &'static str,
+    depth: &'static str,
+}
+
+const MANY: Requests = Requests { count: "100000", depth: "64" };
+const SINGLE: Requests = Requests { count: "10000", depth: "1" };
 
 /// The folder of this run, removed at its end.
 struct Folder(PathBuf);
@@ -33,9 +40,16 @@ fn main() {
     let image = folder.0.join("disk.img");
     make_image(&image);
 
-    let ratios =
-        pairs(|| bench_seconds(&mut on_file(&image)), || bench_seconds(&mut over_nvme(&image)));
-    goal("P13.bench_4k", median(ratios), Bound::AtLeast(1.2));
+    let bench = |requests: Requests| {
+        pairs(
+            || bench_seconds(&mut on_file(&image, requests)),
+            || bench_seconds(&mut over_nvme(&image, requests)),
+        )
+    };
+    goal("P13.bench_4k", median(bench(MANY)), Bound::AtLeast(1.2));
+    let busy = Busy::start();
+    goal("P13.bench_4k_depth_1_busy", median(bench(SINGLE)), Bound::AtLeast(0.7));
+    drop(busy);
 
     let copy = folder.0.join("copy.img");
     let ratios = pairs(
@@ -77,18 +91,42 @@ fn ioasis(image: &Path) -> Command {
     command
 }
 
-const BENCH: [&str; 9] = ["qemu-img", "bench", "-c", REQUESTS, "-d", "64", "-s", "4096", "-f"];
+impl Requests {
+    fn arguments(self) -> [&'static str; 9] {
+        ["bench", "-c", self.count, "-d", self.depth, "-s", "4096", "-f", "raw"]
+    }
+}
 
-fn on_file(image: &Path) -> Command {
-    let mut command = Command::new(BENCH[0]);
-    command.args(&BENCH[1..]).arg("raw").arg(image);
+fn on_file(image: &Path, requests: Requests) -> Command {
+    let mut command = Command::new("qemu-img");
+    command.args(requests.arguments()).arg(image);
     command
 }
 
-fn over_nvme(image: &Path) -> Command {
+fn over_nvme(image: &Path, requests: Requests) -> Command {
     let mut command = ioasis(image);
-    command.args(BENCH).args(["raw", DISK]);
+    command.arg("qemu-img").args(requests.arguments()).arg(DISK);
     command
+}
+
+/// A process for each processor that never waits.
+struct Busy(Vec<Child>);
+
+impl Busy {
+    fn start() -> Self {
+        let count = std::thread::available_parallelism().map_or(1, usize::from);
+        let spin = || Command::new("sh").args(["-c", "while :; do :; done"]).spawn();
+        Self((0..count).map(|_| spin().expect("sh starts")).collect())
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        for child in &mut self.0 {
+            child.kill().expect("it never ends by itself");
+            child.wait().expect("it was killed");
+        }
+    }
 }
 
 /// How many times as fast the second is, pair by pair.

@@ -152,6 +152,19 @@ fn heard(events: &mut File, map: u64, sequence: u64) -> Result<()> {
     Ok(())
 }
 
+/// Does nothing with an enabled queue until its standard input ends.
+pub(crate) fn hold() -> Result<()> {
+    let iommufd = Iommufd::open()?;
+    let device = Device::open(&iommufd, 0)?;
+    let ioas = iommufd.ioas()?;
+    iommufd.map(ioas, 0, 0, LENGTH as u64)?;
+    let parent = iommufd.hwpt(device.id(), ioas, abi::HWPT_ALLOC_NEST_PARENT)?;
+    let _interface = make(&iommufd, device.id(), parent)?;
+    println!("ready");
+    std::io::copy(&mut std::io::stdin(), &mut std::io::sink())?;
+    Ok(())
+}
+
 pub(crate) fn run() -> Result<()> {
     let iommufd = Iommufd::open()?;
     let device = Device::open(&iommufd, 0)?;

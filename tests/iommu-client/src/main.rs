@@ -52,6 +52,7 @@ fn main() -> Result<()> {
         "groups" => groups::run()?,
         "refused" => groups::refused()?,
         "hold" => hwpt::hold()?,
+        "hold-cmdqv" => cmdqv::hold()?,
         other => bail!("no way called {other:?}"),
     }
     println!("ok");
