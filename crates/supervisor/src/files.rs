@@ -9,6 +9,11 @@
 //! at again until the lock is gone: before every answer, and by the main thread now and then. An open of somebody else
 //! on the same inode, through /proc, closes without a lock having gone; that is given up after [`PATIENCE`].
 //!
+//! What a client may do with its descriptor that nobody is asked about changes nothing and is refused by the kernel:
+//! every open is at [`END`] of a file that is as long and appends, so that read(2) and write(2) are EINVAL
+//! (`rw_verify_area`, fs/read_write.c) and a write anywhere is EFBIG (`generic_write_checks`). Whoever finds another open
+//! of the inode, through /proc, is told by inotify when it has written, and that is undone ([`Files::take_touched`]).
+//!
 //! Nobody closes a file himself: whoever lets go of it last hands it to the [`Closer`], whose threads may wait for it.
 //! That a close has begun is known before `Files::state` is unlocked.
 //!
@@ -27,13 +32,22 @@ use ioasis_sys::because;
 use ioasis_sys::locks::{self, Lock};
 use ioasis_sys::sync::Mutex;
 use ioasis_uapi::{Errno, Error, Result};
-use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
-use rustix::fs::{Mode, OFlags, fstat};
+use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
+use rustix::fs::{Mode, OFlags, SeekFrom, fstat};
 
 use crate::closer::Closer;
 
+/// Closes, and what else somebody may do with an inode of ours.
+const WATCHED: WatchFlags = WatchFlags::CLOSE_WRITE
+    .union(WatchFlags::CLOSE_NOWRITE)
+    .union(WatchFlags::MODIFY)
+    .union(WatchFlags::ATTRIB);
+
 /// How long after a close event the lock may still be on its way out.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The last offset there is, and the length of every file: `MAX_LFS_FILESIZE` (linux/fs.h).
+pub(crate) const END: u64 = i64::MAX as u64;
 
 /// What stands behind a file.
 pub(crate) trait Behind: Debug + Send + Sync + 'static {
@@ -141,6 +155,8 @@ struct State<F: Behind> {
     by_watch: BTreeMap<i32, u64>,
     /// Inodes with a close event whose lock may not be free yet.
     closing: Vec<(u64, Instant)>,
+    /// Inodes that were written, cut or marked, by us or by somebody else.
+    touched: BTreeSet<u64>,
 }
 
 impl<F: Behind> Files<F> {
@@ -154,8 +170,12 @@ impl<F: Behind> Files<F> {
         let dev = fstat(&root).map_err(because("the file system for files is gone"))?.st_dev;
         let inotify = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)
             .map_err(because("no inotify instance is left: raise fs.inotify.max_user_instances"))?;
-        let state =
-            State { by_inode: BTreeMap::new(), by_watch: BTreeMap::new(), closing: Vec::new() };
+        let state = State {
+            by_inode: BTreeMap::new(),
+            by_watch: BTreeMap::new(),
+            closing: Vec::new(),
+            touched: BTreeSet::new(),
+        };
         Ok(Self { root, dev, inotify, closer: Closer::new()?, state: Mutex::new(state) })
     }
 
@@ -203,8 +223,8 @@ impl<F: Behind> Files<F> {
         inject::step("a watch on a file")?;
         let Blank { file: own, inode } = blank;
         let path = format!("/proc/self/fd/{}", own.as_raw_fd());
-        let close = WatchFlags::CLOSE_WRITE | WatchFlags::CLOSE_NOWRITE;
-        let watch = inotify::add_watch(&self.inotify, path, close)
+        rustix::fs::ftruncate(&own, END).map_err(because("a file cannot be made long enough"))?;
+        let watch = inotify::add_watch(&self.inotify, path, WATCHED)
             .map_err(because("no inotify watch is left: raise fs.inotify.max_user_watches"))?;
         let open = Open { inode, file, look, own, watch, opens: Mutex::new(Opens::default()) };
         let opened = Arc::new(Opened { open: Some(open), closer: self.closer.clone() });
@@ -223,8 +243,11 @@ impl<F: Behind> Files<F> {
     pub(crate) fn open(&self, opened: &Opened<F>, access: OFlags) -> Result<OwnedFd> {
         inject::step("another open of a file")?;
         let path = format!("/proc/self/fd/{}", opened.own.as_raw_fd());
-        let file = rustix::fs::open(path, access | OFlags::CLOEXEC, Mode::empty())
+        let flags = access | OFlags::APPEND | OFlags::CLOEXEC;
+        let file = rustix::fs::open(path, flags, Mode::empty())
             .map_err(because("a file for the program cannot be opened"))?;
+        rustix::fs::seek(&file, SeekFrom::Start(END))
+            .map_err(because("a file for the program has no end"))?;
         let lock = if access.contains(OFlags::WRONLY) || access.contains(OFlags::RDWR) {
             Lock::Exclusive
         } else {
@@ -271,6 +294,18 @@ impl<F: Behind> Files<F> {
         }
     }
 
+    /// The files that somebody has written or changed otherwise since the last call: [`Files::drain`] finds out which.
+    pub(crate) fn take_touched(&self) -> Vec<Arc<Opened<F>>> {
+        let mut state = self.state.lock();
+        let touched = std::mem::take(&mut state.touched);
+        touched.iter().filter_map(|inode| state.by_inode.get(inode).cloned()).collect()
+    }
+
+    /// Every open file.
+    pub(crate) fn all(&self) -> Vec<Arc<Opened<F>>> {
+        self.state.lock().by_inode.values().cloned().collect()
+    }
+
     /// Whether a close is still on its way, so that [`Files::drain`] must be called again soon.
     pub(crate) fn is_closing(&self) -> bool {
         !self.state.lock().closing.is_empty()
@@ -293,15 +328,20 @@ impl<F: Behind> Files<F> {
         let mut reader = inotify::Reader::new(&self.inotify, &mut buffer);
         while let Ok(event) = reader.next() {
             let now = Instant::now();
-            if event.events().contains(inotify::ReadFlags::QUEUE_OVERFLOW) {
+            if event.events().contains(ReadFlags::QUEUE_OVERFLOW) {
                 state.closing = state.by_inode.keys().map(|&inode| (inode, now)).collect();
+                state.touched = state.by_inode.keys().copied().collect();
                 continue;
             }
-            if event.events().contains(inotify::ReadFlags::IGNORED) {
+            if event.events().contains(ReadFlags::IGNORED) {
                 state.by_watch.remove(&event.wd());
                 continue;
             }
-            if let Some(&inode) = state.by_watch.get(&event.wd()) {
+            let Some(&inode) = state.by_watch.get(&event.wd()) else { continue };
+            if event.events().intersects(ReadFlags::MODIFY | ReadFlags::ATTRIB) {
+                state.touched.insert(inode);
+            }
+            if event.events().intersects(ReadFlags::CLOSE_WRITE | ReadFlags::CLOSE_NOWRITE) {
                 state.closing.retain(|&(other, _)| other != inode);
                 state.closing.push((inode, now));
             }
@@ -393,12 +433,47 @@ mod tests {
         let opened = bench.publish();
         let file = bench.files.open(&opened, OFlags::RDWR).expect("an open");
         drop(opened);
-        rustix::fs::ftruncate(&file, 4096).expect("room");
         let mapping = Mapping::file(file.as_fd(), 0, 4096, Access::ReadWrite).expect("a mapping");
         drop(file);
         assert_eq!(bench.closed(), 0);
         drop(mapping);
         assert_eq!(bench.closed(), 1);
+    }
+
+    #[test]
+    fn an_open_reads_and_writes_nothing_by_itself() {
+        use rustix::io::Errno;
+        let bench = Bench::new();
+        let opened = bench.publish();
+        let file = bench.files.open(&opened, OFlags::RDWR).expect("an open");
+        assert_eq!(rustix::io::write(&file, b"x"), Err(Errno::INVAL));
+        assert_eq!(rustix::io::read(&file, &mut [0; 1]), Err(Errno::INVAL));
+        for offset in [0, 1 << 40, END - 1] {
+            assert_eq!(rustix::io::pwrite(&file, b"x", offset), Err(Errno::FBIG), "{offset:#x}");
+        }
+        rustix::fs::seek(&file, SeekFrom::Start(0)).expect("a regular file");
+        assert_eq!(rustix::io::write(&file, b"x"), Err(Errno::FBIG));
+        let stat = fstat(&file).expect("a file");
+        assert_eq!((stat.st_blocks, stat.st_size), (0, END.cast_signed()));
+        bench.files.drain();
+        assert!(bench.files.take_touched().is_empty());
+    }
+
+    #[test]
+    fn what_is_written_through_another_open_is_told_once() {
+        let bench = Bench::new();
+        let (opened, other) = (bench.publish(), bench.publish());
+        let _opens =
+            [&opened, &other].map(|file| bench.files.open(file, OFlags::RDWR).expect("an open"));
+        let path = format!("/proc/self/fd/{}", opened.own.as_raw_fd());
+        let stray = rustix::fs::open(path, OFlags::RDWR, Mode::empty()).expect("through /proc");
+        rustix::io::pwrite(&stray, b"x", 7).expect("room");
+        rustix::fs::ftruncate(&stray, 0).expect("a regular file");
+        bench.files.drain();
+        let touched = bench.files.take_touched();
+        assert_eq!(touched.iter().map(|file| file.inode).collect::<Vec<_>>(), [opened.inode]);
+        bench.files.drain();
+        assert!(bench.files.take_touched().is_empty());
     }
 
     #[test]

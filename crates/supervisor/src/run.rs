@@ -232,6 +232,7 @@ impl Supervisor {
                 end_descendants(self.successor.as_slice());
             }
             self.closing = self.server.drain();
+            self.server.undo();
             self.look_at_receiver();
         }
         self.server.close_all(LAST_CLOSES);

@@ -61,6 +61,29 @@ fn memory_that_a_client_takes_away_harms_only_itself() {
 }
 
 #[test]
+fn a_client_that_fills_the_runs_file_system_takes_no_room_from_others() {
+    does("fill", &[]);
+}
+
+#[test]
+fn a_read_that_nobody_is_asked_about_shows_what_is_there() {
+    does("rings", &[]);
+}
+
+#[test]
+fn what_is_done_to_a_file_without_our_being_asked_is_undone_and_told() {
+    let folder = Folder::new("undone");
+    let (program, trace) = (compile(&folder, "files", &[]), folder.path("trace"));
+    let command = &mut ioasis();
+    let command = with_testdev(command.args(["--trace", &trace])).args([&program, "hostile"]);
+    let output = bounded(command);
+    assert!(output.status.success(), "{output:?}");
+    let text = std::fs::read_to_string(trace).unwrap();
+    let line = "/dev/vfio/devices/vfio0: changed by a call that nobody answers, and undone";
+    assert!(text.lines().any(|told| told == line), "{text}");
+}
+
+#[test]
 fn a_client_whose_memory_nobody_fills_keeps_nobody_else_waiting() {
     does("silent", &["-pthread"]);
 }

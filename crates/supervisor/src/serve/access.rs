@@ -7,6 +7,7 @@ use ioasis_sys::notify::{Answer, Notification};
 use ioasis_uapi::{Errno, Error, Result};
 use ioasis_vfio::{DeviceFile, REGION_SHIFT};
 
+use super::behind::Config;
 use super::client::Caller;
 use super::regions::Wanted;
 use super::verify::{self, Maps, Mode, Shares, Words};
@@ -270,6 +271,11 @@ fn transfer(
         }
         Ok(moved)
     });
+    if let (File::Device { config, .. }, Way::Write) = (&target.opened.file, way)
+        && Config::is_at(piece.offset)
+    {
+        config.update(device);
+    }
     if let Some(trace) = &caller.server.trace {
         let (region, offset) = place(piece.offset);
         let access = trace::Access { way, region, offset, bytes: &first, length: piece.length };

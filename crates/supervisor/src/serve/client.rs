@@ -19,13 +19,10 @@ use ioasis_vfio::{Device, DeviceMemory, IommuFile, REGION_SHIFT, VfioFile};
 use rustix::fs::{FallocateFlags, OFlags};
 
 use super::{File, Server};
-use crate::files::{Blank, Look, Opened};
+use crate::files::{Blank, END, Look, Opened};
 use crate::queues::Queue;
 use crate::resolve::Seen;
 use crate::task::Task;
-
-/// Regions a device file has room for: six BARs, the ROM, configuration space and VGA.
-const REGIONS: u64 = 9;
 
 /// `CAP_DAC_OVERRIDE`, `CAP_IPC_LOCK`, `CAP_SYS_RAWIO` and `CAP_SYS_RESOURCE` (linux/capability.h).
 const CAP_DAC_OVERRIDE: u32 = 1;
@@ -195,6 +192,15 @@ impl<'a> Caller<'a> {
         })
     }
 
+    /// Does what takes memory of the run's file system, which somebody may have filled: there is room enough for every
+    /// use that is ours.
+    fn with_room<T>(&self, act: impl Fn() -> Result<T>) -> Result<T> {
+        act().or_else(|_| {
+            self.server.sweep();
+            act()
+        })
+    }
+
     /// The file of ours behind the caller's `fd`.
     ///
     /// # Errors
@@ -277,7 +283,9 @@ impl ioasis_iommufd::Client for Caller<'_> {
         let called = self.called.borrow().clone();
         match called.as_deref() {
             Some(opened) => match &opened.file {
-                File::Iommufd { regions, .. } => regions.make(opened.own()?, length),
+                File::Iommufd { regions, .. } => {
+                    self.with_room(|| regions.make(opened.own()?, length))
+                }
                 _ => Err(Error::new(Errno::ENOMEM, "the file cannot be mapped")),
             },
             None => Err(Error::new(Errno::ENOMEM, "the call is made on no file")),
@@ -334,11 +342,11 @@ impl ioasis_vfio::Client for Caller<'_> {
 
     fn device_memory(&self, device: &Device) -> Result<DeviceMemory> {
         let blank = self.server.files.blank()?;
-        rustix::fs::ftruncate(&blank.file, (REGIONS + 1) << REGION_SHIFT)
+        rustix::fs::ftruncate(&blank.file, END)
             .map_err(because("a device file cannot be made large enough"))?;
         let mut pages: [Option<Arc<Mapping>>; BARS] = Default::default();
         for (bar, mapping) in pages.iter_mut().enumerate() {
-            *mapping = bar_pages(&blank.file, device, bar)?.map(Arc::new);
+            *mapping = self.with_room(|| bar_pages(&blank.file, device, bar))?.map(Arc::new);
         }
         let inode = blank.inode;
         self.blanks.borrow_mut().push(blank);

@@ -9,6 +9,7 @@ use ioasis_uapi::{Errno, Error, Result, vfio};
 use ioasis_vfio::{DeviceFile, KVM_CREATE_DEVICE, Reply};
 use rustix::fs::OFlags;
 
+use super::behind::Config;
 use super::client::{BarPages, Caller, mappable};
 use super::{Decision, File, Gift, Line, kvm};
 use crate::files::{Blank, Look, Opened};
@@ -19,6 +20,15 @@ use crate::trace;
 
 /// What may take longer than other callers should wait.
 const SLOW: [u32; 3] = [vfio::DEVICE_RESET, vfio::DEVICE_PCI_HOT_RESET, vfio::GROUP_GET_DEVICE_FD];
+
+/// What can change a device's configuration space.
+const CHANGES_CONFIG: [u32; 5] = [
+    vfio::DEVICE_SET_IRQS,
+    vfio::DEVICE_RESET,
+    vfio::DEVICE_PCI_HOT_RESET,
+    vfio::DEVICE_FEATURE,
+    vfio::DEVICE_BIND_IOMMUFD,
+];
 
 /// What no close changes.
 const STATELESS: [u32; 5] = [
@@ -105,8 +115,11 @@ fn answer(
         File::Iommufd { context, .. } => context.ioctl(caller, command, argument).map(Reply::Value),
         File::Container(container) => container.ioctl(caller, command, argument).map(Reply::Value),
         File::Group(group) => group.ioctl(caller, command, argument),
-        File::Device { device, .. } => {
+        File::Device { device, config, .. } => {
             let reply = device.ioctl(caller, command, argument);
+            if CHANGES_CONFIG.contains(&command) {
+                config.update(device);
+            }
             if command == vfio::DEVICE_SET_IRQS {
                 tell_triggers(caller, opened.inode, device);
             }
@@ -161,9 +174,13 @@ fn publish_device(
     server.memory.add_device(&blank.file, &bars)?;
     let copy = blank.file.try_clone();
     let copy = copy.map_err(|_| Error::new(Errno::EMFILE, "too many open files"))?;
-    let file = File::Device { device: Arc::clone(device), bars, notes: Arc::clone(&server.notes) };
+    let config = Config::new(&blank.file)?;
+    config.update(device);
+    let (device, notes) = (Arc::clone(device), Arc::clone(&server.notes));
+    let ranges = mappable(device.device());
+    let file = File::Device { device, bars, notes, config };
     let opened = server.files.publish(blank, file, look)?;
-    server.notes.tell(Note::Opened { inode, file: copy, ranges: mappable(device.device()) });
+    server.notes.tell(Note::Opened { inode, file: copy, ranges });
     Ok(opened)
 }
 

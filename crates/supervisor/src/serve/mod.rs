@@ -11,7 +11,9 @@
 //!
 //! `Server::free` is a leaf lock.
 
+mod absent;
 mod access;
+mod behind;
 mod client;
 mod ioctl;
 mod kvm;
@@ -37,7 +39,7 @@ use ioasis_vfio::{DeviceFile, DeviceWatcher, GroupFile, KvmDevice};
 use rustix::event::{PollFd, PollFlags, Timespec};
 
 use crate::Machine;
-use crate::files::{Behind, Files};
+use crate::files::{Behind, Files, Opened};
 use crate::filter::{self, number};
 use crate::injection::Injection;
 use crate::launch::Launched;
@@ -46,7 +48,7 @@ use crate::notes::Notes;
 use crate::queues::Queues;
 use crate::removal::Note;
 use crate::resolve::Wait;
-use crate::task::{Task, Tasks, signed};
+use crate::task::{Task, Tasks, low, signed};
 use crate::trace::{self, Trace};
 use crate::view::Identity;
 use crate::watchdog::{Shared, say};
@@ -75,6 +77,8 @@ pub(crate) enum File {
         #[expect(dead_code, reason = "it is held, not used")]
         bars: Arc<dyn Backing>,
         notes: Arc<Notes>,
+        /// What is read of its configuration space without us.
+        config: behind::Config,
     },
     /// The VFIO device of a virtual machine.
     Kvm { device: KvmDevice, vm: kvm::Vm },
@@ -220,6 +224,32 @@ impl Server {
         self.queues.drain();
         self.files.drain();
         self.files.is_closing()
+    }
+
+    /// Undoes what was done to files without our being asked: [`Server::drain`] finds out to which.
+    pub(crate) fn undo(&self) {
+        let touched = self.files.take_touched();
+        // What was taken from the first may be had again once the last has given up what is not his.
+        let failed = touched.iter().filter(|opened| !self.undo_one(opened)).collect::<Vec<_>>();
+        failed.iter().for_each(|opened| {
+            self.undo_one(opened);
+        });
+    }
+
+    /// Frees the memory of the run's file system that is not to be used, whoever uses it.
+    fn sweep(&self) {
+        for opened in self.files.all() {
+            self.undo_one(&opened);
+        }
+    }
+
+    /// Whether the file is as it should be.
+    fn undo_one(&self, opened: &Opened<File>) -> bool {
+        let undone = behind::undo(opened);
+        if let (Ok(true), Some(trace)) = (&undone, &self.trace) {
+            trace.undone(&opened.look.path);
+        }
+        undone.is_ok()
     }
 
     /// A program that closed a file and now asks, by the call `id`, for what the close changes finds it closed.
@@ -421,6 +451,7 @@ impl Server {
             return foreign_ioctl(caller, call, wait);
         }
         let decided = match call.number {
+            number::IOCTL if absent::is_of_all_files(low(call.args[1])) => Ok(Decision::CONTINUE),
             number::IOCTL => return ioctl::ioctl(caller, call, wait),
             number::OPEN | number::OPENAT | number::OPENAT2 | number::CREAT => {
                 return open::open(caller, call, wait);
@@ -434,6 +465,10 @@ impl Server {
             number::MMAP => access::mmap(caller, call),
             number::READ | number::WRITE => access::queue(caller, call),
             number::READV | number::WRITEV => access::queue_vectored(caller, call),
+            number::MREMAP | number::MADVISE | number::REMAP_FILE_PAGES => {
+                absent::mapping_call(caller, call)
+            }
+            number if filter::is_of_a_file(number) => absent::file_call(caller, call),
             number::SECCOMP => {
                 if is_a_filter(caller, call.args[2]) {
                     self.explain_listener(caller.task);

@@ -76,6 +76,16 @@ impl Regions {
         Ok(region)
     }
 
+    /// Calls `act` with offset and length of each region, ascending, while none is made.
+    pub(super) fn with_extents<T>(&self, act: impl FnOnce(&[(u64, u64)]) -> T) -> T {
+        let regions = self.regions.lock();
+        let known: Vec<_> = regions.iter().filter_map(Weak::upgrade).collect();
+        let mut extents: Vec<_> =
+            known.iter().map(|region| (region.offset, region.length)).collect();
+        extents.sort_unstable();
+        act(&extents)
+    }
+
     /// Judges an mmap. In Linux: `iommufd_fops_mmap`.
     ///
     /// # Errors

@@ -236,6 +236,14 @@ pub(super) fn injected_json(pid: u32, nth: u32, step: &str) -> String {
     line
 }
 
+/// A file that was changed by a call nobody was asked about, and no longer is.
+pub(super) fn undone_json(path: &str) -> String {
+    let mut line = "{\"path\":".to_owned();
+    quote(path, &mut line);
+    line.push_str(",\"undone\":true}\n");
+    line
+}
+
 /// `open(2)` flags, x86-64.
 pub(super) fn open_flags(bits: u64) -> Value {
     const ACCESS: u64 = 3;

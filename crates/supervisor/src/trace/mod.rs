@@ -198,6 +198,15 @@ impl Trace {
         self.call(pid, call, &[("path", Value::Quoted(path.to_owned()))], result, Returned::Number);
     }
 
+    /// Writes the line of a file of ours that was changed by a call nobody was asked about, and no longer is.
+    pub fn undone(&self, path: &str) {
+        let line = match self.format {
+            Format::Text => format!("{path}: changed by a call that nobody answers, and undone\n"),
+            Format::Json => line::undone_json(path),
+        };
+        self.sink.write(&line);
+    }
+
     /// Writes the line of a step that failed because the client asked for it: the `nth` from then on.
     pub fn injected(&self, pid: u32, nth: u32, step: &str) {
         let line = match self.format {

@@ -22,9 +22,11 @@
 #include <sys/time.h>
 #include <sys/uio.h>
 #include <sys/wait.h>
+#include <sys/xattr.h>
 #include <unistd.h>
 
 #include "check.h"
+#include "ring.h"
 
 /* linux/vfio.h, linux/iommufd.h */
 #define GROUP_GET_STATUS 0x3b67
@@ -305,29 +307,71 @@ static void accesses(void)
 	CHECK(mmap(NULL, 4096, PROT_READ, MAP_SHARED, context, BAR0) == MAP_FAILED);
 }
 
+/* Another open of the file behind `fd`, which nobody is asked about: it can be written. -1 without io_uring. */
+static int behind(int fd)
+{
+	struct ring ring;
+	char path[64];
+
+	if (ring_open(&ring))
+		return -1;
+	sprintf(path, "/proc/self/fd/%d", fd);
+	struct io_uring_sqe entry = {
+		.opcode = IORING_OP_OPENAT, .fd = AT_FDCWD, .addr = (uintptr_t)path, .open_flags = O_RDWR
+	};
+	int found = ring_do(&ring, entry);
+	CHECK(found >= 0);
+	close(ring.fd);
+	return found;
+}
+
+static void await_pages(int fd, volatile uint32_t *bar)
+{
+	uint32_t word;
+
+	for (int turns = 0; pread(fd, &word, 4, BAR0) != 4; turns++) {
+		CHECK(turns < 2000 && errno == EFAULT);
+		usleep(5000);
+	}
+	bar[0] = 0x1234;
+	CHECK(pread(fd, &word, 4, BAR0) == 4 && word == 0x1234);
+}
+
 /* Whatever is done to the memory we share, the next open and the next call work. */
 static void hostile(void)
 {
-	char page[4096];
+	char page[4096], path[64];
 	uint32_t word;
-	int context = iommu(), fd = device(context);
+	int context = iommu(), fd = device(context), file = behind(fd);
 	volatile uint32_t *bar = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, BAR0);
 
-	CHECK(fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, BAR0, 4096) == 0);
-	CHECK(pread(fd, &word, 4, BAR0) == 4 && ioctl(fd, DEVICE_RESET) == 0);
-	CHECK(ftruncate(fd, 0) == 0);
-	pread(fd, &word, 4, BAR0);
-	pwrite(fd, &word, 4, BAR0);
-	ioctl(fd, DEVICE_RESET);
-	usleep(50000);
+	sprintf(path, "/proc/self/fd/%d", fd);
+	bar[0] = 0;
+	CHECK(truncate(path, 0) == 0);
+	await_pages(fd, bar);
+	CHECK(ioctl(fd, DEVICE_RESET) == 0);
 	CHECK(pread(fd, &word, 4, CONFIG) == 4 && word == 0x11e91234);
 	memset(page, 1, sizeof(page));
-	off_t at = 0;
-	while (pwrite(fd, page, sizeof(page), at) == sizeof(page))
-		at += sizeof(page);
-	CHECK(errno == ENOSPC || errno == EFBIG);
-	ioctl(fd, DEVICE_RESET);
-	CHECK(alloc(context) > 1);
+	struct ring ring;
+	if (ring_open(&ring) == 0) {
+		struct io_uring_sqe punch = {
+			.opcode = IORING_OP_FALLOCATE, .fd = fd, .off = BAR0, .addr = 4096,
+			.len = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
+		};
+		CHECK(ring_do(&ring, punch) == 0);
+		await_pages(fd, bar);
+	}
+	if (file >= 0) {
+		/* Written until there is no room, in both. */
+		int other = behind(context);
+		off_t at = 0;
+		for (int i = 0; i < 100000; i++, at += 4096)
+			if (pwrite(i % 2 ? file : other, page, sizeof(page), at) != sizeof(page))
+				CHECK(errno == ENOSPC || errno == EFBIG);
+	}
+	CHECK(setxattr(path, "user.x", "1", 1, 0) == 0 || errno == EOPNOTSUPP);
+	CHECK(ioctl(fd, DEVICE_RESET) == 0);
+	CHECK(alloc(context) > 0);
 	munmap((void *)bar, 4096);
 	close(fd);
 	fd = device(context);
@@ -336,6 +380,71 @@ static void hostile(void)
 	struct flock lock = { F_UNLCK, SEEK_SET, 0, 0, 0 };
 	fcntl(context, F_OFD_SETLK, &lock);
 	CHECK(alloc(context) > 1);
+}
+
+/* While one process writes all it can to files behind ours, another opens and uses its device. */
+static void fill(void)
+{
+	static char many[1 << 20];
+	uint32_t word;
+	int status, context = iommu(), file = behind(context);
+
+	if (file < 0)
+		return;
+	pid_t writer = fork();
+	if (writer == 0)
+		for (off_t at = 0;; at = (at + sizeof(many)) % (1L << 32))
+			pwrite(file, many, sizeof(many), at);
+	for (int i = 0; i < 200; i++) {
+		int fd = device(context);
+		volatile uint32_t *bar = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, BAR0);
+		CHECK(bar != MAP_FAILED);
+		bar[0] = i;
+		CHECK(pread(fd, &word, 4, BAR0) == 4 && word == (uint32_t)i);
+		munmap((void *)bar, 4096);
+		close(fd);
+	}
+	kill(writer, SIGKILL);
+	CHECK(waitpid(writer, &status, 0) == writer && WIFSIGNALED(status));
+}
+
+static int ring_read(struct ring *ring, int fd, void *bytes, int length, uint64_t at)
+{
+	struct io_uring_sqe entry = {
+		.opcode = IORING_OP_READ, .fd = fd, .addr = (uintptr_t)bytes, .len = length, .off = at
+	};
+	return ring_do(ring, entry);
+}
+
+/* A read by io_uring, which nobody is asked about, shows what pread shows; a write by it changes nothing. */
+static void rings(void)
+{
+	char asked[4096], unasked[4096];
+	uint16_t on = 6, off = 0, seen = 0;
+	struct ring ring;
+	int fd = device(iommu());
+
+	if (ring_open(&ring))
+		return;
+	for (int i = 0; i < 3; i++) {
+		CHECK(pread(fd, asked, 4096, CONFIG) == 4096);
+		CHECK(ring_read(&ring, fd, unasked, 4096, CONFIG) == 4096);
+		CHECK(memcmp(asked, unasked, 4096) == 0);
+		CHECK(pwrite(fd, i ? &off : &on, 2, CONFIG + 4) == 2);
+		CHECK(ring_read(&ring, fd, &seen, 2, CONFIG + 4) == 2 && seen == (i ? off : on));
+		if (i == 1)
+			CHECK(ioctl(fd, DEVICE_RESET) == 0);
+	}
+	volatile uint32_t *bar = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, BAR0);
+	bar[0] = 0xabcd;
+	CHECK(ring_read(&ring, fd, &seen, 2, BAR0) == 2 && seen == 0xabcd);
+	struct io_uring_sqe entry = {
+		.opcode = IORING_OP_WRITE, .fd = fd, .addr = (uintptr_t)&on, .len = 2, .off = CONFIG + 4
+	};
+	CHECK(ring_do(&ring, entry) == -EFBIG);
+	CHECK(pread(fd, &seen, 2, CONFIG + 4) == 2 && seen == off);
+	entry.off = BAR0;
+	CHECK(ring_do(&ring, entry) == -EFBIG && bar[0] == 0xabcd);
 }
 
 static void *call_with_silent_memory(void *page)
@@ -523,6 +632,10 @@ int main(int argc, char **argv)
 		accesses();
 	else if (!strcmp(what, "hostile"))
 		hostile();
+	else if (!strcmp(what, "fill"))
+		fill();
+	else if (!strcmp(what, "rings"))
+		rings();
 	else if (!strcmp(what, "silent"))
 		silent();
 	else if (!strcmp(what, "threads"))
