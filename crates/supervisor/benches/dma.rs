@@ -17,7 +17,7 @@ use ioasis_iommufd::{
 };
 use ioasis_supervisor::memory::Memory;
 use ioasis_sys::mapping::{Access, Mapping};
-use ioasis_sys::process::Process;
+use ioasis_sys::process::Thread;
 use ioasis_sys::spawn::{self, Child};
 use vm_memory::{FileOffset, MmapRegion, VolatileMemory};
 
@@ -156,12 +156,12 @@ fn report(goal: &str, size: usize, mut ours: impl FnMut(usize), mut peer: impl F
     );
 }
 
-fn shared(process: &Arc<Process>, memory: &Arc<Memory>, fd: impl AsFd) {
+fn shared(thread: &Arc<Thread>, memory: &Arc<Memory>, fd: impl AsFd) {
     let stat = rustix::fs::fstat(&fd).expect("fstat");
-    let vmas = process.mm().expect("memory").vmas(0, u64::MAX).expect("mappings");
+    let vmas = thread.mm().expect("memory").vmas(0, u64::MAX).expect("mappings");
     let vma = vmas.iter().find(|vma| vma.inode == stat.st_ino && vma.shared);
     let start = vma.expect("the client maps it").start;
-    let device = Device::new(memory.process(process).expect("memory"), start);
+    let device = Device::new(memory.of(thread).expect("memory"), start);
     let file = std::fs::File::from(fd.as_fd().try_clone_to_owned().expect("a duplicate"));
     let own = MmapRegion::<()>::from_file(FileOffset::new(file, 0), REGION).expect("mapped");
     for (name, size) in SIZES {
@@ -177,18 +177,19 @@ fn shared(process: &Arc<Process>, memory: &Arc<Memory>, fd: impl AsFd) {
     }
 }
 
-fn private(process: &Arc<Process>, memory: &Arc<Memory>, address: u64) {
-    let device = Device::new(memory.process(process).expect("memory"), address);
+fn private(child: &Child, thread: &Arc<Thread>, memory: &Arc<Memory>, address: u64) {
+    let device = Device::new(memory.of(thread).expect("memory"), address);
     for (name, size) in SIZES {
         let (mut buffer, mut other) = (vec![1_u8; size], vec![2_u8; size]);
         let source = vec![3_u8; size];
         let write = |at| device.write(at, black_box(&source));
-        let peer =
-            |at| process.write(address + at as u64, black_box(&source)).expect("process_vm_writev");
+        let peer = |at| {
+            child.write_memory(address + at as u64, black_box(&source)).expect("process_vm_writev")
+        };
         report(&format!("private_write_{name}"), size, write, peer);
         let read = |at| device.read(at, black_box(&mut buffer));
         let peer = |at| {
-            process.read(address + at as u64, black_box(&mut other)).expect("process_vm_readv")
+            child.read_memory(address + at as u64, black_box(&mut other)).expect("process_vm_readv")
         };
         report(&format!("private_read_{name}"), size, read, peer);
     }
@@ -209,11 +210,11 @@ fn main() {
     })
     .expect("a client");
     std::thread::sleep(Duration::from_millis(100));
-    let process = Arc::new(Process::open(child.id()).expect("the client"));
+    let thread = Arc::new(Thread::open(child.id()).expect("the client"));
     let memory = Memory::new(None);
     drop(mapping);
-    shared(&process, &memory, &fd);
-    private(&process, &memory, address);
+    shared(&thread, &memory, &fd);
+    private(&child, &thread, &memory, address);
     child.kill();
     child.wait().expect("wait");
 }

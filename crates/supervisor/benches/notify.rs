@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 use ioasis_supervisor::{Leftovers, Machine, RunOptions, run, view};
 use ioasis_sys::message;
 use ioasis_sys::notify::{Answer, Listener, Slots};
-use ioasis_sys::process::Process;
+use ioasis_sys::process::Thread;
 use ioasis_sys::seccomp::{Arch, Filter, Half, Is, Rule, Test, no_new_privileges};
 use ioasis_sys::spawn::{self, Fork};
 
@@ -119,15 +119,15 @@ fn looped(client: &str, kind: Loop) {
     let listener = Listener::new(fds.pop().expect("a listener"));
     listener.wake_synchronously();
     let slots = Slots::new(1, 0).expect("memory");
-    let process = Process::open(child.id()).expect("it lives");
+    let thread = Thread::open(child.id()).expect("it lives");
     let mut bytes = [0; BYTES];
     while let Ok(call) = slots.receive(&listener, 0) {
         if kind == Loop::Identity {
-            let file = process.fd(call.tid, 0).expect("standard input");
+            let file = thread.fd(0).expect("standard input");
             rustix::fs::fstat(&file).expect("it is open");
         }
-        process.read(call.args[2], &mut bytes).expect("on its stack");
-        process.write(call.args[2], &bytes).expect("on its stack");
+        child.read_memory(call.args[2], &mut bytes).expect("on its stack");
+        child.write_memory(call.args[2], &bytes).expect("on its stack");
         listener.answer(call.id, Answer::Value(0)).expect("it waits");
     }
     assert!(child.wait().expect("a child").success(), "the client fails");

@@ -59,6 +59,62 @@ pub(crate) mod number {
     pub(crate) const I386_PWRITEV2: u32 = 379;
     pub(crate) const I386_OPENAT2: u32 = 437;
     pub(crate) const X32_IOCTL: u32 = 514;
+    pub(crate) const EXECVE: u32 = 59;
+    pub(crate) const EXECVEAT: u32 = 322;
+    pub(crate) const X32_EXECVE: u32 = 520;
+    pub(crate) const X32_EXECVEAT: u32 = 545;
+    pub(crate) const I386_EXECVE: u32 = 11;
+    pub(crate) const I386_EXECVEAT: u32 = 358;
+}
+
+/// Calls after which the thread that made them has other credentials: setuid and its family, setgroups, capset, unshare,
+/// setns. x32 has the numbers of x86_64.
+const CREDENTIALS: [u32; 12] = [105, 106, 113, 114, 116, 117, 119, 122, 123, 126, 272, 308];
+/// The same of i386, with both widths of ids.
+const I386_CREDENTIALS: [u32; 21] = [
+    23, 46, 70, 71, 81, 138, 139, 164, 170, 185, 203, 204, 206, 208, 210, 213, 214, 215, 216, 310,
+    346,
+];
+
+/// What a call is about to change of what is known of its thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Changes {
+    /// The program, and with it the memory.
+    Program,
+    /// User, groups, capabilities or the user namespace.
+    Credentials,
+    /// Who may look at its process.
+    Dumpable,
+}
+
+/// `prctl`, on x86_64 and x32, and on i386.
+const PRCTL: u32 = 157;
+const I386_PRCTL: u32 = 172;
+/// `PR_SET_DUMPABLE` (linux/prctl.h).
+const SET_DUMPABLE: u32 = 4;
+
+fn hides(call: &Notification) -> bool {
+    let prctl = if call.arch == Arch::I386.raw() { I386_PRCTL } else { PRCTL };
+    call.number & !X32_BIT == prctl
+}
+
+/// What `call` is about to change, if that is all it is stopped for.
+pub(crate) fn changes(call: &Notification) -> Option<Changes> {
+    use number::{EXECVE, EXECVEAT, I386_EXECVE, I386_EXECVEAT, X32_EXECVE, X32_EXECVEAT};
+    let (executes, credentials) = if call.arch == Arch::I386.raw() {
+        (matches!(call.number, I386_EXECVE | I386_EXECVEAT), &I386_CREDENTIALS[..])
+    } else {
+        let number = call.number & !X32_BIT;
+        let executes = matches!(number, EXECVE | EXECVEAT | X32_EXECVE | X32_EXECVEAT);
+        (executes, &CREDENTIALS[..])
+    };
+    if executes {
+        Some(Changes::Program)
+    } else if hides(call) {
+        Some(Changes::Dumpable)
+    } else {
+        credentials.contains(&(call.number & !X32_BIT)).then_some(Changes::Credentials)
+    }
 }
 
 /// Type of every VFIO and IOMMUFD ioctl (`VFIO_TYPE`, `IOMMUFD_TYPE`).
@@ -195,6 +251,7 @@ pub(crate) fn filter(queues: Option<QueueFds>) -> Filter {
     ];
     // A file that another process may see written, which code and data of programs are not.
     let shared = [low(3, MAP_SHARED | MAP_ANONYMOUS, Is::Equal(MAP_SHARED))];
+    let hides = [low(0, u32::MAX, Is::Equal(SET_DUMPABLE)), low(1, u32::MAX, Is::Equal(0))];
     let in_queues = queues.map(|fds| {
         [low(0, u32::MAX, Is::AtLeast(fds.first)), low(0, u32::MAX, Is::Below(fds.end))]
     });
@@ -216,6 +273,12 @@ pub(crate) fn filter(queues: Option<QueueFds>) -> Filter {
     rules.extend([x86(STATX, &statx_flags), x86(OPEN, &first), x86(SECCOMP, &listens)]);
     rules.extend([FSTAT, READLINK, READLINKAT, OPENAT2, CREAT].map(|number| x86(number, &[])));
     rules.extend([X32_BIT | X32_IOCTL, X32_BIT | IOCTL].map(|number| x86(number, &typed)));
+    rules.extend([PRCTL, X32_BIT | PRCTL].map(|number| x86(number, hides.as_slice())));
+    rules.extend([number::EXECVE, number::EXECVEAT].map(|number| x86(number, &[])));
+    let of_x32 = [number::X32_EXECVE, number::X32_EXECVEAT];
+    rules.extend(of_x32.map(|number| x86(X32_BIT | number, &[])));
+    rules.extend(CREDENTIALS.map(|number| x86(number, &[])));
+    rules.extend(CREDENTIALS.map(|number| x86(X32_BIT | number, &[])));
     let i386 = |number, when| Rule { arch: Arch::I386, number, when };
     // mmap2 counts in pages, and an offset of pread64 and preadv is two registers.
     let far_page = [low(5, u32::MAX, Is::AtLeast(1 << (ioasis_vfio::REGION_SHIFT - 12)))];
@@ -227,6 +290,9 @@ pub(crate) fn filter(queues: Option<QueueFds>) -> Filter {
         [I386_PREAD64, I386_PWRITE64, I386_PREADV, I386_PWRITEV, I386_PREADV2, I386_PWRITEV2];
     rules.extend(at_offset.map(|number| i386(number, &far_high)));
     rules.extend([I386_CREAT, I386_OPENAT2].map(|number| i386(number, &[])));
+    rules.extend([number::I386_EXECVE, number::I386_EXECVEAT].map(|number| i386(number, &[])));
+    rules.push(i386(I386_PRCTL, hides.as_slice()));
+    rules.extend(I386_CREDENTIALS.map(|number| i386(number, &[])));
     Filter::new(&rules)
 }
 
@@ -296,6 +362,34 @@ mod tests {
             assert_eq!(filter(None).decide(&call(0x3b64)), Action::Notify);
             assert_eq!(filter(None).decide(&call(0x5401)), Action::Allow);
         }
+    }
+
+    #[test]
+    fn what_changes_a_thread_is_stopped_by_every_entry() {
+        let calls = [
+            (Arch::X86_64, number::EXECVE, Changes::Program),
+            (Arch::X86_64, number::EXECVEAT, Changes::Program),
+            (Arch::X86_64, X32_BIT | number::X32_EXECVE, Changes::Program),
+            (Arch::X86_64, X32_BIT | number::X32_EXECVEAT, Changes::Program),
+            (Arch::I386, number::I386_EXECVE, Changes::Program),
+            (Arch::I386, number::I386_EXECVEAT, Changes::Program),
+            (Arch::X86_64, 117, Changes::Credentials),
+            (Arch::X86_64, X32_BIT | 126, Changes::Credentials),
+            (Arch::I386, 208, Changes::Credentials),
+            (Arch::X86_64, PRCTL, Changes::Dumpable),
+            (Arch::I386, I386_PRCTL, Changes::Dumpable),
+        ];
+        let args = [u64::from(SET_DUMPABLE), 0, 0, 0, 0, 0];
+        for (arch, number, changed) in calls {
+            let call = Call { arch: arch.raw(), number, args };
+            assert_eq!(filter(None).decide(&call), Action::Notify, "{call:?}");
+            let call = Notification { id: 1, tid: 2, arch: arch.raw(), number, args: [0; 6] };
+            assert_eq!(changes(&call), Some(changed), "{call:?}");
+        }
+        let open =
+            |number| Notification { id: 1, tid: 2, arch: Arch::X86_64.raw(), number, args: [0; 6] };
+        assert_eq!(changes(&open(number::OPEN)), None);
+        assert_eq!(changes(&open(23)), None, "select, which is setuid on i386");
     }
 
     #[test]

@@ -338,7 +338,7 @@ mod tests {
     use super::*;
     use std::os::fd::AsRawFd;
 
-    fn own_process() -> Process {
+    fn own_process() -> std::sync::Arc<Process> {
         Process::open(std::process::id()).expect("it runs")
     }
 

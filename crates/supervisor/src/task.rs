@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use ioasis_sys::notify::{Listener, Notification};
-use ioasis_sys::process::Process;
+use ioasis_sys::process::{Credentials, Process, Thread};
 use ioasis_sys::sync::Mutex;
 use ioasis_uapi::{Errno, Error, Result};
 
@@ -16,30 +16,78 @@ use crate::resolve::From;
 const PATH_MAX: usize = 4096;
 const PAGE: u64 = 4096;
 
-/// A thread of a client.
+/// A thread of a client, while it waits for an answer.
 #[derive(Clone, Debug)]
 pub(crate) struct Task {
     pub(crate) tid: u32,
+    pub(crate) thread: Arc<Thread>,
     pub(crate) process: Arc<Process>,
+    standing: Arc<OnceLock<Standing>>,
+}
+
+/// What a thread may, as far as the machine asks. It changes by system calls of the thread itself only.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Standing {
+    pub(crate) credentials: Credentials,
+    /// The user namespace that its capabilities are for, where it can be looked at.
+    pub(crate) user_namespace: Option<(u64, u64)>,
 }
 
 impl Task {
-    /// The thread `tid`, which is waiting for an answer.
+    /// The thread with the number `tid`.
     ///
     /// # Errors
     ///
-    /// `ESRCH` if it is gone.
+    /// `ESRCH` if it is gone, `EMFILE`.
     pub(crate) fn of(tid: u32) -> Result<Self> {
-        Ok(Self { tid, process: Arc::new(Process::open(tid)?) })
+        Self::of_known(tid, |_| None)
+    }
+
+    fn of_known(tid: u32, known: impl FnOnce(u32) -> Option<Arc<Process>>) -> Result<Self> {
+        let thread = Arc::new(Thread::open_in(tid, known)?);
+        let process = Arc::clone(thread.process());
+        Ok(Self { tid, thread, process, standing: Arc::default() })
     }
 
     /// A copy of its descriptor `fd`.
     ///
     /// # Errors
     ///
-    /// `EBADF` if it has none, `EPERM` if it may not be looked at.
+    /// `EBADF` if it has none, `EPERM` if it may not be looked at, `EMFILE`.
     pub(crate) fn file(&self, fd: i32) -> Result<OwnedFd> {
-        self.process.fd(self.tid, fd)
+        self.thread.fd(fd)
+    }
+
+    /// Fills `buf` from `address`, as a system call of the task would.
+    ///
+    /// # Errors
+    ///
+    /// `EFAULT`, with the first address that cannot be read.
+    pub(crate) fn read(&self, address: u64, buf: &mut [u8]) -> Result<()> {
+        self.thread.read(address, buf)
+    }
+
+    /// Copies `bytes` to `address`, as a system call of the task would.
+    ///
+    /// # Errors
+    ///
+    /// `EFAULT`, with the first address that cannot be written.
+    pub(crate) fn write(&self, address: u64, bytes: &[u8]) -> Result<()> {
+        self.thread.write(address, bytes)
+    }
+
+    /// Its user, capabilities and user namespace.
+    ///
+    /// # Errors
+    ///
+    /// `ESRCH` if it is gone.
+    pub(crate) fn standing(&self) -> Result<Standing> {
+        if let Some(known) = self.standing.get() {
+            return Ok(*known);
+        }
+        let credentials = self.thread.credentials()?;
+        let standing = Standing { credentials, user_namespace: self.thread.user_namespace().ok() };
+        Ok(*self.standing.get_or_init(|| standing))
     }
 
     /// The text at `address` without its NUL.
@@ -59,7 +107,7 @@ impl Task {
                 "a path wraps",
                 address,
             ))?;
-            let got = self.process.read_prefix(from, &mut path[start..])?;
+            let got = self.thread.read_prefix(from, &mut path[start..])?;
             path.truncate(start + got);
             if let Some(end) = path[start..].iter().position(|&byte| byte == 0) {
                 path.truncate(start + end);
@@ -74,51 +122,105 @@ impl Task {
     }
 }
 
-/// Processes that made calls lately: opening one takes longer than answering most calls.
+/// Threads that made calls lately: opening one takes longer than answering most calls.
 ///
-/// What is remembered of a task may be about an earlier one with its number. Memory is reached by that number, so it is
-/// the caller's all the same; a descriptor is not found, upon which the task is looked at anew ([`Tasks::renew`]).
+/// What is remembered of a thread is exact. Its pidfd says whether its number is still its own. Its memory changes by
+/// exec only, its credentials by calls of its own only; the filter stops both, and it is forgotten then. Between the
+/// stop of an exec and its end other threads of the process may make calls: they are not remembered.
+///
+/// `Tasks::known` is a leaf.
 #[derive(Debug, Default)]
 pub(crate) struct Tasks {
-    known: Mutex<BTreeMap<u32, Task>>,
+    known: Mutex<Known>,
 }
 
-/// Processes remembered at once; each takes a few descriptors.
-const KNOWN: usize = 256;
+#[derive(Debug, Default)]
+struct Known {
+    threads: BTreeMap<u32, Task>,
+    /// Threads that were stopped at an exec and have not been heard of since.
+    executing: Vec<Arc<Thread>>,
+    /// Processes that were about to become hard to look at. Without privileges the memory of one that is not dumpable
+    /// cannot be opened (fs/proc/base.c, task_dump_owner), so it was opened before and is kept.
+    hidden: Vec<Arc<Process>>,
+}
 
-impl Tasks {
-    /// The task that made `call`, as it is remembered.
-    ///
-    /// # Errors
-    ///
-    /// `ESRCH` if it was killed meanwhile.
-    pub(crate) fn of(&self, listener: &Listener, call: &Notification) -> Result<Task> {
-        let known = self.known.lock().get(&call.tid).cloned();
-        match known {
-            // A thread's number can pass to another process while its own lives on, the leader's cannot.
-            Some(task) if task.process.pid() == call.tid || task.process.has_thread(call.tid) => {
-                Ok(task)
-            }
-            _ => self.renew(listener, call),
-        }
+/// Threads remembered at once. Each takes two descriptors, its process four more.
+const KNOWN: usize = 128;
+
+impl Known {
+    fn process(&self, pid: u32) -> Option<Arc<Process>> {
+        let of_threads = self.threads.values().map(|task| &task.process);
+        self.hidden.iter().chain(of_threads).find(|process| process.pid() == pid).cloned()
     }
 
-    /// The task that made `call`, as it is.
+    /// Whether what is found out about `task` now stays so until it is stopped again.
+    fn may_remember(&mut self, task: &Task) -> bool {
+        // One that is back from its exec, which failed or left it the only thread. One that is gone: its exec has given
+        // it the number of the first thread, or it was killed.
+        self.executing.retain(|thread| thread.tid() != task.tid && thread.is_alive());
+        !self.executing.iter().any(|thread| thread.process().pid() == task.process.pid())
+    }
+
+    fn remember(&mut self, task: &Task) {
+        if self.threads.len() >= KNOWN {
+            self.threads.retain(|_, known| known.thread.is_alive());
+        }
+        if self.threads.len() >= KNOWN {
+            self.threads.clear();
+        }
+        self.threads.insert(task.tid, task.clone());
+    }
+}
+
+impl Tasks {
+    /// The task that made `call`.
     ///
     /// # Errors
     ///
-    /// `ESRCH` if it was killed meanwhile.
-    pub(crate) fn renew(&self, listener: &Listener, call: &Notification) -> Result<Task> {
-        let task = Task::of(call.tid)?;
+    /// `ESRCH` if it was killed meanwhile, `EMFILE`.
+    pub(crate) fn of(&self, listener: &Listener, call: &Notification) -> Result<Task> {
+        let known = self.known.lock().threads.get(&call.tid).cloned();
+        if let Some(task) = known.filter(|task| task.thread.is_alive()) {
+            return Ok(task);
+        }
+        let task = Task::of_known(call.tid, |pid| self.known.lock().process(pid))?;
         if !listener.is_waiting(call.id) {
             return Err(Error::at(Errno::ESRCH, "the task is gone", call.tid.into()));
         }
         let mut known = self.known.lock();
-        if known.len() >= KNOWN {
-            known.clear();
+        if known.may_remember(&task) {
+            known.remember(&task);
         }
-        known.insert(call.tid, task.clone());
         Ok(task)
+    }
+
+    /// The task is about to execute another program, which ends what is known of its whole process.
+    pub(crate) fn executes(&self, task: &Task) {
+        task.process.executes();
+        let mut known = self.known.lock();
+        known.threads.retain(|_, known| known.process.pid() != task.process.pid());
+        known.hidden.retain(|process| process.pid() != task.process.pid());
+        known.executing.push(Arc::clone(&task.thread));
+    }
+
+    /// The task is about to change its credentials, which may hide it.
+    pub(crate) fn changes(&self, task: &Task) {
+        self.hides(task);
+        self.known.lock().threads.remove(&task.tid);
+    }
+
+    /// The task is about to make its process one that others may not look at.
+    pub(crate) fn hides(&self, task: &Task) {
+        if task.thread.mm().is_err() {
+            return;
+        }
+        let mut known = self.known.lock();
+        known.hidden.retain(|process| process.is_alive());
+        if known.executing.iter().all(|thread| thread.process().pid() != task.process.pid())
+            && !known.hidden.iter().any(|process| process.pid() == task.process.pid())
+        {
+            known.hidden.push(Arc::clone(&task.process));
+        }
     }
 }
 
@@ -188,7 +290,7 @@ fn flags_of(task: &Task, how: u64, size: u64) -> Result<u32> {
             size,
         ));
     }
-    task.process.read(how, &mut words)?;
+    task.read(how, &mut words)?;
     let word = |at: usize| u64::from_ne_bytes(words[at..at + 8].try_into().expect("8 bytes"));
     if word(16) != 0 {
         return Err(Error::at(Errno::EINVAL, "a restricted resolution", word(16)));

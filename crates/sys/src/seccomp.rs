@@ -120,6 +120,7 @@ const LOAD: u16 = 0x20; // BPF_LD | BPF_W | BPF_ABS
 const AND: u16 = 0x54; // BPF_ALU | BPF_AND | BPF_K
 const JUMP_EQUAL: u16 = 0x15; // BPF_JMP | BPF_JEQ | BPF_K
 const JUMP_AT_LEAST: u16 = 0x35; // BPF_JMP | BPF_JGE | BPF_K
+const JUMP: u16 = 0x05; // BPF_JMP | BPF_JA
 const RETURN: u16 = 0x06; // BPF_RET | BPF_K
 
 // Offsets into `struct seccomp_data`.
@@ -128,21 +129,23 @@ const ARCH: u32 = 4;
 const ARGS: u32 = 16;
 
 impl Filter {
-    /// The program that stops what any of `rules` describes. Rules of one arch are tried in their order, so the most
-    /// frequent calls go first.
+    /// The program that stops what any of `rules` describes. Rules of one arch that look at arguments are tried in their
+    /// order, so the most frequent calls go first; then those that do not, which have a number of their own.
     ///
     /// # Panics
     ///
-    /// If the rules of one arch need more than 255 instructions, which is as far as a BPF jump reaches.
+    /// If one arch has more than 254 rules that do not look at arguments, as far as a BPF jump reaches.
     #[must_use]
     pub fn new(rules: &[Rule<'_>]) -> Self {
         let mut code = vec![statement(LOAD, ARCH)];
         for arch in [Arch::X86_64, Arch::I386] {
+            let of_arch = || rules.iter().filter(|rule| rule.arch == arch);
             let mut section = vec![statement(LOAD, NUMBER)];
-            for (index, rule) in rules.iter().enumerate().filter(|(_, rule)| rule.arch == arch) {
-                let same = |other: &Rule<'_>| (other.arch, other.number) == (arch, rule.number);
+            let tested: Vec<_> = of_arch().filter(|rule| !rule.when.is_empty()).collect();
+            for (index, rule) in tested.iter().enumerate() {
+                let same = |other: &&&Rule<'_>| other.number == rule.number;
                 // Where another rule has the number too, that one is tried.
-                let otherwise = if rules[index + 1..].iter().any(same) {
+                let otherwise = if tested[index + 1..].iter().any(|other| same(&other)) {
                     statement(LOAD, NUMBER)
                 } else {
                     statement(RETURN, Action::Allow.raw())
@@ -151,8 +154,17 @@ impl Filter {
                 section.push(jump(JUMP_EQUAL, rule.number, 0, body.len()));
                 section.extend(body);
             }
+            // One instruction a number, all to one end: calls whose arguments do not matter are the most.
+            let always: Vec<u32> =
+                of_arch().filter(|rule| rule.when.is_empty()).map(|rule| rule.number).collect();
+            for (index, &number) in always.iter().enumerate() {
+                section.push(jump(JUMP_EQUAL, number, always.len() - index, 0));
+            }
             section.push(statement(RETURN, Action::Allow.raw()));
-            code.push(jump(JUMP_EQUAL, arch.raw(), 0, section.len()));
+            section.push(statement(RETURN, Action::Notify.raw()));
+            // A conditional jump reaches 255 instructions, fewer than a section may have.
+            code.push(jump(JUMP_EQUAL, arch.raw(), 1, 0));
+            code.push(statement(JUMP, u32::try_from(section.len()).expect("a short program")));
             code.extend(section);
         }
         code.push(statement(RETURN, Action::Allow.raw()));
@@ -176,6 +188,7 @@ impl Filter {
                 AND => accumulator &= step.k,
                 JUMP_EQUAL => at += jump(accumulator == step.k),
                 JUMP_AT_LEAST => at += jump(accumulator >= step.k),
+                JUMP => at += usize::try_from(step.k).expect("a short program"),
                 RETURN if step.k == Action::Notify.raw() => return Action::Notify,
                 RETURN => return Action::Allow,
                 other => unreachable!("opcode {other:#x} is not one of ours"),

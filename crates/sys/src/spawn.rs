@@ -1,5 +1,8 @@
 //! Processes made by fork(2), where the child goes on with this program's state.
-#![expect(unsafe_code, reason = "fork(2) copies a process in the middle of whatever it does")]
+#![expect(
+    unsafe_code,
+    reason = "fork(2) copies a process in the middle of whatever it does, and a child's memory is reached"
+)]
 
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -95,9 +98,53 @@ impl Child {
         }
     }
 
+    /// Copies `buf.len()` bytes from `address` of its memory by process_vm_readv(2). Its number is its own until it is
+    /// reaped, so nobody else's are reached.
+    ///
+    /// # Errors
+    ///
+    /// `EFAULT` unless all of them can be read, `ESRCH` once it has ended.
+    pub fn read_memory(&self, address: u64, buf: &mut [u8]) -> Result<()> {
+        let local = libc::iovec { iov_base: buf.as_mut_ptr().cast(), iov_len: buf.len() };
+        let remote = remote(address, buf.len());
+        let pid = self.pid.as_raw_nonzero().get();
+        // SAFETY: 1. `local` is a buffer we hold exclusively; 2. the kernel checks the remote address in the child.
+        let copied =
+            unsafe { libc::process_vm_readv(pid, &raw const local, 1, &raw const remote, 1, 0) };
+        whole(copied, buf.len())
+    }
+
+    /// Copies `buf` to `address` of its memory by process_vm_writev(2), as [`read_memory`](Self::read_memory).
+    ///
+    /// # Errors
+    ///
+    /// `EFAULT` unless all of it can be written, `ESRCH` once it has ended.
+    pub fn write_memory(&self, address: u64, buf: &[u8]) -> Result<()> {
+        let local = libc::iovec { iov_base: buf.as_ptr().cast_mut().cast(), iov_len: buf.len() };
+        let remote = remote(address, buf.len());
+        let pid = self.pid.as_raw_nonzero().get();
+        // SAFETY: 1. a write only reads `local`, a buffer we hold; 2. the kernel checks the remote address in the child.
+        let copied =
+            unsafe { libc::process_vm_writev(pid, &raw const local, 1, &raw const remote, 1, 0) };
+        whole(copied, buf.len())
+    }
+
     /// Ends it with `SIGKILL`; nothing happens if it has ended already.
     pub fn kill(&self) {
         let _ = rustix::process::pidfd_send_signal(&self.pidfd, rustix::process::Signal::KILL);
+    }
+}
+
+fn remote(address: u64, length: usize) -> libc::iovec {
+    let address = usize::try_from(address).expect("64-bit addresses");
+    libc::iovec { iov_base: std::ptr::without_provenance_mut(address), iov_len: length }
+}
+
+fn whole(copied: isize, length: usize) -> Result<()> {
+    match usize::try_from(copied) {
+        Ok(copied) if copied == length => Ok(()),
+        Ok(_) => Err(Error::new(Errno::EFAULT, "not all of the child's memory is there")),
+        Err(_) => Err(Error::new(crate::errno::last_errno(), "the child's memory is not reached")),
     }
 }
 

@@ -106,7 +106,7 @@ fn open_by_fd(process: &Process, id: FileId, access: Access) -> Option<OwnedFd> 
         identify_at(fds.as_fd(), name, AtFlags::empty())
             .ok()
             .filter(|&found| found == (id, true))?;
-        let theirs = process.fd(process.pid(), name.parse().ok()?).ok()?;
+        let theirs = process.fd(name.parse().ok()?).ok()?;
         rustix::fs::fcntl_get_seals(&theirs).ok()?;
         let own =
             rustix::fs::openat(rustix::fs::CWD, "/proc/self/fd", flags, Mode::empty()).ok()?;

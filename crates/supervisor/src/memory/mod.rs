@@ -2,18 +2,24 @@
 //!
 //! Shared memory (memfd, tmpfs, hugetlbfs, shared anonymous, System V) is mapped here as well, once per file, and then
 //! reached with a copy: the bytes stay in reach after the client unmapped them or ended, as pinned pages do. Private
-//! memory is reached by address through `process_vm_readv` and `_writev`. So is shared memory whose file we may not
-//! open, in any process that maps it (`unopened`): without privileges, a shared anonymous mapping that no fd refers to.
+//! memory is reached by address through the memory itself (`ioasis_sys::process::Mm`), which never becomes another's. So
+//! is shared memory whose file we may not open, in any process that maps it (`unopened`): without privileges, a shared
+//! anonymous mapping that no fd refers to.
 //!
 //! What follows from reaching by address:
 //!
 //! - A transfer follows the client's page tables at that moment. A page that the client and the device share is the
 //!   same page without anything being done at pin time: no copy-on-write break is needed, because whatever page the
 //!   client next writes is the one the next transfer reads.
-//! - DIFFERS: memory the client unmaps without unmapping the IOVA answers `EFAULT`, and memory it then maps at the same
-//!   address is what the device reaches. On Linux the device goes on to reach the old pages.
-//! - DIFFERS: nothing of a client that has ended or executed another program is reached, shared memory excepted, which is
-//!   where it can be opened or another process maps it.
+//! - What a device may read and write is decided when the memory is pinned, as on Linux: an mprotect that comes later
+//!   takes nothing away from the device.
+//! - DIFFERS: memory the client unmaps or moves without unmapping the IOVA answers `EFAULT`, and memory it then maps at
+//!   the same address is what the device reaches. On Linux the device goes on to reach the old pages.
+//! - DIFFERS: no page is faulted in when it is pinned, so that mapping a gigabyte touches nothing. A page that is not there
+//!   when a device asks for it and that only the program can give (userfaultfd) is a fault of that DMA; one of a file on
+//!   a slow file system makes the device wait for it.
+//! - DIFFERS: nothing of a client that has ended or executed another program is reached, unless another process uses the
+//!   same memory (vfork, `CLONE_VM`); shared memory excepted, which is where it can be opened or another process maps it.
 //!
 //! And of shared memory: DIFFERS: pages are allocated when first touched, not when pinned, so that mapping a terabyte
 //! costs nothing; a file system that is full by then is `EFAULT` to the device. A page truncated or punched away is gone
@@ -41,7 +47,7 @@ use std::sync::{Arc, Weak};
 use ioasis_iommufd::{Backing, inject};
 use ioasis_iommupt::Prot;
 use ioasis_sys::mapping::Access;
-use ioasis_sys::process::Process;
+use ioasis_sys::process::Thread;
 use ioasis_sys::sync::Mutex;
 use ioasis_uapi::Result;
 
@@ -66,8 +72,8 @@ pub struct Memory {
     unopened: Mutex<HashMap<FileId, Weak<Unopened>>>,
     /// What stands behind our own device files, by their inode.
     devices: Mutex<HashMap<FileId, Weak<dyn Backing>>>,
-    /// By thread-group id.
-    processes: Mutex<HashMap<u32, Weak<PrivateMemory>>>,
+    /// Of every process that pinned some, as long as somebody holds an extent of it.
+    spaces: Mutex<Vec<Weak<PrivateMemory>>>,
     next: AtomicU64,
 }
 
@@ -98,35 +104,34 @@ impl Memory {
             files: Mutex::new(HashMap::new()),
             unopened: Mutex::new(HashMap::new()),
             devices: Mutex::new(HashMap::new()),
-            processes: Mutex::new(HashMap::new()),
+            spaces: Mutex::new(Vec::new()),
             next: AtomicU64::new(0),
         })
     }
 
-    /// The memory `process` has now: the same key as long as it neither ends nor executes another program.
+    /// The memory `thread` has now: the same key as long as any process uses it, and for all that share it.
     ///
     /// # Errors
     ///
-    /// `ESRCH` when the process is gone, `EACCES` when it is not ours to look at.
-    pub fn process(self: &Arc<Self>, process: &Arc<Process>) -> Result<Arc<ProcessMemory>> {
-        let mut processes = self.processes.lock();
-        let known = processes
-            .get(&process.pid())
-            .and_then(Weak::upgrade)
-            .filter(|known| known.is_current());
-        let private = match known {
+    /// `ESRCH` when the thread is gone, `EACCES` when it is not ours to look at.
+    pub fn of(self: &Arc<Self>, thread: &Arc<Thread>) -> Result<Arc<ProcessMemory>> {
+        let mm = thread.mm()?;
+        let mut spaces = self.spaces.lock();
+        let known = || spaces.iter().filter_map(Weak::upgrade);
+        let found = known().find(|known| known.is(&mm));
+        let private = match found.or_else(|| known().find(|known| known.is_of(thread))) {
             Some(known) => known,
             None => {
                 inject::step("the memory of a process")?;
-                processes.retain(|_, memory| memory.strong_count() > 0);
+                spaces.retain(|memory| memory.strong_count() > 0);
                 let number = self.next.fetch_add(1, Ordering::Relaxed);
                 let private =
-                    Arc::new(PrivateMemory::new(PRIVATE_KEY | u128::from(number), process)?);
-                processes.insert(process.pid(), Arc::downgrade(&private));
+                    Arc::new(PrivateMemory::new(PRIVATE_KEY | u128::from(number), thread)?);
+                spaces.push(Arc::downgrade(&private));
                 private
             }
         };
-        Ok(Arc::new(ProcessMemory::new(Arc::clone(self), private)))
+        Ok(Arc::new(ProcessMemory::new(Arc::clone(self), private, Arc::clone(thread.process()))))
     }
 
     /// The memory of the file behind `fd`, whatever it is: whether it can be pinned shows when it is.

@@ -1,44 +1,46 @@
 //! A client's address space.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
-use std::time::Instant;
 
 use ioasis_iommufd::{AddressSpace, Backing, Extent, Extents, Kind, Piece};
 use ioasis_iommupt::Prot;
 use ioasis_sys::mapping::Access;
-use ioasis_sys::process::{Mm, Process, Vma};
+use ioasis_sys::process::{Mm, Process, Thread, Vma};
 use ioasis_uapi::{Errno, Error, Result};
 
 use super::{FileId, Memory, access, locate};
 
-/// Microseconds a process is believed to have the memory it had. `process_vm_readv` takes a pid, and a pid passes to another
-/// process after some 32 000 others were handed out: that takes far longer.
-const BELIEVED_US: u64 = 1000;
-
-/// The memory of one process, by address: what is private, and what is shared but cannot be opened.
+/// The memory of a process, by address: what is private, and what is shared but cannot be opened.
 #[derive(Debug)]
 pub(super) struct PrivateMemory {
     key: u128,
-    process: Arc<Process>,
     mm: Arc<Mm>,
-    made: Instant,
-    /// When `mm` was last seen alive, in microseconds after `made`.
-    seen: AtomicU64,
-    gone: AtomicBool,
+    /// Whom it was found by, where somebody asked for it: to find out whether another has the same.
+    thread: Option<Arc<Thread>>,
 }
 
 impl PrivateMemory {
-    pub(super) fn new(key: u128, process: &Arc<Process>) -> Result<Self> {
-        let (mm, made) = (process.mm()?, Instant::now());
-        let process = Arc::clone(process);
-        Ok(Self { key, process, mm, made, seen: AtomicU64::new(0), gone: AtomicBool::new(false) })
+    pub(super) fn new(key: u128, thread: &Arc<Thread>) -> Result<Self> {
+        Ok(Self { key, mm: thread.mm()?, thread: Some(Arc::clone(thread)) })
     }
 
     /// The memory of a process that did not ask for anything itself.
-    pub(super) fn of_another(process: &Arc<Process>) -> Result<Self> {
+    pub(super) fn of_another(process: &Process) -> Result<Self> {
         // Nothing is ever found by this key, which no device's page has.
-        Self::new(u128::MAX ^ u128::from(process.pid()), process)
+        Ok(Self { key: u128::MAX ^ u128::from(process.pid()), mm: process.mm()?, thread: None })
+    }
+
+    /// Whether it is known to be the memory `mm`.
+    pub(super) fn is(&self, mm: &Arc<Mm>) -> bool {
+        Arc::ptr_eq(&self.mm, mm)
+    }
+
+    /// Whether `thread` has this memory: asked of the kernel. After a failed exec of the thread that it was found by,
+    /// nobody knows.
+    pub(super) fn is_of(&self, thread: &Thread) -> bool {
+        self.thread.as_ref().is_some_and(|other| {
+            other.shares_memory_with(thread) && !other.process().has_executed()
+        })
     }
 
     /// Whether the process has `length` bytes of the file `id`, from `offset`, at `address`, to be shared: asked of the kernel.
@@ -62,27 +64,17 @@ impl PrivateMemory {
         false
     }
 
-    /// Whether the process still has this memory: asked of the kernel.
-    pub(super) fn is_current(&self) -> bool {
-        let live = !self.gone.load(Ordering::Relaxed) && self.mm.is_live();
-        if !live {
-            self.gone.store(true, Ordering::Relaxed);
+    /// Asks for the byte at `address`, and waits for it without keeping the program from anything.
+    fn is_there(&self, address: u64) -> Result<()> {
+        if let Some(thread) = &self.thread {
+            thread.touch(address, 1);
         }
-        live
+        self.mm.read(address, &mut [0])
     }
 
-    /// The same, asked of the kernel once in [`BELIEVED_US`].
-    fn check(&self, address: u64) -> Result<()> {
-        let now = u64::try_from(self.made.elapsed().as_micros()).unwrap_or(u64::MAX);
-        let fresh = now.saturating_sub(self.seen.load(Ordering::Relaxed)) < BELIEVED_US;
-        if fresh && !self.gone.load(Ordering::Relaxed) {
-            return Ok(());
-        }
-        self.seen.store(now, Ordering::Relaxed);
-        if self.is_current() {
-            return Ok(());
-        }
-        Err(Error::at(Errno::EFAULT, "the process has ended or executed another program", address))
+    /// Whether any process still has this memory: asked of the kernel.
+    pub(super) fn is_current(&self) -> bool {
+        self.mm.is_live()
     }
 }
 
@@ -91,27 +83,56 @@ impl Backing for PrivateMemory {
         self.key
     }
 
-    fn read(&self, pieces: &[Piece], buf: &mut [u8]) -> Result<()> {
-        let Some(first) = pieces.first() else { return Ok(()) };
-        self.check(first.offset)?;
-        match pieces {
-            [piece] => self.process.read(piece.offset, buf),
-            _ => self.process.read_vectored(&remote(pieces), buf),
+    // A call for each piece: preadv scatters the bytes of one place of the file, and `mem` has no other form.
+    fn read(&self, pieces: &[Piece], mut buf: &mut [u8]) -> Result<()> {
+        for piece in pieces {
+            let (part, rest) = buf.split_at_mut(piece.length);
+            self.mm.read(piece.offset, part)?;
+            buf = rest;
         }
+        Ok(())
     }
 
-    fn write(&self, pieces: &[Piece], buf: &[u8]) -> Result<()> {
-        let Some(first) = pieces.first() else { return Ok(()) };
-        self.check(first.offset)?;
-        match pieces {
-            [piece] => self.process.write(piece.offset, buf),
-            _ => self.process.write_vectored(&remote(pieces), buf),
+    fn write(&self, pieces: &[Piece], mut buf: &[u8]) -> Result<()> {
+        for piece in pieces {
+            let (part, rest) = buf.split_at(piece.length);
+            self.mm.write(piece.offset, part)?;
+            buf = rest;
+        }
+        Ok(())
+    }
+}
+
+/// The same memory, where a page may have to come from a file system that takes its time: such pages are made to come
+/// before the memory itself is read or written.
+#[derive(Debug)]
+struct SlowMemory(Arc<PrivateMemory>);
+
+/// Set in the key of memory behind which a slow file stands, beside the mark of private memory.
+const SLOW_KEY: u128 = 1 << 124;
+
+impl SlowMemory {
+    fn wait_for(&self, pieces: &[Piece]) {
+        if let Some(thread) = &self.0.thread {
+            pieces.iter().for_each(|piece| thread.touch(piece.offset, piece.length));
         }
     }
 }
 
-fn remote(pieces: &[Piece]) -> Vec<(u64, usize)> {
-    pieces.iter().map(|piece| (piece.offset, piece.length)).collect()
+impl Backing for SlowMemory {
+    fn key(&self) -> u128 {
+        SLOW_KEY | self.0.key
+    }
+
+    fn read(&self, pieces: &[Piece], buf: &mut [u8]) -> Result<()> {
+        self.wait_for(pieces);
+        self.0.read(pieces, buf)
+    }
+
+    fn write(&self, pieces: &[Piece], buf: &[u8]) -> Result<()> {
+        self.wait_for(pieces);
+        self.0.write(pieces, buf)
+    }
 }
 
 /// The address space of a process, as it is until the process ends or executes another program.
@@ -119,11 +140,17 @@ fn remote(pieces: &[Piece]) -> Vec<(u64, usize)> {
 pub struct ProcessMemory {
     memory: Arc<Memory>,
     private: Arc<PrivateMemory>,
+    /// Whose mount table and descriptors are looked through for a file.
+    process: Arc<Process>,
 }
 
 impl ProcessMemory {
-    pub(super) const fn new(memory: Arc<Memory>, private: Arc<PrivateMemory>) -> Self {
-        Self { memory, private }
+    pub(super) const fn new(
+        memory: Arc<Memory>,
+        private: Arc<PrivateMemory>,
+        process: Arc<Process>,
+    ) -> Self {
+        Self { memory, private, process }
     }
 
     /// The part `first..=last` of `vma`.
@@ -136,18 +163,21 @@ impl ProcessMemory {
         }
         // Device memory and the part of a mapping past the end of its file are mapped but not there. Plain private
         // memory always is.
-        let unopened =
-            vma.shared && self.memory.kernel_mounts.in_memory(&self.private.process, vma.device);
+        let in_memory =
+            vma.inode == 0 || self.memory.kernel_mounts.in_memory(&self.process, vma.device);
         if vma.inode != 0 || !vma.prot.write {
-            self.private.process.read(first, &mut [0]).map_err(|_| not_there(first))?;
-            self.private.process.read(last, &mut [0]).map_err(|_| not_there(last))?;
+            let there = |at| self.private.is_there(at).map_err(|_| not_there(at));
+            there(first).and_then(|()| there(last))?;
         }
-        if unopened {
+        if vma.shared && in_memory {
             let backing = self.memory.unopened(FileId { device: vma.device, inode: vma.inode });
             backing.add(&self.private, vma);
             return Ok(Extent { backing, offset: vma.offset + (first - vma.start), length });
         }
-        Ok(Extent { backing: Arc::clone(&self.private) as Arc<dyn Backing>, offset: first, length })
+        let private = Arc::clone(&self.private);
+        let backing: Arc<dyn Backing> =
+            if in_memory { private } else { Arc::new(SlowMemory(private)) };
+        Ok(Extent { backing, offset: first, length })
     }
 
     /// The extent of a device file of ours: a BAR, which is VM_PFNMAP on Linux. pin_user_pages refuses it (mm/gup.c,
@@ -167,7 +197,7 @@ impl ProcessMemory {
         if self.memory.own_device == Some(vma.device) {
             return self.device(id, offset, length, need).map(Some);
         }
-        let process = &self.private.process;
+        let process = &self.process;
         let access = access(need);
         // Where the client may write, so may we, now: a page read today may be mapped for writing tomorrow.
         let wanted = if vma.prot.write { Access::ReadWrite } else { access };

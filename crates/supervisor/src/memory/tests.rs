@@ -15,7 +15,7 @@ const BOTH: Prot = Prot::READ.union(Prot::WRITE);
 /// A copy of the test that obeys one-byte orders.
 struct Client {
     child: Child,
-    process: Arc<Process>,
+    thread: Arc<Thread>,
     orders: OwnedFd,
     done: OwnedFd,
 }
@@ -36,8 +36,8 @@ impl Client {
             0
         })
         .expect("fork");
-        let process = Arc::new(Process::open(child.id()).expect("the child"));
-        Self { child, process, orders, done }
+        let thread = Arc::new(Thread::open(child.id()).expect("the child"));
+        Self { child, thread, orders, done }
     }
 
     /// One that does nothing.
@@ -60,7 +60,7 @@ impl Client {
     /// Its mapping of `fd`.
     fn mapping_of(&self, fd: &OwnedFd) -> Vma {
         let stat = rustix::fs::fstat(fd).expect("fstat");
-        let vmas = self.process.mm().expect("memory").vmas(0, u64::MAX).expect("mappings");
+        let vmas = self.thread.mm().expect("memory").vmas(0, u64::MAX).expect("mappings");
         vmas.into_iter()
             .find(|vma| (vma.device, vma.inode) == (stat.st_dev, stat.st_ino))
             .expect("the file is mapped")
@@ -118,7 +118,7 @@ fn errno<T>(result: Result<T>) -> Option<Errno> {
 fn private_memory_is_reached_where_it_is() {
     let (bytes, start) = private(3);
     let (client, memory) = (Client::idle(), Memory::new(None));
-    let space = memory.process(&client.process).expect("memory");
+    let space = memory.of(&client.thread).expect("memory");
     let extent = one(space.pin(start + 5, 2 * PAGE, BOTH).expect("pinned"));
     assert_eq!((extent.offset, extent.length), (start + 5, 2 * PAGE));
     write(&extent, 100, b"into the client").expect("write");
@@ -140,7 +140,7 @@ fn shared_memory_outlives_the_clients_mapping_and_the_client() {
     let client = Client::start(move |_| drop(mapping.take()));
     let vma = client.mapping_of(&fd);
     let memory = Memory::new(None);
-    let space = memory.process(&client.process).expect("memory");
+    let space = memory.of(&client.thread).expect("memory");
     let extent = one(space.pin(vma.start + PAGE, 2 * PAGE, BOTH).expect("pinned"));
     assert_eq!((extent.offset, extent.length), (PAGE, 2 * PAGE));
     write(&extent, 0, b"before").expect("write");
@@ -162,7 +162,7 @@ fn what_is_not_mapped_or_not_with_that_access_cannot_be_pinned() {
     let _mapping = shared(&fd, Access::Read);
     let client = Client::idle();
     let vma = client.mapping_of(&fd);
-    let space = Memory::new(None).process(&client.process).expect("memory");
+    let space = Memory::new(None).of(&client.thread).expect("memory");
     let refused = space.pin(vma.start + PAGE, PAGE, Prot::WRITE).expect_err("mapped read-only");
     assert_eq!((refused.errno, refused.at), (Errno::EFAULT, Some(vma.start + PAGE)));
     let extent = one(space.pin(vma.start, 2 * PAGE, Prot::READ).expect("readable"));
@@ -178,11 +178,11 @@ fn what_is_not_mapped_or_not_with_that_access_cannot_be_pinned() {
 fn kernel_pages_in_the_client_cannot_be_pinned() {
     let client = Client::idle();
     let text =
-        std::fs::read_to_string(format!("/proc/{}/maps", client.process.pid())).expect("maps");
+        std::fs::read_to_string(format!("/proc/{}/maps", client.thread.tid())).expect("maps");
     let line = text.lines().find(|line| line.ends_with("[vvar]")).expect("vvar is mapped");
     let start =
         u64::from_str_radix(line.split('-').next().expect("an address"), 16).expect("hexadecimal");
-    let space = Memory::new(None).process(&client.process).expect("memory");
+    let space = Memory::new(None).of(&client.thread).expect("memory");
     assert_eq!(errno(space.pin(start, PAGE, Prot::READ)), Some(Errno::EFAULT));
 }
 
@@ -192,8 +192,8 @@ fn a_hole_between_mappings_is_named() {
     let _mapping = shared(&fd, Access::ReadWrite);
     let client = Client::idle();
     let vma = client.mapping_of(&fd);
-    let space = Memory::new(None).process(&client.process).expect("memory");
-    let vmas = client.process.mm().expect("memory").vmas(0, 1 << 47).expect("mappings");
+    let space = Memory::new(None).of(&client.thread).expect("memory");
+    let vmas = client.thread.mm().expect("memory").vmas(0, 1 << 47).expect("mappings");
     let gap = vmas
         .windows(2)
         .find(|pair| pair[0].last + 1 < pair[1].start && pair[0].prot.read && !pair[0].shared);
@@ -211,7 +211,7 @@ fn a_truncated_or_punched_file_harms_nobody() {
     let _mapping = shared(&fd, Access::ReadWrite);
     let client = Client::idle();
     let vma = client.mapping_of(&fd);
-    let space = Memory::new(None).process(&client.process).expect("memory");
+    let space = Memory::new(None).of(&client.thread).expect("memory");
     let extent = one(space.pin(vma.start, 4 * PAGE, BOTH).expect("pinned"));
     write(&extent, 0, &[7; 4 * 4096]).expect("write");
     rustix::fs::fallocate(&fd, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, 0, PAGE)
@@ -264,10 +264,9 @@ fn file_on_a_small_tmpfs() -> OwnedFd {
     .expect("fork");
     let mut number = [0; 4];
     assert_eq!(rustix::io::read(&out, &mut number), Ok(4));
-    let process = Process::open(child.id()).expect("the child");
-    let file = process
-        .fd(child.id(), i32::from_ne_bytes(number))
-        .expect("a tmpfs needs root or user namespaces");
+    let thread = Thread::open(child.id()).expect("the child");
+    let file =
+        thread.fd(i32::from_ne_bytes(number)).expect("a tmpfs needs root or user namespaces");
     child.kill();
     child.wait().expect("wait");
     file
@@ -295,7 +294,7 @@ fn the_same_page_has_the_same_key_and_offset() {
     let (one_client, other_client) = (Client::idle(), Client::idle());
     let memory = Memory::new(None);
     let spaces =
-        [&one_client, &other_client].map(|client| memory.process(&client.process).expect("memory"));
+        [&one_client, &other_client].map(|client| memory.of(&client.thread).expect("memory"));
     let start = one_client.mapping_of(&fd).start;
     let extents =
         spaces.each_ref().map(|space| one(space.pin(start + PAGE, PAGE, BOTH).expect("pinned")));
@@ -324,36 +323,57 @@ fn a_process_keeps_its_key_until_it_ends_or_executes() {
         .spawn()
         .expect("sh");
     let memory = Memory::new(None);
-    let process = Arc::new(Process::open(shell.id()).expect("the shell"));
-    let again = Arc::new(Process::open(shell.id()).expect("the shell"));
-    let space = memory.process(&process).expect("memory");
-    assert_eq!(space.key(), memory.process(&again).expect("memory").key());
-    let vmas = process.mm().expect("memory").vmas(0, 1 << 47).expect("mappings");
+    let pid = shell.id();
+    let open = || Arc::new(Thread::open(pid).expect("the shell"));
+    let (thread, again) = (open(), open());
+    let space = memory.of(&thread).expect("memory");
+    assert_eq!(space.key(), memory.of(&again).expect("memory").key());
+    let vmas = thread.mm().expect("memory").vmas(0, 1 << 47).expect("mappings");
     let writable = vmas.iter().find(|vma| vma.prot.write && !vma.shared).expect("data");
     let extent = one(space.pin(writable.start, PAGE, BOTH).expect("pinned"));
     assert!(read(&extent, 0, 4096).is_ok());
+    // As the server does when the exec is stopped.
+    for thread in [&thread, &again] {
+        thread.process().executes();
+    }
     drop(shell.stdin.take());
     let begun = std::time::Instant::now();
-    while process.comm().expect("alive") != "sleep" {
+    while thread.process().comm().expect("alive") != "sleep" {
         assert!(begun.elapsed().as_secs() < 20, "the shell executes sleep");
         std::thread::sleep(std::time::Duration::from_millis(5));
     }
-    std::thread::sleep(2 * std::time::Duration::from_millis(1));
     assert_eq!(errno(read(&extent, 0, 1)), Some(Errno::EFAULT), "another program runs there");
     assert_eq!(errno(write(&extent, 0, b"x")), Some(Errno::EFAULT), "another program runs there");
     assert_eq!(errno(space.pin(writable.start, PAGE, BOTH)), Some(Errno::EFAULT));
-    let after = memory.process(&process).expect("memory");
+    let after = memory.of(&open()).expect("memory");
     assert_ne!(space.key(), after.key());
+    let thread = open();
     shell.kill().expect("kill");
     shell.wait().expect("wait");
-    assert_eq!(errno(memory.process(&process)), Some(Errno::ESRCH));
+    assert_eq!(errno(memory.of(&thread)), Some(Errno::ESRCH));
+}
+
+#[test]
+fn a_map_lives_as_long_as_the_memory_and_not_as_who_asked_for_it() {
+    let (_bytes, start) = private(1);
+    let client = Client::idle();
+    let memory = Memory::new(None);
+    let other = Arc::new(Thread::open(client.thread.tid()).expect("the same once more"));
+    let first = one(memory.of(&other).expect("memory").pin(start, PAGE, BOTH).expect("pinned"));
+    let again =
+        one(memory.of(&client.thread).expect("memory").pin(start, PAGE, BOTH).expect("pinned"));
+    assert_eq!(first.backing.key(), again.backing.key(), "one memory, whoever asks");
+    drop((other, again));
+    write(&first, 0, b"still").expect("the memory is there");
+    client.end();
+    assert_eq!(errno(write(&first, 0, b"gone")), Some(Errno::EFAULT));
 }
 
 #[test]
 fn a_client_that_ends_under_dma_harms_nobody() {
     let (_bytes, start) = private(64);
     let client = Client::idle();
-    let space = Memory::new(None).process(&client.process).expect("memory");
+    let space = Memory::new(None).of(&client.thread).expect("memory");
     let extent = one(space.pin(start, 64 * PAGE, BOTH).expect("pinned"));
     let (moved, first) = std::sync::mpsc::channel();
     std::thread::scope(|scope| {
@@ -442,7 +462,7 @@ fn a_mapping_made_before_its_file_was_sealed_is_still_written() {
     let client = Client::idle();
     rustix::fs::fcntl_add_seals(&fd, SealFlags::FUTURE_WRITE).expect("sealed");
     let start = client.mapping_of(&fd).start;
-    let space = Memory::new(None).process(&client.process).expect("memory");
+    let space = Memory::new(None).of(&client.thread).expect("memory");
     let extent = one(space.pin(start, PAGE, BOTH).expect("the client may write there"));
     write(&extent, 0, b"through the client").expect("write");
     assert_eq!(shared(&fd, Access::Read).load_u32(0), Ok(u32::from_le_bytes(*b"thro")));
@@ -455,7 +475,7 @@ fn our_own_device_files_are_never_pinned() {
     let client = Client::idle();
     let memory = Memory::new(Some(rustix::fs::fstat(&fd).expect("fstat").st_dev));
     let start = client.mapping_of(&fd).start;
-    let space = memory.process(&client.process).expect("memory");
+    let space = memory.of(&client.thread).expect("memory");
     assert_eq!(errno(space.pin(start, PAGE, Prot::READ)), Some(Errno::EFAULT));
     assert_eq!(
         errno(memory.file(fd).expect("memory").pin(0, PAGE, Prot::READ)),
@@ -473,7 +493,7 @@ fn a_mapping_of_a_device_file_is_the_device_to_who_asks_for_device_memory() {
     let bar = one(bar.expect("pinned")).backing;
     memory.add_device(&fd, &bar).expect("added");
     let start = client.mapping_of(&fd).start;
-    let space = memory.process(&client.process).expect("memory");
+    let space = memory.of(&client.thread).expect("memory");
     assert_eq!(errno(space.pin(start + PAGE, PAGE, BOTH)), Some(Errno::EFAULT));
     let extent = one(space.pin(start + PAGE, PAGE, BOTH | Prot::MMIO).expect("device memory"));
     assert!(Arc::ptr_eq(&extent.backing, &bar));
@@ -498,7 +518,7 @@ fn a_file_that_is_written_back_is_pinned_for_reading_only() {
     mapping.store_u32(0, 77).expect("store");
     let client = Client::idle();
     let start = client.mapping_of(&fd).start;
-    let space = Memory::new(None).process(&client.process).expect("memory");
+    let space = Memory::new(None).of(&client.thread).expect("memory");
     assert_eq!(errno(space.pin(start, PAGE, BOTH)), Some(Errno::EFAULT));
     let extent = one(space.pin(start, PAGE, Prot::READ).expect("readable"));
     assert_eq!(read(&extent, 0, 4).expect("read"), 77_u32.to_ne_bytes());
@@ -539,7 +559,7 @@ fn dropped_extents_leave_no_fd_and_no_mapping() {
     let memory = Memory::new(None);
     let extent = one(memory.file(fd).expect("memory").pin(0, PAGE, BOTH).expect("pinned"));
     let held = || {
-        let own = Process::open(std::process::id()).expect("ourselves");
+        let own = Thread::open(std::process::id()).expect("ourselves");
         let vmas = own.mm().expect("memory").vmas(0, u64::MAX).expect("mappings");
         vmas.iter().filter(|vma| (vma.device, vma.inode) == (stat.st_dev, stat.st_ino)).count()
     };
@@ -549,10 +569,10 @@ fn dropped_extents_leave_no_fd_and_no_mapping() {
 }
 
 /// A shared anonymous mapping of this process, and how it looks there.
-fn anonymous(pages: u64) -> (Mapping, Arc<Process>, Vma) {
+fn anonymous(pages: u64) -> (Mapping, Arc<Thread>, Vma) {
     let fd = memfd(pages);
     let mapping = shared(&fd, Access::ReadWrite);
-    let own = Arc::new(Process::open(std::process::id()).expect("this process"));
+    let own = Arc::new(Thread::open(std::process::id()).expect("this process"));
     let stat = rustix::fs::fstat(&fd).expect("fstat");
     drop(fd);
     let vmas = own.mm().expect("memory").vmas(0, u64::MAX).expect("mappings");
@@ -567,7 +587,7 @@ fn memory_that_cannot_be_opened_is_reached_in_whoever_maps_it() {
     let mut theirs = Some(mapping);
     // The client's copy of the mapping goes with the first order, this process's own with the last step.
     let client = Client::start(|_| drop(theirs.take()));
-    let memory = Arc::new(PrivateMemory::new(1, &client.process).expect("memory"));
+    let memory = Arc::new(PrivateMemory::new(1, &client.thread).expect("memory"));
     let id = FileId { device: vma.device, inode: vma.inode };
     let backing = Unopened::new(id);
     backing.add(&memory, &vma);

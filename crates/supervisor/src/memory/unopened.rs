@@ -112,7 +112,6 @@ impl Unopened {
             if found.peek().is_none() {
                 continue;
             }
-            let process = Arc::new(process);
             let Ok(memory) = PrivateMemory::of_another(&process).map(Arc::new) else { continue };
             found.for_each(|vma| self.add(&memory, vma));
         }

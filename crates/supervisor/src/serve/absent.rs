@@ -241,7 +241,7 @@ pub(super) fn mapping_call(caller: &Caller<'_>, call: &Notification) -> Result<D
     if !is_good {
         return Ok(Decision::CONTINUE);
     }
-    let Some(vma) = caller.task.process.vma(address)? else { return Ok(Decision::CONTINUE) };
+    let Some(vma) = caller.task.thread.mm()?.vma(address)? else { return Ok(Decision::CONTINUE) };
     let Some(opened) = caller.server.files.get(vma.device, vma.inode) else {
         return Ok(Decision::CONTINUE);
     };

@@ -297,14 +297,14 @@ fn step(
     (way, address, offset): (Way, u64, u64),
     bytes: &mut [u8],
 ) -> Result<()> {
-    let process = &caller.task.process;
+    let thread = &caller.task.thread;
     match way {
         Way::Read => {
             device.read(offset, bytes)?;
-            process.write(address, bytes)
+            thread.write(address, bytes)
         }
         Way::Write => {
-            let readable = process.read_prefix(address, bytes)?;
+            let readable = thread.read_prefix(address, bytes)?;
             let whole = whole_accesses(offset, readable, bytes.len());
             if whole > 0 {
                 device.write(offset, &bytes[..whole])?;

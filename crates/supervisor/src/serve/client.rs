@@ -1,6 +1,6 @@
 //! The task that made a call, as `iommufd` and `vfio` ask for it.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
@@ -13,7 +13,6 @@ use ioasis_sys::because;
 use ioasis_sys::eventfd::EventFd;
 use ioasis_sys::mapping::{Access, Mapping};
 use ioasis_sys::notify::OnExec;
-use ioasis_sys::process::Credentials;
 use ioasis_uapi::{Errno, Error, Result};
 use ioasis_vfio::{Device, DeviceMemory, IommuFile, REGION_SHIFT, VfioFile};
 use rustix::fs::{FallocateFlags, OFlags};
@@ -22,7 +21,7 @@ use super::{File, Server};
 use crate::files::{Blank, END, Look, Opened};
 use crate::queues::Queue;
 use crate::resolve::Seen;
-use crate::task::Task;
+use crate::task::{Standing, Task};
 
 /// `CAP_DAC_OVERRIDE`, `CAP_IPC_LOCK`, `CAP_SYS_RAWIO` and `CAP_SYS_RESOURCE` (linux/capability.h).
 const CAP_DAC_OVERRIDE: u32 = 1;
@@ -43,8 +42,6 @@ pub(crate) struct Caller<'a> {
     blanks: RefCell<Vec<Blank>>,
     /// What was read last, and some bytes more: a struct is read by its size first.
     ahead: RefCell<Ahead>,
-    /// The task is one that has ended: another has its number now, and made the call.
-    stale: Cell<bool>,
 }
 
 fn seccomp_flag(on_exec: iommufd::OnExec) -> OnExec {
@@ -87,42 +84,33 @@ impl<'a> Caller<'a> {
             called: RefCell::default(),
             blanks: RefCell::default(),
             ahead: RefCell::default(),
-            stale: Cell::new(false),
         }
     }
 
-    /// Whether the task is there: what is about to be made for it would go to another.
+    /// Whether the task still waits for its answer. What was found by its number before this says yes is its own.
     pub(crate) fn is_there(&self) -> bool {
-        self.stale.set(!self.task.process.is_alive());
-        !self.stale.get()
+        self.server.listener.is_waiting(self.id)
     }
 
     /// Whether capabilities of the task are capabilities on the machine: capable() wants them in the first user namespace, which
     /// here is the program's own (kernel/capability.c). Those that a nested one brings are not.
-    fn is_of_the_machine(&self, credentials: &Credentials) -> bool {
-        credentials.capabilities != 0
-            && self
-                .task
-                .process
-                .user_namespace()
-                .is_ok_and(|of| Some(of) == self.server.user_namespace)
+    fn is_of_the_machine(&self, standing: &Standing) -> bool {
+        standing.credentials.capabilities != 0
+            && standing.user_namespace.is_some()
+            && standing.user_namespace == self.server.user_namespace
     }
 
     /// Whether files of root's are the task's to write.
     pub(crate) fn writes_as_root(&self) -> bool {
-        self.task.process.credentials().is_ok_and(|found| {
-            found.uid == 0 || found.has(CAP_DAC_OVERRIDE) && self.is_of_the_machine(&found)
+        self.task.standing().is_ok_and(|found| {
+            found.credentials.uid == 0
+                || found.credentials.has(CAP_DAC_OVERRIDE) && self.is_of_the_machine(&found)
         })
     }
 
     /// The answer depends on what was closed before the call.
     pub(crate) fn see_closes(&self) {
         self.server.see_closes(self.id);
-    }
-
-    /// Whether the call must be looked at anew, with the task that has the number now.
-    pub(crate) fn is_stale(&self) -> bool {
-        self.stale.get()
     }
 
     /// The file that was made for this call with number `inode`.
@@ -163,8 +151,7 @@ impl<'a> Caller<'a> {
     ///
     /// `EBADF` if it has no such descriptor.
     pub(crate) fn queue(&self, fd: i32) -> Result<Option<(Arc<Queue>, OwnedFd)>> {
-        let file =
-            self.task.file(fd).inspect_err(|_| self.stale.set(!self.task.process.is_alive()))?;
+        let file = self.task.file(fd)?;
         let seen = Seen::of(&file).map_err(because("a descriptor cannot be looked at"))?;
         let queue = self.server.queues.get((seen.dev, seen.ino));
         Ok(queue.map(|queue| (queue, file)))
@@ -216,8 +203,7 @@ impl<'a> Caller<'a> {
     ///
     /// `EBADF` if the caller has no such descriptor.
     pub(crate) fn opened_as(&self, fd: i32) -> Result<Option<(Arc<Opened<File>>, OwnedFd)>> {
-        let file =
-            self.task.file(fd).inspect_err(|_| self.stale.set(!self.task.process.is_alive()))?;
+        let file = self.task.file(fd)?;
         let seen = Seen::of(&file).map_err(because("a descriptor cannot be looked at"))?;
         Ok(self.server.files.get(seen.dev, seen.ino).map(|opened| (opened, file)))
     }
@@ -226,29 +212,29 @@ impl<'a> Caller<'a> {
 impl ioasis_iommufd::Client for Caller<'_> {
     fn read(&self, address: u64, buf: &mut [u8]) -> Result<()> {
         if buf.len() > AHEAD {
-            return self.task.process.read(address, buf);
+            return self.task.read(address, buf);
         }
         let mut ahead = self.ahead.borrow_mut();
         if ahead.get(address, buf.len()).is_none() {
             ahead.length = 0;
-            let length = self.task.process.read_prefix(address, &mut ahead.bytes)?;
+            let length = self.task.thread.read_prefix(address, &mut ahead.bytes)?;
             (ahead.address, ahead.length) = (address, length);
         }
         match ahead.get(address, buf.len()) {
             Some(bytes) => buf.copy_from_slice(bytes),
             // Not all of it can be read: the error says from where on.
-            None => self.task.process.read(address, buf)?,
+            None => self.task.read(address, buf)?,
         }
         Ok(())
     }
 
     fn write(&self, address: u64, buf: &[u8]) -> Result<()> {
         self.ahead.borrow_mut().length = 0;
-        self.task.process.write(address, buf)
+        self.task.write(address, buf)
     }
 
     fn memory(&self) -> Arc<dyn AddressSpace> {
-        match self.server.memory.process(&self.task.process) {
+        match self.server.memory.of(&self.task.thread) {
             Ok(memory) => memory,
             Err(error) => Arc::new(Unreachable(error)),
         }
@@ -303,15 +289,14 @@ impl ioasis_iommufd::Client for Caller<'_> {
     }
 
     fn account(&self) -> Account {
-        let process = &self.task.process;
-        let credentials = process.credentials();
-        let capable = credentials.as_ref().is_ok_and(|found| self.is_of_the_machine(found));
-        let has =
-            |capability| capable && credentials.as_ref().is_ok_and(|found| found.has(capability));
+        let standing = self.task.standing().ok();
+        let capable = standing.filter(|found| self.is_of_the_machine(found));
+        let has = |capability| capable.is_some_and(|found| found.credentials.has(capability));
+        let limit = self.task.thread.memlock_limit().unwrap_or(Some(0));
         Account {
-            pid: process.pid(),
-            uid: credentials.as_ref().map_or(u32::MAX, |found| found.uid),
-            memlock_pages: process.memlock_limit().unwrap_or(Some(0)).map(|bytes| bytes / 4096),
+            pid: self.task.process.pid(),
+            uid: standing.map_or(u32::MAX, |found| found.credentials.uid),
+            memlock_pages: limit.map(|bytes| bytes / 4096),
             ipc_lock: has(CAP_IPC_LOCK),
             sys_resource: has(CAP_SYS_RESOURCE),
             sys_rawio: has(CAP_SYS_RAWIO),

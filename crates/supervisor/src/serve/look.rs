@@ -33,14 +33,14 @@ pub(super) fn stat(caller: &Caller<'_>, call: &Notification) -> Result<Decision>
         number::NEWFSTATAT => (third, stat_bytes(&own, &opened.look).to_vec()),
         _ => (fifth, statx_bytes(&own, &opened.look).to_vec()),
     };
-    caller.task.process.write(address, &bytes)?;
+    caller.task.write(address, &bytes)?;
     Ok(Decision::Answer(Answer::Value(0)))
 }
 
 /// Whether `address` leads to an empty path; Linux 6.11 takes none at all for one.
 fn is_empty(caller: &Caller<'_>, address: u64) -> bool {
     let mut first = [1];
-    address == 0 || caller.task.process.read(address, &mut first).is_ok() && first == [0]
+    address == 0 || caller.task.read(address, &mut first).is_ok() && first == [0]
 }
 
 fn stat_bytes(own: &Stat, look: &Look) -> [u8; STAT] {
@@ -110,7 +110,7 @@ pub(super) fn readlink(caller: &Caller<'_>, call: &Notification, wait: Wait) -> 
     }
     let text = name.as_bytes();
     let text = &text[..text.len().min(usize::try_from(size).expect("positive"))];
-    caller.task.process.write(buffer, text)?;
+    caller.task.write(buffer, text)?;
     Ok(Decision::Answer(Answer::Value(text.len().try_into().expect("a short text"))))
 }
 

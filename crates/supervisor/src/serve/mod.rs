@@ -31,7 +31,7 @@ use ioasis_iommufd::account::Entry;
 use ioasis_iommufd::type1::Container;
 use ioasis_iommufd::{Backing, ClientFile, Context};
 use ioasis_sys::notify::{Answer, Listener, Notification, OnExec};
-use ioasis_sys::process::Process;
+use ioasis_sys::process::Thread;
 use ioasis_sys::seccomp::{Arch, X32_BIT};
 use ioasis_sys::sync::{Condvar, Mutex};
 use ioasis_uapi::{Errno, Error, Result};
@@ -40,7 +40,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 
 use crate::Machine;
 use crate::files::{Behind, Files, Opened};
-use crate::filter::{self, number};
+use crate::filter::{self, Changes, number};
 use crate::injection::Injection;
 use crate::launch::Launched;
 use crate::memory::Memory;
@@ -185,7 +185,7 @@ impl Server {
             let watcher: Arc<dyn DeviceWatcher> = Arc::clone(trace) as _;
             machine.devices.watch(&watcher);
         }
-        let program = Process::open(launched.child.id())?;
+        let program = Thread::open(launched.child.id())?;
         let queues = Queues::new(launched.queues)?;
         Ok(Arc::new_cyclic(|this| Self {
             this: Weak::clone(this),
@@ -400,43 +400,54 @@ impl Server {
             }
             Line::Ioctl { task, fd, path, kind, begun } => {
                 let file = trace::File { fd, path: &path, kind };
-                let memory = |address, buf: &mut [u8]| task.process.read(address, buf).is_ok();
+                let memory = |address, buf: &mut [u8]| task.read(address, buf).is_ok();
                 trace.end(task.process.pid(), file, &begun, result, &memory);
             }
         }
     }
 
     fn decide(&self, call: &Notification, wait: Wait) -> Decision {
-        let Ok(mut task) = self.tasks.of(&self.listener, call) else { return Decision::CONTINUE };
-        loop {
-            let caller = Caller::new(self, &task, call.id);
-            let decision = match call.number {
-                // Not the accesses to the setting itself.
-                number::IOCTL | number::OPEN | number::OPENAT | number::OPENAT2 => {
-                    // What is decided once more fails then.
-                    let settled = |decision: &Decision| {
-                        !matches!(decision, Decision::Later) && !caller.is_stale()
-                    };
-                    let decide = || self.decide_for(&caller, call, wait);
-                    let (decision, injected) = self.injection.during(task.tid, decide, settled);
-                    if let (Some(injected), Some(trace)) = (injected, &self.trace) {
-                        trace.injected(task.process.pid(), injected.nth, injected.step);
-                    }
-                    decision
+        let task = match self.tasks.of(&self.listener, call) {
+            Ok(task) => task,
+            // What is remembered of its other threads would outlive their memory.
+            Err(error) if error.errno != Errno::ESRCH && filter::changes(call).is_some() => {
+                return Decision::error(Errno::EAGAIN);
+            }
+            Err(_) => return Decision::CONTINUE,
+        };
+        let caller = Caller::new(self, &task, call.id);
+        match call.number {
+            // Not the accesses to the setting itself.
+            number::IOCTL | number::OPEN | number::OPENAT | number::OPENAT2 => {
+                // What is decided once more fails then.
+                let settled = |decision: &Decision| !matches!(decision, Decision::Later);
+                let decide = || self.decide_for(&caller, call, wait);
+                let (decision, injected) = self.injection.during(task.tid, decide, settled);
+                if let (Some(injected), Some(trace)) = (injected, &self.trace) {
+                    trace.injected(task.process.pid(), injected.nth, injected.step);
                 }
-                _ => self.decide_for(&caller, call, wait),
-            };
-            if !caller.is_stale() {
-                return decision;
+                decision
             }
-            match self.tasks.renew(&self.listener, call) {
-                Ok(renewed) => task = renewed,
-                Err(_) => return Decision::CONTINUE,
-            }
+            _ => self.decide_for(&caller, call, wait),
         }
     }
 
     fn decide_for(&self, caller: &Caller<'_>, call: &Notification, wait: Wait) -> Decision {
+        match filter::changes(call) {
+            Some(Changes::Program) => {
+                self.tasks.executes(caller.task);
+                return Decision::CONTINUE;
+            }
+            Some(Changes::Credentials) => {
+                self.tasks.changes(caller.task);
+                return Decision::CONTINUE;
+            }
+            Some(Changes::Dumpable) => {
+                self.tasks.hides(caller.task);
+                return Decision::CONTINUE;
+            }
+            None => {}
+        }
         if call.arch == Arch::I386.raw() {
             return match filter::widened(call) {
                 Some(wide) if wide.number == number::IOCTL => foreign_ioctl(caller, &wide, wait),
@@ -497,14 +508,13 @@ fn is_a_filter(caller: &Caller<'_>, address: u64) -> bool {
     /// Most instructions of a filter (`BPF_MAXINSNS`, linux/bpf_common.h).
     const MOST: u16 = 4096;
     let mut program = [0; 16];
-    let process = &caller.task.process;
-    if process.read(address, &mut program).is_err() {
+    if caller.task.read(address, &mut program).is_err() {
         return false;
     }
     let length = u16::from_ne_bytes([program[0], program[1]]);
     let code = u64::from_ne_bytes(program[8..].try_into().expect("8 bytes"));
     (1..=MOST).contains(&length)
-        && process.read(code, &mut vec![0; 8 * usize::from(length)]).is_ok()
+        && caller.task.read(code, &mut vec![0; 8 * usize::from(length)]).is_ok()
 }
 
 /// The decision that a result is.

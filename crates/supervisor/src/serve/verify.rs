@@ -152,7 +152,7 @@ pub(super) fn pieces(
     }
     let size = words.size();
     let mut bytes = vec![0; usize::try_from(count).expect("at most 1024") * 2 * size];
-    let readable = caller.task.process.read_prefix(vector, &mut bytes)?;
+    let readable = caller.task.thread.read_prefix(vector, &mut bytes)?;
     import(&bytes, readable, words)
 }
 

@@ -1,24 +1,36 @@
-//! Another process: its memory, files, mappings and credentials.
+//! Other processes: their memory, files, mappings and credentials, by handles that cannot pass to somebody else.
 //!
-//! A [`Process`] is held by pidfd and by an open `/proc/PID`, so that its pid being taken by somebody else is noticed:
-//! both answer `ESRCH` from the moment it is gone. System calls that take a number only (`process_vm_readv` and
-//! `_writev`) are used with [`is_alive`](Process::is_alive) by those who keep a process longer than one notification.
+//! A number (of a thread, of a process) can be used again, by a process of another user or outside the run. So nothing
+//! is kept by number. [`Thread::open`] turns a number into handles: a pidfd of the thread, an open `/proc/TID`, a pidfd
+//! and an open `/proc/PID` of its thread group. They count only if the thread is still there after the last of them was
+//! opened, which `open` itself makes sure of: a number belongs to its thread until that has ended.
 //!
-//! Memory is never written through `/proc/PID/mem`: it would write what the process itself may only read.
+//! Memory is reached through the memory itself ([`Mm`]): the open files `maps` and `mem` hold Linux's mm. They answer
+//! `ESRCH` and end of file once that has no user left, and never lead to another one, whatever becomes of the numbers.
+//!
+//! The three system calls that take a number only are used as follows: `process_vm_readv` to read, `prlimit` to read,
+//! `kcmp` to compare, and what they say counts only if the thread is there afterwards ([`Thread::is_alive`]). Nothing is
+//! ever written or signalled by number.
+//!
+//! A `Process` remembers its memory and does not notice when a thread of it executes another program. Whoever keeps one
+//! for longer than a call says so by [`Process::executes`], and opens another afterwards.
+//!
+//! Lock order: `Process::mm` is a leaf.
 
 #![expect(
     unsafe_code,
-    reason = "kcmp, process_vm_readv, process_vm_writev, prlimit and PROCMAP_QUERY are not in rustix"
+    reason = "kcmp, process_vm_readv, prlimit, PIDFD_GET_INFO and PROCMAP_QUERY are not in rustix"
 )]
 
 mod memory;
 mod status;
 #[cfg(test)]
 mod tests;
+mod thread;
 mod vma;
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use ioasis_uapi::{Errno, Error, Result};
 use rustix::fs::{Mode, OFlags};
@@ -28,8 +40,10 @@ use crate::because;
 use crate::errno::last_errno;
 use crate::sync::{Arc, Mutex};
 
+pub use memory::Mm;
 pub use status::Credentials;
-pub use vma::{Mm, Vma, VmaProt};
+pub use thread::Thread;
+pub use vma::{Vma, VmaProt};
 
 /// A thread group.
 #[derive(Debug)]
@@ -40,37 +54,27 @@ pub struct Process {
     pidfd: OwnedFd,
     /// `/proc/PID`, opened `O_PATH`. Immutable.
     proc: OwnedFd,
-    /// The thread whose number memory is reached by: the leader, unless it has ended before the others.
-    task: AtomicU32,
-    /// The memory it had when last asked.
+    /// The memory its threads had when last asked.
     mm: Mutex<Option<Arc<Mm>>>,
-    /// A pidfd for the thread that asked last, when that was not the leader.
-    thread: Mutex<Option<(u32, OwnedFd)>>,
+    executed: AtomicBool,
 }
 
 impl Process {
-    /// The process the thread `tid` belongs to. A number can pass to another process at any time: whoever got it from a
-    /// notification asks the kernel whether that is still valid once this has returned.
+    /// The process the thread `tid` belongs to.
     ///
     /// # Errors
     ///
     /// `ESRCH` when there is no such thread, `EMFILE`, `ENFILE`.
-    pub fn open(tid: u32) -> Result<Self> {
-        let pid = status::thread_group(tid)?;
-        let number = number(pid)?;
-        let pidfd = rustix::process::pidfd_open(number, PidfdFlags::empty())
+    pub fn open(tid: u32) -> Result<Arc<Self>> {
+        Ok(Arc::clone(Thread::open(tid)?.process()))
+    }
+
+    /// Handles of the thread group `pid`: of one that a living thread belongs to.
+    fn of_group(pid: u32) -> Result<Self> {
+        let pidfd = rustix::process::pidfd_open(number(pid)?, PidfdFlags::empty())
             .map_err(because("the process is gone"))?;
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let proc = rustix::fs::open(format!("/proc/{pid}"), flags, Mode::empty())
-            .map_err(|_| Error::at(Errno::ESRCH, "the process is gone", pid.into()))?;
-        Ok(Self {
-            pid,
-            pidfd,
-            proc,
-            task: AtomicU32::new(pid),
-            mm: Mutex::new(None),
-            thread: Mutex::new(None),
-        })
+        let proc = open_folder(&format!("/proc/{pid}"))?;
+        Ok(Self { pid, pidfd, proc, mm: Mutex::new(None), executed: AtomicBool::new(false) })
     }
 
     /// Thread-group id.
@@ -79,96 +83,61 @@ impl Process {
         self.pid
     }
 
-    /// Whether it still runs. A pid cannot pass to another process before this says no.
+    /// Whether its number is still its own: it runs, or has ended and was not reaped yet.
     #[must_use]
     pub fn is_alive(&self) -> bool {
-        // SAFETY: 1. a null siginfo is allowed, signal 0 sends nothing, and the pidfd is open.
-        let answer = unsafe {
-            libc::syscall(
-                libc::SYS_pidfd_send_signal,
-                self.pidfd.as_raw_fd(),
-                0,
-                std::ptr::null::<libc::siginfo_t>(),
-                0,
-            )
-        };
-        // A process we may not signal is alive.
-        answer == 0 || last_errno() != Errno::ESRCH
+        is_alive(self.pidfd.as_fd())
     }
 
-    /// Whether it still runs and `tid` is one of its threads.
-    #[must_use]
-    pub fn has_thread(&self, tid: u32) -> bool {
-        // SAFETY: 1. tgkill(2) takes three integers, and signal 0 sends nothing.
-        let answer = unsafe { libc::syscall(libc::SYS_tgkill, self.pid, tid, 0) };
-        // A thread we may not signal is there. The thread group's number is not another's while this one lives.
-        (answer == 0 || last_errno() == Errno::EPERM) && self.is_alive()
-    }
-
-    /// A duplicate of file descriptor `fd` of thread `tid`, closed on exec.
+    /// The memory it has now, reached through whichever of its threads still has it.
+    ///
+    /// The process may be executing another program meanwhile. Two looks at its mappings, before and after its memory
+    /// was opened, must be of one memory; they are taken for that if they say the same.
     ///
     /// # Errors
     ///
-    /// `EBADF` when the thread has no such fd, or is gone; `EPERM` when it forbids being looked at; `EMFILE`.
-    pub fn fd(&self, tid: u32, fd: i32) -> Result<OwnedFd> {
-        if fd < 0 {
-            return Err(bad_fd(fd));
+    /// `ESRCH` when the process is gone, `EACCES` when it is not ours to look at.
+    pub fn mm(&self) -> Result<Arc<Mm>> {
+        let mut refused = gone(self.pid);
+        for tid in self.threads()? {
+            match open_folder_at(&self.proc, &format!("task/{tid}")).and_then(Mm::of_running) {
+                Ok(mm) => return Ok(Arc::new(mm)),
+                Err(error) if error.errno == Errno::ESRCH => {}
+                Err(error) => refused = error,
+            }
         }
-        if tid == self.pid {
-            return get_fd(self.pidfd.as_fd(), fd);
-        }
-        // A thread may have a descriptor table of its own, and may outlive the leader, whose table is then gone.
-        let mut cached = self.thread.lock();
-        if !matches!(&*cached, Some((owner, pidfd)) if *owner == tid && thread_is_alive(pidfd.as_fd()))
-        {
-            *cached = Some((tid, self.thread_pidfd(tid)?));
-        }
-        let Some((_, pidfd)) = &*cached else { return Err(bad_fd(fd)) };
-        get_fd(pidfd.as_fd(), fd)
+        Err(refused)
     }
 
-    /// A pidfd of one thread; of the leader on kernels before 6.9, which have none for threads.
-    fn thread_pidfd(&self, tid: u32) -> Result<OwnedFd> {
-        /// `PIDFD_THREAD` of linux/pidfd.h.
-        const PIDFD_THREAD: u32 = libc::O_EXCL.cast_unsigned();
-        // SAFETY: 1. pidfd_open takes two integers.
-        let answer = unsafe { libc::syscall(libc::SYS_pidfd_open, tid, PIDFD_THREAD) };
-        match i32::try_from(answer) {
-            // SAFETY: 1. a fresh descriptor nobody else knows of.
-            Ok(fd @ 0..) => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
-            _ if last_errno() == Errno::EINVAL => {
-                self.pidfd.try_clone().map_err(|_| Error::new(Errno::EMFILE, "too many open files"))
-            }
-            _ => Err(Error::at(Errno::EBADF, "the thread is gone", tid.into())),
-        }
+    /// A duplicate of file descriptor `fd` of its first thread, closed on exec.
+    ///
+    /// # Errors
+    ///
+    /// `EBADF` when it has no such fd, or is gone; `EPERM` when it forbids being looked at; `EMFILE`.
+    pub fn fd(&self, fd: i32) -> Result<OwnedFd> {
+        if fd < 0 { Err(bad_fd(fd)) } else { get_fd(self.pidfd.as_fd(), fd) }
+    }
+
+    /// A thread of it is about to execute another program: what is remembered of the memory may soon be wrong.
+    pub fn executes(&self) {
+        self.executed.store(true, Ordering::Release);
+    }
+
+    /// Whether it was said to execute another program.
+    #[must_use]
+    pub fn has_executed(&self) -> bool {
+        self.executed.load(Ordering::Acquire)
     }
 
     /// Opens `path` below `/proc/PID` for reading.
     fn open_proc(&self, path: &str) -> Result<OwnedFd> {
-        rustix::fs::openat(&self.proc, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-            .map_err(because(
-                "nothing to be read about the process: it is gone or not ours to look at",
-            ))
+        open_file_at(&self.proc, path, OFlags::RDONLY)
     }
 
     /// `/proc/PID`, for paths below it.
     #[must_use]
     pub fn proc(&self) -> BorrowedFd<'_> {
         self.proc.as_fd()
-    }
-
-    fn task(&self) -> u32 {
-        self.task.load(Ordering::Relaxed)
-    }
-
-    /// Chooses another thread to reach the memory by, when the one used so far has ended but not the process.
-    fn choose_task(&self, dead: u32) -> bool {
-        let Ok(threads) = self.threads() else { return false };
-        let other = threads.into_iter().find(|&tid| tid != dead && self.has_memory(tid));
-        if let Some(tid) = other {
-            self.task.store(tid, Ordering::Relaxed);
-        }
-        other.is_some()
     }
 }
 
@@ -179,12 +148,59 @@ impl AsFd for Process {
     }
 }
 
+/// Whether the process or thread behind `pidfd` is still there.
+fn is_alive(pidfd: BorrowedFd<'_>) -> bool {
+    // SAFETY: 1. a null siginfo is allowed, signal 0 sends nothing, and the pidfd is open.
+    let answer = unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            pidfd.as_raw_fd(),
+            0,
+            std::ptr::null::<libc::siginfo_t>(),
+            0,
+        )
+    };
+    // One that we may not signal is there.
+    answer == 0 || last_errno() != Errno::ESRCH
+}
+
+fn open_folder(path: &str) -> Result<OwnedFd> {
+    open_folder_at(rustix::fs::CWD, path)
+}
+
+fn open_folder_at(at: impl AsFd, path: &str) -> Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::openat(at, path, flags, Mode::empty()).map_err(|number| match number {
+        rustix::io::Errno::NOENT | rustix::io::Errno::SRCH => {
+            Error::new(Errno::ESRCH, "the process is gone")
+        }
+        other => because("the folder of a process cannot be opened")(other),
+    })
+}
+
+fn open_file_at(at: impl AsFd, path: &str, access: OFlags) -> Result<OwnedFd> {
+    rustix::fs::openat(at, path, access | OFlags::CLOEXEC, Mode::empty()).map_err(|number| {
+        match number {
+            rustix::io::Errno::NOENT | rustix::io::Errno::SRCH => {
+                Error::new(Errno::ESRCH, "the process is gone")
+            }
+            other => {
+                because("a file of a process cannot be opened: it is not ours to look at")(other)
+            }
+        }
+    })
+}
+
 fn number(pid: u32) -> Result<Pid> {
     i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(Error::at(
         Errno::ESRCH,
         "not a process id",
         pid.into(),
     ))
+}
+
+fn gone(pid: u32) -> Error {
+    Error::at(Errno::ESRCH, "the process is gone", pid.into())
 }
 
 fn bad_fd(fd: i32) -> Error {
@@ -210,10 +226,4 @@ pub fn is_same_file(one: BorrowedFd<'_>, other: BorrowedFd<'_>) -> bool {
         libc::syscall(libc::SYS_kcmp, pid, pid, KCMP_FILE, one.as_raw_fd(), other.as_raw_fd())
     };
     answer == 0
-}
-
-/// A thread's number may be used again while the process lives.
-fn thread_is_alive(pidfd: BorrowedFd<'_>) -> bool {
-    let ended = rustix::event::PollFd::new(&pidfd, rustix::event::PollFlags::IN);
-    rustix::event::poll(&mut [ended], Some(&rustix::event::Timespec::default())) == Ok(0)
 }

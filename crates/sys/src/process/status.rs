@@ -1,15 +1,15 @@
 //! What `/proc/PID` says about a process.
 
 use std::ffi::OsString;
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 
 use ioasis_uapi::{Errno, Error, Result};
 use rustix::fs::{AtFlags, Mode, OFlags};
 
-use super::Process;
+use super::{Process, Thread, gone, open_file_at};
 use crate::because;
-use crate::errno::last_errno;
 
 /// Who a process runs as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,14 +39,14 @@ impl Credentials {
     }
 }
 
-impl Process {
+impl Thread {
     /// User, group and effective capabilities.
     ///
     /// # Errors
     ///
-    /// `ESRCH` when the process is gone.
+    /// `ESRCH` when the thread is gone.
     pub fn credentials(&self) -> Result<Credentials> {
-        let status = self.status()?;
+        let status = read_text(self.open_proc("status")?)?;
         let first = |key| field(&status, key).and_then(|value| value.split_whitespace().next());
         let number = |key| first(key).and_then(|value| value.parse().ok());
         let capabilities = first("CapEff:").and_then(|value| u64::from_str_radix(value, 16).ok());
@@ -54,7 +54,7 @@ impl Process {
             (Some(uid), Some(gid), Some(capabilities)) => {
                 Ok(Credentials { uid, gid, capabilities })
             }
-            _ => Err(gone(self.pid())),
+            _ => Err(gone(self.tid())),
         }
     }
 
@@ -62,7 +62,7 @@ impl Process {
     ///
     /// # Errors
     ///
-    /// `ESRCH` when the process is gone, `EACCES` when it is not ours to look at.
+    /// `ESRCH` when the thread is gone, `EACCES` when it is not ours to look at.
     pub fn user_namespace(&self) -> Result<(u64, u64)> {
         let stat = rustix::fs::statat(self.proc(), "ns/user", AtFlags::empty())
             .map_err(because("the user namespace of a process cannot be looked at"))?;
@@ -73,33 +73,36 @@ impl Process {
     ///
     /// # Errors
     ///
-    /// `ESRCH` when the process is gone.
+    /// `ESRCH` when the thread is gone.
     pub fn memlock_limit(&self) -> Result<Option<u64>> {
         let mut limit = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
         // SAFETY: 1. a null limit to set only reads, and `limit` is a local struct rlimit64.
         let answer = unsafe {
             libc::prlimit64(
-                self.task().cast_signed(),
+                self.tid().cast_signed(),
                 libc::RLIMIT_MEMLOCK,
                 std::ptr::null(),
                 &raw mut limit,
             )
         };
+        // prlimit(2) has no form by descriptor: its answer counts only if the number is still the thread's.
+        if !self.is_alive() {
+            return Err(gone(self.tid()));
+        }
         if answer == 0 {
             return Ok((limit.rlim_cur != libc::RLIM64_INFINITY).then_some(limit.rlim_cur));
         }
-        if last_errno() == Errno::ESRCH {
-            return Err(gone(self.pid()));
-        }
         // prlimit wants equal user ids or CAP_SYS_RESOURCE; the text is for everybody.
-        let limits = self.read_proc("limits")?;
+        let limits = read_text(self.open_proc("limits")?)?;
         let line = limits
             .lines()
             .find_map(|line| line.strip_prefix("Max locked memory"))
-            .ok_or(gone(self.pid()))?;
+            .ok_or(gone(self.tid()))?;
         Ok(line.split_whitespace().next().and_then(|value| value.parse().ok()))
     }
+}
 
+impl Process {
     /// The program file, as the process's own root names it.
     ///
     /// # Errors
@@ -155,38 +158,30 @@ impl Process {
             .collect())
     }
 
-    /// Whether thread `tid` still has the process's memory: one that has ended has none.
-    pub(super) fn has_memory(&self, tid: u32) -> bool {
-        self.read_proc(&format!("task/{tid}/status"))
-            .is_ok_and(|status| field(&status, "VmSize:").is_some())
-    }
-
-    fn status(&self) -> Result<String> {
-        self.read_proc("status")
-    }
-
-    pub(super) fn read_proc(&self, path: &str) -> Result<String> {
-        use std::io::Read;
-        let fd = self.open_proc(path).map_err(|error| match error.errno {
-            Errno::ENOENT => gone(self.pid()),
-            _ => error,
-        })?;
-        let mut text = Vec::new();
-        std::fs::File::from(fd).read_to_end(&mut text).map_err(|_| gone(self.pid()))?;
-        Ok(String::from_utf8_lossy(&text).into_owned())
+    fn read_proc(&self, path: &str) -> Result<String> {
+        read_text(self.open_proc(path)?)
     }
 }
 
-/// The thread group of thread `tid`.
-pub(super) fn thread_group(tid: u32) -> Result<u32> {
-    let status = std::fs::read_to_string(format!("/proc/{tid}/status")).map_err(|_| gone(tid))?;
+/// Bytes of a file of /proc that are read at most: the longest, `status`, has some 2 KiB.
+const TEXT_MAX: u64 = 1 << 16;
+
+fn read_text(file: OwnedFd) -> Result<String> {
+    use std::io::Read;
+    let mut text = Vec::new();
+    std::fs::File::from(file)
+        .take(TEXT_MAX)
+        .read_to_end(&mut text)
+        .map_err(|_| Error::new(Errno::ESRCH, "the process is gone"))?;
+    Ok(String::from_utf8_lossy(&text).into_owned())
+}
+
+/// The thread group of the thread `tid`, whose folder in /proc is `proc`.
+pub(super) fn group(proc: &OwnedFd, tid: u32) -> Result<u32> {
+    let status = read_text(open_file_at(proc, "status", OFlags::RDONLY)?)?;
     field(&status, "Tgid:").and_then(|value| value.trim().parse().ok()).ok_or(gone(tid))
 }
 
 fn field<'a>(status: &'a str, key: &str) -> Option<&'a str> {
     status.lines().find_map(|line| line.strip_prefix(key))
-}
-
-fn gone(pid: u32) -> Error {
-    Error::at(Errno::ESRCH, "the process is gone", pid.into())
 }

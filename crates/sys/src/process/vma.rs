@@ -1,12 +1,11 @@
 //! What another process has mapped where, and whether it still has.
 
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd};
 
 use ioasis_uapi::{Errno, Error, Result};
 
-use super::Process;
+use super::Mm;
 use crate::errno::last_errno;
-use crate::sync::Arc;
 
 /// What a mapping permits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -70,51 +69,6 @@ const VMA_EXECUTABLE: u64 = 4;
 const VMA_SHARED: u64 = 8;
 const COVERING_OR_NEXT_VMA: u64 = 0x10;
 
-/// The memory of a process, as Linux's mm: a process gets another one when it executes a program, and none when it
-/// ends. An `Mm` stays with the one it was made for.
-#[derive(Debug)]
-pub struct Mm {
-    /// `/proc/PID/maps`, which belongs to the mm and not to the process.
-    maps: OwnedFd,
-}
-
-impl Process {
-    /// The memory it has now. Equal calls share one `Mm`.
-    ///
-    /// # Errors
-    ///
-    /// `ESRCH` when the process is gone, `EACCES` when it is not ours to look at.
-    pub fn mm(&self) -> Result<Arc<Mm>> {
-        let mut current = self.mm.lock();
-        if let Some(mm) = current.as_ref().filter(|mm| mm.is_live()) {
-            return Ok(Arc::clone(mm));
-        }
-        let mm = Arc::new(Mm { maps: self.open_maps()? });
-        if !mm.is_live() {
-            return Err(Error::at(Errno::ESRCH, "the process is gone", self.pid().into()));
-        }
-        *current = Some(Arc::clone(&mm));
-        Ok(mm)
-    }
-
-    /// The mapping at `address`, if there is one.
-    ///
-    /// # Errors
-    ///
-    /// `ESRCH` when the process is gone, `EACCES` when it is not ours to look at.
-    pub fn vma(&self, address: u64) -> Result<Option<Vma>> {
-        Ok(self.mm()?.vmas(address, address)?.into_iter().next())
-    }
-
-    fn open_maps(&self) -> Result<OwnedFd> {
-        let task = self.task();
-        if !self.has_memory(task) {
-            self.choose_task(task);
-        }
-        self.open_proc(&format!("task/{}/maps", self.task()))
-    }
-}
-
 /// What a query says about an address.
 enum Answer {
     Vma(Vma),
@@ -146,6 +100,15 @@ impl Mm {
                 Answer::Vma(_) | Answer::Nothing => return Ok(found),
             }
         }
+    }
+
+    /// The mapping at `address`, if there is one.
+    ///
+    /// # Errors
+    ///
+    /// `ESRCH` once the process has ended or executed another program.
+    pub fn vma(&self, address: u64) -> Result<Option<Vma>> {
+        Ok(self.vmas(address, address)?.into_iter().next())
     }
 
     /// Whether the process still runs in this memory.
@@ -183,6 +146,17 @@ impl Mm {
 
     /// The same from the text.
     pub(super) fn parse_all(&self, start: u64, last: u64) -> Result<Vec<Vma>> {
+        let text = self.text()?;
+        let text = String::from_utf8_lossy(&text);
+        Ok(text
+            .lines()
+            .filter_map(parse)
+            .filter(|vma| vma.last >= start && vma.start <= last)
+            .collect())
+    }
+
+    /// The text of /proc/PID/maps, which is never empty.
+    pub(super) fn text(&self) -> Result<Vec<u8>> {
         let mut text = Vec::new();
         let mut part = [0; 4096];
         loop {
@@ -203,12 +177,7 @@ impl Mm {
                 "the process has ended or executed another program",
             ));
         }
-        let text = String::from_utf8_lossy(&text);
-        Ok(text
-            .lines()
-            .filter_map(parse)
-            .filter(|vma| vma.last >= start && vma.start <= last)
-            .collect())
+        Ok(text)
     }
 }
 
