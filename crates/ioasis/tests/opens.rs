@@ -76,3 +76,69 @@ fn a_file_system_that_its_program_serves_is_not_asked_by_the_supervisor() {
     let command = [&*folder.client("status"), "served", &folder.canary()];
     assert_eq!(succeeded(&run(&["--device", "testdev"], &command)), "ok\n");
 }
+
+fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+/// The same for somebody without rights: this user, or nobody where this is root.
+fn run_plainly(options: &[&str], command: &[&str]) -> Output {
+    let program = env!("CARGO_BIN_EXE_ioasis");
+    let mut ioasis = if is_root() {
+        let mut ioasis = Command::new("setpriv");
+        let nobody = ["--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all"];
+        ioasis.args(nobody).arg(program);
+        ioasis
+    } else {
+        Command::new(program)
+    };
+    let ioasis = ioasis.arg("run").args(options).arg("--").args(command).current_dir("/");
+    ioasis.output().expect("ioasis starts")
+}
+
+#[test]
+fn a_node_opens_to_whom_its_mode_its_way_and_its_mount_let() {
+    if !is_root() {
+        return;
+    }
+    let folder = Folder::new("root");
+    let command = [&*folder.client("rights"), "root"];
+    assert_eq!(succeeded(&run(&["--device", "testdev"], &command)), "ok\n");
+}
+
+#[test]
+fn a_plain_users_nodes_open_as_their_modes_say() {
+    let folder = Folder::new("plain");
+    let command = [&*folder.client("rights"), "plain"];
+    assert_eq!(succeeded(&run_plainly(&["--device", "testdev"], &command)), "ok\n");
+}
+
+#[test]
+fn a_capability_opens_a_node_only_in_the_namespace_of_the_run() {
+    let folder = Folder::new("capabilities");
+    let program = folder.client("rights");
+    let device = ["--device", "testdev"];
+    assert_eq!(succeeded(&run(&device, &[&program, "nested"])), "ok\n");
+    assert_eq!(succeeded(&run_plainly(&device, &[&program, "nested"])), "ok\n");
+    let root = ["--root", "--device", "testdev"];
+    for part in ["machine", "nested"] {
+        assert_eq!(succeeded(&run(&root, &[&program, part])), "ok\n");
+        assert_eq!(succeeded(&run_plainly(&root, &[&program, part])), "ok\n");
+    }
+}
+
+#[test]
+fn a_process_that_proc_hides_stays_hidden() {
+    if !is_root() {
+        return;
+    }
+    let folder = Folder::new("hidden");
+    let script = format!(
+        "mount -t proc -o hidepid=invisible none /proc && exec {} run --device testdev -- {} hidden",
+        env!("CARGO_BIN_EXE_ioasis"),
+        folder.client("rights")
+    );
+    let mut unshare = Command::new("unshare");
+    let output = unshare.args(["--mount", "sh", "-c", &script]).output().expect("unshare");
+    assert_eq!(succeeded(&output), "ok\n");
+}

@@ -248,12 +248,17 @@ impl<F: Behind> Files<F> {
             .map_err(because("a file for the program cannot be opened"))?;
         rustix::fs::seek(&file, SeekFrom::Start(END))
             .map_err(because("a file for the program has no end"))?;
+        let mut opens = opened.opens.lock();
+        // Access mode 3: neither to be read nor to be written, and to be locked neither (fcntl_setlk, fs/locks.c). It is
+        // the one open of its inode, so the next event of a close is its.
+        if access & OFlags::RWMODE == OFlags::RWMODE {
+            return Ok(file);
+        }
         let lock = if access.contains(OFlags::WRONLY) || access.contains(OFlags::RDWR) {
             Lock::Exclusive
         } else {
             Lock::Shared
         };
-        let mut opens = opened.opens.lock();
         opens.last += 1;
         let byte = opens.last;
         locks::lock_byte(&file, byte, lock)?;

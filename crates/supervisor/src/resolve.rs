@@ -15,6 +15,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::OnceLock;
 
 use ioasis_sys::process::Process;
+use ioasis_sys::rights::{self, Access};
 use rustix::fs::{
     AtFlags, FileType, Mode, OFlags, PROC_SUPER_MAGIC, ResolveFlags, StatxFlags, makedev,
 };
@@ -172,12 +173,17 @@ fn start(from: From<'_>) -> Result<OwnedFd, Errno> {
 }
 
 fn fast(from: From<'_>, path: &[u8], last: Last, wait: Wait) -> Result<OwnedFd, Errno> {
-    let (base, within) = if path.first() == Some(&b'/') {
+    let (base, within) = first(from, path)?;
+    open_at(&base, path, last, within, wait)
+}
+
+/// From where one call resolves a path, and within what.
+fn first(from: From<'_>, path: &[u8]) -> Result<(OwnedFd, ResolveFlags), Errno> {
+    Ok(if path.first() == Some(&b'/') {
         (from.open("root")?, ResolveFlags::IN_ROOT)
     } else {
         (start(from)?, ResolveFlags::BENEATH)
-    };
-    open_at(&base, path, last, within, wait)
+    })
 }
 
 fn open_at(
@@ -196,15 +202,9 @@ fn open_at(
 
 /// Resolves name by name.
 fn walk(from: From<'_>, path: &[u8], last: Last, wait: Wait) -> Found {
-    let walked = || -> Result<(OwnedFd, Seen), Errno> {
-        let root = from.open("root")?;
-        let here = if path.first() == Some(&b'/') { root.try_clone_to() } else { start(from) }?;
-        let mut walk = Walk { from, root, here, left: Vec::new(), links: 0, wait };
-        walk.push(path);
-        while let Some(name) = walk.left.pop() {
-            let is_last = walk.left.is_empty();
-            walk.step(&name, if is_last { last } else { Last::Follow })?;
-        }
+    let walked = || {
+        let mut walk = Walk::new(from, path, wait)?;
+        walk.run(path, last)?;
         let seen = Seen::of(&walk.here)?;
         Ok((walk.here, seen))
     };
@@ -226,6 +226,94 @@ impl TryCloneTo for OwnedFd {
     }
 }
 
+/// The way to a file, for somebody else to be judged by: it is gone with the rights of whoever asks.
+#[derive(Debug)]
+pub(crate) struct Way<'a> {
+    path: &'a [u8],
+    last: Last,
+    /// From where one call of the kernel's finds it.
+    start: OwnedFd,
+    within: ResolveFlags,
+    /// What a path that the kernel does not resolve for anybody else crosses.
+    crossed: Vec<Crossing>,
+}
+
+/// What a walk needs leave for.
+#[derive(Debug)]
+enum Crossing {
+    /// A name is looked up in this directory.
+    Search(OwnedFd),
+    /// A link in this directory is followed (`may_follow_link`, fs/namei.c).
+    Link(OwnedFd, Vec<u8>),
+    /// A link of procfs leads to what another process has (`proc_pid_get_link`, fs/proc/base.c).
+    Process(OwnedFd, Vec<u8>),
+}
+
+/// Directories and links that are judged on one way; each takes a descriptor meanwhile.
+const MAX_CROSSED: usize = 128;
+
+impl<'a> Way<'a> {
+    /// The way of `path`.
+    ///
+    /// # Errors
+    ///
+    /// `EACCES` where the path crosses more than can be judged, or leads nowhere any more.
+    pub(crate) fn of(from: From<'a>, path: &'a [u8], last: Last) -> Result<Self, Errno> {
+        let (start, within) = first(from, path)?;
+        let mut walk = Walk::new(from, path, Wait::Allowed)?;
+        walk.crossed = Some(Vec::new());
+        // Where the kernel finds it by itself, this walk need not end well.
+        let walked = walk.run(path, last);
+        let crossed = walk.crossed.take().unwrap_or_default();
+        if walked.is_err() && crossed.len() >= MAX_CROSSED {
+            return Err(Errno::ACCESS);
+        }
+        Ok(Self { path, last, start, within, crossed })
+    }
+
+    /// Whether the calling thread may go this way to `file`.
+    ///
+    /// # Errors
+    ///
+    /// The errno of a lookup by the calling thread; `EACCES` where the way leads to another file by now.
+    pub(crate) fn go(&self, file: Seen) -> Result<(), Errno> {
+        let crossed = || self.crossed.iter().try_for_each(Crossing::check);
+        if file.is_in_own_procfs() {
+            // The kernel would take /proc/self for the calling process.
+            return crossed();
+        }
+        match open_at(&self.start, self.path, self.last, self.within, Wait::Allowed) {
+            Ok(found) if Seen::of(&found)?.is(&file) => Ok(()),
+            Ok(_) => Err(Errno::ACCESS),
+            Err(Errno::XDEV | Errno::LOOP | Errno::AGAIN | Errno::NOENT) => crossed(),
+            Err(errno) => Err(errno),
+        }
+    }
+}
+
+impl Crossing {
+    fn check(&self) -> Result<(), Errno> {
+        match self {
+            Self::Search(directory) => {
+                let search = Access { search: true, ..Access::default() };
+                rights::access(directory.as_fd(), search)
+                    .map_err(|errno| Errno::from_raw_os_error(errno.raw()))
+            }
+            Self::Link(directory, name) => {
+                // Whatever else is wrong with where it leads is found there.
+                let within = ResolveFlags::BENEATH;
+                match open_at(directory, name, Last::Follow, within, Wait::Allowed) {
+                    Err(Errno::ACCESS) => Err(Errno::ACCESS),
+                    _ => Ok(()),
+                }
+            }
+            Self::Process(directory, name) => {
+                rustix::fs::openat(directory, &**name, PATH, Mode::empty()).map(drop)
+            }
+        }
+    }
+}
+
 struct Walk<'a> {
     from: From<'a>,
     root: OwnedFd,
@@ -234,9 +322,46 @@ struct Walk<'a> {
     left: Vec<Vec<u8>>,
     links: u32,
     wait: Wait,
+    /// What was crossed, for a [`Way`].
+    crossed: Option<Vec<Crossing>>,
 }
 
-impl Walk<'_> {
+impl<'a> Walk<'a> {
+    fn new(from: From<'a>, path: &[u8], wait: Wait) -> Result<Self, Errno> {
+        let root = from.open("root")?;
+        let here = if path.first() == Some(&b'/') { root.try_clone_to() } else { start(from) }?;
+        Ok(Self { from, root, here, left: Vec::new(), links: 0, wait, crossed: None })
+    }
+
+    fn run(&mut self, path: &[u8], last: Last) -> Result<(), Errno> {
+        self.push(path);
+        while let Some(name) = self.left.pop() {
+            let is_last = self.left.is_empty();
+            self.step(&name, if is_last { last } else { Last::Follow })?;
+        }
+        Ok(())
+    }
+
+    /// Notes what is crossed, but for a process's own way to what it has, which nobody is asked leave for
+    /// (`proc_fd_permission`, fs/proc/fd.c; `__ptrace_may_access`, kernel/ptrace.c).
+    fn cross(&mut self, crossing: impl FnOnce(OwnedFd) -> Crossing) -> Result<(), Errno> {
+        let Some(crossed) = &mut self.crossed else { return Ok(()) };
+        if crossed.len() >= MAX_CROSSED {
+            return Err(Errno::ACCESS);
+        }
+        let seen = Seen::of(&self.here)?;
+        let From { process, tid, .. } = self.from;
+        let is_own = |path: &str| {
+            let flags = if path.is_empty() { AtFlags::EMPTY_PATH } else { AtFlags::empty() };
+            Seen::at(process.proc(), path, flags).is_ok_and(|own| own.is(&seen))
+        };
+        let task = format!("task/{tid}");
+        let own = ["", "fd", &task, &format!("{task}/fd")];
+        if !(seen.is_in_own_procfs() && own.into_iter().any(is_own)) {
+            crossed.push(crossing(self.here.try_clone_to()?));
+        }
+        Ok(())
+    }
     fn push(&mut self, path: &[u8]) {
         let names = path.split(|&byte| byte == b'/').rev();
         self.left
@@ -244,6 +369,7 @@ impl Walk<'_> {
     }
 
     fn step(&mut self, name: &[u8], last: Last) -> Result<(), Errno> {
+        self.cross(Crossing::Search)?;
         if name == b".." {
             if !Seen::of(&self.here)?.is(&Seen::of(&self.root)?) {
                 self.here = self.open(name, Last::Follow, ResolveFlags::empty())?;
@@ -263,6 +389,7 @@ impl Walk<'_> {
         if is_in_procfs(&next, seen, self.wait)? {
             return self.step_in_proc(name, &next);
         }
+        self.cross(|directory| Crossing::Link(directory, name.to_vec()))?;
         self.follow(&next)
     }
 
@@ -279,6 +406,7 @@ impl Walk<'_> {
             self.here = rustix::fs::openat(process.proc(), own, PATH, Mode::empty())?;
             return Ok(());
         }
+        self.cross(|directory| Crossing::Process(directory, name.to_vec()))?;
         self.here = match self.open(name, Last::Follow, ResolveFlags::NO_MAGICLINKS) {
             // The kernel resolves a link of procfs only where it may wait; that one does not wait.
             Err(Errno::LOOP | Errno::AGAIN) => {

@@ -13,6 +13,7 @@ pub mod process;
 pub mod ptrace;
 pub mod published;
 pub mod quiesce;
+pub mod rights;
 pub mod seccomp;
 pub mod signal;
 pub mod spawn;

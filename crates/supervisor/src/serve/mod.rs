@@ -9,19 +9,21 @@
 //! Nobody waits for a client's close here but a call that was received after it, and that for a bounded time, after
 //! another receiver has taken its place.
 //!
-//! `Server::free` is a leaf lock.
+//! `Server::free` and `Server::places` are leaves lock.
 
 mod absent;
 mod access;
 mod behind;
 mod client;
 mod ioctl;
+mod judge;
 mod kvm;
 mod look;
 mod open;
 mod regions;
 mod verify;
 
+use std::collections::HashMap;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -50,7 +52,7 @@ use crate::removal::Note;
 use crate::resolve::Wait;
 use crate::task::{Task, Tasks, low, signed};
 use crate::trace::{self, Trace};
-use crate::view::Identity;
+use crate::view::{Identity, Node};
 use crate::watchdog::{Shared, say};
 use crate::workers::Workers;
 use client::Caller;
@@ -154,6 +156,8 @@ pub(crate) struct Server {
     memory: Arc<Memory>,
     machine: Machine,
     nodes: Vec<Identity>,
+    /// Where nodes of the view lie that were opened once, `O_PATH`: their modes count for whoever opens them anew.
+    places: Mutex<HashMap<Node, Arc<OwnedFd>>>,
     /// The user namespace the program was started in.
     user_namespace: Option<(u64, u64)>,
     trace: Option<Arc<Trace>>,
@@ -200,6 +204,7 @@ impl Server {
             tasks: Tasks::default(),
             machine,
             nodes: launched.nodes.clone(),
+            places: Mutex::default(),
             trace,
             workers: Workers::default(),
             receiver: AtomicU64::new(0),

@@ -11,9 +11,10 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 
 use super::client::Caller;
 use super::ioctl::open_device;
+use super::judge::{Asked, Verdict, judge};
 use super::{Decision, File, Gift, Line};
 use crate::files::Look;
-use crate::filter::{O_ACCMODE, O_CLOEXEC};
+use crate::filter::{O_ACCMODE, O_CLOEXEC, O_DIRECT};
 use crate::injection::{self, FailNth};
 use crate::parameters;
 use crate::resolve::{self, Found, Last, Seen, Wait};
@@ -21,15 +22,23 @@ use crate::task::OpenCall;
 use crate::view::status::Charges;
 use crate::view::{self, CONTAINER, ContainerNode, FaultInjection, Node};
 
-/// An access mode that allows neither reading nor writing; the kernel answers such an open of our nodes.
+/// An access mode that allows neither reading nor writing, and asks for leave to do both.
 const NO_ACCESS: u32 = 3;
+
+/// What a file keeps of the flags it was opened with, as F_GETFL shows them (`do_dentry_open`, fs/open.c).
+const KEPT: OFlags = OFlags::from_bits_retain(O_ACCMODE)
+    .union(OFlags::NONBLOCK)
+    .union(OFlags::SYNC)
+    .union(OFlags::DSYNC)
+    .union(OFlags::NOATIME)
+    .union(OFlags::LARGEFILE);
 
 pub(super) fn open(caller: &Caller<'_>, call: &Notification, wait: Wait) -> Decision {
     let Some(Ok(open)) = OpenCall::of(caller.task, call) else { return Decision::CONTINUE };
     if !open.may_be_ours() {
         return Decision::CONTINUE;
     }
-    if let Some(decision) = fail_nth(caller, &open) {
+    if let Some(decision) = fail_nth(caller, &open, wait) {
         return decision;
     }
     let last = if open.follows() { Last::Follow } else { Last::Keep };
@@ -38,23 +47,33 @@ pub(super) fn open(caller: &Caller<'_>, call: &Notification, wait: Wait) -> Deci
         Found::Nothing => return Decision::CONTINUE,
         Found::WouldWait => return Decision::Later,
     };
-    let Some(node) = node(caller, seen) else {
-        return status(caller, &open, &found, seen).unwrap_or(Decision::CONTINUE);
+    let Some(target) = node(caller, seen) else {
+        return status(caller, &open, (&found, seen), wait).unwrap_or(Decision::CONTINUE);
     };
-    drop(found);
-    if !caller.is_there() {
+    if !caller.is_there() || is_the_kernels(&target, open.flags) {
         return Decision::CONTINUE;
     }
-    let access = open.flags & O_ACCMODE;
-    let opened = match node {
-        _ if access == NO_ACCESS => return Decision::CONTINUE,
+    let asked = match target {
+        Target::Node(Node::Parameter(_)) if open.flags & O_ACCMODE != 0 => Asked::way(),
+        Target::Anonymous => Asked::way(),
+        _ => Asked::of(open.flags),
+    };
+    let found = Arc::new(found);
+    let place = caller.place_of(&target, &found, seen);
+    let line =
+        Line::Open { pid: caller.task.process.pid(), path: open.path.clone(), flags: open.flags };
+    match judge(caller, &open, (seen, place.as_fd()), asked, wait) {
+        Verdict::May => {}
+        Verdict::Later => return Decision::Later,
+        Verdict::MayNot(error) => return refuse(caller, line, error),
+    }
+    drop((found, place));
+    let opened = match target {
         Target::Node(Node::Parameter(number)) => return parameter(caller, &open, number),
-        Target::Node(Node::Attribute(_)) if access == 0 => return Decision::CONTINUE,
         Target::Node(node) => {
             caller.see_closes();
-            open_node(caller, node, access_of(access))
+            open_node(caller, node, OFlags::from_bits_retain(open.flags) & KEPT)
         }
-        Target::ReadOnly if access == 0 => return Decision::CONTINUE,
         Target::ReadOnly => {
             Err(Error::new(Errno::EACCES, "Linux lets nobody write this attribute"))
         }
@@ -62,26 +81,68 @@ pub(super) fn open(caller: &Caller<'_>, call: &Notification, wait: Wait) -> Deci
             Err(Error::new(Errno::ENXIO, "an anonymous file cannot be opened by a path"))
         }
     };
-    let line = Line::Open { pid: caller.task.process.pid(), path: open.path, flags: open.flags };
     match opened {
-        Ok(file) => Decision::Give(Gift { file, on_exec: on_exec(open.flags), line }),
-        Err(error) => {
-            caller.server.write_line(line, Err(error));
-            Decision::error(error.errno)
+        // After the driver's open, and closed again (do_dentry_open, fs/open.c).
+        Ok(file) if open.flags & O_DIRECT != 0 => {
+            drop(file);
+            refuse(caller, line, Error::new(Errno::EINVAL, "a device has no direct I/O"))
         }
+        Ok(file) => Decision::Give(Gift { file, on_exec: on_exec(open.flags), line }),
+        Err(error) => refuse(caller, line, error),
     }
 }
 
-/// The answer to an open of a task's fail-nth file, where there is one.
-fn fail_nth(caller: &Caller<'_>, open: &OpenCall<'_>) -> Option<Decision> {
-    let server = caller.server;
+fn refuse(caller: &Caller<'_>, line: Line, error: Error) -> Decision {
+    caller.server.write_line(line, Err(error));
+    Decision::error(error.errno)
+}
+
+/// Whether the kernel opens such a file itself: one of the view that holds what is to be read.
+const fn is_the_kernels(target: &Target, flags: u32) -> bool {
+    match target {
+        Target::Node(Node::Attribute(_)) | Target::ReadOnly => flags & O_ACCMODE == 0,
+        Target::Node(Node::Parameter(_) | Node::FaultSetting) => flags & O_ACCMODE == NO_ACCESS,
+        Target::Node(_) | Target::Anonymous => false,
+    }
+}
+
+impl Caller<'_> {
+    /// The file whose mode says who may open `target`, which was found as `found`. Through /proc/PID/fd that is the file
+    /// behind a descriptor, which has nobody's mode: there it is the node that was opened.
+    fn place_of(&self, target: &Target, found: &Arc<OwnedFd>, seen: Seen) -> Arc<OwnedFd> {
+        let Target::Node(node) = target else { return Arc::clone(found) };
+        let mut places = self.server.places.lock();
+        if seen.dev == self.server.files.dev() {
+            return places.get(node).map_or_else(|| Arc::clone(found), Arc::clone);
+        }
+        places.entry(*node).or_insert_with(|| Arc::clone(found));
+        Arc::clone(found)
+    }
+}
+
+/// The answer to an open of a task's fail-nth file, where there is one. It is for whoever may open another file of the
+/// task's that has its owner and mode (0644, `tid_base_stuff` of fs/proc/base.c).
+fn fail_nth(caller: &Caller<'_>, open: &OpenCall<'_>, wait: Wait) -> Option<Decision> {
+    let (server, own) = (caller.server, caller.task.process.pid());
     if server.machine.view.fault_injection == FaultInjection::Absent {
         return None;
     }
-    let (process, tid) =
-        injection::fail_nth_of(&open.path, caller.task.process.pid(), caller.task.tid)?;
-    // Of no thread, the kernel says that there is no such file.
-    std::fs::exists(format!("/proc/{process}/task/{tid}")).ok().filter(|&exists| exists)?;
+    let (process, tid) = injection::fail_nth_of(&open.path, own, caller.task.tid)?;
+    let path = format!("/proc/{process}/task/{tid}/comm").into_bytes();
+    let alike = OpenCall { from: open.from, path, flags: open.flags };
+    match resolve::resolve(open.from, &alike.path, Last::Follow, wait) {
+        Found::File(file, seen) if seen.is_in_own_procfs() && process != own => {
+            match judge(caller, &alike, (seen, file.as_fd()), Asked::of(open.flags), wait) {
+                Verdict::May => {}
+                Verdict::Later => return Some(Decision::Later),
+                Verdict::MayNot(error) => return Some(Decision::error(error.errno)),
+            }
+        }
+        Found::File(_, seen) if seen.is_in_own_procfs() => {}
+        Found::WouldWait => return Some(Decision::Later),
+        // Of no thread, the kernel says that there is no such file.
+        Found::File(..) | Found::Nothing => return None,
+    }
     let file = Arc::new(FailNth::new(tid, &server.injection));
     Some(match caller.install(file, client_flag(open.flags)) {
         Ok(fd) => Decision::Answer(Answer::Value(fd.into())),
@@ -98,8 +159,8 @@ fn fail_nth(caller: &Caller<'_>, open: &OpenCall<'_>) -> Option<Decision> {
 fn status(
     caller: &Caller<'_>,
     open: &OpenCall<'_>,
-    found: &OwnedFd,
-    seen: Seen,
+    (found, seen): (&OwnedFd, Seen),
+    wait: Wait,
 ) -> Option<Decision> {
     let ledger = &caller.server.machine.iommu.ledger;
     if !open.path.ends_with(b"status")
@@ -123,6 +184,12 @@ fn status(
     let charges = Charges { locked: charges.locked, pinned: charges.vm_pin() };
     if charges == Charges::default() || !caller.is_there() {
         return None;
+    }
+    // Of a process that is hidden from the program, and of any other error, the kernel tells.
+    match judge(caller, open, (seen, found.as_fd()), Asked::of(open.flags), wait) {
+        Verdict::May => {}
+        Verdict::Later => return Some(Decision::Later),
+        Verdict::MayNot(_) => return None,
     }
     let file = text_file(caller, &view::status::with_charges(&text, charges)).ok()?;
     Some(Decision::Give(Gift { file, on_exec: on_exec(open.flags), line: Line::None }))
@@ -186,14 +253,6 @@ const fn client_flag(flags: u32) -> ioasis_iommufd::OnExec {
         ioasis_iommufd::OnExec::Close
     } else {
         ioasis_iommufd::OnExec::Keep
-    }
-}
-
-fn access_of(flags: u32) -> OFlags {
-    match flags {
-        0 => OFlags::RDONLY,
-        1 => OFlags::WRONLY,
-        _ => OFlags::RDWR,
     }
 }
 

@@ -7,6 +7,7 @@
 //!
 //! `Regions::regions` is a leaf lock.
 
+use std::io::BufRead;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
@@ -154,8 +155,14 @@ fn is_mapped_by_others(region: &Region) -> bool {
             let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
             name.bytes().all(|byte| byte.is_ascii_digit()) && name != own
         })
-        .filter_map(|path| std::fs::read_to_string(path.join("maps")).ok())
-        .any(|maps| maps.lines().any(|line| shows(line, device, stat.st_ino, region)))
+        .filter_map(|path| std::fs::File::open(path.join("maps")).ok())
+        // A program chooses how many lines it has, and what its files are called.
+        .any(|maps| {
+            let lines = std::io::BufReader::new(maps).split(b'\n').map_while(|line| line.ok());
+            lines
+                .into_iter()
+                .any(|line| shows(&String::from_utf8_lossy(&line), device, stat.st_ino, region))
+        })
 }
 
 /// Whether a line of /proc/PID/maps is a mapping of `region`, in the file `inode` of `device`.

@@ -1,0 +1,188 @@
+//! Whether a task may open a file of ours, as the VFS would find before it asks a driver.
+//!
+//! The kernel judges: by the supervisor's own rights where the task has the same, else by those of the task, which a
+//! child of the judging thread takes on ([`Rights::lend`]). So modes, owners, groups, ACLs and capabilities count, of
+//! every directory on the way and of the file. Only files found to be ours are judged, so that nobody else's open
+//! takes longer.
+//!
+//! DIFFERS: a capability in a user namespace that a program of the run made itself is not taken on, and neither is the
+//! domain of a security module (docs/view.md).
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use ioasis_sys::because;
+use ioasis_sys::rights::{self, Access, Rights};
+use ioasis_uapi::{Errno, Error, Result};
+use rustix::fs::{AtFlags, Mode, OFlags, StatVfsMountFlags};
+
+use super::client::Caller;
+use crate::filter::{O_ACCMODE, O_NOATIME, O_TRUNC};
+use crate::resolve::{Last, Seen, Wait, Way};
+use crate::task::OpenCall;
+
+/// `CAP_FOWNER` of linux/capability.h.
+const CAP_FOWNER: u32 = 3;
+/// More than a status text with every group there can be.
+const STATUS_MAX: u64 = 1 << 20;
+
+/// What an open asks of its file.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Asked {
+    access: Access,
+    no_atime: bool,
+}
+
+impl Asked {
+    /// By `O_*` flags (`build_open_flags`, fs/open.c: access mode 3 and `O_TRUNC` ask for more than they give).
+    pub(super) const fn of(flags: u32) -> Self {
+        let mode = flags & O_ACCMODE;
+        let write = mode != 0 || flags & O_TRUNC != 0;
+        let access = Access { read: mode != 1, write, search: false };
+        Self { access, no_atime: flags & O_NOATIME != 0 }
+    }
+
+    /// To know the way only.
+    pub(super) const fn way() -> Self {
+        let access = Access { read: false, write: false, search: false };
+        Self { access, no_atime: false }
+    }
+}
+
+/// The judgement on an open.
+#[derive(Debug)]
+pub(super) enum Verdict {
+    May,
+    MayNot(Error),
+    /// It takes a worker to say.
+    Later,
+}
+
+/// Whether the task may open `file`, which the path of `open` was found to lead to. What the file's own mode and mount
+/// say is asked of `place`.
+pub(super) fn judge(
+    caller: &Caller<'_>,
+    open: &OpenCall<'_>,
+    (file, place): (Seen, BorrowedFd<'_>),
+    asked: Asked,
+    wait: Wait,
+) -> Verdict {
+    let judged = || {
+        let task = TaskRights::of(caller)?;
+        let last = if open.follows() { Last::Follow } else { Last::Keep };
+        if task.are_own() {
+            // The way was gone by these rights already.
+            may_access(place, asked.access)?;
+        } else if wait == Wait::Forbidden {
+            return Ok(false);
+        } else {
+            let way = Way::of(open.from, &open.path, last).map_err(because(WAY))?;
+            task.lend(|| {
+                way.go(file).map_err(because(WAY))?;
+                may_access(place, asked.access)
+            })??;
+        }
+        task.may_use(place, asked)?;
+        Ok(true)
+    };
+    match judged() {
+        Ok(true) => Verdict::May,
+        Ok(false) => Verdict::Later,
+        Err(error) => Verdict::MayNot(error),
+    }
+}
+
+const WAY: &str = "a directory or link on the way is not for this user";
+
+/// Whether the calling thread may have `access` to what `file` is, by its mode, owner, group and ACL.
+fn may_access(file: BorrowedFd<'_>, access: Access) -> Result<()> {
+    match rights::access(file, access) {
+        Ok(()) => Ok(()),
+        // Of attributes only, whose mounts are read-only where they are written through the supervisor; writing to a
+        // device changes no file system (sb_permission, fs/namei.c).
+        Err(Errno::EROFS) => Ok(()),
+        Err(errno) => Err(Error::new(errno, "the mode of the file is not for this user")),
+    }
+}
+
+/// The rights of the thread that made a call.
+struct TaskRights {
+    rights: Rights,
+    own: Rights,
+    /// To be entered for them.
+    namespace: Option<OwnedFd>,
+}
+
+impl TaskRights {
+    fn of(caller: &Caller<'_>) -> Result<Self> {
+        let (process, tid) = (&caller.task.process, caller.task.tid);
+        let unknown = Error::new(Errno::EACCES, "the rights of the task cannot be learnt");
+        let rights_of = |directory: BorrowedFd<'_>, path: &str| {
+            read(directory, path).and_then(|text| Rights::of_status(&text)).ok_or(unknown)
+        };
+        let proc = rustix::fs::open("/proc", OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
+        let proc = proc.map_err(|_| unknown)?;
+        let own = rights_of(proc.as_fd(), "thread-self/status")?;
+        let mut rights = rights_of(process.proc(), &format!("task/{tid}/status"))?;
+        let link = format!("task/{tid}/ns/user");
+        let namespace_of = |directory, path: &str| {
+            Seen::at(directory, path, AtFlags::empty()).map(|seen| (seen.dev, seen.ino))
+        };
+        let theirs = namespace_of(process.proc(), &link).map_err(|_| unknown)?;
+        let ours = namespace_of(proc.as_fd(), "thread-self/ns/user").map_err(|_| unknown)?;
+        if Some(theirs) != caller.server.user_namespace {
+            // capable_wrt_inode_uidgid (kernel/capability.c) would count them for files of ids that the namespace has.
+            rights.capabilities = 0;
+        }
+        let namespace = if theirs == ours || rights.capabilities == 0 {
+            None
+        } else {
+            let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+            let opened = rustix::fs::openat(process.proc(), link, flags, Mode::empty());
+            Some(opened.map_err(|_| unknown)?)
+        };
+        Ok(Self { rights, own, namespace })
+    }
+
+    /// Whether the supervisor has the same.
+    fn are_own(&self) -> bool {
+        self.namespace.is_none() && self.rights == self.own
+    }
+
+    fn lend<T>(&self, act: impl FnOnce() -> T) -> Result<T> {
+        let namespace = self.namespace.as_ref().map(AsFd::as_fd);
+        let lent = self.rights.lend(&self.own, namespace, act);
+        // Nothing is told apart by the errno: what cannot be judged is refused.
+        lent.map_err(|error| match error.errno {
+            Errno::EPERM | Errno::EINVAL => Error { errno: Errno::EACCES, ..error },
+            _ => error,
+        })
+    }
+
+    /// What is judged by more than the access: the mount, and `O_NOATIME` (`may_open`, fs/namei.c).
+    fn may_use(&self, file: BorrowedFd<'_>, asked: Asked) -> Result<()> {
+        let unknown = because("the mount of the file cannot be looked at");
+        if Seen::of(file).map_err(&unknown)?.kind.is_char_device() {
+            let mount = rustix::fs::fstatvfs(file).map_err(&unknown)?;
+            if mount.f_flag.contains(StatVfsMountFlags::NODEV) {
+                return Err(Error::new(Errno::EACCES, "devices are not opened on a nodev mount"));
+            }
+        }
+        if asked.no_atime {
+            let owner = rustix::fs::fstat(file).map_err(unknown)?.st_uid;
+            if owner != self.rights.user && !self.rights.has(CAP_FOWNER) {
+                let why = "O_NOATIME is for the owner of the file";
+                return Err(Error::at(Errno::EPERM, why, self.rights.user.into()));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn read(directory: BorrowedFd<'_>, path: &str) -> Option<Vec<u8>> {
+    use std::io::Read;
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(directory, path, flags, Mode::empty()).ok()?;
+    let mut text = Vec::with_capacity(4096);
+    std::fs::File::from(file).take(STATUS_MAX).read_to_end(&mut text).ok()?;
+    Some(text)
+}
