@@ -14,7 +14,7 @@ use super::events::{Event, Events};
 use super::features::{Features, IoQueues};
 use super::identify::Identity;
 use super::image::Image;
-use super::io::{Context, Executor, TURN_MAX};
+use super::io::{Context, Executor, TURN_MAX, first_block};
 use super::log::{ErrorLog, Failure};
 use super::queue::{CompletionQueue, FETCH_MAX, SubmissionQueue};
 use super::registers::{self, AdminQueues, BAR, Configuration, Wish, doorbells};
@@ -490,7 +490,8 @@ impl Controller {
         let status = match done {
             Ok(_) => Status::SUCCESS,
             Err(status) => {
-                let (lba, namespace) = (command.qword(10), command.namespace);
+                let lba = if id == ADMIN { 0 } else { first_block(command) };
+                let namespace = command.namespace;
                 let failure = Failure { queue: id, command: command.id, status, lba, namespace };
                 self.errors.add(failure);
                 status.logged()

@@ -480,6 +480,14 @@ fn image_extent(context: &Context<'_>, start: u64, count: u64) -> Result<(u64, u
     Ok((start << context.lba_lg2, count << context.lba_lg2))
 }
 
+/// The first block that an I/O command names; 0 for one that names none, or is none.
+pub(super) fn first_block(command: &Command) -> u64 {
+    match command.opcode {
+        READ | WRITE | COMPARE | WRITE_ZEROES => command.qword(10),
+        _ => 0,
+    }
+}
+
 /// A range is context attributes, a length in blocks, and a first block (figure 368).
 fn dataset_extent(context: &Context<'_>, range: &[u8; RANGE_BYTES]) -> Result<(u64, u64), Status> {
     let [_, _, _, _, a, b, c, d, start @ ..] = *range;

@@ -6,7 +6,7 @@ use crate::model::nvme::admin::{
     DELETE_SUBMISSION_QUEUE, GET_FEATURES, GET_LOG_PAGE, IDENTIFY, SET_FEATURES,
 };
 use crate::model::nvme::command::Command;
-use crate::model::nvme::io::{READ, WRITE};
+use crate::model::nvme::io::{COMPARE, DATASET_MANAGEMENT, FLUSH, READ, WRITE, WRITE_ZEROES};
 
 fn identify(cns: u32, namespace: u32) -> Command {
     with_data(IDENTIFY, namespace, [cns, 0, 0, 0, 0, 0])
@@ -258,6 +258,28 @@ fn a_failed_command_is_in_the_error_log() {
     assert_eq!(page[64..72], 1_u64.to_le_bytes());
     assert_eq!(rig.status(0, log(1, 64, 64)), 0);
     assert_eq!(rig.memory.get(DATA, 8), 1_u64.to_le_bytes(), "from an offset");
+}
+
+#[test]
+fn the_error_log_has_a_block_only_for_commands_that_name_one() {
+    let mut rig = Rig::with_queue(&[]);
+    let words = [0x1234, 0x56, 0, 0, 0, 0];
+    let io = |opcode| Command { opcode, namespace: 7, prp1: DATA, words, ..Command::default() };
+    let rows = [
+        (1, io(FLUSH), 0),
+        (1, io(0x7f), 0),
+        (1, io(DATASET_MANAGEMENT), 0),
+        (1, io(WRITE_ZEROES), 0x56_0000_1234),
+        (1, io(COMPARE), 0x56_0000_1234),
+        (0, io(0x7f), 0),
+        (0, io(READ), 0),
+    ];
+    for (queue, command, block) in rows {
+        assert_ne!(rig.status(queue, command), 0, "{command:?}");
+        assert_eq!(rig.status(0, log(1, 64, 0)), 0);
+        let page = rig.memory.get(DATA, 64);
+        assert_eq!(page[16..24], u64::to_le_bytes(block), "queue {queue}: {command:?}");
+    }
 }
 
 #[test]
