@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use anyhow::{Context, Result, ensure};
 use ioasis_iommufd::type1::GroupKind;
 use ioasis_iommufd::{self as iommufd, Endpoint, EndpointConfig, Group, IommuKind};
-use ioasis_pci::{Function, Windows};
+use ioasis_pci::{Bdf, Function, Model, Windows};
 use ioasis_supervisor::view;
 use ioasis_vfio::{Machine, Placement};
 
@@ -70,8 +70,7 @@ pub(crate) fn build(
     let iommus: Vec<_> =
         description.iommus.iter().map(|iommu| Arc::new(iommu.hardware.clone())).collect();
     let mut groups: BTreeMap<u32, (usize, Arc<Group>)> = BTreeMap::new();
-    let mut windows = Windows::default();
-    let mut placements = Vec::new();
+    let (mut models, mut places) = (Vec::new(), Vec::new());
     for device in &description.devices {
         let address = device.address.context("a device has no address")?;
         let number = device.group.context("a device has no group")?;
@@ -94,18 +93,33 @@ pub(crate) fn build(
             pri: device.pri,
             ..EndpointConfig::default()
         };
-        placements.push(Placement {
-            function: Function::new(address, model, &mut windows),
-            endpoint: Endpoint::new(group, config),
-            kind: match device.translation {
-                Translation::Iommu => GroupKind::Iommu,
-                Translation::None => GroupKind::NoIommu,
-                Translation::Emulated => GroupKind::Emulated,
-            },
-        });
+        models.push((address, model));
+        let kind = match device.translation {
+            Translation::Iommu => GroupKind::Iommu,
+            Translation::None => GroupKind::NoIommu,
+            Translation::Emulated => GroupKind::Emulated,
+        };
+        places.push((Endpoint::new(group, config), kind));
     }
+    let functions = functions(models).into_iter().zip(places);
+    let placements: Vec<_> = functions
+        .map(|(function, (endpoint, kind))| Placement { function, endpoint, kind })
+        .collect();
     check_kinds(&placements)?;
     Ok((machine, Machine::new(placements)))
+}
+
+/// A function for each model, in the order given, their BARs in the order of their addresses: those of one bus lie together.
+fn functions(models: Vec<(Bdf, Box<dyn Model>)>) -> Vec<Function> {
+    let mut models: Vec<_> = models.into_iter().enumerate().collect();
+    models.sort_by_key(|(_, (address, _))| *address);
+    let mut windows = Windows::default();
+    let mut functions: Vec<_> = models
+        .into_iter()
+        .map(|(index, (address, model))| (index, Function::new(address, model, &mut windows)))
+        .collect();
+    functions.sort_by_key(|(index, _)| *index);
+    functions.into_iter().map(|(_, function)| function).collect()
 }
 
 /// The module parameters as the description has them. A device without an IOMMU can only be there with its parameter on.

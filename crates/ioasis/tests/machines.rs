@@ -35,8 +35,9 @@ fn sysfs_shows_each_iommu_as_its_kind_with_its_devices_behind_it() {
         "--device",
         "testdev,iommu=3",
     ];
-    let links = "for d in /sys/bus/pci/devices/*; do basename $(readlink -f $d/iommu); done; \
-                 for i in /sys/class/iommu/*; do ls $i/devices; done";
+    // Bus 0 has bridges alone.
+    let links = "for d in /sys/bus/pci/devices/0000:0[1-9]*; do basename $(readlink -f $d/iommu); done; \
+                 for i in /sys/class/iommu/*; do ls $i/devices | grep -v 0000:00; done";
     assert_eq!(
         seen(&options, links),
         "dmar0\nivhd1\nsmmu3.0x0000000009090000\nriscv-iommu@3013000.iommu\n\
@@ -50,6 +51,51 @@ fn sysfs_shows_each_iommu_as_its_kind_with_its_devices_behind_it() {
          DMA\n0x0000000008000000 0x00000000080fffff msi\n\
          DMA\n"
     );
+}
+
+#[test]
+fn a_root_port_is_above_each_device_and_behind_its_iommu() {
+    let options = [
+        "--iommu",
+        "kind=vtd",
+        "--iommu",
+        "kind=amd",
+        "--device",
+        "testdev,iommu=1",
+        "--device",
+        "testdev,group=9",
+        "--device",
+        "testdev,address=0000:02:00.1",
+    ];
+    let script = "for d in 0000:01:00.0 0000:02:00.0 0000:02:00.1; do \
+                  p=$(dirname $(readlink -f /sys/bus/pci/devices/$d)); \
+                  cat $p/class $p/secondary_bus_number; \
+                  basename $(readlink -f $p/iommu_group); basename $(readlink -f $p/iommu); done; \
+                  ls /sys/kernel/iommu_groups/0/devices /dev/vfio/devices";
+    // The third device has the first free group; ports come after the largest.
+    assert_eq!(
+        seen(&options, script),
+        "0x060400\n1\n10\nivhd1\n0x060400\n2\n11\ndmar0\n0x060400\n2\n11\ndmar0\n\
+         /dev/vfio/devices:\nvfio0\nvfio1\nvfio2\n\n/sys/kernel/iommu_groups/0/devices:\n0000:00:00.0\n"
+    );
+}
+
+#[test]
+fn a_device_may_take_the_place_and_the_group_of_the_host_bridge() {
+    let options = ["--device", "testdev,address=0000:00:00.0,group=0"];
+    let script = "ls /sys/bus/pci/devices /sys/kernel/iommu_groups; \
+                  cat /sys/kernel/iommu_groups/0/devices/0000:00:00.0/vendor";
+    assert_eq!(
+        seen(&options, script),
+        "/sys/bus/pci/devices:\n0000:00:00.0\n\n/sys/kernel/iommu_groups:\n0\n0x1234\n"
+    );
+}
+
+#[test]
+fn a_bar_is_a_file_that_is_not_opened() {
+    let script = "stat -c '%s %a' /sys/bus/pci/devices/0000:01:00.0/resource0; \
+                  cat /sys/bus/pci/devices/0000:01:00.0/resource0 2>&1 | sed 's/.*: //'";
+    assert_eq!(seen(&["--device", "testdev"], script), "4096 600\nPermission denied\n");
 }
 
 #[test]

@@ -35,6 +35,8 @@ const EXP_LINK_CAPABILITIES: usize = 12;
 const EXP_LINK_STATUS: usize = 18;
 const EXP_CAPABILITIES_2: usize = 36;
 const EXP_CONTROL_2: usize = 40;
+const EXP_LINK_CAPABILITIES_2: usize = 44;
+const EXP_LINK_CONTROL_2: usize = 48;
 /// Version 2, PCI Express endpoint.
 const EXP_VERSION_2: u32 = 2;
 const EXP_FLR: u32 = 1 << 28;
@@ -48,7 +50,10 @@ const EXP_CONTROL_VALUE: u32 = 1 << 4 | 1 << 11 | 2 << 12;
 /// All of device control, except phantom functions (bit 9).
 const EXP_CONTROL_WRITABLE: u32 = 0xffff & !(1 << 9);
 /// 8 GT/s, four lanes.
-const EXP_LINK: u32 = 3 | 4 << 4;
+pub(crate) const EXP_LINK: u32 = 3 | 4 << 4;
+/// The speeds up to that, as link capabilities 2 list them, and that speed as the target of link control 2.
+pub(crate) const EXP_LINK_SPEEDS: u32 = 0b111 << 1;
+pub(crate) const EXP_LINK_TARGET: u32 = 3;
 /// All of device control 2 except ARI forwarding (bit 5).
 const EXP_CONTROL_2_WRITABLE: u32 = 0xffff & !(1 << 5);
 /// Completion timeout disable is supported.
@@ -150,6 +155,8 @@ impl Kind {
                 Field::read_only(EXP_LINK_STATUS, 2, EXP_LINK),
                 Field::read_only(EXP_CAPABILITIES_2, 4, EXP_TIMEOUT_DISABLE),
                 Field::writable(EXP_CONTROL_2, 2, 0, EXP_CONTROL_2_WRITABLE),
+                Field::read_only(EXP_LINK_CAPABILITIES_2, 4, EXP_LINK_SPEEDS),
+                Field::read_only(EXP_LINK_CONTROL_2, 2, EXP_LINK_TARGET),
             ],
             Self::Msix => {
                 let table = description.msix.expect("vectors are in a table");

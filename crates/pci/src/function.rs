@@ -51,7 +51,7 @@ impl Function {
     pub fn new(address: Bdf, model: Box<dyn Model>, windows: &mut Windows) -> Self {
         let description = model.description();
         description.check();
-        let addresses = windows.assign(&description);
+        let addresses = windows.assign(address, &description);
         let config = ConfigSpace::new(&description, &addresses);
         Self {
             address,

@@ -255,8 +255,12 @@ fn pairs(numbers: &[u64]) -> Vec<(u64, u64)> {
 impl Marks {
     /// The marks of a view's nodes and files.
     pub(crate) fn new(files: u64, nodes: &[Identity]) -> Self {
-        let is_text =
-            |node| matches!(node, Node::Attribute(_) | Node::FaultSetting | Node::Parameter(_));
+        let is_text = |node| {
+            matches!(
+                node,
+                Node::Attribute(_) | Node::FaultSetting | Node::Parameter(_) | Node::Resource(_)
+            )
+        };
         let opened = nodes.iter().filter(|identity| !is_text(identity.node));
         Self { files, nodes: opened.map(|identity| (identity.dev, identity.ino)).collect() }
     }

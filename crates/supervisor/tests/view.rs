@@ -26,6 +26,11 @@ const CHECKS: &[(&str, Check)] = &[
     ("every_link_leads_somewhere", every_link_leads_somewhere),
     ("the_last_component_of_a_real_path_is_the_bdf", the_last_component_of_a_real_path_is_the_bdf),
     ("attributes_say_what_linux_says", attributes_say_what_linux_says),
+    (
+        "every_machine_has_a_host_bridge_and_a_root_port_above_each_bus",
+        every_machine_has_a_host_bridge_and_a_root_port_above_each_bus,
+    ),
+    ("a_bar_is_a_file_of_its_size", a_bar_is_a_file_of_its_size),
     ("groups_iommus_and_modules_are_there", groups_iommus_and_modules_are_there),
     ("the_rest_of_sysfs_stays", the_rest_of_sysfs_stays),
     ("what_linux_lets_root_write_is_refused", what_linux_lets_root_write_is_refused),
@@ -172,6 +177,17 @@ fn devices() -> Vec<Device> {
     ]
 }
 
+/// The root port above a bus.
+fn port(bus: &str) -> String {
+    let bridge = fs::canonicalize(format!("/sys/class/pci_bus/{bus}/device")).unwrap();
+    bridge.file_name().unwrap().to_str().unwrap().to_owned()
+}
+
+/// The directory of a function on bus 1.
+fn below(bdf: &str) -> PathBuf {
+    Path::new("/sys/devices/pci0000:00").join(port("0000:01")).join(bdf)
+}
+
 fn text(path: &str) -> String {
     fs::read_to_string(path).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
@@ -274,11 +290,12 @@ fn a_pseudo_terminal_can_be_made(_: &View, _: &Entered) {
 }
 
 fn only_the_devices_of_the_run_are_on_the_bus(_: &View, _: &Entered) {
-    assert_eq!(
-        names("/sys/bus/pci/devices"),
-        ["0000:00:01.0", BDF, "0000:01:00.1", "0000:02:00.0"]
-    );
-    assert_eq!(names("/sys/bus/pci/drivers"), ["vfio-pci"]);
+    let (first, second) = (port("0000:01"), port("0000:02"));
+    let mut expected =
+        ["0000:00:00.0", "0000:00:01.0", &first, &second, BDF, "0000:01:00.1", "0000:02:00.0"];
+    expected.sort_unstable();
+    assert_eq!(names("/sys/bus/pci/devices"), expected);
+    assert_eq!(names("/sys/bus/pci/drivers"), ["pcieport", "vfio-pci"]);
     assert_eq!(names(format!("{PCI}/vfio-dev")), ["vfio0"]);
     assert!(
         !Path::new("/sys/bus/pci/devices/0000:02:00.0/vfio-dev").exists(),
@@ -294,8 +311,9 @@ fn every_link_leads_somewhere(_: &View, _: &Entered) {
         "/sys/class/vfio-dev",
         "/sys/class/iommu",
         "/sys/module/vfio_pci",
-        "/sys/devices/pci0000:01",
-        "/sys/devices/pci0000:02",
+        "/sys/devices/pci0000:00/0000:00:00.0",
+        &format!("/sys/devices/pci0000:00/{}", port("0000:01")),
+        &format!("/sys/devices/pci0000:00/{}", port("0000:02")),
         "/sys/devices/pci0000:00/0000:00:01.0",
         "/sys/devices/virtual/iommu",
         "/sys/devices/virtual/vfio",
@@ -339,12 +357,9 @@ fn the_last_component_of_a_real_path_is_the_bdf(_: &View, _: &Entered) {
     assert_eq!(real("driver"), Path::new("/sys/bus/pci/drivers/vfio-pci"));
     assert_eq!(real("subsystem"), Path::new("/sys/bus/pci"));
     assert_eq!(real("iommu_group"), Path::new("/sys/kernel/iommu_groups/7"));
-    assert_eq!(
-        real("iommu_group/devices/0000:01:00.1"),
-        Path::new("/sys/devices/pci0000:01/0000:01:00.1")
-    );
+    assert_eq!(real("iommu_group/devices/0000:01:00.1"), below("0000:01:00.1"));
     assert_eq!(real("iommu"), Path::new("/sys/devices/virtual/iommu/dmar0"));
-    assert_eq!(real("vfio-dev/vfio0/device"), Path::new("/sys/devices/pci0000:01/0000:01:00.0"));
+    assert_eq!(real("vfio-dev/vfio0/device"), below(BDF));
     assert_eq!(fs::canonicalize("/sys/class/vfio-dev/vfio0").unwrap(), real("vfio-dev/vfio0"));
 }
 
@@ -382,8 +397,47 @@ fn attributes_say_what_linux_says(_: &View, _: &Entered) {
     }
 }
 
+fn every_machine_has_a_host_bridge_and_a_root_port_above_each_bus(_: &View, _: &Entered) {
+    let bridge = "/sys/bus/pci/devices/0000:00:00.0";
+    assert_eq!(text(&format!("{bridge}/class")), "0x060000\n");
+    assert_eq!(names("/sys/kernel/iommu_groups/0/devices"), ["0000:00:00.0"]);
+    assert!(!Path::new(bridge).join("driver").exists(), "no driver is bound to a host bridge");
+    assert_eq!(names("/sys/class/pci_bus"), ["0000:00", "0000:01", "0000:02"]);
+    for (bus, group) in [("0000:01", "10"), ("0000:02", "11")] {
+        let port = port(bus);
+        let directory = format!("/sys/bus/pci/devices/{port}");
+        assert_eq!(text(&format!("{directory}/class")), "0x060400\n");
+        assert_eq!(names(format!("/sys/kernel/iommu_groups/{group}/devices")), [port.as_str()]);
+        let number = bus.trim_start_matches("0000:0");
+        assert_eq!(text(&format!("{directory}/secondary_bus_number")), format!("{number}\n"));
+        let driver = fs::canonicalize(format!("{directory}/driver")).unwrap();
+        assert_eq!(driver, Path::new("/sys/bus/pci/drivers/pcieport"));
+        let config = fs::read(format!("{directory}/config")).unwrap();
+        assert_eq!(config[0x18..0x1b], [0, number.parse().unwrap(), number.parse().unwrap()]);
+        assert_eq!(config[0x100..0x102], [0x0d, 0], "ACS");
+        let members = names("/sys/class/iommu/dmar0/devices");
+        assert!(members.contains(&port), "{members:?}");
+        assert!(!Path::new(&directory).join("vfio-dev").exists());
+    }
+    let resource = text(&format!("/sys/bus/pci/devices/{}/resource", port("0000:01")));
+    assert_eq!(resource.lines().count(), 17, "four windows more than a device");
+    assert_eq!(
+        resource.lines().nth(14),
+        Some("0x00000000fe000000 0x00000000fe0fffff 0x0000000000000200")
+    );
+}
+
+fn a_bar_is_a_file_of_its_size(_: &View, entered: &Entered) {
+    let meta = fs::metadata(format!("{PCI}/resource0")).unwrap();
+    assert_eq!((meta.len(), meta.mode() & 0o7777), (0x4000, 0o600));
+    assert!(!Path::new(PCI).join("resource1").exists());
+    let is_it = |known: &&Identity| (known.dev, known.ino) == (meta.dev(), meta.ino());
+    let node = entered.nodes.iter().find(is_it).map(|known| known.node);
+    assert_eq!(node, Some(Node::Resource(0)));
+}
+
 fn groups_iommus_and_modules_are_there(_: &View, _: &Entered) {
-    assert_eq!(names("/sys/kernel/iommu_groups"), ["7", "8", "9"]);
+    assert_eq!(names("/sys/kernel/iommu_groups"), ["0", "10", "11", "7", "8", "9"]);
     assert_eq!(names("/sys/kernel/iommu_groups/7/devices"), [BDF, "0000:01:00.1"]);
     assert_eq!(text("/sys/kernel/iommu_groups/7/type"), "DMA-FQ\n");
     let reserved = text("/sys/kernel/iommu_groups/7/reserved_regions");

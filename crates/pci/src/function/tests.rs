@@ -355,7 +355,9 @@ fn pages_that_vanish_kill_the_device_until_a_reset() {
 fn bars_do_not_overlap_on_the_bus() {
     let mut windows = Windows::default();
     let mut seen: Vec<std::ops::Range<u64>> = Vec::new();
-    for bus in 0..20 {
+    let mut pieces = std::collections::BTreeSet::new();
+    // No more buses have I/O ports: 64 KiB are 16 windows, the first of which is the machine's own.
+    for bus in 0..15 {
         let address = Bdf::new(0, bus, 0, 0).expect("an address");
         let model = Box::new(Probe(Arc::default()));
         let function = Function::new(address, model, &mut windows);
@@ -365,6 +367,11 @@ fn bars_do_not_overlap_on_the_bus() {
             assert!(start != 0 && start.is_multiple_of(bar.size));
             let range = start..start + bar.size;
             assert!(seen.iter().all(|other| range.end <= other.start || other.end <= range.start));
+            let unit = if bar.kind == BarKind::Io { 1 << 12 } else { 1 << 20 };
+            assert!(
+                pieces.insert((bar.kind == BarKind::Io, start / unit)),
+                "a window is one bus's"
+            );
             seen.push(range);
         }
     }

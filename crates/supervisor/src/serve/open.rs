@@ -315,6 +315,10 @@ fn open_node(caller: &Caller<'_>, node: Node, access: OFlags) -> Result<OwnedFd>
         Node::Parameter(number) => {
             return Err(Error::at(Errno::EINVAL, "a parameter is opened as a text", number.into()));
         }
+        Node::Resource(bar) => {
+            let why = "a BAR is mapped through its VFIO device, not through sysfs";
+            return Err(Error::at(Errno::EACCES, why, bar.into()));
+        }
         Node::Attribute(number) => {
             let why = "this attribute cannot be written here";
             return Err(Error::at(Errno::EACCES, why, number.into()));

@@ -2,64 +2,141 @@
 
 use std::fmt::Write as _;
 
+use super::topology::Placed;
 use super::tree::Dir;
-use super::{Device, GroupKind, Options};
+use super::{Bar, Device, GroupKind, Machine};
 
 /// Lines of a `resource` file: 6 BARs, the ROM and, as with CONFIG_PCI_IOV, 6 VF BARs.
 const RESOURCES: usize = 13;
+/// The driver of root ports (drivers/pci/pcie/portdrv.c).
+pub(super) const PORT_DRIVER: &str = "pcieport";
 
-pub(super) fn plan(sys: &mut Dir, device: &Device, options: &Options) {
-    sys.kept(&format!("devices/{}", device.address().bridge()));
-    let dir = sys.dir(&device.directory());
-    identity(dir, device);
-    state(dir, device);
-    links(dir, device, options);
-    link_speed(dir, &device.config);
-    dir.power();
-    dir.writable("config", device.config.clone());
+/// A function, as its directory describes it.
+struct Function<'a> {
+    bdf: String,
+    vendor: u16,
+    device: u16,
+    subsystem_vendor: u16,
+    subsystem_device: u16,
+    class: u32,
+    revision: u8,
+    config: &'a [u8],
+    numa_node: i32,
+    driver: Option<&'a str>,
+    group: u32,
+    iommu: Option<&'a str>,
 }
 
-fn identity(dir: &mut Dir, device: &Device) {
-    dir.attribute("vendor", format!("{:#06x}\n", device.vendor));
-    dir.attribute("device", format!("{:#06x}\n", device.device));
-    dir.attribute("subsystem_vendor", format!("{:#06x}\n", device.subsystem_vendor));
-    dir.attribute("subsystem_device", format!("{:#06x}\n", device.subsystem_device));
-    dir.attribute("class", format!("{:#08x}\n", device.class));
-    dir.attribute("revision", format!("{:#04x}\n", device.revision));
-    dir.attribute("modalias", format!("{}\n", modalias(device)));
+/// The directory of a device.
+pub(super) fn plan_device(sys: &mut Dir, machine: &Machine<'_>, device: &Device) {
+    let iommu = &*machine.options.iommus[device.iommu].name;
+    let function = Function {
+        bdf: device.bdf.clone(),
+        vendor: device.vendor,
+        device: device.device,
+        subsystem_vendor: device.subsystem_vendor,
+        subsystem_device: device.subsystem_device,
+        class: device.class,
+        revision: device.revision,
+        config: &device.config,
+        numa_node: device.numa_node,
+        driver: Some(&device.driver),
+        group: device.group,
+        iommu: (device.group_kind == GroupKind::Iommu).then_some(iommu),
+    };
+    let path = machine.directory(device);
+    let dir = plan(sys, &path, &function, &device.bars);
+    dir.writable("driver_override", format!("{}\n", device.driver));
+    dir.writable("reset_method", "flr\n");
+    dir.write_only("reset");
+    resources(dir, device);
+}
+
+/// The directory of a bridge.
+pub(super) fn plan_bridge(sys: &mut Dir, machine: &Machine<'_>, placed: &Placed) {
+    let ids = placed.bridge.ids;
+    let function = Function {
+        bdf: placed.address.to_string(),
+        vendor: ids.vendor,
+        device: ids.device,
+        subsystem_vendor: ids.subsystem_vendor,
+        subsystem_device: ids.subsystem_device,
+        class: ids.class,
+        revision: ids.revision,
+        config: &placed.bridge.config,
+        numa_node: -1,
+        driver: placed.secondary.map(|_| PORT_DRIVER),
+        group: placed.group,
+        iommu: Some(&machine.options.iommus[placed.iommu].name),
+    };
+    let lines =
+        if placed.secondary.is_some() { RESOURCES + placed.windows.len() } else { RESOURCES };
+    let mut resource = vec![Bar::default(); RESOURCES];
+    resource.extend(placed.windows);
+    let path = machine.topology.directory(placed.address);
+    let dir = plan(sys, &path, &function, &resource[..lines]);
+    dir.writable("driver_override", "(null)\n");
+    if let Some(bus) = placed.secondary {
+        dir.attribute("secondary_bus_number", format!("{bus}\n"));
+        dir.attribute("subordinate_bus_number", format!("{bus}\n"));
+    }
+}
+
+/// The files that every function has, in the directory `path` below /sys.
+fn plan<'a>(sys: &'a mut Dir, path: &str, function: &Function<'_>, bars: &[Bar]) -> &'a mut Dir {
+    let root: Vec<&str> = path.split('/').take(2).collect();
+    sys.kept(&root.join("/"));
+    let dir = sys.dir(path);
+    identity(dir, function);
+    state(dir, function, bars);
+    links(dir, path, function);
+    link_speed(dir, function.config);
+    dir.power();
+    dir.writable("config", function.config.to_vec());
+    dir
+}
+
+fn identity(dir: &mut Dir, function: &Function<'_>) {
+    dir.attribute("vendor", format!("{:#06x}\n", function.vendor));
+    dir.attribute("device", format!("{:#06x}\n", function.device));
+    dir.attribute("subsystem_vendor", format!("{:#06x}\n", function.subsystem_vendor));
+    dir.attribute("subsystem_device", format!("{:#06x}\n", function.subsystem_device));
+    dir.attribute("class", format!("{:#08x}\n", function.class));
+    dir.attribute("revision", format!("{:#04x}\n", function.revision));
+    dir.attribute("modalias", format!("{}\n", modalias(function)));
+    let driver = function.driver.map_or_else(String::new, |name| format!("DRIVER={name}\n"));
     dir.writable(
         "uevent",
         format!(
-            "DRIVER={}\nPCI_CLASS={:04X}\nPCI_ID={:04X}:{:04X}\nPCI_SUBSYS_ID={:04X}:{:04X}\nPCI_SLOT_NAME={}\nMODALIAS={}\n",
-            device.driver,
-            device.class,
-            device.vendor,
-            device.device,
-            device.subsystem_vendor,
-            device.subsystem_device,
-            device.bdf,
-            modalias(device),
+            "{driver}PCI_CLASS={:04X}\nPCI_ID={:04X}:{:04X}\nPCI_SUBSYS_ID={:04X}:{:04X}\nPCI_SLOT_NAME={}\nMODALIAS={}\n",
+            function.class,
+            function.vendor,
+            function.device,
+            function.subsystem_vendor,
+            function.subsystem_device,
+            function.bdf,
+            modalias(function),
         ),
     );
 }
 
-fn modalias(device: &Device) -> String {
+fn modalias(function: &Function<'_>) -> String {
     format!(
         "pci:v{:08X}d{:08X}sv{:08X}sd{:08X}bc{:02X}sc{:02X}i{:02X}",
-        device.vendor,
-        device.device,
-        device.subsystem_vendor,
-        device.subsystem_device,
-        device.class >> 16 & 0xff,
-        device.class >> 8 & 0xff,
-        device.class & 0xff,
+        function.vendor,
+        function.device,
+        function.subsystem_vendor,
+        function.subsystem_device,
+        function.class >> 16 & 0xff,
+        function.class >> 8 & 0xff,
+        function.class & 0xff,
     )
 }
 
-fn state(dir: &mut Dir, device: &Device) {
+fn state(dir: &mut Dir, function: &Function<'_>, bars: &[Bar]) {
     let mut resource = String::new();
-    for index in 0..RESOURCES {
-        let bar = device.bars.get(index).copied().unwrap_or_default();
+    for index in 0..RESOURCES.max(bars.len()) {
+        let bar = bars.get(index).copied().unwrap_or_default();
         let _ = writeln!(resource, "{:#018x} {:#018x} {:#018x}", bar.start, bar.last, bar.flags);
     }
     dir.attribute("resource", resource);
@@ -71,24 +148,39 @@ fn state(dir: &mut Dir, device: &Device) {
     dir.attribute("ari_enabled", "0\n");
     dir.attribute("dma_mask_bits", "32\n");
     dir.attribute("consistent_dma_mask_bits", "32\n");
-    dir.writable("numa_node", format!("{}\n", device.numa_node));
+    dir.writable("numa_node", format!("{}\n", function.numa_node));
     dir.writable("enable", "0\n");
-    dir.writable("driver_override", format!("{}\n", device.driver));
     dir.writable("broken_parity_status", "0\n");
     dir.writable("d3cold_allowed", "1\n");
     dir.writable("msi_bus", "1\n");
-    dir.writable("reset_method", "flr\n");
-    for name in ["reset", "remove", "rescan"] {
+    for name in ["remove", "rescan"] {
         dir.write_only(name);
     }
 }
 
-fn links(dir: &mut Dir, device: &Device, options: &Options) {
-    dir.link("subsystem", "../../../bus/pci");
-    dir.link("driver", format!("../../../bus/pci/drivers/{}", device.driver));
-    dir.link("iommu_group", format!("../../../kernel/iommu_groups/{}", device.group));
-    if device.group_kind == GroupKind::Iommu {
-        dir.link("iommu", format!("../../virtual/iommu/{}", options.iommus[device.iommu].name));
+/// The BARs as files (`pci_create_attr`): their size, and who may open them.
+// DIFFERS: an open of one is EACCES; in Linux root maps them, whoever has the device.
+fn resources(dir: &mut Dir, device: &Device) {
+    const IORESOURCE_PREFETCH: u64 = 0x2000;
+    for (index, bar) in (0_u32..).zip(&device.bars).filter(|(_, bar)| bar.start != 0) {
+        let size = bar.last - bar.start + 1;
+        dir.resource(&format!("resource{index}"), index, size);
+        if bar.flags & IORESOURCE_PREFETCH != 0 {
+            dir.resource(&format!("resource{index}_wc"), index, size);
+        }
+    }
+}
+
+fn links(dir: &mut Dir, path: &str, function: &Function<'_>) {
+    // From the directory back to /sys.
+    let up = "../".repeat(path.split('/').count());
+    dir.link("subsystem", format!("{up}bus/pci"));
+    if let Some(driver) = function.driver {
+        dir.link("driver", format!("{up}bus/pci/drivers/{driver}"));
+    }
+    dir.link("iommu_group", format!("{up}kernel/iommu_groups/{}", function.group));
+    if let Some(iommu) = function.iommu {
+        dir.link("iommu", format!("{}virtual/iommu/{iommu}", &up[3..]));
     }
 }
 

@@ -149,6 +149,9 @@ impl Work {
             let written = rustix::io::write(&made_file, rest).map_err(because(FILL))?;
             rest = &rest[written..];
         }
+        if file.size > file.bytes.len() as u64 {
+            rustix::fs::ftruncate(&made_file, file.size).map_err(because(FILL))?;
+        }
         if let Some(node) = file.node {
             let stat = rustix::fs::fstat(&made_file).map_err(because(FILL))?;
             self.nodes.push(Identity { dev: stat.st_dev, ino: stat.st_ino, node });

@@ -1,28 +1,41 @@
 //! What the view has under /sys, apart from the devices' own directories.
 
+use std::collections::BTreeSet;
+
 use ioasis_iommufd::Params;
 
 use super::dev::{CONTAINER, group_name, groups, with_cdev};
 use super::tree::{Dir, Host};
 use super::{
-    Bdf, ContainerNode, Device, FaultInjection, GroupKind, HostPci, Iommu, Node, Options,
+    Bdf, ContainerNode, Device, FaultInjection, GroupKind, HostPci, Iommu, Machine, Node, Options,
     Registers, Reserved, function,
 };
 
-pub(super) fn plan(sys: &mut Dir, devices: &[Device], options: &Options) {
-    bus(sys, devices, options);
+/// The PCI functions of the host. There are none where there is no PCI bus.
+pub(super) fn host_functions() -> BTreeSet<Bdf> {
+    let Ok(listing) = std::fs::read_dir("/sys/bus/pci/devices") else { return BTreeSet::new() };
+    let names = listing.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    names.filter_map(|name| Bdf::parse(&name)).collect()
+}
+
+pub(super) fn plan(sys: &mut Dir, machine: &Machine<'_>) {
+    let Machine { devices, options, topology } = *machine;
+    bus(sys, machine);
     modules(sys, options);
-    iommu_groups(sys, devices, options);
-    classes(sys, devices, options);
-    iommus(sys, devices, options);
+    iommu_groups(sys, machine);
+    classes(sys, machine);
+    iommus(sys, machine);
     if options.fault_injection == FaultInjection::Present {
         fault_injection(sys);
     }
     for device in devices {
-        function::plan(sys, device, options);
+        function::plan_device(sys, machine, device);
     }
-    for bdf in devices.iter().map(Device::address) {
-        bridge(sys, bdf);
+    for placed in &topology.bridges {
+        function::plan_bridge(sys, machine, placed);
+    }
+    for (directory, bus) in topology.buses(devices) {
+        pci_bus(sys, &directory, &bus);
     }
 }
 
@@ -42,7 +55,8 @@ fn fault_injection(sys: &mut Dir) {
 }
 
 /// /sys/bus/pci (Documentation/ABI/testing/sysfs-bus-pci).
-fn bus(sys: &mut Dir, devices: &[Device], options: &Options) {
+fn bus(sys: &mut Dir, machine: &Machine<'_>) {
+    let Machine { devices, options, topology } = *machine;
     sys.kept("bus");
     let pci = sys.dir("bus/pci");
     pci.writable("drivers_autoprobe", "1\n");
@@ -51,10 +65,18 @@ fn bus(sys: &mut Dir, devices: &[Device], options: &Options) {
     pci.write_only("uevent");
     pci.writable("resource_alignment", "\n");
     pci.dir("slots");
-    for device in devices {
-        pci.dir("devices").link(&device.bdf, format!("../../../{}", device.directory()));
-        let driver = pci.dir("drivers").dir(&device.driver);
-        driver.link(&device.bdf, format!("../../../../{}", device.directory()));
+    let bound = devices.iter().map(|device| (device.address(), Some(&*device.driver)));
+    let bridges = topology
+        .bridges
+        .iter()
+        .map(|placed| (placed.address, placed.secondary.map(|_| function::PORT_DRIVER)));
+    for (address, driver) in bound.chain(bridges) {
+        let (name, directory) = (address.to_string(), topology.directory(address));
+        pci.dir("devices").link(&name, format!("../../../{directory}"));
+        if let Some(driver) = driver {
+            let driver = pci.dir("drivers").dir(driver);
+            driver.link(&name, format!("../../../../{directory}"));
+        }
     }
     let names: Vec<String> =
         pci.dir("drivers").entries.keys().cloned().chain(["vfio-pci".to_owned()]).collect();
@@ -119,7 +141,8 @@ fn modules(sys: &mut Dir, options: &Options) {
 }
 
 /// /sys/kernel/iommu_groups (drivers/iommu/iommu.c).
-fn iommu_groups(sys: &mut Dir, devices: &[Device], options: &Options) {
+fn iommu_groups(sys: &mut Dir, machine: &Machine<'_>) {
+    let Machine { devices, options, topology } = *machine;
     sys.kept("kernel");
     let all = sys.dir("kernel/iommu_groups");
     if options.host_pci == HostPci::Shown {
@@ -140,9 +163,18 @@ fn iommu_groups(sys: &mut Dir, devices: &[Device], options: &Options) {
             }
         }
     }
-    for device in devices {
-        let members = all.dir(&format!("{}/devices", device.group));
-        members.link(&device.bdf, format!("../../../../{}", device.directory()));
+    for placed in &topology.bridges {
+        let group = all.dir(&placed.group.to_string());
+        // A bridge has what its IOMMU keeps from all devices.
+        let same = devices.iter().find(|device| device.iommu == placed.iommu);
+        group.attribute("reserved_regions", reserved_regions(same.into_iter()));
+        group.writable("type", domain_type(&options.iommus[placed.iommu]));
+    }
+    let grouped = devices.iter().map(|device| (device.address(), device.group));
+    let bridges = topology.bridges.iter().map(|placed| (placed.address, placed.group));
+    for (address, group) in grouped.chain(bridges) {
+        let members = all.dir(&format!("{group}/devices"));
+        members.link(&address.to_string(), format!("../../../../{}", topology.directory(address)));
     }
 }
 
@@ -198,7 +230,8 @@ fn class_device(
 }
 
 /// /sys/class/{vfio,vfio-dev,misc} and the devices behind them.
-fn classes(sys: &mut Dir, devices: &[Device], options: &Options) {
+fn classes(sys: &mut Dir, machine: &Machine<'_>) {
+    let Machine { devices, options, .. } = *machine;
     sys.kept("devices/virtual/misc");
     sys.kept("class/misc");
     if options.container != ContainerNode::Absent {
@@ -221,7 +254,7 @@ fn classes(sys: &mut Dir, devices: &[Device], options: &Options) {
     }
     for device in with_cdev(devices) {
         let name = format!("vfio{}", device.vfio);
-        let path = format!("{}/vfio-dev/{name}", device.directory());
+        let path = format!("{}/vfio-dev/{name}", machine.directory(device));
         class_device(
             sys,
             &path,
@@ -234,18 +267,20 @@ fn classes(sys: &mut Dir, devices: &[Device], options: &Options) {
 }
 
 /// /sys/class/iommu and the IOMMUs behind it.
-fn iommus(sys: &mut Dir, devices: &[Device], options: &Options) {
+fn iommus(sys: &mut Dir, machine: &Machine<'_>) {
+    let Machine { devices, options, topology } = *machine;
     sys.dir("class").dir("iommu");
     for (index, iommu) in options.iommus.iter().enumerate() {
         let path = format!("devices/virtual/iommu/{}", iommu.name);
         class_device(sys, &path, "iommu", &iommu.name, None);
         registers(sys.dir(&path), iommu);
         let members = sys.dir(&path).dir("devices");
-        for device in with_cdev(devices).filter(|device| device.iommu == index) {
-            members.link(
-                &device.bdf,
-                format!("../../../../{}/{}", device.address().bridge(), device.bdf),
-            );
+        let behind = with_cdev(devices).map(|device| (device.address(), device.iommu));
+        let bridges = topology.bridges.iter().map(|placed| (placed.address, placed.iommu));
+        for (address, _) in behind.chain(bridges).filter(|&(_, iommu)| iommu == index) {
+            let directory = topology.directory(address);
+            let below = directory.strip_prefix("devices/").unwrap_or(&directory);
+            members.link(&address.to_string(), format!("../../../../{below}"));
         }
     }
 }
@@ -273,21 +308,21 @@ fn registers(dir: &mut Dir, iommu: &Iommu) {
     }
 }
 
-/// The host bridge a device's bus hangs off, beside what the host has in a directory of that name.
-fn bridge(sys: &mut Dir, bdf: Bdf) {
-    let bus = format!("{:04x}:{:02x}", bdf.domain, bdf.bus);
-    let path = format!("devices/{}", bdf.bridge());
-    let dir = sys.kept(&path);
-    if dir.entries.contains_key("pci_bus")
-        || std::fs::exists(format!("/sys/{path}/pci_bus")).unwrap_or(false)
-    {
-        return;
+/// A bus, in the directory of the bridge above it, beside what the host has in a directory of that name.
+fn pci_bus(sys: &mut Dir, directory: &str, bus: &str) {
+    let is_root = directory.split('/').count() == 2;
+    let dir = sys.dir(directory);
+    if is_root {
+        if std::fs::exists(format!("/sys/{directory}/pci_bus")).unwrap_or(false) {
+            return;
+        }
+        dir.writable("uevent", "");
+        dir.power();
     }
-    dir.writable("uevent", "");
-    dir.power();
     sys.kept("class/pci_bus");
-    class_device(sys, &format!("{path}/pci_bus/{bus}"), "pci_bus", &bus, None);
-    let dir = sys.dir(&format!("{path}/pci_bus/{bus}"));
-    dir.link("device", format!("../../../{}", bdf.bridge()));
+    class_device(sys, &format!("{directory}/pci_bus/{bus}"), "pci_bus", bus, None);
+    let dir = sys.dir(&format!("{directory}/pci_bus/{bus}"));
+    let name = directory.rsplit('/').next().unwrap_or(directory);
+    dir.link("device", format!("../../../{name}"));
     dir.write_only("rescan");
 }

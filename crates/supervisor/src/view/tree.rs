@@ -40,6 +40,8 @@ pub(super) struct File {
     /// Permissions without the write bits Linux gives root.
     pub(super) mode: u32,
     pub(super) bytes: Vec<u8>,
+    /// Its size, where that is more than there are bytes.
+    pub(super) size: u64,
     /// What opening it means to the supervisor: a [`Node::Attribute`], numbered later, if Linux lets root write it.
     pub(super) node: Option<Node>,
 }
@@ -90,24 +92,33 @@ impl Dir {
 
     /// An attribute that can only be read.
     pub(super) fn attribute(&mut self, name: &str, text: impl Into<Vec<u8>>) {
-        self.file(name, File { mode: 0o444, bytes: text.into(), node: None });
+        self.file(name, File { mode: 0o444, bytes: text.into(), size: 0, node: None });
     }
 
     /// An attribute that Linux lets root write too.
     pub(super) fn writable(&mut self, name: &str, text: impl Into<Vec<u8>>) {
         let node = Some(Node::Attribute(0));
-        self.file(name, File { mode: 0o444, bytes: text.into(), node });
+        self.file(name, File { mode: 0o444, bytes: text.into(), size: 0, node });
     }
 
     /// An attribute that Linux lets root write and nobody read.
     pub(super) fn write_only(&mut self, name: &str) {
-        self.file(name, File { mode: 0, bytes: Vec::new(), node: Some(Node::Attribute(0)) });
+        self.file(
+            name,
+            File { mode: 0, bytes: Vec::new(), size: 0, node: Some(Node::Attribute(0)) },
+        );
+    }
+
+    /// A BAR as a file of `size` bytes.
+    pub(super) fn resource(&mut self, name: &str, bar: u32, size: u64) {
+        let node = Some(Node::Resource(bar));
+        self.file(name, File { mode: 0o600, bytes: Vec::new(), size, node });
     }
 
     /// A module parameter, whose text the supervisor makes at each open.
     pub(super) fn parameter(&mut self, name: &str, number: u32) {
         let node = Some(Node::Parameter(number));
-        self.file(name, File { mode: 0o644, bytes: Vec::new(), node });
+        self.file(name, File { mode: 0o644, bytes: Vec::new(), size: 0, node });
     }
 
     fn file(&mut self, name: &str, file: File) {
