@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/capability.h>
+#include <pthread.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -474,6 +475,67 @@ static int step_child(int count, char **word)
 	return waitpid(child, &status, 0) == child && status == 0 ? 0 : say(0, " the child failed");
 }
 
+/* vchild STEP: a process that has this one's memory does it, and ends. */
+static int step_vchild(int count, char **word)
+{
+	int status;
+	pid_t child;
+	fflush(stdout);
+	child = vfork();
+	if (child == 0) {
+		perform(count - 1, word + 1);
+		fflush(stdout);
+		_exit(0);
+	}
+	return waitpid(child, &status, 0) == child && status == 0 ? 0 : say(0, " the child failed");
+}
+
+struct later { int count; char **word; };
+
+static void *perform_later(void *argument)
+{
+	struct later *later = argument;
+	perform(later->count, later->word);
+	return NULL;
+}
+
+/* thread STEP: a thread does it, and ends. */
+static int step_thread(int count, char **word)
+{
+	struct later later = { count - 1, word + 1 };
+	pthread_t thread;
+	if (pthread_create(&thread, NULL, perform_later, &later))
+		return say(-1, " no thread");
+	pthread_join(thread, NULL);
+	return 0;
+}
+
+/* private ADDRESS SIZE: memory of this process alone in the place of what is there. */
+static int step_private(int count, char **word)
+{
+	void *at = mmap((void *)number(word[1]), number(word[2]), PROT_READ | PROT_WRITE,
+			MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+	(void)count;
+	return say(at == MAP_FAILED ? -1 : 0, "");
+}
+
+/* protect ADDRESS SIZE rw|r|none */
+static int step_protect(int count, char **word)
+{
+	int protection = !strcmp(word[3], "rw") ? PROT_READ | PROT_WRITE : !strcmp(word[3], "r") ? PROT_READ : PROT_NONE;
+	(void)count;
+	return say(mprotect((void *)number(word[1]), number(word[2]), protection), "");
+}
+
+/* move ADDRESS SIZE TO: by mremap. */
+static int step_move(int count, char **word)
+{
+	void *at = mremap((void *)number(word[1]), number(word[2]), number(word[2]), MREMAP_MAYMOVE | MREMAP_FIXED,
+			  (void *)number(word[3]));
+	(void)count;
+	return say(at == MAP_FAILED ? -1 : 0, "");
+}
+
 static int step_other(int count, char **word)
 {
 	(void)count;
@@ -522,6 +584,8 @@ static const struct { const char *name; int (*step)(int, char **); } steps[] = {
 	{ "unmapdirty", step_bitmap }, { "ioctl", step_ioctl }, { "native", step_native }, { "command", step_command },
 	{ "mmap", step_mmap }, { "dma", step_dma }, { "fill", step_memory }, { "peek", step_memory }, { "status", step_status },
 	{ "limit", step_limit }, { "drop", step_drop }, { "child", step_child },
+	{ "vchild", step_vchild }, { "thread", step_thread }, { "private", step_private }, { "protect", step_protect },
+	{ "move", step_move },
 	{ "hotreset", step_hot_reset },
 };
 

@@ -5,6 +5,7 @@ mod emulated;
 mod groups;
 mod mapping;
 mod peers;
+mod pinned;
 mod rules;
 mod setup;
 mod table;
