@@ -19,7 +19,7 @@ use crate::context::Context;
 use crate::inject::step;
 use crate::ioas::{Area, Ioas, Space};
 use crate::object::{Head, Held, Object, Tracked};
-use crate::pages::{PAGE_SIZE, PageRange};
+use crate::pages::{PAGE_SIZE, PageRange, Way};
 
 /// Whoever pins pages through an access.
 pub trait AccessUser: Debug + Send + Sync {
@@ -227,13 +227,19 @@ impl Access {
     /// # Errors
     ///
     /// As [`pin`](Self::pin), without the rule of whole pages.
-    pub(crate) fn write(&self, iova: Iova, buf: &[u8]) -> Result<()> {
+    pub(crate) fn write(&self, iova: Iova, buf: &[u8], way: Way) -> Result<()> {
         let mut rest = buf;
         self.copy(iova, rest.len(), Prot::WRITE, |area, part, length| {
             let (now, later) = rest.split_at(length);
             rest = later;
-            area.pages.write(area.byte_at(part.start()), now)
+            area.pages.write(area.byte_at(part.start()), now, way)
         })
+    }
+
+    /// The first IOVA of the area number `nth` of its address space.
+    #[cfg(feature = "mock")]
+    pub(crate) fn nth_area(&self, nth: u32) -> Option<Iova> {
+        self.state.lock().ioas.as_ref()?.nth_area(nth)
     }
 
     fn copy(
@@ -337,7 +343,15 @@ impl AccessHandle {
     ///
     /// As [`pin`](Self::pin), without the rule of whole pages.
     pub fn write(&self, iova: Iova, buf: &[u8]) -> Result<()> {
-        self.access.write(iova, buf)
+        self.access.write(iova, buf, Way::Copied)
+    }
+}
+
+#[cfg(feature = "mock")]
+impl AccessHandle {
+    /// The access itself.
+    pub(crate) fn access(&self) -> &Access {
+        self.access.arc()
     }
 }
 

@@ -20,7 +20,7 @@ use crate::inject::step;
 use crate::ioas::Ioas;
 use crate::iommu::{Attachment, Endpoint, Group, Guest};
 use crate::object::{Head, Held, Object, Table, Tracked};
-use crate::viommu::Vdevice;
+use crate::viommu::{Vdevice, Viommu};
 
 /// The requester ID itself, without a PASID.
 pub(crate) const NO_PASID: u32 = 0;
@@ -169,14 +169,24 @@ impl Device {
                 domain: Arc::clone(&hwpt.domain),
                 nested: hwpt.nested.as_ref().map(|nested| Arc::clone(&nested.table)),
                 faults,
-                guest: hwpt.viommu().map(|viommu| Guest {
-                    viommu: Arc::downgrade(viommu.arc()),
-                    device: Arc::downgrade(self),
-                }),
+                guest: hwpt.viommu().map(|viommu| self.guest_of(viommu, pasid)),
                 ioas: Arc::downgrade(hwpt.ioas.arc()),
             }),
         );
         Ok(token)
+    }
+
+    /// The device as the guest of `viommu` will know it.
+    fn guest_of(&self, viommu: &Held<Viommu>, pasid: u32) -> Guest {
+        let before = self.endpoint.attachment(pasid);
+        let same = before.as_ref().and_then(|before| before.guest.as_ref());
+        let same = same.filter(|guest| guest.viommu.as_ptr() == Arc::as_ptr(viommu.arc()));
+        let virtual_id = match same {
+            // mock_domain_nop_attach looks only when the virtual IOMMU is another.
+            Some(guest) if self.endpoint.driver().is_some() => guest.virtual_id,
+            _ => viommu.virtual_id(self),
+        };
+        Guest { viommu: Arc::downgrade(viommu.arc()), virtual_id }
     }
 
     /// Who answers for the IOMMU, where that is asked about this PASID.

@@ -17,7 +17,6 @@ use ioasis_sys::sync::Mutex;
 use ioasis_uapi::Result;
 use smallvec::SmallVec;
 
-use crate::device::Device;
 use crate::domain::Domain;
 use crate::driver::Driver;
 use crate::fault::FaultQueue;
@@ -185,16 +184,16 @@ pub(crate) struct Attachment {
 #[derive(Debug)]
 pub(crate) struct Guest {
     pub(crate) viommu: Weak<Viommu>,
-    pub(crate) device: Weak<Device>,
+    /// The virtual id it had when it was attached, and goes by from then on: `iommufd_viommu_get_vdev_id` in the drivers' attach.
+    pub(crate) virtual_id: Option<u64>,
 }
 
 impl Guest {
     /// Tells the guest that a transaction was refused, if its IOMMU has a word for that and somebody listens.
     pub(crate) fn report(&self, iova: Iova, need: Prot, reason: Reason) {
-        let (Some(viommu), Some(device)) = (self.viommu.upgrade(), self.device.upgrade()) else {
+        let (Some(viommu), Some(virtual_id)) = (self.viommu.upgrade(), self.virtual_id) else {
             return;
         };
-        let Some(virtual_id) = viommu.virtual_id(&device) else { return };
         let hardware = viommu.iommu().hardware();
         if let Some((kind, event)) = hardware.refused(virtual_id, iova, need, reason) {
             // Nobody listens: the event is lost, as on hardware whose queue is off.

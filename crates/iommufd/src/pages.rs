@@ -86,6 +86,19 @@ struct About {
     kind: Kind,
 }
 
+/// How bytes are written to memory that is not pinned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// One after another, as far as they go, by a driver's own thread.
+    Copied,
+    /// The same by the process with this key of its memory; all or none, if the memory is another's.
+    #[cfg_attr(not(feature = "mock"), expect(dead_code, reason = "only its operations write so"))]
+    CopiedBy(u128),
+    /// All or none.
+    #[cfg_attr(not(feature = "mock"), expect(dead_code, reason = "only its operations write so"))]
+    Pinned,
+}
+
 /// The memory behind one MAP call.
 #[derive(Debug)]
 pub(crate) struct Pages {
@@ -263,12 +276,21 @@ impl Pages {
         })
     }
 
-    /// Writes `buf` from byte `start_byte` on.
+    /// Writes `buf` from byte `start_byte` on. The pages of a file are all found before the first byte is written, as Linux pins them
+    /// (`iopt_pages_rw_slow`); those of a process if `way` says so.
     ///
     /// # Errors
     ///
     /// `EFAULT` when the memory is gone or not writable.
-    pub(crate) fn write(&self, start_byte: u64, buf: &[u8]) -> Result<()> {
+    pub(crate) fn write(&self, start_byte: u64, buf: &[u8], way: Way) -> Result<()> {
+        let pinned = match way {
+            Way::Copied => false,
+            Way::CopiedBy(key) => self.space_key() != key,
+            Way::Pinned => true,
+        };
+        if pinned || self.about.kind != Kind::User {
+            self.pieces(start_byte, buf.len(), Prot::WRITE, &mut |_, _| Ok(()))?;
+        }
         let mut done = 0;
         self.pieces(start_byte, buf.len(), Prot::WRITE, &mut |backing, piece| {
             let part = &buf[done..done + piece.length];

@@ -157,6 +157,10 @@ pub(super) fn map_file(call: &Call<'_>) -> Result<i64> {
 
 pub(super) fn copy(call: &Call<'_>) -> Result<i64> {
     let mut cmd: abi::IoasCopy = call.decode()?;
+    if let Some(extension) = call.context.machine().extension() {
+        let (ioas, flags, iova) = (cmd.src_ioas_id, cmd.flags, cmd.src_iova);
+        (cmd.flags, cmd.src_iova) = extension.copy_source(call.context, ioas, flags, iova);
+    }
     check_flags(cmd.flags, 0)?;
     check_native(&[cmd.length, cmd.src_iova, cmd.dst_iova])?;
     let (place, prot) = place_and_prot(cmd.flags, cmd.dst_iova)?;

@@ -81,6 +81,9 @@ pub(crate) trait Extension: Debug + Send + Sync {
     /// Carries it out.
     fn run(&self, call: &Call<'_>) -> Result<i64>;
 
+    /// Whether and how it reads the source of an IOAS_COPY with these flags: flags and source IOVA in its stead.
+    fn copy_source(&self, context: &Context, ioas: u32, flags: u32, iova: u64) -> (u32, u64);
+
     /// Memory was mapped.
     fn pages_made(&self, pages: &Arc<Pages>);
 }

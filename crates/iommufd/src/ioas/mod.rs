@@ -296,6 +296,13 @@ impl Ioas {
         self.space.lock().areas.first(range).map(|area| area.range)
     }
 
+    /// The first IOVA of the area number `nth`.
+    #[cfg(feature = "mock")]
+    pub(crate) fn nth_area(&self, nth: u32) -> Option<Iova> {
+        let nth = usize::try_from(nth).ok()?;
+        self.space.lock().areas.iter().nth(nth).map(|area| area.range.start())
+    }
+
     /// The pages of the area that covers exactly `range`.
     pub(crate) fn pages_of(&self, range: IovaRange) -> Option<Arc<Pages>> {
         let mut space = self.space.lock();

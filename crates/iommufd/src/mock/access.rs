@@ -11,9 +11,9 @@ use ioasis_uapi::iommufd as abi;
 use ioasis_uapi::{Errno, Error, Result};
 
 use super::Test;
-use crate::access::{AccessHandle, AccessKind, AccessUser};
+use crate::access::{Access, AccessHandle, AccessKind, AccessUser};
 use crate::inject::step;
-use crate::pages::PAGE_SIZE;
+use crate::pages::{PAGE_SIZE, Way};
 use crate::{ClientFile, OnExec};
 
 /// Most bytes of one access.
@@ -107,6 +107,21 @@ fn with_access<R>(
     }
 }
 
+/// The IOVA that an operation names: by itself, or as `__iommufd_test_syz_conv_iova` reads it, the number of an area in the lower half
+/// and an offset in the upper, 0 where there is no such area.
+fn place(access: &Access, flags: u32, iova: u64) -> Iova {
+    if flags & abi::test::MOCK_FLAGS_ACCESS_SYZ == 0 {
+        return Iova(iova);
+    }
+    convert(iova, |nth| access.nth_area(nth))
+}
+
+/// See [`place`].
+pub(super) fn convert(iova: u64, nth_area: impl FnOnce(u32) -> Option<Iova>) -> Iova {
+    let nth = u32::try_from(iova & u64::from(u32::MAX)).expect("the lower half");
+    nth_area(nth).map_or(Iova(0), |start| Iova(start.0.wrapping_add(iova >> 32)))
+}
+
 fn check_length(length: u64) -> Result<()> {
     if length > LENGTH_MAX {
         return refuse!(ENOMEM, "more bytes than one access may have", length);
@@ -150,7 +165,8 @@ impl Test<'_> {
     pub(super) fn access_pages(&mut self) -> Result<i64> {
         let mut body: abi::test::TestCmdAccessPages = self.body();
         check_length(body.length)?;
-        if body.flags & !abi::test::MOCK_FLAGS_ACCESS_WRITE != 0 {
+        let known = abi::test::MOCK_FLAGS_ACCESS_WRITE | abi::test::MOCK_FLAGS_ACCESS_SYZ;
+        if body.flags & !known != 0 {
             return refuse!(EOPNOTSUPP, "unknown flags of a pin", u64::from(body.flags));
         }
         let need = if body.flags & abi::test::MOCK_FLAGS_ACCESS_WRITE == 0 {
@@ -169,11 +185,11 @@ impl Test<'_> {
         step("an array of pages")?;
         // Held until the range is listed, so that an unmap finds it.
         let access = file.access()?;
+        let iova = place(access.access(), body.flags, body.iova);
         let mut items = file.pinned.items.lock();
-        let iova = Iova(body.iova);
         let runs = access.pin(iova, body.length, need)?;
         let id = items.next;
-        let listed = self.list_pin(&mut body, id, &runs);
+        let listed = self.list_pin(&mut body, iova, id, &runs);
         if let Err(error) = listed {
             access.unpin(iova, body.length).expect("it was pinned just now");
             return Err(error);
@@ -187,11 +203,12 @@ impl Test<'_> {
     fn list_pin(
         &mut self,
         body: &mut abi::test::TestCmdAccessPages,
+        iova: Iova,
         id: u32,
         runs: &[ioasis_iommupt::Run],
     ) -> Result<()> {
         if body.uptr != 0 {
-            self.compare_pages(body.uptr.wrapping_sub(body.iova % PAGE_SIZE), runs)?;
+            self.compare_pages(body.uptr.wrapping_sub(iova.0 % PAGE_SIZE), runs)?;
         }
         step("a pinned range")?;
         body.out_access_pages_id = id;
@@ -216,8 +233,9 @@ impl Test<'_> {
     pub(super) fn access_rw(&self) -> Result<i64> {
         let body: abi::test::TestCmdAccessRw = self.body();
         check_length(body.length)?;
-        // Linux reads and writes the same bytes by two ways; here there is one.
-        let known = abi::test::MOCK_ACCESS_RW_WRITE | abi::test::MOCK_ACCESS_RW_SLOW_PATH;
+        let known = abi::test::MOCK_ACCESS_RW_WRITE
+            | abi::test::MOCK_ACCESS_RW_SLOW_PATH
+            | abi::test::MOCK_FLAGS_ACCESS_SYZ;
         if body.flags & !known != 0 {
             return refuse!(EOPNOTSUPP, "unknown flags of an access", u64::from(body.flags));
         }
@@ -225,12 +243,20 @@ impl Test<'_> {
             step("a buffer")?;
             let length = usize::try_from(body.length).expect("at most 16 MiB");
             let mut bytes = vec![0; length];
-            if body.flags & abi::test::MOCK_ACCESS_RW_WRITE == 0 {
-                file.access()?.read(Iova(body.iova), &mut bytes)?;
-                self.call.client.write(body.uptr, &bytes)?;
-            } else {
+            let writes = body.flags & abi::test::MOCK_ACCESS_RW_WRITE != 0;
+            if writes {
                 self.call.client.read(body.uptr, &mut bytes)?;
-                file.access()?.write(Iova(body.iova), &bytes)?;
+            }
+            let access = file.access()?;
+            let iova = place(access.access(), body.flags, body.iova);
+            if writes {
+                let slow = body.flags & abi::test::MOCK_ACCESS_RW_SLOW_PATH != 0;
+                let own = self.call.client.memory().key();
+                let way = if slow { Way::Pinned } else { Way::CopiedBy(own) };
+                access.access().write(iova, &bytes, way)?;
+            } else {
+                access.read(iova, &mut bytes)?;
+                self.call.client.write(body.uptr, &bytes)?;
             }
             Ok(0)
         })

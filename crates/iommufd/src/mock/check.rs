@@ -5,9 +5,8 @@ use ioasis_uapi::Result;
 use ioasis_uapi::iommufd as abi;
 
 use super::{Mock, Test};
-use crate::hwpt::Hwpt;
+use crate::Extents;
 use crate::inject::step;
-use crate::object::Held;
 use crate::pages::PAGE_SIZE;
 use crate::phys::Phys;
 
@@ -44,13 +43,23 @@ impl Test<'_> {
         if length == 0 {
             return Ok(());
         }
-        for extent in self.call.client.memory().pin(address, length, Prot::READ)? {
-            let backing = extent.backing.key();
-            for page in 0..extent.length / PAGE_SIZE {
-                each(Place { backing, offset: extent.offset + page * PAGE_SIZE })?;
-            }
+        let memory = self.call.client.memory();
+        let mut each_of = |extents: Extents| {
+            extents.into_iter().try_for_each(|extent| {
+                let backing = extent.backing.key();
+                let mut pages = 0..extent.length / PAGE_SIZE;
+                pages.try_for_each(|page| {
+                    each(Place { backing, offset: extent.offset + page * PAGE_SIZE })
+                })
+            })
+        };
+        match memory.pin(address, length, Prot::READ) {
+            Ok(extents) => each_of(extents),
+            // Linux looks at page after page: what comes before the hole is judged first.
+            Err(_) => (address..address + length)
+                .step_by(usize::try_from(PAGE_SIZE).expect("a page is short"))
+                .try_for_each(|page| each_of(memory.pin(page, PAGE_SIZE, Prot::READ)?)),
         }
-        Ok(())
     }
 
     /// Whether `runs` of physical space are the caller's pages at `address`.
@@ -75,7 +84,7 @@ impl Test<'_> {
 
     pub(super) fn check_map(&self) -> Result<i64> {
         let body: abi::test::TestCmdCheckMap = self.body();
-        let hwpt: Held<Hwpt> = self.call.context.objects().get(self.cmd.id)?;
+        let hwpt = self.paging()?;
         let granule = hwpt.domain.page_size_min();
         let end = body.uptr.checked_add(body.length);
         if !(body.iova | body.length | body.uptr).is_multiple_of(granule) || end.is_none() {
@@ -134,7 +143,7 @@ impl Test<'_> {
         if bits > DIRTY_BITS_MAX {
             return refuse!(EOVERFLOW, "the bitmap is too large", bits);
         }
-        let hwpt: Held<Hwpt> = self.call.context.objects().get(self.cmd.id)?;
+        let hwpt = self.paging()?;
         if !hwpt.domain.is_tracking() {
             return refuse!(EINVAL, "dirty tracking is off");
         }

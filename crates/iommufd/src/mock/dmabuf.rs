@@ -9,8 +9,8 @@ use std::sync::{Arc, Weak};
 use ioasis_iommupt::Prot;
 use ioasis_sys::mapping::Mapping;
 use ioasis_sys::sync::Mutex;
-use ioasis_uapi::Result;
 use ioasis_uapi::iommufd as abi;
+use ioasis_uapi::{Errno, Error, Result};
 
 use super::Test;
 use crate::inject::step;
@@ -140,8 +140,17 @@ impl Test<'_> {
 
     pub(super) fn dmabuf_revoke(&self) -> Result<i64> {
         let body: abi::test::TestCmdDmabufRevoke = self.body();
-        let file = self.call.client.installed(body.dmabuf_fd)?;
+        // dma_buf_get: EBADF without a descriptor, EINVAL for one of something else.
+        let file =
+            self.call.client.installed(body.dmabuf_fd).map_err(|error| match error.errno {
+                Errno::EBADFD => Error { errno: Errno::EINVAL, ..error },
+                _ => error,
+            })?;
         let Some(MockDmabuf(buffer)) = (&*file as &dyn Any).downcast_ref() else {
+            let is_dmabuf = file.memory().is_some_and(|memory| memory.kind() == Kind::DmaBuf);
+            if is_dmabuf {
+                return refuse!(EOPNOTSUPP, "the dma-buf is not the mock's");
+            }
             return refuse!(EINVAL, "the descriptor is no dma-buf");
         };
         buffer.revoked.store(body.revoked != 0, Ordering::Release);

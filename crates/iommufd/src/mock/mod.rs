@@ -7,8 +7,6 @@
 //! "The same page" means the same byte of the same backing, and the pin count of a page is the number of
 //! [`Pages`] objects that pin it.
 //!
-//! DIFFERS: `MOCK_FLAGS_ACCESS_SYZ`, an address in the words of the kernel's fuzzer, is refused as an unknown flag.
-//!
 //! Lock order: `Mock::pages` comes before `Pages::pins`; `MockDevice::state` and `Pinned::items` are described there.
 
 mod access;
@@ -27,6 +25,7 @@ use ioasis_uapi::iommufd as abi;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::cmd::{Call, Extension};
+use crate::context::Context;
 use crate::inject::step;
 use crate::iommu::{Iommu, Kind};
 use crate::machine::Machine;
@@ -82,6 +81,18 @@ impl Extension for Mock {
             known.retain(|pages| pages.strong_count() > 0);
         }
         known.push(Arc::downgrade(pages));
+    }
+
+    fn copy_source(&self, context: &Context, ioas: u32, flags: u32, iova: u64) -> (u32, u64) {
+        let syz = abi::test::MOCK_FLAGS_ACCESS_SYZ;
+        if flags & syz == 0 {
+            return (flags, iova);
+        }
+        let iova = match context.ioas(ioas) {
+            Ok(ioas) => access::convert(iova, |nth| ioas.nth_area(nth)).0,
+            Err(_) => iova,
+        };
+        (flags & !syz, iova)
     }
 
     fn run(&self, call: &Call<'_>) -> Result<i64> {

@@ -206,6 +206,15 @@ impl Test<'_> {
         }
     }
 
+    /// The paging HWPT the command names; a nested one is as good as none.
+    pub(super) fn paging(&self) -> Result<Held<Hwpt>> {
+        let hwpt: Held<Hwpt> = self.call.context.objects().get(self.cmd.id)?;
+        if hwpt.nested.is_some() {
+            return refuse!(ENOENT, "no paging HWPT has this id", u64::from(self.cmd.id));
+        }
+        Ok(hwpt)
+    }
+
     /// The nested HWPT the command names; a paging one is as good as none.
     fn nested(&self) -> Result<Option<Held<Hwpt>>> {
         let hwpt: Held<Hwpt> = self.call.context.objects().get(self.cmd.id)?;
@@ -236,10 +245,9 @@ impl Test<'_> {
         let device: Held<Device> = self.call.context.objects().get(body.dev_id)?;
         let attached = device.endpoint().attachment(0);
         let guest = attached.as_ref().and_then(|attached| attached.guest.as_ref());
-        let viommu = guest.and_then(|guest| guest.viommu.upgrade());
-        let known = viommu.and_then(|viommu| {
-            let id = viommu.virtual_id(device.arc()).filter(|&id| id != 0)?;
-            Some((viommu, id))
+        // The virtual device may have gone since: the hardware goes on with the id it was attached under.
+        let known = guest.and_then(|guest| {
+            Some((guest.viommu.upgrade()?, guest.virtual_id.filter(|&id| id != 0)?))
         });
         let Some((viommu, virtual_id)) = known else {
             return refuse!(ENOENT, "the device is in no virtual IOMMU", u64::from(body.dev_id));

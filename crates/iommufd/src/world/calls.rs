@@ -519,6 +519,11 @@ impl Model {
                 return (done, Err(Errno::EINVAL));
             }
             let mut at = from;
+            // The pages of a file are pinned before a byte is written (iopt_pages_rw_slow).
+            let (space, end) = self.origin(area, to);
+            if need.write && space == Space::File && end as u64 >= LENGTH {
+                return (done, Err(Errno::EFAULT));
+            }
             while at <= to {
                 let end = (area.byte(at) / PAGE + 1) * PAGE - area.byte(at);
                 let length = end.min(to - at + 1);

@@ -18,7 +18,7 @@ pub(super) struct Path {
     /// Somebody can answer: the queue's file is open.
     pub(super) answered: bool,
     /// Whose guest hears of what was refused.
-    viommu: Option<(usize, u32, usize)>,
+    viommu: Option<(usize, u32, bool)>,
 }
 
 /// The device that asks for pages.
@@ -42,7 +42,7 @@ impl Model {
                     .iter()
                     .flatten()
                     .any(|file| file.context == context && hwpt.fault == Some(file.id)),
-                viommu: viommu.map(|viommu| (context, viommu, attach.by)),
+                viommu: viommu.map(|viommu| (context, viommu, attach.virtual_id.is_some())),
             });
         }
         let mut domains = self.container.domains.iter();
@@ -171,10 +171,9 @@ impl Model {
 
     /// A guest hears of a refused transaction.
     pub(super) fn refused(&mut self, path: Option<Path>) {
-        let Some(Path { viommu: Some((context, viommu, by)), .. }) = path else { return };
+        let Some(Path { viommu: Some((context, viommu, known)), .. }) = path else { return };
         let (iommu, _) = self.viommu(context, viommu).unwrap();
-        if self.kinds[iommu] != IommuKind::Smmuv3 || self.virtual_id(context, viommu, by).is_none()
-        {
+        if self.kinds[iommu] != IommuKind::Smmuv3 || !known {
             return;
         }
         let queue = self.objects(context).find_map(|(id, object)| {

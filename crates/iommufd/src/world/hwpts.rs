@@ -230,6 +230,12 @@ impl Model {
         })
     }
 
+    /// What the guest whose page table it is calls a device.
+    fn known_as(&self, context: usize, device: usize, hwpt: &Hwpt) -> Option<u64> {
+        let (_, viommu, _) = hwpt.nested?;
+        self.virtual_id(context, viommu?, device)
+    }
+
     fn check_pasid(&self, context: usize, group: usize, hwpt: &Hwpt, pasid: u32) -> Answer<()> {
         let attaches = &self.contexts[context].attaches;
         if hwpt.pasid {
@@ -312,7 +318,8 @@ impl Model {
                 self.unreserve(hwpt.ioas, Owner::Device(device));
             }
             fits?;
-            let attach = Attach { hwpt: id, devices: Vec::new(), by: device };
+            let virtual_id = self.known_as(context, device, &hwpt);
+            let attach = Attach { hwpt: id, devices: Vec::new(), virtual_id };
             self.contexts[context].attaches.insert((group, pasid), attach);
         }
         let attach = self.contexts[context].attaches.get_mut(&(group, pasid)).unwrap();
@@ -354,8 +361,9 @@ impl Model {
             reserved.iter().for_each(|other| self.unreserve(hwpt.ioas, Owner::Device(*other)));
         }
         fits?;
+        let virtual_id = self.known_as(context, device, &hwpt);
         let attach = self.contexts[context].attaches.get_mut(&(group, pasid)).unwrap();
-        (attach.hwpt, attach.by) = (id, device);
+        (attach.hwpt, attach.virtual_id) = (id, virtual_id);
         for other in current.devices.into_iter().filter(|_| moves) {
             self.unreserve(old, Owner::Device(other));
         }

@@ -159,8 +159,8 @@ pub(super) enum Slot {
 pub(super) struct Attach {
     pub(super) hwpt: u32,
     pub(super) devices: Vec<usize>,
-    /// Who pointed the hardware at it.
-    pub(super) by: usize,
+    /// Its virtual id when it pointed the hardware at it.
+    pub(super) virtual_id: Option<u64>,
 }
 
 #[derive(Clone, Debug, Default)]

@@ -9,6 +9,7 @@ use ioasis_uapi::vfio as abi;
 use super::{Container, Driver, State};
 use crate::Client;
 use crate::access::AccessUser;
+use crate::pages::Way;
 use crate::type1::exact::Type1;
 use crate::type1::pins::{PIN_PAGES_MAX, pages_of};
 
@@ -97,7 +98,7 @@ impl Container {
         state.type1()?.access(iova, rest.len(), Prot::WRITE, |area, byte, length| {
             let (now, later) = rest.split_at(length);
             rest = later;
-            area.pages.write(byte, now)
+            area.pages.write(byte, now, Way::Copied)
         })
     }
 
