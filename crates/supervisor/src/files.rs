@@ -316,6 +316,11 @@ impl<F: Behind> Files<F> {
         !self.state.lock().closing.is_empty()
     }
 
+    /// Whether there are files for [`Files::take_touched`].
+    pub(crate) fn is_touched(&self) -> bool {
+        !self.state.lock().touched.is_empty()
+    }
+
     /// Begins to close every file, whoever has it open.
     pub(crate) fn close_all(&self) {
         let all = std::mem::take(&mut self.state.lock().by_inode);

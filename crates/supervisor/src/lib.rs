@@ -20,7 +20,6 @@ mod task;
 pub mod trace;
 pub mod view;
 mod watchdog;
-mod workers;
 
 pub use ledger::Ledger;
 pub use machine::Machine;

@@ -131,6 +131,21 @@ pub(crate) enum Found {
     Nothing,
     /// It cannot be said without waiting.
     WouldWait,
+    /// It cannot be said for want of descriptors or memory.
+    Lacks(ioasis_uapi::Errno),
+}
+
+impl Found {
+    /// What there is where `error` was met on the way.
+    fn without(error: Errno, wait: Wait) -> Self {
+        match error {
+            Errno::AGAIN if wait == Wait::Forbidden => Self::WouldWait,
+            Errno::MFILE | Errno::NFILE | Errno::NOMEM => {
+                Self::Lacks(ioasis_uapi::Errno::from_raw(error.raw_os_error()))
+            }
+            _ => Self::Nothing,
+        }
+    }
 }
 
 /// Resolves `path` as `from` would.
@@ -140,14 +155,14 @@ pub(crate) fn resolve(from: From<'_>, path: &[u8], last: Last, wait: Wait) -> Fo
             // The kernel took /proc/self for this process.
             Ok(seen) if seen.is_in_own_procfs() => walk(from, path, last, wait),
             Ok(seen) => Found::File(file, seen),
-            Err(_) => Found::Nothing,
+            Err(error) => Found::without(error, wait),
         },
         Err(Errno::AGAIN) if wait == Wait::Forbidden => Found::WouldWait,
         // A link of procfs, or `..` or a link out of the directory; or `..` while somebody renames or mounts anything.
         Err(Errno::XDEV | Errno::LOOP | Errno::AGAIN) => walk(from, path, last, wait),
         // Our own /proc/self may lack what the client's has.
         Err(Errno::NOENT) if mentions_descriptors(path) => walk(from, path, last, wait),
-        Err(_) => Found::Nothing,
+        Err(error) => Found::without(error, wait),
     }
 }
 
@@ -210,8 +225,7 @@ fn walk(from: From<'_>, path: &[u8], last: Last, wait: Wait) -> Found {
     };
     match walked() {
         Ok((file, seen)) => Found::File(file, seen),
-        Err(Errno::AGAIN) if wait == Wait::Forbidden => Found::WouldWait,
-        Err(_) => Found::Nothing,
+        Err(error) => Found::without(error, wait),
     }
 }
 
@@ -432,34 +446,29 @@ impl<'a> Walk<'a> {
 }
 
 /// The file behind the link `path`, if that is one of the /proc/PID/fd/N.
-pub(crate) fn behind_descriptor_link(
-    from: From<'_>,
-    path: &[u8],
-    wait: Wait,
-) -> Result<Option<Seen>, WouldWait> {
+pub(crate) fn behind_descriptor_link(from: From<'_>, path: &[u8], wait: Wait) -> Found {
     let split = path.iter().rposition(|&byte| byte == b'/').map_or(0, |slash| slash + 1);
     let (directory, name) = path.split_at(split);
     if name.is_empty() || !name.iter().all(u8::is_ascii_digit) {
-        return Ok(None);
+        return Found::Nothing;
     }
     let (directory, seen) = match walk(from, directory, Last::Follow, wait) {
         Found::File(directory, seen) => (directory, seen),
-        Found::Nothing => return Ok(None),
-        Found::WouldWait => return Err(WouldWait),
+        found => return found,
     };
-    match is_in_procfs(&directory, seen, wait) {
-        Ok(true) => {
-            let file = rustix::fs::openat(&directory, name, PATH, Mode::empty());
-            Ok(file.and_then(Seen::of).ok())
+    let behind = || {
+        if !is_in_procfs(&directory, seen, wait)? {
+            return Err(Errno::NOENT);
         }
-        Err(Errno::AGAIN) => Err(WouldWait),
-        Ok(false) | Err(_) => Ok(None),
+        let file = rustix::fs::openat(&directory, name, PATH, Mode::empty())?;
+        let seen = Seen::of(&file)?;
+        Ok((file, seen))
+    };
+    match behind() {
+        Ok((file, seen)) => Found::File(file, seen),
+        Err(error) => Found::without(error, wait),
     }
 }
-
-/// A path cannot be resolved without waiting.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct WouldWait;
 
 #[cfg(test)]
 mod tests {
@@ -475,13 +484,17 @@ mod tests {
         From { process, tid, dirfd }
     }
 
-    /// Device and inode of what `path` leads to; `None` for nothing.
-    fn found(dirfd: i32, path: &str, last: Last) -> Option<(u64, u64)> {
-        match resolve(own(&own_process(), dirfd), path.as_bytes(), last, Wait::Allowed) {
+    fn identity(found: Found) -> Option<(u64, u64)> {
+        match found {
             Found::File(_, seen) => Some((seen.dev, seen.ino)),
             Found::Nothing => None,
-            Found::WouldWait => panic!("leave to wait was given"),
+            found => panic!("leave to wait was given, and descriptors: {found:?}"),
         }
+    }
+
+    /// Device and inode of what `path` leads to; `None` for nothing.
+    fn found(dirfd: i32, path: &str, last: Last) -> Option<(u64, u64)> {
+        identity(resolve(own(&own_process(), dirfd), path.as_bytes(), last, Wait::Allowed))
     }
 
     fn expected(path: &std::path::Path) -> Option<(u64, u64)> {
@@ -583,20 +596,20 @@ mod tests {
         let file = std::fs::File::open(tree.0.join("a/file")).expect("a file");
         std::fs::remove_file(tree.0.join("a/file")).expect("it is there");
         let stat = rustix::fs::fstat(&file).expect("open");
-        let identity = Some((stat.st_dev, stat.st_ino));
+        let expected = Some((stat.st_dev, stat.st_ino));
         let (fd, process) = (file.as_raw_fd(), own_process());
         for path in [
             format!("/proc/self/fd/{fd}"),
             format!("/dev/fd/{fd}"),
             format!("/proc/thread-self/fd/{fd}"),
         ] {
-            assert_eq!(found(-100, &path, Last::Follow), identity, "{path}");
+            assert_eq!(found(-100, &path, Last::Follow), expected, "{path}");
             let behind =
                 behind_descriptor_link(own(&process, -100), path.as_bytes(), Wait::Allowed);
-            assert_eq!(behind.expect("leave to wait").map(|seen| (seen.dev, seen.ino)), identity);
+            assert_eq!(identity(behind), expected);
         }
         let other = behind_descriptor_link(own(&process, -100), b"/etc/1", Wait::Allowed);
-        assert!(other.expect("leave to wait").is_none());
+        assert_eq!(identity(other), None);
     }
 
     #[test]

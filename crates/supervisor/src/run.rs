@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitStatus;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ioasis_sys::signal::{self, SignalFd};
 use ioasis_sys::spawn::{self, Fork};
@@ -128,7 +128,6 @@ fn supervise(
                 watchdog,
                 successor: None,
                 closing: false,
-                deciding: (0, Instant::now()),
                 started: false,
             };
             if let Err(error) = supervisor.serve() {
@@ -188,11 +187,6 @@ fn prepare(
 const LAST_CLOSES: Duration = Duration::from_secs(1);
 /// When to look again at what is on its way.
 const SOON: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
-/// When to look again whether the receiver is still with the same call.
-const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
-/// A call nobody else should have to wait for.
-const TOO_LONG: Duration = Duration::from_millis(100);
-
 /// What the supervisor's main thread looks after while another receives calls.
 struct Supervisor {
     shared: Arc<Shared>,
@@ -207,8 +201,6 @@ struct Supervisor {
     successor: Option<u32>,
     /// A close is on its way.
     closing: bool,
-    /// The call that was being decided at the last look, or 0, and since when it has been seen.
-    deciding: (u64, Instant),
     started: bool,
 }
 
@@ -233,7 +225,6 @@ impl Supervisor {
             }
             self.closing = self.server.drain();
             self.server.undo();
-            self.look_at_receiver();
         }
         self.server.close_all(LAST_CLOSES);
         self.print_ledger();
@@ -250,34 +241,24 @@ impl Supervisor {
         }
     }
 
-    /// Relieves a receiver that has been with one call for too long.
-    fn look_at_receiver(&mut self) {
-        let now = self.server.deciding();
-        if now == 0 || now != self.deciding.0 {
-            self.deciding = (now, Instant::now());
-        } else if self.deciding.1.elapsed() >= TOO_LONG {
-            // Without another thread the one there is has to come back; there may be one at the next look.
-            let _ = self.server.relieve(now);
-        }
-    }
-
     fn wait(&mut self, signals: &SignalFd) -> Result<Wake> {
-        let (start, [files, queues]) = (self.launched.socket(), self.server.closes());
+        let (start, [files, queues, left]) = (self.launched.socket(), self.server.closes());
         let mut polled = vec![
             PollFd::new(&self.launched.listener, PollFlags::empty()),
             PollFd::new(&self.watchdog, PollFlags::IN),
             PollFd::new(signals, PollFlags::IN),
             PollFd::new(&files, PollFlags::IN),
             PollFd::new(&queues, PollFlags::IN),
+            PollFd::new(&left, PollFlags::IN),
         ];
         if !self.started {
             polled.push(PollFd::new(&start, PollFlags::IN));
         }
         let killing = self.leftovers == Leftovers::Kill && self.shared.status().is_some();
-        let again = if killing || self.closing { &SOON } else { &LOOK };
-        let _ = rustix::event::poll(&mut polled, Some(again));
+        let again = (killing || self.closing).then_some(&SOON);
+        let _ = rustix::event::poll(&mut polled, again);
         let ready = |index: usize| polled.get(index).is_some_and(|fd| !fd.revents().is_empty());
-        let (ended, watchdog_gone, started) = (ready(0), ready(1), ready(5));
+        let (ended, watchdog_gone, started) = (ready(0), ready(1), ready(6));
         if started {
             self.started = true;
             if let Err(failure) = self.launched.started() {

@@ -44,6 +44,7 @@ errnos! {
     ENOTDIR = 20, "Not a directory.";
     EISDIR = 21, "A directory.";
     EINVAL = 22, "Invalid argument.";
+    ENFILE = 23, "Too many open files in the whole system.";
     EMFILE = 24, "Too many open files.";
     ENOTTY = 25, "No such ioctl on this file.";
     ENOSPC = 28, "No space left.";

@@ -14,7 +14,6 @@ use super::verify::{self, Maps, Mode, Shares, Words};
 use super::{Decision, File};
 use crate::files::Opened;
 use crate::filter::number;
-use crate::resolve::Wait;
 use crate::task::{low, signed};
 use crate::trace::{self, Map, Way};
 
@@ -86,7 +85,7 @@ fn answered(result: Result<u64>) -> Decision {
 }
 
 /// pread64 and pwrite64.
-pub(super) fn access(caller: &Caller<'_>, call: &Notification, wait: Wait) -> Result<Decision> {
+pub(super) fn access(caller: &Caller<'_>, call: &Notification) -> Result<Decision> {
     let [fd, address, length, offset, ..] = call.args;
     if offset.cast_signed() < 0 {
         // EINVAL, whatever the file is.
@@ -105,19 +104,15 @@ pub(super) fn access(caller: &Caller<'_>, call: &Notification, wait: Wait) -> Re
             return Ok(target.refuse(caller, (way, Piece { address, length, offset }), error));
         }
     };
-    if most > STEP && wait == Wait::Forbidden {
-        return Ok(Decision::Later);
+    if most > STEP {
+        caller.may_wait()?;
     }
     let piece = Piece { address, length: most, offset };
     Ok(answered(transfer(caller, &target, device, (way, piece))))
 }
 
 /// preadv, pwritev and their second versions, of a program whose vectors consist of `words`.
-pub(super) fn vectored(
-    caller: &Caller<'_>,
-    call: &Notification,
-    (wait, words): (Wait, Words),
-) -> Result<Decision> {
+pub(super) fn vectored(caller: &Caller<'_>, call: &Notification, words: Words) -> Result<Decision> {
     let [fd, vector, count, offset, _, flags] = call.args;
     if offset.cast_signed() < 0 {
         // EINVAL, or a call without an offset.
@@ -140,8 +135,8 @@ pub(super) fn vectored(
             return Ok(target.refuse(caller, (way, piece), error));
         }
     };
-    if total > STEP && wait == Wait::Forbidden {
-        return Ok(Decision::Later);
+    if total > STEP {
+        caller.may_wait()?;
     }
     Ok(answered(one_by_one(caller, &target, device, (way, offset, &pieces))))
 }

@@ -17,10 +17,11 @@ use ioasis_uapi::{Errno, Error, Result};
 use ioasis_vfio::{Device, DeviceMemory, IommuFile, REGION_SHIFT, VfioFile};
 use rustix::fs::{FallocateFlags, OFlags};
 
+use super::pool::Hand;
 use super::{File, Server};
 use crate::files::{Blank, END, Look, Opened};
 use crate::queues::Queue;
-use crate::resolve::Seen;
+use crate::resolve::{Found, Seen, Wait};
 use crate::task::{Standing, Task};
 
 /// `CAP_DAC_OVERRIDE`, `CAP_IPC_LOCK`, `CAP_SYS_RAWIO` and `CAP_SYS_RESOURCE` (linux/capability.h).
@@ -36,6 +37,8 @@ pub(crate) struct Caller<'a> {
     pub(crate) task: &'a Task,
     /// Of the notification.
     id: u64,
+    /// Where the pool notes who receives meanwhile.
+    hand: &'a Hand,
     /// The file the call is made on, for an ioctl.
     called: RefCell<Option<Arc<Opened<File>>>>,
     /// Device files made for this call and not published yet.
@@ -76,11 +79,12 @@ impl Ahead {
 }
 
 impl<'a> Caller<'a> {
-    pub(crate) fn new(server: &'a Server, task: &'a Task, id: u64) -> Self {
+    pub(crate) fn new(server: &'a Server, task: &'a Task, (id, hand): (u64, &'a Hand)) -> Self {
         Self {
             server,
             task,
             id,
+            hand,
             called: RefCell::default(),
             blanks: RefCell::default(),
             ahead: RefCell::default(),
@@ -110,7 +114,35 @@ impl<'a> Caller<'a> {
 
     /// The answer depends on what was closed before the call.
     pub(crate) fn see_closes(&self) {
-        self.server.see_closes(self.id);
+        self.server.see_closes(self.hand);
+    }
+
+    /// What a path leads to; nothing where the kernel finds the right errno. File systems are waited for once others are
+    /// received meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// `EAGAIN` if there is nobody to receive them; `EMFILE`, `ENFILE` or `ENOMEM` where it cannot be said.
+    pub(crate) fn find(&self, resolve: impl Fn(Wait) -> Found) -> Result<Option<(OwnedFd, Seen)>> {
+        let mut found = resolve(Wait::Forbidden);
+        if matches!(found, Found::WouldWait) {
+            self.may_wait()?;
+            found = resolve(Wait::Allowed);
+        }
+        match found {
+            Found::File(file, seen) => Ok(Some((file, seen))),
+            Found::Nothing | Found::WouldWait => Ok(None),
+            Found::Lacks(errno) => Err(Error::new(errno, "a path cannot be followed here")),
+        }
+    }
+
+    /// The call may wait from here on, for a device, a file system or the caller: others are received meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// `EAGAIN` if there is nobody to receive them.
+    pub(crate) fn may_wait(&self) -> Result<()> {
+        self.server.pool.may_wait(self.hand)
     }
 
     /// The file that was made for this call with number `inode`.

@@ -11,10 +11,9 @@ use rustix::fs::OFlags;
 
 use super::behind::Config;
 use super::client::{BarPages, Caller, mappable};
-use super::{Decision, File, Gift, Line, kvm};
+use super::{Decision, File, Gift, Line, kvm, unknown};
 use crate::files::{Blank, Look, Opened};
 use crate::removal::Note;
-use crate::resolve::Wait;
 use crate::task::{low, signed};
 use crate::trace;
 
@@ -31,24 +30,25 @@ const CHANGES_CONFIG: [u32; 5] = [
 ];
 
 /// What no close changes.
-const STATELESS: [u32; 5] = [
+const STATELESS: [u32; 4] = [
     vfio::GET_API_VERSION,
-    vfio::CHECK_EXTENSION,
     vfio::DEVICE_GET_INFO,
     vfio::DEVICE_GET_REGION_INFO,
     vfio::DEVICE_GET_IRQ_INFO,
 ];
 
-pub(super) fn ioctl(caller: &Caller<'_>, call: &Notification, wait: Wait) -> Decision {
+pub(super) fn ioctl(caller: &Caller<'_>, call: &Notification) -> Decision {
     let (fd, command, argument) = (signed(call.args[0]), low(call.args[1]), call.args[2]);
-    let Ok(Some(opened)) = caller.opened(fd) else {
-        return match command {
-            KVM_CREATE_DEVICE => kvm::create(caller, fd, argument),
-            _ => Decision::CONTINUE,
-        };
+    let opened = match caller.opened(fd) {
+        Ok(Some(opened)) => opened,
+        Ok(None) if command == KVM_CREATE_DEVICE => return kvm::create(caller, fd, argument),
+        Ok(None) => return Decision::CONTINUE,
+        Err(error) => return Decision::Answer(unknown(error)),
     };
-    if wait == Wait::Forbidden && SLOW.contains(&command) {
-        return Decision::Later;
+    if SLOW.contains(&command)
+        && let Err(error) = caller.may_wait()
+    {
+        return Decision::error(error.errno);
     }
     if !STATELESS.contains(&command) {
         caller.see_closes();

@@ -17,7 +17,7 @@ use rustix::fs::{AtFlags, Mode, OFlags, StatVfsMountFlags};
 
 use super::client::Caller;
 use crate::filter::{O_ACCMODE, O_NOATIME, O_TRUNC};
-use crate::resolve::{Last, Seen, Wait, Way};
+use crate::resolve::{Last, Seen, Way};
 use crate::task::OpenCall;
 
 /// `CAP_FOWNER` of linux/capability.h.
@@ -48,47 +48,32 @@ impl Asked {
     }
 }
 
-/// The judgement on an open.
-#[derive(Debug)]
-pub(super) enum Verdict {
-    May,
-    MayNot(Error),
-    /// It takes a worker to say.
-    Later,
-}
-
 /// Whether the task may open `file`, which the path of `open` was found to lead to. What the file's own mode and mount
 /// say is asked of `place`.
+///
+/// # Errors
+///
+/// Why not, with Linux's errno; `EAGAIN` if nobody can receive while it is found out.
 pub(super) fn judge(
     caller: &Caller<'_>,
     open: &OpenCall<'_>,
     (file, place): (Seen, BorrowedFd<'_>),
     asked: Asked,
-    wait: Wait,
-) -> Verdict {
-    let judged = || {
-        let task = TaskRights::of(caller)?;
-        let last = if open.follows() { Last::Follow } else { Last::Keep };
-        if task.are_own() {
-            // The way was gone by these rights already.
-            may_access(place, asked.access)?;
-        } else if wait == Wait::Forbidden {
-            return Ok(false);
-        } else {
-            let way = Way::of(open.from, &open.path, last).map_err(because(WAY))?;
-            task.lend(|| {
-                way.go(file).map_err(because(WAY))?;
-                may_access(place, asked.access)
-            })??;
-        }
-        task.may_use(place, asked)?;
-        Ok(true)
-    };
-    match judged() {
-        Ok(true) => Verdict::May,
-        Ok(false) => Verdict::Later,
-        Err(error) => Verdict::MayNot(error),
+) -> Result<()> {
+    let task = TaskRights::of(caller)?;
+    let last = if open.follows() { Last::Follow } else { Last::Keep };
+    if task.are_own() {
+        // The way was gone by these rights already.
+        may_access(place, asked.access)?;
+    } else {
+        caller.may_wait()?;
+        let way = Way::of(open.from, &open.path, last).map_err(because(WAY))?;
+        task.lend(|| {
+            way.go(file).map_err(because(WAY))?;
+            may_access(place, asked.access)
+        })??;
     }
+    task.may_use(place, asked)
 }
 
 const WAY: &str = "a directory or link on the way is not for this user";

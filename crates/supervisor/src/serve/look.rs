@@ -8,7 +8,7 @@ use super::Decision;
 use super::client::Caller;
 use crate::files::Look;
 use crate::filter::number;
-use crate::resolve::{self, From, Wait, WouldWait};
+use crate::resolve::{self, From};
 use crate::task::signed;
 
 /// Bytes of `struct stat` on x86_64 (asm/stat.h).
@@ -86,7 +86,7 @@ fn encoded((major, minor): (u32, u32)) -> u64 {
 }
 
 /// readlink and readlinkat of a link in /proc/PID/fd.
-pub(super) fn readlink(caller: &Caller<'_>, call: &Notification, wait: Wait) -> Result<Decision> {
+pub(super) fn readlink(caller: &Caller<'_>, call: &Notification) -> Result<Decision> {
     let [first, second, third, fourth, ..] = call.args;
     let (dirfd, path, buffer, size) = match call.number {
         number::READLINK => (-100, first, second, third),
@@ -94,11 +94,8 @@ pub(super) fn readlink(caller: &Caller<'_>, call: &Notification, wait: Wait) -> 
     };
     let path = caller.task.path(path)?;
     let from = From { process: &caller.task.process, tid: caller.task.tid, dirfd };
-    let behind = match resolve::behind_descriptor_link(from, &path, wait) {
-        Ok(Some(behind)) => behind,
-        Ok(None) => return Ok(Decision::CONTINUE),
-        Err(WouldWait) => return Ok(Decision::Later),
-    };
+    let behind = caller.find(|wait| resolve::behind_descriptor_link(from, &path, wait))?;
+    let Some((_, behind)) = behind else { return Ok(Decision::CONTINUE) };
     let (dev, inode) = (behind.dev, behind.ino);
     let server = caller.server;
     let name = server.files.get(dev, inode).map(|opened| opened.look.path.clone());

@@ -1,15 +1,17 @@
 //! The notification loop: receives the client's system calls, and answers those that concern our files.
 //!
-//! One thread receives and answers. What may take long is decided again from the start by a worker, with leave to wait:
-//! a path on a slow file system, a device reset. What takes long all the same, because a client's memory answers to a
-//! userfaultfd or a FUSE file system of its own, keeps its receiver, and another takes its place
-//! ([`Server::relieve`]). A call is in the supervisor's hands from the moment the kernel wrote it
-//! into its slot until it has been answered and the slot is cleared.
+//! The threads that receive a call answer it themselves ([`pool`]). What may take long (a path on a slow file system, a
+//! device reset) says so first, upon which another receives in its place; what takes long all the same, because a
+//! client's memory answers to a userfaultfd or a FUSE file system of its own, is noticed. A call is in the supervisor's
+//! hands from the moment the kernel wrote it into its slot until it has been answered and the slot is cleared.
+//!
+//! The kernel goes on with a call only where it is known that it does not concern our files. What could not be found
+//! out for want of a descriptor, memory or a thread is an error of whoever asked.
 //!
 //! Nobody waits for a client's close here but a call that was received after it, and that for a bounded time, after
 //! another receiver has taken its place.
 //!
-//! `Server::free` and `Server::places` are leaves lock.
+//! `Server::places` is a leaf lock.
 
 mod absent;
 mod access;
@@ -20,22 +22,23 @@ mod judge;
 mod kvm;
 mod look;
 mod open;
+mod pool;
 mod regions;
 mod verify;
 
 use std::collections::HashMap;
-use std::os::fd::{BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::time::Duration;
 
 use ioasis_iommufd::account::Entry;
 use ioasis_iommufd::type1::Container;
 use ioasis_iommufd::{Backing, ClientFile, Context};
+use ioasis_sys::eventfd::EventFd;
 use ioasis_sys::notify::{Answer, Listener, Notification, OnExec};
 use ioasis_sys::process::Thread;
 use ioasis_sys::seccomp::{Arch, X32_BIT};
-use ioasis_sys::sync::{Condvar, Mutex};
+use ioasis_sys::sync::Mutex;
 use ioasis_uapi::{Errno, Error, Result};
 use ioasis_vfio::{DeviceFile, DeviceWatcher, GroupFile, KvmDevice};
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -49,13 +52,12 @@ use crate::memory::Memory;
 use crate::notes::Notes;
 use crate::queues::Queues;
 use crate::removal::Note;
-use crate::resolve::Wait;
 use crate::task::{Task, Tasks, low, signed};
 use crate::trace::{self, Trace};
 use crate::view::{Identity, Node};
 use crate::watchdog::{Shared, say};
-use crate::workers::Workers;
 use client::Caller;
+use pool::{Admitted, Hand, Next, Pool};
 use regions::Regions;
 use verify::Words;
 
@@ -111,8 +113,6 @@ enum Decision {
     Answer(Answer),
     /// The number of a descriptor of this file, new in the caller.
     Give(Gift),
-    /// A worker must decide: it may take long.
-    Later,
 }
 
 impl Decision {
@@ -145,7 +145,6 @@ enum Line {
 /// Answers the client's system calls.
 #[derive(Debug)]
 pub(crate) struct Server {
-    this: Weak<Self>,
     listener: Listener,
     shared: Arc<Shared>,
     notes: Arc<Notes>,
@@ -161,14 +160,9 @@ pub(crate) struct Server {
     /// The user namespace the program was started in.
     user_namespace: Option<(u64, u64)>,
     trace: Option<Arc<Trace>>,
-    workers: Workers,
-    /// Which receiver is in charge: each has the number of those before it.
-    receiver: AtomicU64,
-    /// The id of the call the receiver in charge is deciding, or 0.
-    deciding: AtomicU64,
-    /// Slots that hold no call.
-    free: Mutex<Vec<u32>>,
-    freed: Condvar,
+    pool: Arc<Pool>,
+    /// Readable when the main thread has to look at the files again.
+    left: EventFd,
 }
 
 impl Server {
@@ -191,8 +185,8 @@ impl Server {
         }
         let program = Thread::open(launched.child.id())?;
         let queues = Queues::new(launched.queues)?;
-        Ok(Arc::new_cyclic(|this| Self {
-            this: Weak::clone(this),
+        let left = EventFd::create()?;
+        Ok(Arc::new(Self {
             user_namespace: program.user_namespace().ok(),
             listener,
             shared: Arc::clone(shared),
@@ -206,11 +200,8 @@ impl Server {
             nodes: launched.nodes.clone(),
             places: Mutex::default(),
             trace,
-            workers: Workers::default(),
-            receiver: AtomicU64::new(0),
-            deciding: AtomicU64::new(0),
-            free: Mutex::new((0..shared.slots.count()).collect()),
-            freed: Condvar::new(),
+            left,
+            pool: Arc::new(Pool::new(0..shared.slots.count())),
         }))
     }
 
@@ -219,16 +210,26 @@ impl Server {
         self.files.dev()
     }
 
-    /// Readable when a client has closed a file, or a queue.
-    pub(crate) fn closes(&self) -> [BorrowedFd<'_>; 2] {
-        [self.files.closes(), self.queues.closes()]
+    /// Readable when a client has closed a file, or a queue, or a receiver has left something to be done of that.
+    pub(crate) fn closes(&self) -> [BorrowedFd<'_>; 3] {
+        [self.files.closes(), self.queues.closes(), self.left.as_fd()]
     }
 
     /// Begins to close what clients have closed; whether a close is still on its way.
     pub(crate) fn drain(&self) -> bool {
+        let _ = self.left.take();
         self.queues.drain();
         self.files.drain();
         self.files.is_closing()
+    }
+
+    /// The same in a thread that has other things to do: the main thread does what is left.
+    fn drain_in_passing(&self) {
+        self.queues.drain();
+        self.files.drain();
+        if self.files.is_closing() || self.files.is_touched() {
+            self.left.signal();
+        }
     }
 
     /// Undoes what was done to files without our being asked: [`Server::drain`] finds out to which.
@@ -257,12 +258,11 @@ impl Server {
         undone.is_ok()
     }
 
-    /// A program that closed a file and now asks, by the call `id`, for what the close changes finds it closed.
-    fn see_closes(&self, id: u64) {
-        self.drain();
-        if self.files.closer.is_busy() {
-            // Without another receiver, others wait as long.
-            let _ = self.relieve(id);
+    /// A program that closed a file and now asks for what the close changes finds it closed.
+    fn see_closes(&self, hand: &Hand) {
+        self.drain_in_passing();
+        // Without another thread, whoever asks may find something open that is being closed.
+        if self.files.closer.is_busy() && self.pool.may_wait(hand).is_ok() {
             self.files.closer.wait();
         }
     }
@@ -279,67 +279,81 @@ impl Server {
         self.files.closer.finish(limit);
     }
 
-    /// Starts the thread that receives.
+    /// Starts the threads that receive.
     ///
     /// # Errors
     ///
     /// `EAGAIN` if the system has no thread left.
-    pub(crate) fn start(&self) -> Result<()> {
-        let me = self.receiver.load(Ordering::Acquire);
-        let server = self.this.upgrade().expect("a server that is called is alive");
-        let builder = std::thread::Builder::new().name("receiver".to_owned());
-        let receiver = builder.spawn(move || server.receive(me));
-        receiver.map(drop).map_err(|_| Error::new(Errno::EAGAIN, "no thread to receive with"))
+    pub(crate) fn start(self: &Arc<Self>) -> Result<()> {
+        let server = Arc::clone(self);
+        self.pool.start(move || server.receive())
     }
 
-    /// The id of the call the receiver is deciding, or 0.
-    pub(crate) fn deciding(&self) -> u64 {
-        self.deciding.load(Ordering::Acquire)
-    }
-
-    /// Puts another receiver in the place of the one that is deciding the call `id`, if one still is.
-    ///
-    /// # Errors
-    ///
-    /// `EAGAIN` if the system has no thread left.
-    pub(crate) fn relieve(&self, id: u64) -> Result<()> {
-        if !self.done_deciding(id) {
-            return Ok(());
-        }
-        self.receiver.fetch_add(1, Ordering::AcqRel);
-        self.start().inspect_err(|_| {
-            self.receiver.fetch_sub(1, Ordering::AcqRel);
-        })
-    }
-
-    /// Whether the call `id` was the one being decided; it is no longer.
-    fn done_deciding(&self, id: u64) -> bool {
-        self.deciding.compare_exchange(id, 0, Ordering::AcqRel, Ordering::Acquire).is_ok()
-    }
-
-    fn receive(&self, me: u64) {
-        let mut slot = self.take_slot();
-        while self.receiver.load(Ordering::Acquire) == me {
-            match self.shared.slots.receive(&self.listener, slot) {
-                Ok(call) => {
-                    self.deciding.store(call.id, Ordering::Release);
-                    if !self.settle(slot, &call, Wait::Forbidden) {
-                        self.hand_over(slot, call);
-                        slot = self.take_slot();
+    /// The life of a thread of the pool.
+    fn receive(&self) {
+        let pool = &self.pool;
+        let (hand, mut slot, mut next) = pool.enter();
+        loop {
+            match next {
+                Next::End => return pool.release(slot),
+                Next::Parked(parked, call) => {
+                    if let Some(task) = self.task(parked, &call) {
+                        self.settle(&hand, parked, (&task, &call));
                     }
-                    self.done_deciding(call.id);
+                    pool.release(parked);
                 }
-                // Killed before it could be received, or nobody is left.
-                Err(_) if self.is_over() => return,
-                Err(_) => {}
+                Next::Receive => {
+                    match pool.receive(|| self.shared.slots.receive(&self.listener, slot)) {
+                        Ok(call) => {
+                            pool.received(&hand, call.id);
+                            slot = self.take(&hand, slot, &call);
+                        }
+                        // Killed before it could be received, or nobody is left.
+                        Err(_) if self.is_over() => return,
+                        Err(_) => continue,
+                    }
+                }
+            }
+            next = pool.done(&hand);
+        }
+    }
+
+    /// Answers the call received into `slot`, or parks it there; where to receive the next one.
+    fn take(&self, hand: &Hand, slot: u32, call: &Notification) -> u32 {
+        let Some(task) = self.task(slot, call) else { return slot };
+        match self.pool.admit(task.process.pid(), slot, call) {
+            Ok(Admitted::Now) => {
+                self.pool.begin(hand, task.process.pid());
+                self.settle(hand, slot, (&task, call));
+                slot
+            }
+            Ok(Admitted::Parked { instead }) => instead,
+            Err(error) => {
+                self.answer(slot, call.id, Answer::Error(error.errno));
+                slot
             }
         }
-        self.give_slot_back(slot);
     }
 
-    fn give_slot_back(&self, slot: u32) {
-        self.free.lock().push(slot);
-        self.freed.notify_one();
+    /// The task that made the call in `slot`; without it, the call is answered.
+    fn task(&self, slot: u32, call: &Notification) -> Option<Task> {
+        match self.tasks.of(&self.listener, call) {
+            Ok(task) => Some(task),
+            // A task that was killed gets no answer, whatever is said. What is remembered of its other threads would
+            // outlive their memory if one executed a program unnoticed.
+            Err(error) => {
+                let unnoticed = error.errno != Errno::ESRCH && filter::changes(call).is_some();
+                let again = Answer::Error(Errno::EAGAIN);
+                self.answer(slot, call.id, if unnoticed { again } else { unknown(error) });
+                None
+            }
+        }
+    }
+
+    fn answer(&self, slot: u32, id: u64, answer: Answer) {
+        // The task may have been killed meanwhile.
+        let _ = self.listener.answer(id, answer);
+        self.shared.slots.clear(slot);
     }
 
     fn is_over(&self) -> bool {
@@ -348,41 +362,17 @@ impl Server {
         polled[0].revents().contains(PollFlags::HUP)
     }
 
-    fn hand_over(&self, slot: u32, call: Notification) {
-        let server = self.this.upgrade().expect("a server that is called is alive");
-        self.workers.submit(Box::new(move || {
-            let settled = server.settle(slot, &call, Wait::Allowed);
-            assert!(settled, "a call that may wait is decided");
-            server.give_slot_back(slot);
-        }));
-    }
-
-    fn take_slot(&self) -> u32 {
-        let mut free = self.free.lock();
-        loop {
-            match free.pop() {
-                Some(slot) => return slot,
-                None => free = self.freed.wait(free),
-            }
-        }
-    }
-
-    /// Decides and answers the call in `slot`, unless it needs a worker.
-    fn settle(&self, slot: u32, call: &Notification, wait: Wait) -> bool {
-        let answer = match self.decide(call, wait) {
-            Decision::Later => return false,
+    /// Decides and answers the call in `slot`.
+    fn settle(&self, hand: &Hand, slot: u32, (task, call): (&Task, &Notification)) {
+        let answer = match self.decide(hand, task, call) {
             Decision::Answer(answer) => answer,
             Decision::Give(gift) => self.give(call.id, gift),
         };
-        // The task may have been killed meanwhile.
-        let _ = self.listener.answer(call.id, answer);
-        self.shared.slots.clear(slot);
-        true
+        self.answer(slot, call.id, answer);
     }
 
     /// Puts a file among the caller's descriptors. Ours is gone before the caller goes on, so that its close is the last.
     fn give(&self, id: u64, gift: Gift) -> Answer {
-        use std::os::fd::AsFd;
         let Gift { file, on_exec, line } = gift;
         let given = self.listener.add_file(id, file.as_fd(), on_exec);
         drop(file);
@@ -390,7 +380,7 @@ impl Server {
         match given {
             Ok(fd) => Answer::Value(fd.into()),
             Err(error) => {
-                self.files.drain();
+                self.drain_in_passing();
                 Answer::Error(error.errno)
             }
         }
@@ -411,33 +401,23 @@ impl Server {
         }
     }
 
-    fn decide(&self, call: &Notification, wait: Wait) -> Decision {
-        let task = match self.tasks.of(&self.listener, call) {
-            Ok(task) => task,
-            // What is remembered of its other threads would outlive their memory.
-            Err(error) if error.errno != Errno::ESRCH && filter::changes(call).is_some() => {
-                return Decision::error(Errno::EAGAIN);
-            }
-            Err(_) => return Decision::CONTINUE,
-        };
-        let caller = Caller::new(self, &task, call.id);
+    fn decide(&self, hand: &Hand, task: &Task, call: &Notification) -> Decision {
+        let caller = Caller::new(self, task, (call.id, hand));
         match call.number {
             // Not the accesses to the setting itself.
             number::IOCTL | number::OPEN | number::OPENAT | number::OPENAT2 => {
-                // What is decided once more fails then.
-                let settled = |decision: &Decision| !matches!(decision, Decision::Later);
-                let decide = || self.decide_for(&caller, call, wait);
-                let (decision, injected) = self.injection.during(task.tid, decide, settled);
+                let decide = || self.decide_for(&caller, call);
+                let (decision, injected) = self.injection.during(task.tid, decide, |_| true);
                 if let (Some(injected), Some(trace)) = (injected, &self.trace) {
                     trace.injected(task.process.pid(), injected.nth, injected.step);
                 }
                 decision
             }
-            _ => self.decide_for(&caller, call, wait),
+            _ => self.decide_for(&caller, call),
         }
     }
 
-    fn decide_for(&self, caller: &Caller<'_>, call: &Notification, wait: Wait) -> Decision {
+    fn decide_for(&self, caller: &Caller<'_>, call: &Notification) -> Decision {
         match filter::changes(call) {
             Some(Changes::Program) => {
                 self.tasks.executes(caller.task);
@@ -455,28 +435,28 @@ impl Server {
         }
         if call.arch == Arch::I386.raw() {
             return match filter::widened(call) {
-                Some(wide) if wide.number == number::IOCTL => foreign_ioctl(caller, &wide, wait),
+                Some(wide) if wide.number == number::IOCTL => foreign_ioctl(caller, &wide),
                 Some(wide) if filter::is_vectored(wide.number) => {
-                    settled(access::vectored(caller, &wide, (wait, Words::Compat)))
+                    settled(access::vectored(caller, &wide, Words::Compat))
                 }
-                Some(wide) => self.decide_for(caller, &wide, wait),
+                Some(wide) => self.decide_for(caller, &wide),
                 None => Decision::CONTINUE,
             };
         }
         if call.arch != Arch::X86_64.raw() || call.number & X32_BIT != 0 {
-            return foreign_ioctl(caller, call, wait);
+            return foreign_ioctl(caller, call);
         }
         let decided = match call.number {
             number::IOCTL if absent::is_of_all_files(low(call.args[1])) => Ok(Decision::CONTINUE),
-            number::IOCTL => return ioctl::ioctl(caller, call, wait),
+            number::IOCTL => return ioctl::ioctl(caller, call),
             number::OPEN | number::OPENAT | number::OPENAT2 | number::CREAT => {
-                return open::open(caller, call, wait);
+                return open::open(caller, call);
             }
             number::FSTAT | number::NEWFSTATAT | number::STATX => look::stat(caller, call),
-            number::READLINK | number::READLINKAT => look::readlink(caller, call, wait),
-            number::PREAD64 | number::PWRITE64 => access::access(caller, call, wait),
+            number::READLINK | number::READLINKAT => look::readlink(caller, call),
+            number::PREAD64 | number::PWRITE64 => access::access(caller, call),
             number::PREADV | number::PREADV2 | number::PWRITEV | number::PWRITEV2 => {
-                access::vectored(caller, call, (wait, Words::Long))
+                access::vectored(caller, call, Words::Long)
             }
             number::MMAP => access::mmap(caller, call),
             number::READ | number::WRITE => access::queue(caller, call),
@@ -531,13 +511,26 @@ fn settled(decided: Result<Decision>) -> Decision {
     })
 }
 
-/// An ioctl by another entry ABI. Containers, groups and devices answer it as any (compat_ptr_ioctl), iommufd has none there.
-fn foreign_ioctl(caller: &Caller<'_>, call: &Notification, wait: Wait) -> Decision {
-    let Ok(Some(opened)) = caller.opened(signed(call.args[0])) else { return Decision::CONTINUE };
-    match opened.file {
-        File::Container(_) | File::Group(_) | File::Device { .. } => {
-            ioctl::ioctl(caller, call, wait)
+/// The answer to a call of which it could not be found out whether it concerns our files: the kernel goes on with it only
+/// where that is the task's doing, which is gone or does not let itself be looked at.
+fn unknown(error: Error) -> Answer {
+    match error.errno {
+        errno @ (Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM | Errno::EAGAIN) => {
+            Answer::Error(errno)
         }
+        _ => Answer::Continue,
+    }
+}
+
+/// An ioctl by another entry ABI. Containers, groups and devices answer it as any (compat_ptr_ioctl), iommufd has none there.
+fn foreign_ioctl(caller: &Caller<'_>, call: &Notification) -> Decision {
+    let opened = match caller.opened(signed(call.args[0])) {
+        Ok(Some(opened)) => opened,
+        Ok(None) => return Decision::CONTINUE,
+        Err(error) => return Decision::Answer(unknown(error)),
+    };
+    match opened.file {
+        File::Container(_) | File::Group(_) | File::Device { .. } => ioctl::ioctl(caller, call),
         File::Iommufd { .. } | File::Kvm { .. } | File::Made(_) => Decision::error(Errno::ENOTTY),
     }
 }

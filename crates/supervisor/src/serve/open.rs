@@ -11,13 +11,13 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 
 use super::client::Caller;
 use super::ioctl::open_device;
-use super::judge::{Asked, Verdict, judge};
+use super::judge::{Asked, judge};
 use super::{Decision, File, Gift, Line};
 use crate::files::Look;
 use crate::filter::{O_ACCMODE, O_CLOEXEC, O_DIRECT};
 use crate::injection::{self, FailNth};
 use crate::parameters;
-use crate::resolve::{self, Found, Last, Seen, Wait};
+use crate::resolve::{self, Last, Seen};
 use crate::task::OpenCall;
 use crate::view::status::Charges;
 use crate::view::{self, CONTAINER, ContainerNode, FaultInjection, Node};
@@ -33,22 +33,23 @@ const KEPT: OFlags = OFlags::from_bits_retain(O_ACCMODE)
     .union(OFlags::NOATIME)
     .union(OFlags::LARGEFILE);
 
-pub(super) fn open(caller: &Caller<'_>, call: &Notification, wait: Wait) -> Decision {
+pub(super) fn open(caller: &Caller<'_>, call: &Notification) -> Decision {
     let Some(Ok(open)) = OpenCall::of(caller.task, call) else { return Decision::CONTINUE };
     if !open.may_be_ours() {
         return Decision::CONTINUE;
     }
-    if let Some(decision) = fail_nth(caller, &open, wait) {
+    if let Some(decision) = fail_nth(caller, &open) {
         return decision;
     }
     let last = if open.follows() { Last::Follow } else { Last::Keep };
-    let (found, seen) = match resolve::resolve(open.from, &open.path, last, wait) {
-        Found::File(file, seen) => (file, seen),
-        Found::Nothing => return Decision::CONTINUE,
-        Found::WouldWait => return Decision::Later,
+    let resolve = |wait| resolve::resolve(open.from, &open.path, last, wait);
+    let (found, seen) = match caller.find(resolve) {
+        Ok(Some(found)) => found,
+        Ok(None) => return Decision::CONTINUE,
+        Err(error) => return Decision::error(error.errno),
     };
     let Some(target) = node(caller, seen) else {
-        return status(caller, &open, (&found, seen), wait).unwrap_or(Decision::CONTINUE);
+        return status(caller, &open, (&found, seen)).unwrap_or(Decision::CONTINUE);
     };
     if !caller.is_there() || is_the_kernels(&target, open.flags) {
         return Decision::CONTINUE;
@@ -62,10 +63,8 @@ pub(super) fn open(caller: &Caller<'_>, call: &Notification, wait: Wait) -> Deci
     let place = caller.place_of(&target, &found, seen);
     let line =
         Line::Open { pid: caller.task.process.pid(), path: open.path.clone(), flags: open.flags };
-    match judge(caller, &open, (seen, place.as_fd()), asked, wait) {
-        Verdict::May => {}
-        Verdict::Later => return Decision::Later,
-        Verdict::MayNot(error) => return refuse(caller, line, error),
+    if let Err(error) = judge(caller, &open, (seen, place.as_fd()), asked) {
+        return refuse(caller, line, error);
     }
     drop((found, place));
     let opened = match target {
@@ -122,7 +121,7 @@ impl Caller<'_> {
 
 /// The answer to an open of a task's fail-nth file, where there is one. It is for whoever may open another file of the
 /// task's that has its owner and mode (0644, `tid_base_stuff` of fs/proc/base.c).
-fn fail_nth(caller: &Caller<'_>, open: &OpenCall<'_>, wait: Wait) -> Option<Decision> {
+fn fail_nth(caller: &Caller<'_>, open: &OpenCall<'_>) -> Option<Decision> {
     let (server, own) = (caller.server, caller.task.process.pid());
     if server.machine.view.fault_injection == FaultInjection::Absent {
         return None;
@@ -130,18 +129,18 @@ fn fail_nth(caller: &Caller<'_>, open: &OpenCall<'_>, wait: Wait) -> Option<Deci
     let (process, tid) = injection::fail_nth_of(&open.path, own, caller.task.tid)?;
     let path = format!("/proc/{process}/task/{tid}/comm").into_bytes();
     let alike = OpenCall { from: open.from, path, flags: open.flags };
-    match resolve::resolve(open.from, &alike.path, Last::Follow, wait) {
-        Found::File(file, seen) if seen.is_in_own_procfs() && process != own => {
-            match judge(caller, &alike, (seen, file.as_fd()), Asked::of(open.flags), wait) {
-                Verdict::May => {}
-                Verdict::Later => return Some(Decision::Later),
-                Verdict::MayNot(error) => return Some(Decision::error(error.errno)),
-            }
+    let resolve = |wait| resolve::resolve(open.from, &alike.path, Last::Follow, wait);
+    let judged = match caller.find(resolve) {
+        Ok(Some((file, seen))) if seen.is_in_own_procfs() && process != own => {
+            judge(caller, &alike, (seen, file.as_fd()), Asked::of(open.flags))
         }
-        Found::File(_, seen) if seen.is_in_own_procfs() => {}
-        Found::WouldWait => return Some(Decision::Later),
+        Ok(Some((_, seen))) if seen.is_in_own_procfs() => Ok(()),
         // Of no thread, the kernel says that there is no such file.
-        Found::File(..) | Found::Nothing => return None,
+        Ok(_) => return None,
+        Err(error) => Err(error),
+    };
+    if let Err(error) = judged {
+        return Some(Decision::error(error.errno));
     }
     let file = Arc::new(FailNth::new(tid, &server.injection));
     Some(match caller.install(file, client_flag(open.flags)) {
@@ -160,7 +159,6 @@ fn status(
     caller: &Caller<'_>,
     open: &OpenCall<'_>,
     (found, seen): (&OwnedFd, Seen),
-    wait: Wait,
 ) -> Option<Decision> {
     let ledger = &caller.server.machine.iommu.ledger;
     if !open.path.ends_with(b"status")
@@ -186,11 +184,7 @@ fn status(
         return None;
     }
     // Of a process that is hidden from the program, and of any other error, the kernel tells.
-    match judge(caller, open, (seen, found.as_fd()), Asked::of(open.flags), wait) {
-        Verdict::May => {}
-        Verdict::Later => return Some(Decision::Later),
-        Verdict::MayNot(_) => return None,
-    }
+    judge(caller, open, (seen, found.as_fd()), Asked::of(open.flags)).ok()?;
     let file = text_file(caller, &view::status::with_charges(&text, charges)).ok()?;
     Some(Decision::Give(Gift { file, on_exec: on_exec(open.flags), line: Line::None }))
 }
