@@ -403,7 +403,7 @@ static int step_dma(int count, char **word)
 	if (put_at(device, &address, 8, bar) != 8 || put_at(device, &code, 4, bar + 8) != 4)
 		return say(-1, "");
 	for (unsigned turns = 0; code & 1; turns++) {
-		if (turns > 20000)
+		if (turns > 600000)
 			return say(0, " the device hangs");
 		usleep(100);
 		if (get_at(device, &code, 4, bar + 8) != 4)

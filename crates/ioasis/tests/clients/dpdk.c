@@ -33,7 +33,7 @@ static void command(volatile uint32_t *registers, uint64_t address, uint32_t cod
 	registers[1] = (uint32_t)(address >> 32);
 	registers[2] = code;
 	for (unsigned turns = 0; registers[2] & 1; turns++) {
-		CHECK(turns < 20000);
+		CHECK(turns < 600000);
 		usleep(100);
 	}
 }

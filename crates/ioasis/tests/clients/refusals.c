@@ -50,7 +50,7 @@ static void copy_is_refused(uint32_t command)
 	*(volatile uint64_t *)(registers + ADDR) = iova;
 	*state = command;
 	for (unsigned turns = 0; *state & RUN; turns++) {
-		CHECK(turns < 50000);
+		CHECK(turns < 600000);
 		usleep(100);
 	}
 	CHECK(*state == FAULTED);

@@ -81,7 +81,7 @@ static uint32_t status(void)
 static void wait_status(uint32_t mask, uint32_t wanted)
 {
 	for (unsigned turns = 0; (status() & mask) != wanted; turns++) {
-		CHECK(turns < 50000);
+		CHECK(turns < 600000);
 		usleep(100);
 	}
 }
@@ -127,7 +127,7 @@ static void command(void)
 	store(DOORBELLS, tail, 4);
 	volatile uint32_t *done = (volatile uint32_t *)(memory + PAGE + 16 * taken);
 	for (unsigned turns = 0; (done[3] >> 16 & 1) == 0; turns++) {
-		CHECK(turns < 50000);
+		CHECK(turns < 600000);
 		usleep(100);
 	}
 	taken++;
@@ -167,7 +167,7 @@ static uint64_t pending_by_call(void)
 static void wait_pending(volatile unsigned char *table, uint64_t wanted)
 {
 	for (unsigned turns = 0; *(volatile uint64_t *)(table + PENDING) != wanted; turns++) {
-		CHECK(turns < 50000);
+		CHECK(turns < 600000);
 		usleep(100);
 	}
 	CHECK(pending_by_call() == wanted);

@@ -88,7 +88,7 @@ static void group_is_free(int socket)
 	if (fd >= 0)
 		close(fd);
 	give(socket);
-	for (int i = 0; i < 2000; i++) {
+	for (int i = 0; i < 12000; i++) {
 		if ((fd = open("/dev/vfio/1", O_RDWR)) >= 0)
 			break;
 		CHECK(errno == EBUSY);
