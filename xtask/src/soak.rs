@@ -114,6 +114,13 @@ const JOBS: &[Job] = &[
         step: 1000,
     },
     Job {
+        name: "strangers",
+        what: "rounds in which a number passes on, or a program follows another, under DMA; a canary in every process",
+        work: Work::Runs(&["-p", "ioasis", "--test", "strangers"]),
+        total: 10_000,
+        step: 1000,
+    },
+    Job {
         name: "fuzz",
         what: "calls, or inputs, of every fuzz target",
         work: Work::Fuzz,
