@@ -14,12 +14,15 @@
 //! (`rw_verify_area`, fs/read_write.c) and a write anywhere is EFBIG (`generic_write_checks`). Whoever finds another open
 //! of the inode, through /proc, is told by inotify when it has written, and that is undone ([`Files::take_touched`]).
 //!
+//! A program has a share of the files ([`State::admit`]): what it opens beyond it is refused, so that it takes neither the
+//! descriptors nor the inotify watches of others.
+//!
 //! Nobody closes a file himself: whoever lets go of it last hands it to the [`Closer`], whose threads may wait for it.
 //! That a close has begun is known before `Files::state` is unlocked.
 //!
 //! Lock order: `Files::state` -> `Open::opens`, and `Files::state` -> the closer's.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::Debug;
 use std::mem::MaybeUninit;
 use std::ops::Deref;
@@ -36,6 +39,7 @@ use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
 use rustix::fs::{Mode, OFlags, SeekFrom, fstat};
 
 use crate::closer::Closer;
+use crate::descriptors;
 
 /// Closes, and what else somebody may do with an inode of ours.
 const WATCHED: WatchFlags = WatchFlags::CLOSE_WRITE
@@ -48,6 +52,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The last offset there is, and the length of every file: `MAX_LFS_FILESIZE` (linux/fs.h).
 pub(crate) const END: u64 = i64::MAX as u64;
+
+/// What any process may have open: a few devices, their groups and an iommufd.
+const FEW: usize = 32;
 
 /// What stands behind a file.
 pub(crate) trait Behind: Debug + Send + Sync + 'static {
@@ -101,6 +108,8 @@ pub(crate) struct Open<F: Behind> {
     own: OwnedFd,
     /// Immutable.
     watch: i32,
+    /// The process that it was opened for. Immutable.
+    owner: u32,
     opens: Mutex<Opens>,
 }
 
@@ -155,6 +164,10 @@ struct State<F: Behind> {
     by_watch: BTreeMap<i32, u64>,
     /// Inodes with a close event whose lock may not be free yet.
     closing: Vec<(u64, Instant)>,
+    /// How many files were opened for each process and are open.
+    owned: HashMap<u32, usize>,
+    /// Immutable.
+    most: usize,
     /// Inodes that were written, cut or marked, by us or by somebody else.
     touched: BTreeSet<u64>,
 }
@@ -174,6 +187,8 @@ impl<F: Behind> Files<F> {
             by_inode: BTreeMap::new(),
             by_watch: BTreeMap::new(),
             closing: Vec::new(),
+            owned: HashMap::new(),
+            most: descriptors::most_files(),
             touched: BTreeSet::new(),
         };
         Ok(Self { root, dev, inotify, closer: Closer::new()?, state: Mutex::new(state) })
@@ -199,6 +214,7 @@ impl<F: Behind> Files<F> {
         let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
         let file = rustix::fs::openat(&self.root, ".", flags, Mode::from_raw_mode(0o600))
             .map_err(because("a file for the program cannot be made"))?;
+        let file = descriptors::keep(file)?;
         let inode = fstat(&file).map_err(because("a file cannot be looked at"))?.st_ino;
         Ok(Blank { file, inode })
     }
@@ -214,21 +230,30 @@ impl<F: Behind> Files<F> {
             .map_err(because("a file for the program cannot be opened"))
     }
 
-    /// Makes a blank file one of ours. Where it fails, `file` is dropped without having been closed.
+    /// Makes a blank file one of ours, opened for the process `owner`. Where it fails, `file` is dropped without having been
+    /// closed.
     ///
     /// # Errors
     ///
-    /// `ENOSPC` when the user's inotify watches are used up (`fs.inotify.max_user_watches`).
-    pub(crate) fn publish(&self, blank: Blank, file: F, look: Look) -> Result<Arc<Opened<F>>> {
+    /// `EMFILE` when the process has its share of files, `ENFILE` when there are no more; `ENOSPC` when the user's inotify watches are used up (`fs.inotify.max_user_watches`).
+    pub(crate) fn publish(
+        &self,
+        (blank, owner): (Blank, u32),
+        file: F,
+        look: Look,
+    ) -> Result<Arc<Opened<F>>> {
         inject::step("a watch on a file")?;
+        self.state.lock().admit(owner)?;
         let Blank { file: own, inode } = blank;
         let path = format!("/proc/self/fd/{}", own.as_raw_fd());
         rustix::fs::ftruncate(&own, END).map_err(because("a file cannot be made long enough"))?;
         let watch = inotify::add_watch(&self.inotify, path, WATCHED)
             .map_err(because("no inotify watch is left: raise fs.inotify.max_user_watches"))?;
-        let open = Open { inode, file, look, own, watch, opens: Mutex::new(Opens::default()) };
+        let open =
+            Open { inode, file, look, own, watch, owner, opens: Mutex::new(Opens::default()) };
         let opened = Arc::new(Opened { open: Some(open), closer: self.closer.clone() });
         let mut state = self.state.lock();
+        *state.owned.entry(owner).or_default() += 1;
         state.by_watch.insert(watch, inode);
         let old = state.by_inode.insert(inode, Arc::clone(&opened));
         assert!(old.is_none(), "an inode is used again only after its file was closed");
@@ -282,7 +307,7 @@ impl<F: Behind> Files<F> {
     /// Takes back a file that could not be given to anybody.
     pub(crate) fn forget(&self, opened: &Opened<F>) {
         let _ = inotify::remove_watch(&self.inotify, opened.watch);
-        let taken = self.state.lock().by_inode.remove(&opened.inode);
+        let taken = self.state.lock().take(opened.inode);
         drop(taken);
     }
 
@@ -323,8 +348,9 @@ impl<F: Behind> Files<F> {
 
     /// Begins to close every file, whoever has it open.
     pub(crate) fn close_all(&self) {
-        let all = std::mem::take(&mut self.state.lock().by_inode);
-        drop(all);
+        let mut state = self.state.lock();
+        state.owned.clear();
+        drop(std::mem::take(&mut state.by_inode));
     }
 
     /// How many files are open.
@@ -363,7 +389,7 @@ impl<F: Behind> State<F> {
     /// Takes out the files that nobody has open any more.
     fn take_closed(&mut self) -> Vec<Arc<Opened<F>>> {
         let mut closed = Vec::new();
-        let Self { by_inode, closing, .. } = self;
+        let Self { by_inode, closing, .. } = &mut *self;
         closing.retain(|&(inode, since)| {
             let Some(opened) = by_inode.get(&inode) else { return false };
             let mut opens = opened.opens.lock();
@@ -372,11 +398,44 @@ impl<F: Behind> State<F> {
             let (after, none) = (opens.alive.len(), opens.alive.is_empty());
             drop(opens);
             if none {
-                closed.extend(by_inode.remove(&inode));
+                closed.push(inode);
             }
             !none && after == before && since.elapsed() < PATIENCE
         });
-        closed
+        closed.into_iter().filter_map(|inode| self.take(inode)).collect()
+    }
+
+    /// Takes a file out.
+    fn take(&mut self, inode: u64) -> Option<Arc<Opened<F>>> {
+        let taken = self.by_inode.remove(&inode)?;
+        if let Some(owned) = self.owned.get_mut(&taken.owner) {
+            *owned -= 1;
+            if *owned == 0 {
+                self.owned.remove(&taken.owner);
+            }
+        }
+        Some(taken)
+    }
+
+    /// Whether one more file may be opened for `owner`: it may have a quarter of those that are left, and [`FEW`] in any
+    /// case while there are any. By forking, a program gets less and less for each process.
+    fn admit(&self, owner: u32) -> Result<()> {
+        let (used, owned) = (self.by_inode.len(), self.owned.get(&owner).copied().unwrap_or(0));
+        if used >= self.most {
+            return Err(Error::at(
+                Errno::ENFILE,
+                "all clients have too many files",
+                self.most as u64,
+            ));
+        }
+        if owned >= FEW.min(self.most / 8).max((self.most - used) / 4) {
+            return Err(Error::at(
+                Errno::EMFILE,
+                "the process has its share of files",
+                owned as u64,
+            ));
+        }
+        Ok(())
     }
 }
 
@@ -409,7 +468,9 @@ mod tests {
         fn publish(&self) -> Arc<Opened<Counted>> {
             let blank = self.files.blank().expect("a file");
             let look = Look { path: "/dev/iommu".to_owned(), rdev: (10, 126) };
-            self.files.publish(blank, Counted(Arc::clone(&self.closed)), look).expect("a watch")
+            self.files
+                .publish((blank, 1), Counted(Arc::clone(&self.closed)), look)
+                .expect("a watch")
         }
 
         fn closed(&self) -> u32 {

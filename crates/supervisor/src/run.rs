@@ -13,6 +13,7 @@ use ioasis_uapi::{Error, Result};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{PidfdFlags, Signal};
 
+use crate::descriptors;
 use crate::launch::{self, Launched};
 use crate::ledger::{self, Ledger};
 use crate::machine::Machine;
@@ -152,14 +153,6 @@ fn abort_on_panic() {
     }));
 }
 
-/// Every open file of a client's takes a few descriptors here.
-fn allow_many_descriptors() {
-    let resource = rustix::process::Resource::Nofile;
-    let limit = rustix::process::getrlimit(resource);
-    let limit = rustix::process::Rlimit { current: limit.maximum, ..limit };
-    let _ = rustix::process::setrlimit(resource, limit);
-}
-
 fn prepare(
     options: RunOptions,
     shared: &Arc<Shared>,
@@ -172,7 +165,7 @@ fn prepare(
     let launched = launch::launch(&view, &command)?;
     shared.set_client(launched.child.id());
     spawn::close_inherited();
-    allow_many_descriptors();
+    descriptors::allow_many();
     for entry in &launched.lost {
         say(&format!("ioasis: {entry} is not in the program's view\n"));
     }

@@ -1,7 +1,7 @@
 //! The task behind a notification, and what it passed.
 
 use std::collections::BTreeMap;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, OnceLock};
 
 use ioasis_sys::notify::{Listener, Notification};
@@ -9,6 +9,7 @@ use ioasis_sys::process::{Credentials, Process, Thread};
 use ioasis_sys::sync::Mutex;
 use ioasis_uapi::{Errno, Error, Result};
 
+use crate::descriptors;
 use crate::filter::{O_CREAT, O_DIRECTORY, O_EXCL, O_NOFOLLOW, O_PATH, number};
 use crate::resolve::From;
 
@@ -188,7 +189,7 @@ impl Tasks {
             return Err(Error::at(Errno::ESRCH, "the task is gone", call.tid.into()));
         }
         let mut known = self.known.lock();
-        if known.may_remember(&task) {
+        if known.may_remember(&task) && descriptors::are_plenty(task.thread.as_fd()) {
             known.remember(&task);
         }
         Ok(task)

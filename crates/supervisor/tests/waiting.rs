@@ -12,7 +12,12 @@ const KINDS: [&str; 2] = ["uffd", "fuse"];
 
 /// Runs the client's part `what` on a machine with two testdevs, once for each way to hold pages back.
 fn does(what: &str) {
-    for kind in KINDS {
+    does_with(what, &KINDS);
+}
+
+/// The same once for each second argument.
+fn does_with(what: &str, kinds: &[&str]) {
+    for kind in kinds {
         let folder = Folder::new(&format!("{what}-{kind}"));
         let program = compile(&folder, "waiting", &["-pthread"]);
         let command = &mut ioasis();
@@ -42,6 +47,16 @@ fn an_unbound_device_that_never_ends_its_dma_is_busy_and_keeps_nobody_waiting() 
 #[test]
 fn what_a_waiting_device_does_not_use_is_unmapped_at_once() {
     does("unmapped");
+}
+
+#[test]
+fn a_process_that_takes_all_the_files_it_gets_takes_none_from_others() {
+    does_with("taken", &["1", "2"]);
+}
+
+#[test]
+fn many_processes_that_take_all_the_files_they_get_take_none_from_others() {
+    does_with("taken", &["40"]);
 }
 
 #[test]

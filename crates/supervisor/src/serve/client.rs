@@ -19,6 +19,7 @@ use rustix::fs::{FallocateFlags, OFlags};
 
 use super::pool::Hand;
 use super::{File, Server};
+use crate::descriptors;
 use crate::files::{Blank, END, Look, Opened};
 use crate::queues::Queue;
 use crate::resolve::{Found, Seen, Wait};
@@ -167,7 +168,7 @@ impl<'a> Caller<'a> {
     fn publish(&self, file: File, name: &str) -> Result<(Arc<Opened<File>>, OwnedFd)> {
         let files = &self.server.files;
         let look = Look { path: name.to_owned(), rdev: (0, 0) };
-        let opened = files.publish(files.blank()?, file, look)?;
+        let opened = files.publish((files.blank()?, self.task.process.pid()), file, look)?;
         let open = files.open(&opened, OFlags::RDWR).inspect_err(|_| files.forget(&opened))?;
         Ok((opened, open))
     }
@@ -278,7 +279,7 @@ impl ioasis_iommufd::Client for Caller<'_> {
         {
             return Ok(memory);
         }
-        Ok(self.server.memory.file(self.task.file(fd)?)?)
+        Ok(self.server.memory.file(descriptors::keep(self.task.file(fd)?)?)?)
     }
 
     fn install(&self, file: Arc<dyn ClientFile>, on_exec: iommufd::OnExec) -> Result<i32> {
@@ -346,7 +347,7 @@ impl ioasis_vfio::Client for Caller<'_> {
     }
 
     fn eventfd(&self, fd: i32) -> Result<EventFd> {
-        EventFd::from_fd(self.task.file(fd)?)
+        EventFd::from_fd(descriptors::keep(self.task.file(fd)?)?)
     }
 
     fn vfio_file(&self, fd: i32) -> Result<VfioFile> {

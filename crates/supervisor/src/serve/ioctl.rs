@@ -179,7 +179,7 @@ fn publish_device(
     let (device, notes) = (Arc::clone(device), Arc::clone(&server.notes));
     let ranges = mappable(device.device());
     let file = File::Device { device, bars, notes, config };
-    let opened = server.files.publish(blank, file, look)?;
+    let opened = server.files.publish((blank, caller.task.process.pid()), file, look)?;
     server.notes.tell(Note::Opened { inode, file: copy, ranges });
     Ok(opened)
 }

@@ -322,8 +322,9 @@ fn open_node(caller: &Caller<'_>, node: Node, access: OFlags) -> Result<OwnedFd>
         File::Group(group) => Some(Arc::clone(group)),
         _ => None,
     };
-    let blank = server.files.blank();
-    let opened = blank.and_then(|blank| server.files.publish(blank, file, Look { path, rdev }));
+    let (blank, owner) = (server.files.blank(), caller.task.process.pid());
+    let opened =
+        blank.and_then(|blank| server.files.publish((blank, owner), file, Look { path, rdev }));
     // Nobody else would: the file has no descriptor yet. Contexts and containers end when they are dropped.
     let opened = opened.inspect_err(|_| group.iter().for_each(|group| group.close()))?;
     server.files.open(&opened, access).inspect_err(|_| server.files.forget(&opened))

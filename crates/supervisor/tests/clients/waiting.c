@@ -1,6 +1,9 @@
 /* Programs that wait, and what another program sees meanwhile. argv: what to do, how pages are held back, a folder. */
 #define _GNU_SOURCE
+#include <signal.h>
 #include <stdio.h>
+#include <sys/resource.h>
+#include <sys/sysmacros.h>
 
 #include "slow.h"
 
@@ -210,6 +213,63 @@ static void unmapped(char kind, const char *folder)
 	closed(&device);
 }
 
+/* Opens `path` until that is refused, says so, and keeps what it has. */
+static pid_t greedy(const char *path, int told)
+{
+	struct rlimit limit;
+	pid_t child = fork();
+
+	CHECK(child >= 0);
+	if (child)
+		return child;
+	CHECK(getrlimit(RLIMIT_NOFILE, &limit) == 0);
+	limit.rlim_cur = limit.rlim_max;
+	CHECK(setrlimit(RLIMIT_NOFILE, &limit) == 0);
+	while (open(path, O_RDWR) >= 0)
+		;
+	CHECK(errno == EMFILE);
+	CHECK(write(told, "x", 1) == 1);
+	pause();
+	_exit(1);
+}
+
+/* Processes that take all the files they get are refused more. Others go on, and are told the truth. */
+static void taken(int count)
+{
+	int told[2];
+	char byte;
+	struct stat stat;
+	pid_t children[64];
+	struct device mine = opened(1, "0000:01:00.0");
+
+	CHECK(pipe(told) == 0);
+	for (int i = 0; i < count; i++)
+		children[i] = greedy(i % 2 ? "/dev/vfio/vfio" : "/dev/iommu", told[1]);
+	for (int i = 0; i < count; i++)
+		CHECK(read(told[0], &byte, 1) == 1);
+	for (int i = 0; i < 3; i++) {
+		pid_t child = fork();
+		if (child == 0) {
+			uint16_t vendor;
+			CHECK(ioctl(mine.container, GET_API_VERSION) == 0);
+			CHECK(ioctl(mine.device, DEVICE_RESET) == 0);
+			CHECK(pread(mine.device, &vendor, 2, CONFIG) == 2 && vendor == 0x1234);
+			CHECK(fstat(mine.container, &stat) == 0 && stat.st_rdev == makedev(10, 196));
+			CHECK(fstat(0, &stat) == 0 && stat.st_rdev == makedev(1, 3));
+			CHECK(ioctl(0, GET_API_VERSION) == -1 && errno == ENOTTY);
+			others_go_on();
+			_exit(0);
+		}
+		int status;
+		CHECK(waitpid(child, &status, 0) == child && status == 0);
+	}
+	for (int i = 0; i < count; i++)
+		CHECK(kill(children[i], SIGKILL) == 0 && waitpid(children[i], NULL, 0) == children[i]);
+	/* What they had is there for the next. */
+	pid_t child = greedy("/dev/iommu", told[1]);
+	CHECK(read(told[0], &byte, 1) == 1 && kill(child, SIGKILL) == 0);
+}
+
 /* The page is held back by standard input's other end, outside the run: the program ends all the same. */
 static void outlived(char kind, const char *folder)
 {
@@ -237,6 +297,8 @@ int main(int argc, char **argv)
 		unbound(kind, argv[3]);
 	else if (!strcmp(argv[1], "unmapped"))
 		unmapped(kind, argv[3]);
+	else if (!strcmp(argv[1], "taken"))
+		taken(atoi(argv[2]));
 	else if (!strcmp(argv[1], "outlived"))
 		outlived(kind, argv[3]);
 	else

@@ -48,6 +48,13 @@ const _: () = assert!(size_of::<PidfdInfo>() == 64);
 /// `PIDFD_GET_INFO`: `_IOWR(0xff, 11, struct pidfd_info)`, Linux 6.13.
 const PIDFD_GET_INFO: libc::c_ulong = 0xc040_ff0b;
 
+impl AsFd for Thread {
+    /// The pidfd: readable once the thread has ended, or before Linux 6.9 its thread group.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+}
+
 impl Thread {
     /// The thread with the number `tid` now.
     ///
