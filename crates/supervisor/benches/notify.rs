@@ -2,6 +2,9 @@
 //! file it is on, and answers.
 //!
 //! Each figure is the median of nine pairs of runs, one of each kind after the other, client and supervisor on one core.
+//!
+//! P16: how many times as many ioctls two threads of a client get answered as one, on every core there is, beside the loop that
+//! only copies, again in nine pairs of runs.
 
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
@@ -34,7 +37,7 @@ fn main() {
     let arguments: Vec<String> =
         std::env::args().skip(1).filter(|word| word != "--bench").collect();
     match arguments.as_slice() {
-        [kind, client] => match kind.as_str() {
+        [kind, client @ ..] if !client.is_empty() => match kind.as_str() {
             "supervisor" => supervised(client),
             "identity" => looped(client, Loop::Identity),
             _ => looped(client, Loop::Bare),
@@ -48,8 +51,10 @@ fn compare() {
     std::fs::create_dir_all(&path).expect("a folder under target");
     let client = path.join("latency");
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients/latency.c");
-    let built = Command::new("gcc").args(["-O1", "-o"]).args([&client, &source]).status();
+    let built =
+        Command::new("gcc").args(["-O1", "-pthread", "-o"]).args([&client, &source]).status();
     assert!(built.expect("gcc is installed").success(), "latency.c does not compile");
+    two_threads(&client);
     let mut core = rustix::thread::CpuSet::new();
     core.set(rustix::thread::sched_getcpu());
     rustix::thread::sched_setaffinity(None, &core).expect("a core of one's own");
@@ -66,33 +71,55 @@ fn compare() {
     println!("P11.ioctl {ratio:.2} <=1.15 {}", if ratio <= 1.15 { "met" } else { "missed" });
 }
 
+fn two_threads(client: &PathBuf) {
+    let gain = |kind| printed(kind, client, &["2"]) / printed(kind, client, &["1"]);
+    let gains: Vec<_> = (0..PAIRS).map(|_| (gain(Loop::Supervisor), gain(Loop::Bare))).collect();
+    let ours = median(gains.iter().map(|(ours, _)| *ours).collect());
+    let bare = median(gains.iter().map(|(_, bare)| *bare).collect());
+    println!("# two threads: {ours:.2} times one's calls, {bare:.2} with a loop that only copies");
+    for (goal, figure, bound) in
+        [("P16.two_threads", ours / bare, 0.9), ("P16.two_threads_beside_one", ours, 1.0)]
+    {
+        let verdict = if figure >= bound { "met" } else { "missed" };
+        println!("{goal} {figure:.2} >={bound} {verdict}");
+    }
+}
+
 fn median(mut ratios: Vec<f64>) -> f64 {
     ratios.sort_by(f64::total_cmp);
     ratios[ratios.len() / 2]
 }
 
 fn nanoseconds(kind: Loop, client: &PathBuf) -> f64 {
+    printed(kind, client, &[])
+}
+
+/// The figure that the client prints.
+fn printed(kind: Loop, client: &PathBuf, threads: &[&str]) -> f64 {
     let kind = match kind {
         Loop::Supervisor => "supervisor",
         Loop::Identity => "identity",
         Loop::Bare => "bare",
     };
     let program = std::env::current_exe().expect("this program");
-    let output = Command::new(program).arg(kind).arg(client).stdin(Stdio::null()).output();
+    let file = if kind == "supervisor" { "iommu" } else { "input" };
+    let mut command = Command::new(program);
+    let command = command.arg(kind).arg(client).arg(file).args(threads).stdin(Stdio::null());
+    let output = command.output();
     let output = output.expect("it starts");
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     text.trim().parse().unwrap_or_else(|_| panic!("{kind}: {output:?}"))
 }
 
 /// Runs the client on a machine without devices: their threads would want the core too.
-fn supervised(client: &str) {
+fn supervised(client: &[String]) {
     let machine = Machine {
         iommu: ioasis_iommufd::Machine::new(),
         devices: ioasis_vfio::Machine::new(Vec::new()),
         view: view::Options::default(),
         iommu_of: Vec::new(),
     };
-    let command = vec![client.into(), "iommu".into()];
+    let command = client.iter().map(Into::into).collect();
     let options =
         RunOptions { command, leftovers: Leftovers::Await, machine, trace: None, ledger: None };
     let status = run(options).expect("a run starts");
@@ -100,7 +127,7 @@ fn supervised(client: &str) {
 }
 
 /// The least that a loop must do.
-fn looped(client: &str, kind: Loop) {
+fn looped(client: &[String], kind: Loop) {
     let typed = [Test { arg: 1, half: Half::Low, mask: 0xff00, is: Is::Equal(0x3b00) }];
     let filter = Filter::new(&[Rule { arch: Arch::X86_64, number: 16, when: &typed }]);
     let (ours, theirs) = message::pair().expect("sockets");
@@ -110,7 +137,7 @@ fn looped(client: &str, kind: Loop) {
             let listener = filter.install().expect("no listener yet");
             message::send(&theirs, b"x", &[listener.as_fd()]).expect("the parent lives");
             drop(listener);
-            let error = Command::new(client).exec();
+            let error = Command::new(&client[0]).args(&client[1..]).exec();
             panic!("the client cannot be executed: {error}");
         }
         Fork::Parent(child) => child,
