@@ -29,6 +29,8 @@ pub(crate) mod number {
     pub(crate) const FTRUNCATE: u32 = 77;
     pub(crate) const CREAT: u32 = 85;
     pub(crate) const READLINK: u32 = 89;
+    pub(crate) const GETRLIMIT: u32 = 97;
+    pub(crate) const SETRLIMIT: u32 = 160;
     pub(crate) const READAHEAD: u32 = 187;
     pub(crate) const FSETXATTR: u32 = 190;
     pub(crate) const REMAP_FILE_PAGES: u32 = 216;
@@ -40,6 +42,7 @@ pub(crate) mod number {
     pub(crate) const FALLOCATE: u32 = 285;
     pub(crate) const PREADV: u32 = 295;
     pub(crate) const PWRITEV: u32 = 296;
+    pub(crate) const PRLIMIT64: u32 = 302;
     pub(crate) const SECCOMP: u32 = 317;
     pub(crate) const COPY_FILE_RANGE: u32 = 326;
     pub(crate) const PREADV2: u32 = 327;
@@ -220,6 +223,16 @@ const FILE_CALLS: [Rule<'static>; 21] = {
     ]
 };
 
+/// asm-generic/resource.h.
+const RLIMIT_MEMLOCK: u32 = 8;
+
+/// Calls about the one limit that root in a user namespace cannot raise by itself.
+pub(crate) const MEMLOCK_CALLS: [Rule<'static>; 3] = [
+    stops(number::PRLIMIT64, &[whole(1, Is::Equal(RLIMIT_MEMLOCK))]),
+    stops(number::GETRLIMIT, &[whole(0, Is::Equal(RLIMIT_MEMLOCK))]),
+    stops(number::SETRLIMIT, &[whole(0, Is::Equal(RLIMIT_MEMLOCK))]),
+];
+
 /// The descriptors whose read and write are stopped: those of fault and event queues.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct QueueFds {
@@ -229,8 +242,8 @@ pub(crate) struct QueueFds {
     pub(crate) end: u32,
 }
 
-/// The one filter of a run.
-pub(crate) fn filter(queues: Option<QueueFds>) -> Filter {
+/// The one filter of a run, which stops `more` beside what is stopped in every run.
+pub(crate) fn filter(queues: Option<QueueFds>, more: &[Rule<'static>]) -> Filter {
     use number::{
         CREAT, FSTAT, I386_CREAT, I386_IOCTL, I386_MMAP2, I386_OPEN, I386_OPENAT, I386_OPENAT2,
         I386_PREAD64, I386_PREADV, I386_PREADV2, I386_PWRITE64, I386_PWRITEV, I386_PWRITEV2, IOCTL,
@@ -275,6 +288,7 @@ pub(crate) fn filter(queues: Option<QueueFds>) -> Filter {
     rules.extend(FILE_CALLS);
     rules.extend([x86(STATX, &statx_flags), x86(OPEN, &first), x86(SECCOMP, &listens)]);
     rules.extend([FSTAT, READLINK, READLINKAT, OPENAT2, CREAT].map(|number| x86(number, &[])));
+    rules.extend(more);
     rules.extend([X32_BIT | X32_IOCTL, X32_BIT | IOCTL].map(|number| x86(number, &typed)));
     rules.extend([PRCTL, X32_BIT | PRCTL].map(|number| x86(number, hides.as_slice())));
     rules.extend([number::EXECVE, number::EXECVEAT].map(|number| x86(number, &[])));
@@ -344,7 +358,7 @@ mod tests {
     fn stops(number: u32, args: [u64; 6]) -> bool {
         let queues = Some(QueueFds { first: 960, end: 1024 });
         let call = Call { arch: Arch::X86_64.raw(), number, args };
-        filter(queues).decide(&call) == Action::Notify
+        filter(queues, &[]).decide(&call) == Action::Notify
     }
 
     #[test]
@@ -362,8 +376,8 @@ mod tests {
             (Arch::I386, number::I386_IOCTL),
         ] {
             let call = |command| Call { arch: arch.raw(), number, args: [3, command, 0, 0, 0, 0] };
-            assert_eq!(filter(None).decide(&call(0x3b64)), Action::Notify);
-            assert_eq!(filter(None).decide(&call(0x5401)), Action::Allow);
+            assert_eq!(filter(None, &[]).decide(&call(0x3b64)), Action::Notify);
+            assert_eq!(filter(None, &[]).decide(&call(0x5401)), Action::Allow);
         }
     }
 
@@ -385,7 +399,7 @@ mod tests {
         let args = [u64::from(SET_DUMPABLE), 0, 0, 0, 0, 0];
         for (arch, number, changed) in calls {
             let call = Call { arch: arch.raw(), number, args };
-            assert_eq!(filter(None).decide(&call), Action::Notify, "{call:?}");
+            assert_eq!(filter(None, &[]).decide(&call), Action::Notify, "{call:?}");
             let call = Notification { id: 1, tid: 2, arch: arch.raw(), number, args: [0; 6] };
             assert_eq!(changes(&call), Some(changed), "{call:?}");
         }
@@ -431,7 +445,8 @@ mod tests {
     #[test]
     fn calls_of_32_bit_programs_are_stopped_where_those_of_64_are() {
         let stops = |number, args: [u64; 6]| {
-            filter(None).decide(&Call { arch: Arch::I386.raw(), number, args }) == Action::Notify
+            filter(None, &[]).decide(&Call { arch: Arch::I386.raw(), number, args })
+                == Action::Notify
         };
         assert!(stops(number::I386_OPEN, [0, 2, 0, 0, 0, 0]));
         assert!(!stops(number::I386_OPENAT, [0, 0, u64::from(O_DIRECTORY), 0, 0, 0]));
@@ -520,6 +535,21 @@ mod tests {
             COPY_FILE_RANGE,
         ] {
             assert!(stops(number, [0; 6]), "{number}");
+        }
+    }
+
+    #[test]
+    fn a_limit_is_stopped_only_where_it_is_that_of_locked_memory() {
+        for (number, at) in [(number::PRLIMIT64, 1), (number::GETRLIMIT, 0), (number::SETRLIMIT, 0)]
+        {
+            for resource in [7, 8, 9] {
+                let mut args = [0; 6];
+                args[at] = resource;
+                let call = Call { arch: Arch::X86_64.raw(), number, args };
+                assert_eq!(filter(None, &[]).decide(&call), Action::Allow);
+                let stopped = filter(None, &MEMLOCK_CALLS).decide(&call) == Action::Notify;
+                assert_eq!(stopped, resource == 8, "{number} {resource}");
+            }
         }
     }
 

@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
+use ioasis_sys::namespace::User;
 use ioasis_sys::notify::Listener;
 use ioasis_sys::seccomp::{self, Filter};
 use ioasis_sys::spawn::{self, Child, Fork};
@@ -53,7 +54,8 @@ fn queue_fds() -> Option<QueueFds> {
 pub(crate) fn launch(view: &View, command: &[OsString]) -> Result<Launched, Failure> {
     let failed = |error: Error| Failure::before_start(error.why);
     let queues = queue_fds();
-    let filter = filter::filter(queues);
+    let more = if view.user() == User::Root { &filter::MEMLOCK_CALLS[..] } else { &[] };
+    let filter = filter::filter(queues, more);
     let (ours, theirs) = message::pair().map_err(failed)?;
     match spawn::fork().map_err(failed)? {
         Fork::Child => {

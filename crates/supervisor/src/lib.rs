@@ -9,6 +9,7 @@ mod injection;
 mod launch;
 mod ledger;
 mod machine;
+mod memlock;
 pub mod memory;
 mod notes;
 mod parameters;

@@ -62,3 +62,26 @@ fn a_file_that_cannot_be_given_leaves_nothing_whichever_step_fails() {
 fn charges_of_a_container_show_in_vmlck_alone() {
     does("type1");
 }
+
+#[test]
+fn root_in_a_user_namespace_raises_the_limit_of_locked_memory_and_its_children_have_it() {
+    let plain = unprivileged();
+    for mut command in std::iter::once(ioasis()).chain(plain) {
+        let folder = Folder::of_everybody("memlock");
+        let program = compile(&folder, "memlock", &["-pthread"]);
+        let output = bounded(command.args(["--root", "--device", "testdev", &program]));
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && text.ends_with("ok\n"), "{text}{output:?}");
+    }
+}
+
+#[test]
+fn prlimit_raises_the_limit_of_the_shell_that_starts_it() {
+    let Some(mut plain) = unprivileged() else { return };
+    let script =
+        "prlimit --memlock=1342177280:1342177280 --pid $$ && ulimit -l && sh -c 'ulimit -H -l'";
+    let output = bounded(plain.args(["--root", "--device", "testdev", "sh", "-c", script]));
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{output:?}");
+    assert!(text == "1310720\n1310720\n", "{text}");
+}

@@ -21,6 +21,7 @@ use super::pool::Hand;
 use super::{File, Server};
 use crate::descriptors;
 use crate::files::{Blank, END, Look, Opened};
+use crate::memlock::{INFINITY, Limit};
 use crate::queues::Queue;
 use crate::resolve::{Found, Seen, Wait};
 use crate::task::{Standing, Task};
@@ -212,6 +213,16 @@ impl<'a> Caller<'a> {
         })
     }
 
+    /// RLIMIT_MEMLOCK of the task in bytes, `None` when unlimited.
+    fn memlock(&self) -> Option<u64> {
+        let kernels = self.task.thread.memlock_limit().unwrap_or(Some(0));
+        let (Some(current), Some(memlock)) = (kernels, &self.server.memlock) else {
+            return kernels;
+        };
+        let shown = memlock.shown(Limit { current, maximum: INFINITY }).current;
+        (shown != INFINITY).then_some(shown)
+    }
+
     /// Does what takes memory of the run's file system, which somebody may have filled: there is room enough for every
     /// use that is ours.
     fn with_room<T>(&self, act: impl Fn() -> Result<T>) -> Result<T> {
@@ -325,11 +336,10 @@ impl ioasis_iommufd::Client for Caller<'_> {
         let standing = self.task.standing().ok();
         let capable = standing.filter(|found| self.is_of_the_machine(found));
         let has = |capability| capable.is_some_and(|found| found.credentials.has(capability));
-        let limit = self.task.thread.memlock_limit().unwrap_or(Some(0));
         Account {
             pid: self.task.process.pid(),
             uid: standing.map_or(u32::MAX, |found| found.credentials.uid),
-            memlock_pages: limit.map(|bytes| bytes / 4096),
+            memlock_pages: self.memlock().map(|bytes| bytes / 4096),
             ipc_lock: has(CAP_IPC_LOCK),
             sys_resource: has(CAP_SYS_RESOURCE),
             sys_rawio: has(CAP_SYS_RAWIO),

@@ -20,6 +20,7 @@ mod client;
 mod ioctl;
 mod judge;
 mod kvm;
+mod limits;
 mod look;
 mod open;
 mod pool;
@@ -35,6 +36,7 @@ use ioasis_iommufd::account::Entry;
 use ioasis_iommufd::type1::Container;
 use ioasis_iommufd::{Backing, ClientFile, Context};
 use ioasis_sys::eventfd::EventFd;
+use ioasis_sys::namespace::User;
 use ioasis_sys::notify::{Answer, Listener, Notification, OnExec};
 use ioasis_sys::process::Thread;
 use ioasis_sys::seccomp::{Arch, X32_BIT};
@@ -48,6 +50,7 @@ use crate::files::{Behind, Files, Opened};
 use crate::filter::{self, Changes, number};
 use crate::injection::Injection;
 use crate::launch::Launched;
+use crate::memlock::{INFINITY, Limit, Memlock};
 use crate::memory::Memory;
 use crate::notes::Notes;
 use crate::queues::Queues;
@@ -157,6 +160,8 @@ pub(crate) struct Server {
     nodes: Vec<Identity>,
     /// Where nodes of the view lie that were opened once, `O_PATH`: their modes count for whoever opens them anew.
     places: Mutex<HashMap<Node, Arc<OwnedFd>>>,
+    /// What limits of locked memory were raised to, where the kernel does not raise them.
+    memlock: Option<Memlock>,
     /// The user namespace the program was started in.
     user_namespace: Option<(u64, u64)>,
     trace: Option<Arc<Trace>>,
@@ -184,10 +189,12 @@ impl Server {
             machine.devices.watch(&watcher);
         }
         let program = Thread::open(launched.child.id())?;
+        let user_namespace = program.user_namespace().ok();
+        let memlock = memlock(machine.view.user, user_namespace);
         let queues = Queues::new(launched.queues)?;
         let left = EventFd::create()?;
         Ok(Arc::new(Self {
-            user_namespace: program.user_namespace().ok(),
+            user_namespace,
             listener,
             shared: Arc::clone(shared),
             notes: Arc::clone(notes),
@@ -196,6 +203,7 @@ impl Server {
             queues,
             injection: Arc::default(),
             tasks: Tasks::default(),
+            memlock,
             machine,
             nodes: launched.nodes.clone(),
             places: Mutex::default(),
@@ -464,6 +472,9 @@ impl Server {
             number::MREMAP | number::MADVISE | number::REMAP_FILE_PAGES => {
                 absent::mapping_call(caller, call)
             }
+            number::PRLIMIT64 | number::GETRLIMIT | number::SETRLIMIT => {
+                limits::limit(caller, call)
+            }
             number if filter::is_of_a_file(number) => absent::file_call(caller, call),
             number::SECCOMP => {
                 if is_a_filter(caller, call.args[2]) {
@@ -485,6 +496,18 @@ impl Server {
             task.process.pid()
         ));
     }
+}
+
+/// Where limits of locked memory are raised to, if the program is root in another user namespace than ours: the kernel
+/// raises none there.
+fn memlock(user: User, namespace: Option<(u64, u64)>) -> Option<Memlock> {
+    let own = rustix::fs::stat("/proc/self/ns/user").ok()?;
+    if user != User::Root || namespace == Some((own.st_dev, own.st_ino)) {
+        return None;
+    }
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Memlock);
+    let value = |value: Option<u64>| value.unwrap_or(INFINITY);
+    Memlock::new(Limit { current: value(limit.current), maximum: value(limit.maximum) })
 }
 
 /// Whether there is a seccomp filter at `address`. The kernel looks at that before it looks for a listener

@@ -12,7 +12,7 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use super::client::Caller;
 use super::ioctl::open_device;
 use super::judge::{Asked, judge};
-use super::{Decision, File, Gift, Line};
+use super::{Decision, File, Gift, Line, limits};
 use crate::files::Look;
 use crate::filter::{O_ACCMODE, O_CLOEXEC, O_DIRECT};
 use crate::injection::{self, FailNth};
@@ -49,7 +49,7 @@ pub(super) fn open(caller: &Caller<'_>, call: &Notification) -> Decision {
         Err(error) => return Decision::error(error.errno),
     };
     let Some(target) = node(caller, seen) else {
-        return status(caller, &open, (&found, seen)).unwrap_or(Decision::CONTINUE);
+        return process_text(caller, &open, (&found, seen)).unwrap_or(Decision::CONTINUE);
     };
     if !caller.is_there() || is_the_kernels(&target, open.flags) {
         return Decision::CONTINUE;
@@ -149,51 +149,64 @@ fn fail_nth(caller: &Caller<'_>, open: &OpenCall<'_>) -> Option<Decision> {
     })
 }
 
-/// The answer to an open of /proc/PID/status, if that process has pages pinned that the kernel does not know of.
+/// The answer to an open of /proc/PID/status or limits, if the kernel's text lacks what is known here: pages that
+/// process has pinned, and a limit that it has raised.
 ///
-/// A program can bind any file over a path of that form. The file it opens is a status file when it is the very one
+/// A program can bind any file over a path of that form. The file it opens is such a file when it is the very one
 /// that this process finds in its own /proc, and its text is read from there.
 ///
 /// DIFFERS: the text is that of the open; in Linux every read from its start makes it anew.
-fn status(
+fn process_text(
     caller: &Caller<'_>,
     open: &OpenCall<'_>,
     (found, seen): (&OwnedFd, Seen),
 ) -> Option<Decision> {
-    let ledger = &caller.server.machine.iommu.ledger;
-    if !open.path.ends_with(b"status")
-        || open.flags & O_ACCMODE != 0
-        || !seen.is_in_own_procfs()
-        || ledger.pinned() == 0
-    {
+    let server = caller.server;
+    let name = if open.path.ends_with(b"status") && server.machine.iommu.ledger.pinned() != 0 {
+        "status"
+    } else if open.path.ends_with(b"limits") && server.memlock.is_some() {
+        "limits"
+    } else {
+        return None;
+    };
+    if open.flags & O_ACCMODE != 0 || !seen.is_in_own_procfs() {
         return None;
     }
     let path = rustix::fs::readlink(format!("/proc/self/fd/{}", found.as_raw_fd()), Vec::new());
-    let directory = view::status::directory(path.ok()?.as_bytes())?;
+    let directory = view::status::directory(path.ok()?.as_bytes(), name)?;
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let directory = rustix::fs::open(format!("/proc/{directory}"), flags, Mode::empty()).ok()?;
-    let own = Seen::at(directory.as_fd(), "status", AtFlags::SYMLINK_NOFOLLOW).ok()?;
+    let own = Seen::at(directory.as_fd(), name, AtFlags::SYMLINK_NOFOLLOW).ok()?;
     if !own.is(&seen) {
         return None;
     }
-    let text = read_status(&directory)?;
-    caller.see_closes();
-    let charges = ledger.process(view::status::process(&text)?);
-    let charges = Charges { locked: charges.locked, pinned: charges.vm_pin() };
-    if charges == Charges::default() || !caller.is_there() {
+    let kernels = read_text(&directory, name)?;
+    let shown = match name {
+        "status" => with_charges(caller, &kernels)?,
+        _ => limits::text(caller, std::str::from_utf8(&kernels).ok()?)?.into_bytes(),
+    };
+    if !caller.is_there() {
         return None;
     }
     // Of a process that is hidden from the program, and of any other error, the kernel tells.
     judge(caller, open, (seen, found.as_fd()), Asked::of(open.flags)).ok()?;
-    let file = text_file(caller, &view::status::with_charges(&text, charges)).ok()?;
+    let file = text_file(caller, &shown).ok()?;
     Some(Decision::Give(Gift { file, on_exec: on_exec(open.flags), line: Line::None }))
 }
 
-/// The text of the file `status` in a directory of /proc, unless it is longer than any needs to be.
-fn read_status(directory: &OwnedFd) -> Option<Vec<u8>> {
+/// The text of a status file, with the pages that its process has pinned.
+fn with_charges(caller: &Caller<'_>, text: &[u8]) -> Option<Vec<u8>> {
+    caller.see_closes();
+    let charges = caller.server.machine.iommu.ledger.process(view::status::process(text)?);
+    let charges = Charges { locked: charges.locked, pinned: charges.vm_pin() };
+    (charges != Charges::default()).then(|| view::status::with_charges(text, charges))
+}
+
+/// The text of the file `name` in a directory of /proc, unless it is longer than any needs to be.
+fn read_text(directory: &OwnedFd, name: &str) -> Option<Vec<u8>> {
     use std::io::Read;
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-    let file = rustix::fs::openat(directory, "status", flags, Mode::empty()).ok()?;
+    let file = rustix::fs::openat(directory, name, flags, Mode::empty()).ok()?;
     let mut text = Vec::with_capacity(4096);
     let limit = view::status::TEXT_MAX as u64 + 1;
     std::fs::File::from(file).take(limit).read_to_end(&mut text).ok()?;

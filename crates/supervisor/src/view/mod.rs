@@ -316,6 +316,11 @@ pub struct View {
 }
 
 impl View {
+    /// Who the program is in it.
+    pub(crate) const fn user(&self) -> User {
+        self.user
+    }
+
     /// Plans the view of `devices`.
     ///
     /// # Errors

@@ -19,9 +19,10 @@ pub(crate) const TEXT_MAX: usize = 16 << 10;
 /// one of its threads. The path of a file is whatever its mounts make it, so this says only where to look for the file
 /// that it may be.
 #[must_use]
-pub fn directory(path: &[u8]) -> Option<String> {
+pub fn directory(path: &[u8], name: &str) -> Option<String> {
     let path = std::str::from_utf8(path).ok()?;
-    let (rest, number) = path.strip_suffix("/status")?.rsplit_once('/')?;
+    let path = path.strip_suffix(name)?.strip_suffix('/')?;
+    let (rest, number) = path.rsplit_once('/')?;
     let number: u32 = number.parse().ok()?;
     let process = || rest.strip_suffix("/task")?.rsplit_once('/')?.1.parse::<u32>().ok();
     Some(process().map_or_else(|| number.to_string(), |pid| format!("{pid}/task/{number}")))
@@ -93,10 +94,11 @@ mod tests {
 
     #[test]
     fn a_path_says_where_the_file_would_lie() {
-        let of = |path: &str| directory(path.as_bytes());
+        let of = |path: &str| directory(path.as_bytes(), "status");
         assert_eq!(of("/proc/12/status").as_deref(), Some("12"));
         assert_eq!(of("/proc/12/task/13/status").as_deref(), Some("12/task/13"));
         assert_eq!(of("/mnt/12/status").as_deref(), Some("12"), "procfs may be bound anywhere");
+        assert_eq!(directory(b"/proc/12/limits", "limits").as_deref(), Some("12"));
         for path in ["/proc/status", "/proc/12/stat", "/proc/12/task/status", "/proc/12/fd/status"]
         {
             assert_eq!(of(path), None, "{path}");
