@@ -1,6 +1,7 @@
 //! Runs a program whose IOMMUFD and VFIO calls are answered here.
 
 mod closer;
+mod confine;
 mod descriptors;
 pub mod doctor;
 mod files;

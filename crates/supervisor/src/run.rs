@@ -13,6 +13,7 @@ use ioasis_uapi::{Error, Result};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{PidfdFlags, Signal};
 
+use crate::confine::confine;
 use crate::descriptors;
 use crate::launch::{self, Launched};
 use crate::ledger::{self, Ledger};
@@ -169,6 +170,7 @@ fn prepare(
     for entry in &launched.lost {
         say(&format!("ioasis: {entry} is not in the program's view\n"));
     }
+    confine().map_err(failed)?;
     let server = Server::new(&launched, (machine, trace), shared, notes).map_err(failed)?;
     let marks = Marks::new(server.files_dev(), &launched.nodes);
     let listener = launched.listener.try_clone().map_err(failed)?;

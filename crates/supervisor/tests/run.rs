@@ -107,6 +107,38 @@ fn ctrl_c_reaches_the_program_once() {
     assert_eq!(output.status.code(), Some(128 + 2));
 }
 
+/// What a program finds out about the process that answers it.
+const LOOKS: &str = "
+    grep -E '^NoNewPrivs:' /proc/$PPID/status
+    dd if=/proc/$PPID/mem count=1 2>&1 | grep -c denied
+    ls /proc/$PPID/fd 2>&1 | grep -c denied
+    readlink /proc/$PPID/exe || echo hidden
+";
+
+#[test]
+fn the_supervisor_does_not_let_its_clients_look_at_it() {
+    let Some(mut command) = bench::unprivileged() else { return };
+    let output = bounded(command.args(["sh", "-c", LOOKS]));
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(text, "NoNewPrivs:\t1\n1\n1\nhidden\n", "{output:?}");
+}
+
+#[test]
+fn a_supervisor_of_roots_keeps_the_capabilities_that_it_uses() {
+    if bench::unprivileged().is_none() {
+        return;
+    }
+    let script = "sed -n 's/^CapEff:\t//p' /proc/$PPID/status";
+    let output = bounded(ioasis().args(["sh", "-c", script]));
+    let text = String::from_utf8_lossy(&output.stdout);
+    let held = u64::from_str_radix(text.trim(), 16).expect("a set");
+    // CAP_NET_ADMIN, CAP_SYS_MODULE, CAP_SYS_RAWIO, CAP_SYS_BOOT, CAP_BPF (linux/capability.h).
+    for capability in [12, 16, 17, 22, 39] {
+        assert_eq!(held & 1 << capability, 0, "capability {capability} of {text}");
+    }
+    assert_ne!(held & 1 << 19, 0, "CAP_SYS_PTRACE, by which other users' programs are served");
+}
+
 #[test]
 fn a_user_without_privileges_can_run_programs() {
     let Some(mut command) = bench::unprivileged() else { return };

@@ -55,6 +55,20 @@ struct Before {
     bounding: CapabilitySet,
 }
 
+/// Gives up every capability of this thread that is not among `kept`, for good.
+///
+/// # Errors
+///
+/// `EPERM` if the kernel refuses, which it has no reason to.
+pub fn keep_capabilities(kept: CapabilitySet) -> Result<()> {
+    let mut sets =
+        capabilities(None).map_err(because("the own capabilities are not to be learnt"))?;
+    for set in [&mut sets.effective, &mut sets.permitted, &mut sets.inheritable] {
+        *set &= kept;
+    }
+    set_capabilities(None, sets).map_err(because("capabilities cannot be given up"))
+}
+
 impl Namespace {
     /// Whether the mount namespace came with a user namespace.
     #[must_use]

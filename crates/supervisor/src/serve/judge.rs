@@ -20,6 +20,10 @@ use crate::filter::{O_ACCMODE, O_NOATIME, O_TRUNC};
 use crate::resolve::{Last, Seen, Way};
 use crate::task::OpenCall;
 
+/// The capabilities that an open asks for: `CAP_DAC_OVERRIDE`, `CAP_DAC_READ_SEARCH` and `CAP_FOWNER` (linux/capability.h; fs/namei.c,
+/// generic_permission and may_open). The supervisor has given up most others, and need not lend them.
+const FOR_FILES: u64 = 0b1110;
+
 /// `CAP_FOWNER` of linux/capability.h.
 const CAP_FOWNER: u32 = 3;
 /// More than a status text with every group there can be.
@@ -125,7 +129,9 @@ impl TaskRights {
             let opened = rustix::fs::openat(process.proc(), link, flags, Mode::empty());
             Some(opened.map_err(|_| unknown)?)
         };
-        Ok(Self { rights, own, namespace })
+        let for_files =
+            |rights: Rights| Rights { capabilities: rights.capabilities & FOR_FILES, ..rights };
+        Ok(Self { rights: for_files(rights), own: for_files(own), namespace })
     }
 
     /// Whether the supervisor has the same.
