@@ -2,6 +2,7 @@
 
 mod errno;
 pub mod eventfd;
+pub mod fuse;
 pub mod locks;
 pub mod mapping;
 pub mod message;

@@ -1,0 +1,374 @@
+//! A FUSE file system whose files are answered by this process (linux/fuse.h, Documentation/filesystems/fuse).
+//!
+//! The reader is one of our own, since a release must be seen before the next system call of whoever closed the file is
+//! answered: [`Connection::next`] never waits, so that any thread can take what has arrived. A library's session has a
+//! loop that cannot be asked whether it is done.
+//!
+//! The bytes of a read and a write go through the connection: no request is answered by way of the process id it carries.
+//! Its caller waits, whatever signals it gets, until it is answered or the last descriptor of the connection is closed;
+//! then it fails with `ENOTCONN`.
+
+mod abi;
+
+use std::io::IoSlice;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use ioasis_uapi::{Errno, Error, Result};
+use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_string, fsmount,
+    fsopen,
+};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::because;
+
+/// Most bytes of one request: 256 pages, the limit of an unchanged kernel (`fs.fuse.max_pages_limit`).
+pub const MAX_BYTES: u32 = PAGES as u32 * 4096;
+const PAGES: u16 = 256;
+
+/// A file system that is mounted nowhere: it lives as long as its root, or a file opened in it, does.
+#[derive(Debug)]
+pub struct Mounted {
+    /// Where its requests arrive.
+    pub device: OwnedFd,
+    /// Its root, below which files are opened.
+    pub root: OwnedFd,
+}
+
+/// Makes a file system for the caller's user and nobody else. The device is opened here, since the kernel wants it opened
+/// in the user namespace of the mount (`fuse_get_tree`, fs/fuse/inode.c).
+///
+/// # Errors
+///
+/// `ENOENT` or `EACCES` where /dev/fuse cannot be opened; `EPERM` without `CAP_SYS_ADMIN` in this user namespace, or what else
+/// fsopen(2), fsconfig(2) or fsmount(2) say.
+pub fn mount() -> Result<Mounted> {
+    let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let device = openat(CWD, "/dev/fuse", flags, Mode::empty())
+        .map_err(because("/dev/fuse cannot be opened"))?;
+    let make = || {
+        let context = fsopen("fuse", FsOpenFlags::FSOPEN_CLOEXEC)?;
+        fsconfig_set_string(&context, "source", "ioasis")?;
+        fsconfig_set_string(&context, "fd", device.as_raw_fd().to_string())?;
+        fsconfig_set_string(&context, "rootmode", "40000")?;
+        let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
+        fsconfig_set_string(&context, "user_id", uid.as_raw().to_string())?;
+        fsconfig_set_string(&context, "group_id", gid.as_raw().to_string())?;
+        fsconfig_create(&context)?;
+        let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID
+            | MountAttrFlags::MOUNT_ATTR_NODEV
+            | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+        fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
+    };
+    let root = make().map_err(because("a FUSE file system cannot be made"))?;
+    Ok(Mounted { device, root })
+}
+
+/// The root directory's number.
+pub const ROOT: u64 = 1;
+
+/// What somebody wants of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation<'a> {
+    /// The file of this name, in the directory.
+    Lookup {
+        /// Without its NUL.
+        name: &'a [u8],
+    },
+    /// What stat(2) says.
+    Attributes,
+    /// Other attributes.
+    SetAttributes {
+        /// Whether its size is one of them.
+        of_size: bool,
+    },
+    /// An open file.
+    Open {
+        /// `O_*`.
+        flags: u32,
+    },
+    /// Bytes for read(2) and its like.
+    Read {
+        /// From here on.
+        offset: u64,
+        /// At most so many.
+        size: u32,
+    },
+    /// Bytes for the page cache: somebody has mapped the file, or splices from it.
+    Fill,
+    /// Bytes of write(2) and its like.
+    Write {
+        /// For here.
+        offset: u64,
+        /// The bytes.
+        bytes: &'a [u8],
+    },
+    /// What poll(2) says.
+    Poll {
+        /// By what [`Connection::wake`] wakes who waits; none if nobody does.
+        waiter: Option<u64>,
+    },
+    /// The last descriptor and the last mapping of an open file are gone.
+    Release,
+    /// Its writes on a disk.
+    Sync,
+    /// Anything else.
+    Other,
+}
+
+/// A request that waits for its answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Request<'a> {
+    /// By what it is answered.
+    pub unique: u64,
+    /// On which file.
+    pub node: u64,
+    /// Whose it is, in the ids of the file system's user namespace.
+    pub owner: Owner,
+    /// What.
+    pub operation: Operation<'a>,
+}
+
+/// User and group.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Owner {
+    /// File system user id.
+    pub uid: u32,
+    /// File system group id.
+    pub gid: u32,
+}
+
+/// What the kernel knows of a file, for good.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attributes {
+    /// Its number; never that of an earlier file.
+    pub node: u64,
+    /// Type and permissions.
+    pub mode: u32,
+    /// Bytes. A read that did not come from read(2), but from io_uring or AIO, ends there (`fuse_direct_IO`, fs/fuse/file.c).
+    pub size: u64,
+    /// Whose it is.
+    pub owner: Owner,
+    /// Device number of a device node, as the kernel encodes it.
+    pub rdev: u32,
+}
+
+/// How an open file is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Positions {
+    /// At positions, which a descriptor keeps.
+    Kept,
+    /// From one end: lseek and pread fail with `ESPIPE`.
+    None,
+}
+
+/// What a request is answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer<'a> {
+    /// To [`Operation::Lookup`].
+    Entry(Attributes),
+    /// To [`Operation::Attributes`] and [`Operation::SetAttributes`].
+    Attributes(Attributes),
+    /// To [`Operation::Open`]. Every read and write of the open file arrives here, and its descriptors are closed without a
+    /// word until the last.
+    Opened(Positions),
+    /// To [`Operation::Read`].
+    Bytes(&'a [u8]),
+    /// To [`Operation::Write`].
+    Written(u32),
+    /// To [`Operation::Poll`]: `POLL*`.
+    Events(u32),
+    /// To what has no other answer.
+    Done,
+}
+
+/// Room for one request.
+#[derive(Debug)]
+pub struct Buffer(Vec<u8>);
+
+impl Default for Buffer {
+    fn default() -> Self {
+        Self(vec![0; MAX_BYTES as usize + 4096])
+    }
+}
+
+/// Where the requests of a file system arrive and are answered.
+#[derive(Debug)]
+pub struct Connection(OwnedFd);
+
+impl Connection {
+    /// From the device of a [`Mounted`].
+    #[must_use]
+    pub const fn new(device: OwnedFd) -> Self {
+        Self(device)
+    }
+
+    /// The next request, unless none waits. What needs no decision is answered here.
+    ///
+    /// # Errors
+    ///
+    /// `ENODEV` once the file system is gone.
+    pub fn next<'a>(&self, buffer: &'a mut Buffer) -> Result<Option<Request<'a>>> {
+        let (header, length) = loop {
+            let length = match rustix::io::read(&self.0, &mut buffer.0) {
+                Ok(length) => length,
+                // ENOENT: the request was taken back while it was read.
+                Err(rustix::io::Errno::INTR | rustix::io::Errno::NOENT) => continue,
+                Err(rustix::io::Errno::AGAIN) => return Ok(None),
+                Err(raw) => return Err(because("the file system is gone")(raw)),
+            };
+            let header = take::<abi::InHeader>(&buffer.0[..length])?.0;
+            match header.opcode {
+                abi::INIT => self.agree(header.unique, &buffer.0[HEADER..length])?,
+                abi::FORGET | abi::BATCH_FORGET | abi::INTERRUPT | abi::NOTIFY_REPLY => {}
+                abi::STATFS => self.send(header.unique, 0, abi::StatfsOut::default().as_bytes())?,
+                _ => break (header, length),
+            }
+        };
+        let operation = operation(header.opcode, &buffer.0[HEADER..length])?;
+        let owner = Owner { uid: header.uid, gid: header.gid };
+        Ok(Some(Request { unique: header.unique, node: header.node, owner, operation }))
+    }
+
+    /// Answers a request. Its caller may have been killed meanwhile.
+    pub fn answer(&self, unique: u64, answer: Result<Answer<'_>>) {
+        let _ = match answer {
+            Ok(Answer::Entry(of)) => self.send(unique, 0, entry(of).as_bytes()),
+            Ok(Answer::Attributes(of)) => {
+                let attributes =
+                    abi::AttrOut { attr_valid: FOREVER, attr: attr(of), ..Default::default() };
+                self.send(unique, 0, attributes.as_bytes())
+            }
+            Ok(Answer::Opened(positions)) => {
+                let open_flags = match positions {
+                    Positions::Kept => DIRECT_IO | NO_FLUSH,
+                    Positions::None => DIRECT_IO | NO_FLUSH | NOT_SEEKABLE | STREAM,
+                };
+                let opened = abi::OpenOut { open_flags, ..Default::default() };
+                self.send(unique, 0, opened.as_bytes())
+            }
+            Ok(Answer::Bytes(bytes)) => self.send(unique, 0, bytes),
+            Ok(Answer::Written(size)) => {
+                self.send(unique, 0, abi::WriteOut { size, padding: 0 }.as_bytes())
+            }
+            Ok(Answer::Events(revents)) => {
+                self.send(unique, 0, abi::PollOut { revents, padding: 0 }.as_bytes())
+            }
+            Ok(Answer::Done) => self.send(unique, 0, &[]),
+            Err(error) => self.send(unique, -error.errno.raw(), &[]),
+        };
+    }
+
+    /// Lets `waiter` ask again what poll(2) says. Does not wait.
+    pub fn wake(&self, waiter: u64) {
+        let _ = self.send(0, abi::NOTIFY_POLL, waiter.as_bytes());
+    }
+
+    fn agree(&self, unique: u64, body: &[u8]) -> Result<()> {
+        let (asked, _) = take::<abi::InitIn>(body)?;
+        if asked.major != abi::MAJOR {
+            return self.send(unique, -Errno::EIO.raw(), &[]);
+        }
+        let reply = abi::InitOut {
+            major: abi::MAJOR,
+            minor: abi::MINOR,
+            max_readahead: asked.max_readahead,
+            flags: asked.flags & (abi::ATOMIC_O_TRUNC | abi::BIG_WRITES | abi::MAX_PAGES),
+            // Releases are such requests, and must not wait for each other.
+            max_background: 4096,
+            congestion_threshold: 3072,
+            max_write: MAX_BYTES,
+            time_gran: 1,
+            max_pages: PAGES,
+            ..Default::default()
+        };
+        self.send(unique, 0, reply.as_bytes())
+    }
+
+    fn send(&self, unique: u64, error: i32, body: &[u8]) -> Result<()> {
+        let length = size_of::<abi::OutHeader>() + body.len();
+        let len = u32::try_from(length).expect("less than a request's limit");
+        let header = abi::OutHeader { len, error, unique };
+        let parts = [IoSlice::new(header.as_bytes()), IoSlice::new(body)];
+        rustix::io::writev(&self.0, &parts).map(drop).map_err(because("the request is gone"))
+    }
+}
+
+impl AsFd for Connection {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+const HEADER: usize = size_of::<abi::InHeader>();
+// `FOPEN_*`.
+const DIRECT_IO: u32 = 1 << 0;
+const NOT_SEEKABLE: u32 = 1 << 2;
+const STREAM: u32 = 1 << 4;
+const NO_FLUSH: u32 = 1 << 5;
+/// Seconds that nothing is asked again, which the kernel can still count in jiffies.
+const FOREVER: u64 = u32::MAX as u64;
+// Attributes to be set: `FATTR_SIZE`.
+const OF_SIZE: u32 = 1 << 3;
+
+fn take<T: FromBytes + KnownLayout + Immutable>(bytes: &[u8]) -> Result<(T, &[u8])> {
+    T::read_from_prefix(bytes)
+        .map_err(|_| Error::at(Errno::EIO, "a request is too short", bytes.len() as u64))
+}
+
+fn operation(opcode: u32, body: &[u8]) -> Result<Operation<'_>> {
+    Ok(match opcode {
+        abi::LOOKUP => {
+            let end = body.iter().position(|&byte| byte == 0).unwrap_or(body.len());
+            Operation::Lookup { name: &body[..end] }
+        }
+        abi::GETATTR => Operation::Attributes,
+        abi::SETATTR => {
+            let (asked, _) = take::<abi::SetattrIn>(body)?;
+            Operation::SetAttributes { of_size: asked.valid & OF_SIZE != 0 }
+        }
+        abi::OPEN => Operation::Open { flags: take::<abi::OpenIn>(body)?.0.flags },
+        abi::READ => {
+            let (asked, _) = take::<abi::TransferIn>(body)?;
+            match asked.transfer_flags & abi::READ_LOCKOWNER {
+                0 => Operation::Fill,
+                _ => Operation::Read { offset: asked.offset, size: asked.size },
+            }
+        }
+        abi::WRITE => {
+            let (asked, bytes) = take::<abi::TransferIn>(body)?;
+            Operation::Write { offset: asked.offset, bytes }
+        }
+        abi::POLL => {
+            let (asked, _) = take::<abi::PollIn>(body)?;
+            let waits = asked.flags & abi::POLL_SCHEDULE_NOTIFY != 0;
+            Operation::Poll { waiter: waits.then_some(asked.kh) }
+        }
+        abi::RELEASE => Operation::Release,
+        abi::FSYNC => Operation::Sync,
+        _ => Operation::Other,
+    })
+}
+
+fn attr(of: Attributes) -> abi::Attr {
+    abi::Attr {
+        ino: of.node,
+        size: of.size,
+        mode: of.mode,
+        nlink: 1,
+        uid: of.owner.uid,
+        gid: of.owner.gid,
+        rdev: of.rdev,
+        blksize: 4096,
+        ..Default::default()
+    }
+}
+
+/// A name is asked for anew each time: it leads to one open, and to nothing afterwards.
+fn entry(of: Attributes) -> abi::EntryOut {
+    abi::EntryOut { node: of.node, attr_valid: FOREVER, attr: attr(of), ..Default::default() }
+}
+
+#[cfg(test)]
+mod tests;
