@@ -23,16 +23,60 @@ fn a_parameter_shows_what_a_shell_wrote() {
     assert_eq!(text(&output.stdout), "N\nN\n65535\nN\nY\n16\n", "{}", text(&output.stderr));
 }
 
+/// `script`, in a mount namespace where /dev/fuse does not open.
+fn sh_without_fuse(script: &str) -> Output {
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--propagation=private", "sh", "-c"]);
+    command.args(["mount --bind /dev/null /dev/fuse && exec \"$@\"", "sh"]);
+    command.args([env!("CARGO_BIN_EXE_ioasis"), "run", "--", "sh", "-c", script]);
+    command.output().expect("unshare is installed")
+}
+
+/// What a shell is told of values that are none, and of one that is too large.
+fn wrong_values() -> String {
+    format!(
+        "cd {TYPE1}; /bin/echo many > dma_entry_limit; cat dma_entry_limit; echo 99999999999 | tee dma_entry_limit; cat dma_entry_limit"
+    )
+}
+
 #[test]
-fn a_value_that_is_none_is_refused_or_reported_and_changes_nothing() {
-    let script = format!(
-        "cd {TYPE1}; echo many > dma_entry_limit; cat dma_entry_limit; echo 99999999999 | tee dma_entry_limit; cat dma_entry_limit"
-    );
-    let output = sh(&[], &script);
+fn a_value_that_is_none_is_refused_and_changes_nothing() {
+    if std::fs::File::options().read(true).write(true).open("/dev/fuse").is_err() {
+        // The other test is about that.
+        return;
+    }
+    let output = sh(&[], &wrong_values());
+    assert_eq!(text(&output.stdout), "65535\n99999999999\n65535\n");
+    let said = text(&output.stderr);
+    assert!(said.contains("Invalid argument"), "{said}");
+    assert!(said.contains("Numerical result out of range"), "{said}");
+}
+
+#[test]
+fn without_a_file_system_a_value_that_is_none_is_refused_or_reported() {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let output = sh_without_fuse(&wrong_values());
     assert_eq!(text(&output.stdout), "65535\n99999999999\n65535\n");
     let said = text(&output.stderr);
     assert!(said.contains("\"many\" is no value of vfio_iommu_type1.dma_entry_limit"), "{said}");
     assert!(said.contains("Numerical result out of range"), "{said}");
+}
+
+#[test]
+fn an_open_parameter_is_written_more_than_once_and_read_as_it_is_then() {
+    if std::fs::File::options().read(true).write(true).open("/dev/fuse").is_err() {
+        return;
+    }
+    let script = format!(
+        "cd {TYPE1}; exec 3<>dma_entry_limit 4<dma_entry_limit; echo 7 >&3; cat dma_entry_limit; echo 9 >&3; \
+         cat <&4; cat <&4; /bin/echo x >&3; stat -L -c '%a %s' /proc/self/fd/3; /bin/echo 1 >&4"
+    );
+    let output = sh(&[], &script);
+    let said = text(&output.stderr);
+    assert_eq!(text(&output.stdout), "7\n9\n644 4096\n", "{said}");
+    assert!(said.contains("Invalid argument") && said.contains("Bad file descriptor"), "{said}");
 }
 
 #[test]

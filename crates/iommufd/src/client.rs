@@ -128,30 +128,111 @@ pub trait ClientFile: Debug + Send + Sync + Any {
     fn close(&self);
 }
 
-/// A file that is read record by record.
-pub trait QueueFile {
-    /// One read(2) of `length` bytes to the caller's `address`; returns the bytes read, 0 when there is nothing.
+/// Where the bytes of a read(2) go: to the caller's memory, or into a buffer that the kernel copies from.
+pub trait Destination {
+    /// Puts `bytes` at `at`, counted from the first byte of the read. What was refused counts as not read.
     ///
     /// # Errors
     ///
-    /// `EINVAL`, `ESPIPE`, `EFAULT`, as the kind of queue has it.
-    fn read(&self, client: &dyn Client, address: u64, length: u64) -> Result<u64>;
+    /// `EFAULT` unless all of them can be written.
+    fn put(&mut self, at: u64, bytes: &[u8]) -> Result<()>;
+}
 
-    /// One pread(2) at offset 0. Most queues have no places.
+/// Where the bytes of a write(2) come from: from the caller's memory, or from a buffer that the kernel copied them into.
+pub trait Source {
+    /// Fills `buf` with what is at `at`, counted from the first byte of the write.
     ///
     /// # Errors
     ///
-    /// As [`read`](Self::read).
-    fn read_start(&self, client: &dyn Client, address: u64, length: u64) -> Result<u64> {
-        self.read(client, address, length)
+    /// `EFAULT` unless all of them can be read.
+    fn get(&mut self, at: u64, buf: &mut [u8]) -> Result<()>;
+}
+
+/// The caller's memory from an address on.
+pub(crate) struct ClientBytes<'a> {
+    pub(crate) client: &'a dyn Client,
+    pub(crate) address: u64,
+}
+
+impl Destination for ClientBytes<'_> {
+    fn put(&mut self, at: u64, bytes: &[u8]) -> Result<()> {
+        self.client.write(self.address.wrapping_add(at), bytes)
+    }
+}
+
+impl Source for ClientBytes<'_> {
+    fn get(&mut self, at: u64, buf: &mut [u8]) -> Result<()> {
+        self.client.read(self.address.wrapping_add(at), buf)
+    }
+}
+
+impl Destination for Vec<u8> {
+    fn put(&mut self, at: u64, bytes: &[u8]) -> Result<()> {
+        assert_eq!(at, self.len() as u64, "a read fills its buffer from the front");
+        self.extend_from_slice(bytes);
+        Ok(())
+    }
+}
+
+impl Source for &[u8] {
+    fn get(&mut self, at: u64, buf: &mut [u8]) -> Result<()> {
+        let start = usize::try_from(at).expect("64 bits fit usize");
+        match start.checked_add(buf.len()).and_then(|end| <[u8]>::get(self, start..end)) {
+            Some(bytes) => buf.copy_from_slice(bytes),
+            None => return refuse!(EFAULT, "a write ends before its bytes do", at),
+        }
+        Ok(())
+    }
+}
+
+/// A file that is read record by record, or as a text.
+pub trait QueueFile {
+    /// One read(2) of `length` bytes at position `offset`, which is 0 for a file without positions; returns the bytes read,
+    /// 0 when there is nothing.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL`, `ESPIPE`, `EFAULT`, as the kind of file has it.
+    fn read_to(&self, offset: u64, length: u64, to: &mut dyn Destination) -> Result<u64>;
+
+    /// One write(2) of `length` bytes; returns the bytes taken.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL`, `ESPIPE`, `EFAULT`, as the kind of file has it.
+    fn write_from(&self, length: u64, from: &mut dyn Source) -> Result<u64>;
+
+    /// One read(2) from the start to the caller's `address`.
+    ///
+    /// # Errors
+    ///
+    /// As [`read_to`](Self::read_to).
+    fn read(&self, client: &dyn Client, address: u64, length: u64) -> Result<u64> {
+        self.read_at(client, address, (0, length))
     }
 
-    /// One write(2) of `length` bytes from the caller's `address`; returns the bytes taken.
+    /// One read(2) to the caller's `address`: position and length.
     ///
     /// # Errors
     ///
-    /// `EINVAL`, `ESPIPE`, `EFAULT`, as the kind of queue has it.
-    fn write(&self, client: &dyn Client, address: u64, length: u64) -> Result<u64>;
+    /// As [`read_to`](Self::read_to).
+    fn read_at(&self, client: &dyn Client, address: u64, part: (u64, u64)) -> Result<u64> {
+        self.read_to(part.0, part.1, &mut ClientBytes { client, address })
+    }
+
+    /// One write(2) of `length` bytes from the caller's `address`.
+    ///
+    /// # Errors
+    ///
+    /// As [`write_from`](Self::write_from).
+    fn write(&self, client: &dyn Client, address: u64, length: u64) -> Result<u64> {
+        self.write_from(length, &mut ClientBytes { client, address })
+    }
+
+    /// Whether reads have positions; a queue has none.
+    fn is_seekable(&self) -> bool {
+        false
+    }
 
     /// `bytes` were written to a duplicate of the descriptor whose writes nobody answers; known when the file is closed.
     fn stray_write(&self, bytes: &[u8]) {

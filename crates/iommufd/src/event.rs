@@ -11,7 +11,7 @@ use ioasis_uapi::Result;
 use ioasis_uapi::iommufd as abi;
 use zerocopy::IntoBytes;
 
-use crate::Client;
+use crate::client::Destination;
 use crate::file::Watchers;
 use crate::object::{Head, Held, Object, Tracked};
 use crate::viommu::Viommu;
@@ -102,7 +102,7 @@ impl EventQueue {
         !self.state.lock().deliver.is_empty()
     }
 
-    pub(crate) fn read(&self, client: &dyn Client, address: u64, count: usize) -> Result<usize> {
+    pub(crate) fn read(&self, count: usize, to: &mut dyn Destination) -> Result<usize> {
         if count < HEADER {
             return refuse!(EINVAL, "count is less than a header", count as u64);
         }
@@ -122,7 +122,7 @@ impl EventQueue {
             let mut bytes = Vec::with_capacity(length);
             bytes.extend_from_slice(header.as_bytes());
             bytes.extend_from_slice(event.data.as_deref().unwrap_or_default());
-            if let Err(error) = client.write(address.wrapping_add(done as u64), &bytes) {
+            if let Err(error) = to.put(done as u64, &bytes) {
                 return if done == 0 { Err(error) } else { Ok(done) };
             }
             if event.data.is_some() {

@@ -16,7 +16,7 @@ use ioasis_uapi::Result;
 use ioasis_uapi::iommufd as abi;
 use zerocopy::{FromZeros, IntoBytes};
 
-use crate::Client;
+use crate::client::{Destination, Source};
 use crate::file::Watchers;
 use crate::object::{Head, Object, Tracked};
 
@@ -181,7 +181,7 @@ impl FaultQueue {
         !self.state.lock().deliver.is_empty()
     }
 
-    pub(crate) fn read(&self, client: &dyn Client, address: u64, count: usize) -> Result<usize> {
+    pub(crate) fn read(&self, count: usize, to: &mut dyn Destination) -> Result<usize> {
         if !count.is_multiple_of(RECORD) {
             return refuse!(ESPIPE, "count is no multiple of a record", count as u64);
         }
@@ -198,11 +198,8 @@ impl FaultQueue {
             let cookie = (1..)
                 .find(|cookie| !state.response.contains_key(cookie))
                 .expect("requests are fewer than 2^32");
-            let copied = client.write(
-                address.wrapping_add(done as u64),
-                record(&group.request, cookie).as_bytes(),
-            );
-            if let Err(error) = copied {
+            let record = record(&group.request, cookie);
+            if let Err(error) = to.put(done as u64, record.as_bytes()) {
                 return if done == 0 { Err(error) } else { Ok(done) };
             }
             let group = state.deliver.pop_front().expect("there is a first group");
@@ -212,14 +209,14 @@ impl FaultQueue {
         Ok(done)
     }
 
-    pub(crate) fn write(&self, client: &dyn Client, address: u64, count: usize) -> Result<usize> {
+    pub(crate) fn write(&self, count: usize, from: &mut dyn Source) -> Result<usize> {
         if !count.is_multiple_of(RESPONSE) {
             return refuse!(ESPIPE, "count is no multiple of an answer", count as u64);
         }
         let mut state = self.state.lock();
         let mut done = 0;
         while done < count {
-            if let Err(error) = state.take_response(client, address.wrapping_add(done as u64)) {
+            if let Err(error) = state.take_response(done as u64, from) {
                 return if done == 0 { Err(error) } else { Ok(done) };
             }
             done += RESPONSE;
@@ -229,9 +226,9 @@ impl FaultQueue {
 }
 
 impl State {
-    fn take_response(&mut self, client: &dyn Client, address: u64) -> Result<()> {
+    fn take_response(&mut self, at: u64, from: &mut dyn Source) -> Result<()> {
         let mut response = abi::HwptPageResponse::new_zeroed();
-        client.read(address, response.as_mut_bytes())?;
+        from.get(at, response.as_mut_bytes())?;
         let code = match response.code {
             abi::PAGE_RESP_SUCCESS => PageResponse::Success,
             abi::PAGE_RESP_INVALID => PageResponse::Invalid,

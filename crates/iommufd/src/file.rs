@@ -1,7 +1,7 @@
 //! Files that calls make for their client: event queues to be read, answered and polled.
 //!
-//! A file keeps its object from being destroyed and its context open until its last descriptor is gone. What is read goes
-//! straight to the client's memory, so that what cannot be delivered stays in the queue.
+//! A file keeps its object from being destroyed and its context open until its last descriptor is gone. What is read is
+//! handed over record by record, so that what cannot be delivered stays in the queue.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use crate::context::Context;
 use crate::event::EventQueue;
 use crate::fault::FaultQueue;
 use crate::object::{Held, Tracked};
-use crate::{Client, ClientFile, QueueFile, QueueWatcher};
+use crate::{ClientFile, Destination, QueueFile, QueueWatcher, Source};
 
 /// Who is told when a queue has something to read.
 #[derive(Debug, Default)]
@@ -69,12 +69,12 @@ impl ClientFile for FaultFile {
 }
 
 impl QueueFile for FaultFile {
-    fn read(&self, client: &dyn Client, address: u64, length: u64) -> Result<u64> {
-        self.queue.read(client, address, count_of(length)).map(|done| done as u64)
+    fn read_to(&self, _offset: u64, length: u64, to: &mut dyn Destination) -> Result<u64> {
+        self.queue.read(count_of(length), to).map(|done| done as u64)
     }
 
-    fn write(&self, client: &dyn Client, address: u64, length: u64) -> Result<u64> {
-        self.queue.write(client, address, count_of(length)).map(|done| done as u64)
+    fn write_from(&self, length: u64, from: &mut dyn Source) -> Result<u64> {
+        self.queue.write(count_of(length), from).map(|done| done as u64)
     }
 
     fn is_readable(&self) -> bool {
@@ -115,11 +115,11 @@ impl ClientFile for EventFile {
 }
 
 impl QueueFile for EventFile {
-    fn read(&self, client: &dyn Client, address: u64, length: u64) -> Result<u64> {
-        self.queue.read(client, address, count_of(length)).map(|done| done as u64)
+    fn read_to(&self, _offset: u64, length: u64, to: &mut dyn Destination) -> Result<u64> {
+        self.queue.read(count_of(length), to).map(|done| done as u64)
     }
 
-    fn write(&self, _client: &dyn Client, _address: u64, length: u64) -> Result<u64> {
+    fn write_from(&self, length: u64, _from: &mut dyn Source) -> Result<u64> {
         refuse!(EINVAL, "an event queue cannot be written", length)
     }
 

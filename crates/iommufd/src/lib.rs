@@ -118,8 +118,8 @@ mod world;
 
 pub use access::{AccessHandle, AccessKind, AccessUser};
 pub use client::{
-    Account, AddressSpace, Backing, Client, ClientFile, Extent, Extents, Importer, Kind,
-    MappableMemory, OnExec, Piece, QueueFile, QueueWatcher,
+    Account, AddressSpace, Backing, Client, ClientFile, Destination, Extent, Extents, Importer,
+    Kind, MappableMemory, OnExec, Piece, QueueFile, QueueWatcher, Source,
 };
 pub use context::{Context, CopyRequest, MapRequest};
 pub use device::{Bound, PageAsk};

@@ -83,6 +83,7 @@ pub fn report() -> Vec<Check> {
         seccomp(),
         namespaces(),
         view(),
+        file_system(),
         yama(),
         other_process(),
         watches(),
@@ -178,6 +179,27 @@ fn view() -> Check {
         result,
         "allow mounts of tmpfs, and bind mounts, in this container or profile",
     )
+}
+
+/// Whether fault and event queues can be files of a file system of the run's own.
+fn file_system() -> Check {
+    const NAME: &str = "FUSE";
+    match tried(|| {
+        let namespace = namespace::enter(namespace::User::Own)?;
+        ioasis_sys::fuse::mount()?;
+        namespace.drop_capabilities()?;
+        Ok("fault and event queues are files as all others".to_owned())
+    }) {
+        Ok(detail) => Check::good(NAME, detail),
+        Err(why) => Check::limited(
+            NAME,
+            format!(
+                "{why}: there are 64 fault and event queues at once, at the highest descriptors, \
+                 whose duplicates cannot be read"
+            ),
+            "`modprobe fuse`, `chmod 666 /dev/fuse`; in a container, `--device /dev/fuse`",
+        ),
+    }
 }
 
 fn yama() -> Check {

@@ -10,9 +10,11 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use ioasis_iommufd::{Client, ClientFile, QueueFile, QueueWatcher, inject};
+use ioasis_iommufd::{ClientFile, Destination, QueueFile, QueueWatcher, Source, inject};
 use ioasis_sys::sync::Mutex;
 use ioasis_uapi::{Errno, Error, Result};
+
+use crate::parameters;
 
 /// Which tasks are to fail, and when.
 #[derive(Debug, Default)]
@@ -104,8 +106,6 @@ pub(crate) fn fail_nth_of(path: &[u8], pid: u32, tid: u32) -> Option<(u32, u32)>
 pub(crate) struct FailNth {
     tid: u32,
     injection: Arc<Injection>,
-    /// The text was read to its end.
-    at_end: AtomicBool,
 }
 
 /// More than a number has digits.
@@ -113,7 +113,7 @@ const TEXT_MAX: u64 = 16;
 
 impl FailNth {
     pub(crate) fn new(tid: u32, injection: &Arc<Injection>) -> Self {
-        Self { tid, injection: Arc::clone(injection), at_end: AtomicBool::new(false) }
+        Self { tid, injection: Arc::clone(injection) }
     }
 
     fn set(&self, text: &[u8]) -> Result<()> {
@@ -139,26 +139,18 @@ impl ClientFile for FailNth {
 }
 
 impl QueueFile for FailNth {
-    fn read(&self, client: &dyn Client, address: u64, length: u64) -> Result<u64> {
-        if self.at_end.load(Ordering::Relaxed) {
-            return Ok(0);
-        }
-        let read = self.read_start(client, address, length)?;
-        self.at_end.store(read > 0, Ordering::Relaxed);
-        Ok(read)
+    fn read_to(&self, offset: u64, length: u64, to: &mut dyn Destination) -> Result<u64> {
+        parameters::part(&format!("{}\n", self.injection.left(self.tid)), offset, length, to)
     }
 
-    fn read_start(&self, client: &dyn Client, address: u64, length: u64) -> Result<u64> {
-        let text = format!("{}\n", self.injection.left(self.tid));
-        let count = text.len().min(usize::try_from(length).unwrap_or(usize::MAX));
-        client.write(address, &text.as_bytes()[..count])?;
-        Ok(count as u64)
-    }
-
-    fn write(&self, client: &dyn Client, address: u64, length: u64) -> Result<u64> {
+    fn write_from(&self, length: u64, from: &mut dyn Source) -> Result<u64> {
         let mut text = vec![0; usize::try_from(length.min(TEXT_MAX)).expect("a few bytes")];
-        client.read(address, &mut text)?;
+        from.get(0, &mut text)?;
         self.set(&text).map(|()| length)
+    }
+
+    fn is_seekable(&self) -> bool {
+        true
     }
 
     fn stray_write(&self, bytes: &[u8]) {
@@ -176,7 +168,7 @@ impl QueueFile for FailNth {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ioasis_iommufd::{Account, AddressSpace, Memory};
+    use ioasis_iommufd::{Account, AddressSpace, Client, Memory};
 
     const BASE: u64 = 0x1000;
 
@@ -273,14 +265,14 @@ mod tests {
         page.write(&file, "12").unwrap();
         assert!(step(&injection, 7).0);
         assert_eq!(file.read(&page, BASE, 300).map(|count| page.text(count)).unwrap(), "11\n");
-        assert_eq!(file.read(&page, BASE, 300), Ok(0), "a second read is at the end");
+        assert_eq!(file.read_at(&page, BASE, (3, 300)), Ok(0), "a second read is at the end");
         assert_eq!(
-            file.read_start(&page, BASE, 300).map(|count| page.text(count)).unwrap(),
-            "11\n"
+            file.read_at(&page, BASE, (1, 300)).map(|count| page.text(count)).unwrap(),
+            "1\n"
         );
-        assert_eq!(file.read_start(&page, BASE, 1).map(|count| page.text(count)).unwrap(), "1");
+        assert_eq!(file.read(&page, BASE, 1).map(|count| page.text(count)).unwrap(), "1");
         page.write(&file, "0").unwrap();
-        assert_eq!(file.read_start(&page, BASE, 300).map(|count| page.text(count)).unwrap(), "0\n");
+        assert_eq!(file.read(&page, BASE, 300).map(|count| page.text(count)).unwrap(), "0\n");
         file.stray_write(b"3\n");
         assert_eq!(injection.left(7), 3, "a shell's redirection is no less a write");
     }

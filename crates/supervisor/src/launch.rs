@@ -5,9 +5,10 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
+use ioasis_sys::fuse::Mounted;
 use ioasis_sys::namespace::User;
 use ioasis_sys::notify::Listener;
-use ioasis_sys::seccomp::{self, Filter};
+use ioasis_sys::seccomp;
 use ioasis_sys::spawn::{self, Child, Fork};
 use ioasis_sys::{message, signal};
 use ioasis_uapi::{Errno, Error};
@@ -26,19 +27,21 @@ pub(crate) struct Launched {
     pub(crate) listener: Listener,
     /// Root of the memory file system for the files it is given.
     pub(crate) files: OwnedFd,
+    /// The file system for those that are read and written, where /dev/fuse opens; taken when it is served.
+    fuse: Option<Mounted>,
+    /// The numbers at which read and write are stopped, where there is none.
+    pub(crate) queues: Option<QueueFds>,
     pub(crate) nodes: Vec<Identity>,
     /// Entries of /dev and /sys it does not see.
     pub(crate) lost: Vec<String>,
-    /// The numbers of queues, as its filter has them.
-    pub(crate) queues: Option<QueueFds>,
     start: OwnedFd,
 }
 
 /// More than any message of a launch takes.
 const LIMIT: usize = 1 << 20;
 
-/// The numbers kept for queues: the highest below the limit, where a client's other descriptors rarely get. Asked for once,
-/// while the supervisor still has the limit that its client will have.
+/// The numbers kept for queues: the highest below the limit that the client starts with, where its other descriptors rarely
+/// get.
 fn queue_fds() -> Option<QueueFds> {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
     let end = u32::try_from(limit.unwrap_or(1024).min(1 << 20)).ok()?;
@@ -53,14 +56,12 @@ fn queue_fds() -> Option<QueueFds> {
 /// What the view or the filter lacks on this host.
 pub(crate) fn launch(view: &View, command: &[OsString]) -> Result<Launched, Failure> {
     let failed = |error: Error| Failure::before_start(error.why);
-    let queues = queue_fds();
-    let more = if view.user() == User::Root { &filter::MEMLOCK_CALLS[..] } else { &[] };
-    let filter = filter::filter(queues, more);
     let (ours, theirs) = message::pair().map_err(failed)?;
+    let queues = queue_fds();
     match spawn::fork().map_err(failed)? {
         Fork::Child => {
             drop(ours);
-            let failure = match prepare(view, &filter, &theirs) {
+            let failure = match prepare(view, queues, &theirs) {
                 Ok(()) => execute(command),
                 Err(failure) => failure,
             };
@@ -70,19 +71,22 @@ pub(crate) fn launch(view: &View, command: &[OsString]) -> Result<Launched, Fail
         }
         Fork::Parent(child) => {
             drop(theirs);
-            let (bytes, mut fds) = message::receive(&ours, LIMIT).map_err(failed)?;
-            let (Some(listener), Some(files)) = (fds.pop(), fds.pop()) else {
+            let (bytes, fds) = message::receive(&ours, LIMIT).map_err(failed)?;
+            let mut fds = fds.into_iter();
+            let (Some(files), Some(listener)) = (fds.next(), fds.next()) else {
                 let _ = child.wait();
                 return Err(Failure::from_message(&bytes));
             };
+            let fuse = fds.next().zip(fds.next()).map(|(device, root)| Mounted { device, root });
             let (nodes, lost) = read_identities(&bytes);
             Ok(Launched {
                 child,
                 listener: Listener::new(listener),
                 files,
+                queues: queues.filter(|_| fuse.is_none()),
+                fuse,
                 nodes,
                 lost,
-                queues,
                 start: ours,
             })
         }
@@ -90,6 +94,11 @@ pub(crate) fn launch(view: &View, command: &[OsString]) -> Result<Launched, Fail
 }
 
 impl Launched {
+    /// The file system to be served.
+    pub(crate) fn take_fuse(&mut self) -> Option<Mounted> {
+        self.fuse.take()
+    }
+
     /// Lets the client execute its program.
     pub(crate) fn start(&self) {
         let _ = message::send(&self.start, b"x", &[]);
@@ -124,9 +133,11 @@ impl Failure {
     }
 }
 
-fn prepare(view: &View, filter: &Filter, socket: &OwnedFd) -> Result<(), Failure> {
+fn prepare(view: &View, queues: Option<QueueFds>, socket: &OwnedFd) -> Result<(), Failure> {
     let failed = |error: Error| Failure::before_start(error.why);
     let entered = view.enter().map_err(failed)?;
+    let more = if view.user() == User::Root { &filter::MEMLOCK_CALLS[..] } else { &[] };
+    let filter = filter::filter(queues.filter(|_| entered.fuse.is_none()), more);
     let listener = match filter.install() {
         Err(Error { errno: Errno::EACCES, .. }) => {
             seccomp::no_new_privileges().and_then(|()| filter.install())
@@ -135,8 +146,14 @@ fn prepare(view: &View, filter: &Filter, socket: &OwnedFd) -> Result<(), Failure
     }
     .map_err(failed)?;
     let identities = write_identities(&entered.nodes, &entered.lost);
-    message::send(socket, &identities, &[entered.files.as_fd(), listener.as_fd()])
-        .map_err(failed)?;
+    let mut fds = vec![entered.files.as_fd(), listener.as_fd()];
+    if let Some(fuse) = &entered.fuse {
+        fds.extend([fuse.device.as_fd(), fuse.root.as_fd()]);
+    }
+    message::send(socket, &identities, &fds).map_err(failed)?;
+    // Whoever holds the device keeps the file system from ending with the supervisor.
+    drop(fds);
+    drop(entered);
     match message::receive(socket, 1) {
         Ok((go, _)) if !go.is_empty() => Ok(()),
         _ => spawn::exit(125),

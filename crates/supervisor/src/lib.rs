@@ -6,6 +6,7 @@ mod descriptors;
 pub mod doctor;
 mod files;
 mod filter;
+mod fuse;
 mod injection;
 mod launch;
 mod ledger;

@@ -1,14 +1,16 @@
 //! Module parameters in /sys/module, as files that can be read and, by root, written.
 //!
-//! A read gives the text of the moment it was opened. A write is answered as the kernel's `param_attr_store` answers it where the
-//! descriptor is the one that open returned.
+//! They are files of the run's own file system: a write is answered as the kernel's `param_attr_store` answers it.
 //!
-//! DIFFERS: through a duplicate with a low number, as a shell's `>` makes it, any text is accepted; it takes effect when the
-//! descriptor is closed, and a value that is none changes nothing and is reported on standard error.
+//! DIFFERS: without that a read gives the text of the moment it was opened, and through a duplicate with a low number, as a
+//! shell's `>` makes it, any text is accepted; it takes effect when the descriptor is closed, and a value that is none
+//! changes nothing and is reported on standard error.
 
 use std::sync::Arc;
 
-use ioasis_iommufd::{Client, ClientFile, Machine, Param, Params, QueueFile, QueueWatcher};
+use ioasis_iommufd::{
+    ClientFile, Destination, Machine, Param, Params, QueueFile, QueueWatcher, Source,
+};
 use ioasis_uapi::{Errno, Error, Result};
 
 use crate::watchdog::say;
@@ -27,6 +29,18 @@ fn param(machine: &Machine, number: u32) -> Option<Param<'_>> {
 /// What a read of parameter `number` gives.
 pub(crate) fn text(machine: &Machine, number: u32) -> String {
     param(machine, number).map(Param::text).unwrap_or_default()
+}
+
+/// Hands over `length` bytes of `text` from `offset` on (`simple_read_from_buffer`, fs/libfs.c).
+///
+/// # Errors
+///
+/// `EFAULT`.
+pub(crate) fn part(text: &str, offset: u64, length: u64, to: &mut dyn Destination) -> Result<u64> {
+    let start = usize::try_from(offset).unwrap_or(usize::MAX).min(text.len());
+    let rest = &text.as_bytes()[start..];
+    let count = rest.len().min(usize::try_from(length).unwrap_or(usize::MAX));
+    to.put(0, &rest[..count]).map(|()| count as u64)
 }
 
 /// A parameter that is open for writing.
@@ -59,21 +73,22 @@ impl ClientFile for Setting {
 }
 
 impl QueueFile for Setting {
-    fn read(&self, client: &dyn Client, address: u64, length: u64) -> Result<u64> {
-        let text = text(&self.machine, self.number);
-        let count = text.len().min(usize::try_from(length).unwrap_or(usize::MAX));
-        client.write(address, &text.as_bytes()[..count])?;
-        Ok(count as u64)
+    fn read_to(&self, offset: u64, length: u64, to: &mut dyn Destination) -> Result<u64> {
+        part(&text(&self.machine, self.number), offset, length, to)
     }
 
-    fn write(&self, client: &dyn Client, address: u64, length: u64) -> Result<u64> {
+    fn write_from(&self, length: u64, from: &mut dyn Source) -> Result<u64> {
         if length == 0 {
             return Ok(0);
         }
         let taken = length.min(TEXT_MAX);
         let mut text = vec![0; usize::try_from(taken).expect("a page")];
-        client.read(address, &mut text)?;
+        from.get(0, &mut text)?;
         self.set(&text).map(|()| taken)
+    }
+
+    fn is_seekable(&self) -> bool {
+        true
     }
 
     fn stray_write(&self, text: &[u8]) {

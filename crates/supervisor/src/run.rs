@@ -163,7 +163,7 @@ fn prepare(
     let RunOptions { command, machine, trace, .. } = options;
     let seen = view::Options { files_size: machine.files_size(), ..machine.view.clone() };
     let view = View::plan(&machine.seen().map_err(failed)?, &seen).map_err(failed)?;
-    let launched = launch::launch(&view, &command)?;
+    let mut launched = launch::launch(&view, &command)?;
     shared.set_client(launched.child.id());
     spawn::close_inherited();
     descriptors::allow_many();
@@ -171,7 +171,7 @@ fn prepare(
         say(&format!("ioasis: {entry} is not in the program's view\n"));
     }
     confine().map_err(failed)?;
-    let server = Server::new(&launched, (machine, trace), shared, notes).map_err(failed)?;
+    let server = Server::new(&mut launched, (machine, trace), shared, notes).map_err(failed)?;
     let marks = Marks::new(server.files_dev(), &launched.nodes);
     let listener = launched.listener.try_clone().map_err(failed)?;
     notes.tell(Note::Launched { listener, marks });

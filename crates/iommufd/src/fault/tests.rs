@@ -1,7 +1,12 @@
 use super::*;
+use crate::client::ClientBytes;
 use crate::testing::{ARG, BASE, TestClient};
 
 const DATA: u64 = ARG;
+
+fn at(client: &TestClient, address: u64) -> ClientBytes<'_> {
+    ClientBytes { client, address }
+}
 
 fn request(device: u32, iova: u64) -> PageRequest {
     PageRequest {
@@ -19,7 +24,7 @@ fn queue() -> (Arc<FaultQueue>, TestClient) {
 }
 
 fn read_one(queue: &FaultQueue, client: &TestClient) -> abi::HwptPgfault {
-    assert_eq!(queue.read(client, DATA, RECORD), Ok(RECORD));
+    assert_eq!(queue.read(RECORD, &mut at(client, DATA)), Ok(RECORD));
     let mut record = abi::HwptPgfault::new_zeroed();
     client.memory.read(DATA, record.as_mut_bytes()).unwrap();
     record
@@ -27,7 +32,7 @@ fn read_one(queue: &FaultQueue, client: &TestClient) -> abi::HwptPgfault {
 
 fn respond(queue: &FaultQueue, client: &TestClient, cookie: u32, code: u32) -> Result<usize> {
     client.memory.write(DATA, abi::HwptPageResponse { cookie, code }.as_bytes()).unwrap();
-    queue.write(client, DATA, RESPONSE)
+    queue.write(RESPONSE, &mut at(client, DATA))
 }
 
 #[test]
@@ -39,7 +44,7 @@ fn a_request_is_read_once_and_its_answer_reaches_the_device() {
     assert_eq!((record.dev_id, record.addr, record.cookie, record.length), (3, 0x5000, 1, 0));
     assert_eq!(record.flags, abi::PGFAULT_FLAGS_LAST_PAGE | abi::PGFAULT_FLAGS_PASID_VALID);
     assert_eq!((record.perm, record.pasid), (abi::PGFAULT_PERM_WRITE, 7));
-    assert_eq!(queue.read(&client, DATA, RECORD), Ok(0), "nothing is left");
+    assert_eq!(queue.read(RECORD, &mut at(&client, DATA)), Ok(0), "nothing is left");
     respond(&queue, &client, 1, abi::PAGE_RESP_SUCCESS).unwrap();
     assert_eq!(answer.wait(), PageResponse::Success);
 }
@@ -49,14 +54,14 @@ fn odd_counts_and_bad_answers_are_refused() {
     let (queue, client) = queue();
     let _answer = queue.send(request(1, 0));
     let errno = |result: Result<usize>| result.unwrap_err().errno;
-    assert_eq!(errno(queue.read(&client, DATA, 39)), ioasis_uapi::Errno::ESPIPE);
+    assert_eq!(errno(queue.read(39, &mut at(&client, DATA))), ioasis_uapi::Errno::ESPIPE);
     assert_eq!(
-        errno(queue.read(&client, DATA, 0)),
+        errno(queue.read(0, &mut at(&client, DATA))),
         ioasis_uapi::Errno::EINVAL,
         "the first does not fit"
     );
-    assert_eq!(errno(queue.write(&client, DATA, 7)), ioasis_uapi::Errno::ESPIPE);
-    assert_eq!(queue.write(&client, DATA, 0), Ok(0));
+    assert_eq!(errno(queue.write(7, &mut at(&client, DATA))), ioasis_uapi::Errno::ESPIPE);
+    assert_eq!(queue.write(0, &mut at(&client, DATA)), Ok(0));
     read_one(&queue, &client);
     assert_eq!(errno(respond(&queue, &client, 2, 0)), ioasis_uapi::Errno::EINVAL);
     assert_eq!(errno(respond(&queue, &client, 1, 2)), ioasis_uapi::Errno::EINVAL);
@@ -68,7 +73,7 @@ fn what_cannot_be_delivered_stays_first() {
     let (queue, client) = queue();
     let answers = [queue.send(request(1, 0x1000)), queue.send(request(2, 0x2000))];
     assert_eq!(
-        queue.read(&client, BASE - 1, RECORD).unwrap_err().errno,
+        queue.read(RECORD, &mut at(&client, BASE - 1)).unwrap_err().errno,
         ioasis_uapi::Errno::EFAULT
     );
     assert_eq!(read_one(&queue, &client).addr, 0x1000);

@@ -165,23 +165,24 @@ fn one_by_one(
     Ok(total)
 }
 
-/// pread and pwrite of a queue, of which only the start is a place.
+/// pread and pwrite of a file that has positions, or has none (`ksys_pread64`, fs/read_write.c).
 fn queue_at(caller: &Caller<'_>, call: &Notification) -> Result<Option<Decision>> {
     let [fd, address, length, offset, ..] = call.args;
-    if caller.queue(signed(fd))?.is_none() {
-        return Ok(None);
-    }
-    if offset != 0 {
-        return Err(Error::at(Errno::ESPIPE, "a queue has no places", offset));
-    }
-    let turn = if call.number == number::PREAD64 { Turn::ReadStart } else { Turn::Write };
-    move_records(caller, signed(fd), turn, &[(address, length)]).map(Some)
+    let Some((queue, _)) = caller.queue(signed(fd))? else { return Ok(None) };
+    let Some(file) = queue.file.queue().filter(|file| file.is_seekable()) else {
+        return Err(Error::at(Errno::ESPIPE, "a queue has no positions", offset));
+    };
+    let moved = match call.number {
+        number::PREAD64 => file.read_at(caller, address, (offset, length)),
+        _ => file.write(caller, address, length),
+    };
+    Ok(Some(Decision::Answer(Answer::Value(moved?.cast_signed()))))
 }
 
 /// read and write of a queue.
 pub(super) fn queue(caller: &Caller<'_>, call: &Notification) -> Result<Decision> {
     let [fd, address, length, ..] = call.args;
-    let turn = if call.number == number::READ { Turn::Read } else { Turn::Write };
+    let turn = if call.number == number::READ { Way::Read } else { Way::Write };
     move_records(caller, signed(fd), turn, &[(address, length)])
 }
 
@@ -193,32 +194,18 @@ pub(super) fn queue_vectored(caller: &Caller<'_>, call: &Notification) -> Result
         return Ok(Decision::CONTINUE);
     }
     let pieces = verify::pieces(caller, vector, count, Words::Long)?;
-    let turn = if call.number == number::READV { Turn::Read } else { Turn::Write };
+    let turn = if call.number == number::READV { Way::Read } else { Way::Write };
     move_records(caller, signed(fd), turn, &pieces)
 }
 
-/// What is done with a queue.
-#[derive(Clone, Copy)]
-enum Turn {
-    Read,
-    ReadStart,
-    Write,
-}
-
-fn move_records(
-    caller: &Caller<'_>,
-    fd: i32,
-    turn: Turn,
-    pieces: &[(u64, u64)],
-) -> Result<Decision> {
+fn move_records(caller: &Caller<'_>, fd: i32, way: Way, pieces: &[(u64, u64)]) -> Result<Decision> {
     let Some((queue, theirs)) = caller.queue(fd)? else { return Ok(Decision::CONTINUE) };
     let Some(file) = queue.file.queue() else { return Ok(Decision::CONTINUE) };
     let mut total = 0;
     for &(address, length) in pieces {
-        let moved = match turn {
-            Turn::Read => file.read(caller, address, length),
-            Turn::ReadStart => file.read_start(caller, address, length),
-            Turn::Write => file.write(caller, address, length),
+        let moved = match way {
+            Way::Read => queue.read(file, caller, (address, length)),
+            Way::Write => file.write(caller, address, length),
         };
         match moved {
             Ok(moved) => {

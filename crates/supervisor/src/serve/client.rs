@@ -22,7 +22,7 @@ use super::{File, Server};
 use crate::descriptors;
 use crate::files::{Blank, END, Look, Opened};
 use crate::memlock::{INFINITY, Limit};
-use crate::queues::Queue;
+use crate::queues::{Queue, Sockets};
 use crate::resolve::{Found, Seen, Wait};
 use crate::task::{Standing, Task};
 
@@ -179,36 +179,73 @@ impl<'a> Caller<'a> {
         *self.called.borrow_mut() = Some(Arc::clone(file));
     }
 
-    /// The queue behind the caller's `fd`, and a copy of that.
+    /// The queue that is a socket behind the caller's `fd`, and a copy of that.
     ///
     /// # Errors
     ///
     /// `EBADF` if it has no such descriptor.
     pub(crate) fn queue(&self, fd: i32) -> Result<Option<(Arc<Queue>, OwnedFd)>> {
+        let Some(sockets) = self.server.queues.sockets() else { return Ok(None) };
+        let (file, identity) = self.identified(fd)?;
+        Ok(sockets.get(identity).map(|queue| (queue, file)))
+    }
+
+    /// The caller's `fd`, and by what it is known: device and inode.
+    ///
+    /// # Errors
+    ///
+    /// `EBADF` if it has no such descriptor.
+    pub(super) fn identified(&self, fd: i32) -> Result<(OwnedFd, (u64, u64))> {
         let file = self.task.file(fd)?;
         let seen = Seen::of(&file).map_err(because("a descriptor cannot be looked at"))?;
-        let queue = self.server.queues.get((seen.dev, seen.ino));
-        Ok(queue.map(|queue| (queue, file)))
+        Ok((file, (seen.dev, seen.ino)))
+    }
+
+    /// Gives the caller a file that is read, written and polled.
+    ///
+    /// # Errors
+    ///
+    /// As [`install`](iommufd::Client::install).
+    pub(crate) fn install_queue(
+        &self,
+        file: &Arc<dyn ClientFile>,
+        access: OFlags,
+        on_exec: OnExec,
+    ) -> Result<i32> {
+        if let Some(sockets) = self.server.queues.sockets() {
+            return self.install_socket(sockets, file, on_exec);
+        }
+        let queues = &self.server.queues;
+        let theirs = queues.publish(file, access)?;
+        let given = self.server.listener.add_file(self.id, theirs.as_fd(), on_exec);
+        drop(theirs);
+        // It was the last descriptor then.
+        given.inspect_err(|_| queues.drain())
     }
 
     /// Gives the caller a queue at a number where its reads are stopped: the highest free one.
-    fn install_queue(&self, file: &Arc<dyn ClientFile>, on_exec: iommufd::OnExec) -> Result<i32> {
+    fn install_socket(
+        &self,
+        sockets: &Sockets,
+        file: &Arc<dyn ClientFile>,
+        on_exec: OnExec,
+    ) -> Result<i32> {
         let full = Error::new(Errno::EMFILE, "no descriptor number for a queue is free");
         let is_free = |fd: &u32| {
             self.task.file(fd.cast_signed()).is_err_and(|error| error.errno == Errno::EBADF)
         };
-        let fd = self.server.queues.fds.and_then(|fds| (fds.first..fds.end).rev().find(is_free));
+        let fd = sockets.fds.and_then(|fds| (fds.first..fds.end).rev().find(is_free));
         let Some(fd) = fd else {
             file.close();
             return Err(full);
         };
-        let theirs = self.server.queues.publish(file).inspect_err(|_| file.close())?;
-        let listener = &self.server.listener;
-        let given = listener.add_file_at(self.id, theirs.as_fd(), seccomp_flag(on_exec), fd);
+        let queues = &self.server.queues;
+        let theirs = queues.publish(file, OFlags::RDWR)?;
+        let given = self.server.listener.add_file_at(self.id, theirs.as_fd(), on_exec, fd);
         drop(theirs);
         given.map_err(|error| {
             // Its other end hung up with ours.
-            self.server.queues.drain();
+            queues.drain();
             if error.errno == Errno::EBADF { full } else { error }
         })
     }
@@ -247,9 +284,8 @@ impl<'a> Caller<'a> {
     ///
     /// `EBADF` if the caller has no such descriptor.
     pub(crate) fn opened_as(&self, fd: i32) -> Result<Option<(Arc<Opened<File>>, OwnedFd)>> {
-        let file = self.task.file(fd)?;
-        let seen = Seen::of(&file).map_err(because("a descriptor cannot be looked at"))?;
-        Ok(self.server.files.get(seen.dev, seen.ino).map(|opened| (opened, file)))
+        let (file, (dev, inode)) = self.identified(fd)?;
+        Ok(self.server.files.get(dev, inode).map(|opened| (opened, file)))
     }
 }
 
@@ -295,7 +331,7 @@ impl ioasis_iommufd::Client for Caller<'_> {
 
     fn install(&self, file: Arc<dyn ClientFile>, on_exec: iommufd::OnExec) -> Result<i32> {
         if file.queue().is_some() {
-            return self.install_queue(&file, on_exec);
+            return self.install_queue(&file, OFlags::RDWR, seccomp_flag(on_exec));
         }
         let (opened, open) = match self.publish(File::Made(Arc::clone(&file)), file.name()) {
             Ok(published) => published,
@@ -323,8 +359,9 @@ impl ioasis_iommufd::Client for Caller<'_> {
     }
 
     fn installed(&self, fd: i32) -> Result<Arc<dyn ClientFile>> {
-        if let Some((queue, _)) = self.queue(fd)? {
-            return Ok(Arc::clone(&queue.file));
+        let (_, identity) = self.identified(fd)?;
+        if let Some(file) = self.server.queues.get(identity) {
+            return Ok(file);
         }
         match self.opened(fd)?.as_deref().map(|opened| &opened.file) {
             Some(File::Made(made)) => Ok(Arc::clone(made)),

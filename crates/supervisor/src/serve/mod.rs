@@ -172,7 +172,7 @@ pub(crate) struct Server {
 
 impl Server {
     pub(crate) fn new(
-        launched: &Launched,
+        launched: &mut Launched,
         (machine, trace): (Machine, Option<Trace>),
         shared: &Arc<Shared>,
         notes: &Arc<Notes>,
@@ -191,7 +191,7 @@ impl Server {
         let program = Thread::open(launched.child.id())?;
         let user_namespace = program.user_namespace().ok();
         let memlock = memlock(machine.view.user, user_namespace);
-        let queues = Queues::new(launched.queues)?;
+        let queues = Queues::new(launched.take_fuse(), launched.queues, &files.closer)?;
         let left = EventFd::create()?;
         Ok(Arc::new(Self {
             user_namespace,
@@ -220,7 +220,8 @@ impl Server {
 
     /// Readable when a client has closed a file, or a queue, or a receiver has left something to be done of that.
     pub(crate) fn closes(&self) -> [BorrowedFd<'_>; 3] {
-        [self.files.closes(), self.queues.closes(), self.left.as_fd()]
+        let files = self.files.closes();
+        [files, self.queues.closes().unwrap_or(files), self.left.as_fd()]
     }
 
     /// Begins to close what clients have closed; whether a close is still on its way.

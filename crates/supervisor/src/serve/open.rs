@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 
 use ioasis_iommufd::account;
-use ioasis_iommufd::{Client as _, inject};
+use ioasis_iommufd::{Client as _, ClientFile, inject};
 use ioasis_sys::notify::{Answer, Notification, OnExec};
 use ioasis_uapi::{Errno, Error, Result};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
@@ -213,21 +213,26 @@ fn read_text(directory: &OwnedFd, name: &str) -> Option<Vec<u8>> {
     (text.len() <= view::status::TEXT_MAX).then_some(text)
 }
 
-/// The answer to an open of a module parameter: its text of now, or a file that takes another.
+/// The answer to an open of a module parameter: a file of the run's own; without that its text of now, or a file that takes
+/// another.
 fn parameter(caller: &Caller<'_>, open: &OpenCall<'_>, number: u32) -> Decision {
     let server = caller.server;
     let machine = &server.machine.iommu;
     let line =
         Line::Open { pid: caller.task.process.pid(), path: open.path.clone(), flags: open.flags };
-    let opened = if open.flags & O_ACCMODE == 0 {
+    let access = open.flags & O_ACCMODE;
+    // Mode 0644 and root's (kernel/params.c, module_param_named of each).
+    let denied = Error::new(Errno::EACCES, "only root may write a module parameter");
+    let setting: Arc<dyn ClientFile> =
+        Arc::new(parameters::Setting { machine: Arc::clone(machine), number });
+    let opened = if access != 0 && !caller.writes_as_root() {
+        Err(denied)
+    } else if server.queues.sockets().is_none() {
+        server.queues.publish(&setting, OFlags::from_bits_retain(open.flags) & KEPT).map(Ok)
+    } else if access == 0 {
         text_file(caller, parameters::text(machine, number).as_bytes()).map(Ok)
     } else {
-        // Mode 0644 and root's (kernel/params.c, module_param_named of each).
-        let is_root = caller.writes_as_root();
-        let denied = Error::new(Errno::EACCES, "only root may write a module parameter");
-        let setting = parameters::Setting { machine: Arc::clone(machine), number };
-        let given = || caller.install(Arc::new(setting), client_flag(open.flags)).map(Err);
-        is_root.then_some(()).ok_or(denied).and_then(|()| given())
+        caller.install(setting, client_flag(open.flags)).map(Err)
     };
     match opened {
         Ok(Ok(file)) => Decision::Give(Gift { file, on_exec: on_exec(open.flags), line }),

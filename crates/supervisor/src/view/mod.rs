@@ -22,6 +22,7 @@ mod tree;
 use std::fmt;
 use std::os::fd::OwnedFd;
 
+use ioasis_sys::fuse::Mounted;
 pub use ioasis_sys::namespace::User;
 use ioasis_uapi::{Errno, Error, Result};
 
@@ -302,6 +303,8 @@ pub struct Entered {
     pub nodes: Vec<Identity>,
     /// Root of a memory file system that is mounted nowhere, for the files handed to the client.
     pub files: OwnedFd,
+    /// A file system for those that are read and written, if /dev/fuse opens.
+    pub fuse: Option<Mounted>,
     /// Entries of /dev and /sys that could not be kept in view.
     pub lost: Vec<String>,
 }

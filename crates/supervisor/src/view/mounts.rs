@@ -35,6 +35,8 @@ impl View {
         let namespace = namespace::enter(self.user)?;
         let files =
             mount::detached_tmpfs(Tmpfs { size: self.files_size, inodes: FILES, mode: 0o700 })?;
+        // A run does without where it is refused: `ioasis doctor` says why.
+        let fuse = ioasis_sys::fuse::mount().ok();
         let umask = rustix::process::umask(Mode::empty());
         let mut work = Work { nodes: Vec::new(), lost: Vec::new() };
         let made = work.root(&self.root);
@@ -43,7 +45,7 @@ impl View {
         let _ = cwd.and_then(std::env::set_current_dir);
         made?;
         namespace.drop_capabilities()?;
-        Ok(Entered { nodes: work.nodes, files, lost: work.lost })
+        Ok(Entered { nodes: work.nodes, files, fuse, lost: work.lost })
     }
 }
 

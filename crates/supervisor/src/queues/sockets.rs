@@ -1,18 +1,19 @@
-//! Fault and event queues: files that are read, written and polled.
+//! Queues without a file system of the run's own.
 //!
 //! A client's descriptor is one end of a socket pair, in a range of numbers where read and write are stopped and answered
 //! here. What poll(2) says comes from the socket itself: a byte lies in it as long as there is something to read. The
 //! other end hangs up when the last descriptor is closed, before the close returns.
 //!
-//! DIFFERS: a descriptor that was duplicated to a number outside the range reads that byte.
+//! DIFFERS: a descriptor that was duplicated to a number outside the range reads that byte, and there are no more queues than
+//! numbers.
 //!
-//! Lock order: `Queues::open` is a leaf, never held while a queue is called.
+//! Lock order: `Sockets::open` is a leaf, never held while a queue is called.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
-use ioasis_iommufd::{ClientFile, QueueFile, QueueWatcher, inject};
+use ioasis_iommufd::{Client, ClientFile, QueueFile, QueueWatcher};
 use ioasis_sys::because;
 use ioasis_sys::sync::Mutex;
 use ioasis_uapi::Result;
@@ -20,6 +21,7 @@ use rustix::event::{Timespec, epoll};
 use rustix::fs::fstat;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 
+use crate::closer::Closer;
 use crate::filter::QueueFds;
 
 /// A queue that a client has open.
@@ -28,6 +30,8 @@ pub(crate) struct Queue {
     /// Device and inode of the client's end.
     identity: (u64, u64),
     pub(crate) file: Arc<dyn ClientFile>,
+    /// Where a file with positions is read next.
+    position: AtomicU64,
     bell: Arc<Bell>,
 }
 
@@ -51,6 +55,26 @@ impl QueueWatcher for Bell {
 }
 
 impl Queue {
+    /// One read(2) to the caller's `address`.
+    ///
+    /// # Errors
+    ///
+    /// Those of the file.
+    pub(crate) fn read(
+        &self,
+        file: &dyn QueueFile,
+        client: &dyn Client,
+        (address, length): (u64, u64),
+    ) -> Result<u64> {
+        if !file.is_seekable() {
+            return file.read(client, address, length);
+        }
+        let offset = self.position.load(Ordering::Acquire);
+        let read = file.read_at(client, address, (offset, length))?;
+        self.position.store(offset + read, Ordering::Release);
+        Ok(read)
+    }
+
     /// Hands over what was written to duplicates outside the range, which arrived at our end.
     fn take_strays(&self) {
         let Some(queue) = self.file.queue() else { return };
@@ -89,26 +113,28 @@ fn fill(theirs: &OwnedFd) {
 
 /// All queues of a run.
 #[derive(Debug)]
-pub(crate) struct Queues {
+pub(crate) struct Sockets {
     /// The numbers at which reads and writes are stopped. Immutable.
     pub(crate) fds: Option<QueueFds>,
     /// Says which of our ends hang up. Immutable.
     epoll: OwnedFd,
+    closer: Closer,
     open: Mutex<Vec<Arc<Queue>>>,
     /// How many there are.
     count: AtomicUsize,
 }
 
-impl Queues {
+impl Sockets {
     /// None yet.
     ///
     /// # Errors
     ///
     /// `EMFILE`.
-    pub(crate) fn new(fds: Option<QueueFds>) -> Result<Self> {
+    pub(crate) fn new(fds: Option<QueueFds>, closer: &Closer) -> Result<Self> {
         let epoll =
             epoll::create(epoll::CreateFlags::CLOEXEC).map_err(because("no epoll instance"))?;
-        Ok(Self { fds, epoll, open: Mutex::default(), count: AtomicUsize::new(0) })
+        let (open, count, closer) = (Mutex::default(), AtomicUsize::new(0), closer.clone());
+        Ok(Self { fds, epoll, closer, open, count })
     }
 
     /// A queue, and the end that a client is to be given.
@@ -117,7 +143,6 @@ impl Queues {
     ///
     /// `EMFILE`.
     pub(crate) fn publish(&self, file: &Arc<dyn ClientFile>) -> Result<OwnedFd> {
-        inject::step("a queue's sockets")?;
         let flags = SocketFlags::CLOEXEC;
         let (ours, theirs) =
             rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
@@ -130,7 +155,8 @@ impl Queues {
             fill(&theirs);
         }
         let bell = Arc::new(Bell { ours, rung: AtomicBool::new(false) });
-        let queue = Queue { identity: (stat.st_dev, stat.st_ino), file: Arc::clone(file), bell };
+        let (identity, position) = ((stat.st_dev, stat.st_ino), AtomicU64::new(0));
+        let queue = Queue { identity, file: Arc::clone(file), position, bell };
         if let Some(queue_file) = file.queue() {
             queue_file.watch(Arc::clone(&queue.bell) as Arc<dyn QueueWatcher>);
             if queue_file.is_readable() {
@@ -155,7 +181,7 @@ impl Queues {
         self.epoll.as_fd()
     }
 
-    /// Closes what clients have closed.
+    /// Begins to close what clients have closed.
     pub(crate) fn drain(&self) {
         if self.count.load(Ordering::Acquire) == 0 {
             return;
@@ -172,7 +198,7 @@ impl Queues {
         }
     }
 
-    /// Closes every queue, whoever has it open.
+    /// Begins to close every queue, whoever has it open.
     pub(crate) fn close_all(&self) {
         self.close(|_| true);
     }
@@ -184,103 +210,7 @@ impl Queues {
         self.count.fetch_sub(closed.len(), Ordering::AcqRel);
         for queue in closed {
             queue.take_strays();
-            queue.file.close();
+            self.closer.begin(Box::new(move || queue.file.close()));
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use ioasis_iommufd::Client;
-    use rustix::event::{PollFd, PollFlags};
-
-    #[derive(Debug, Default)]
-    struct Fake {
-        records: AtomicUsize,
-        closed: AtomicUsize,
-        watcher: Mutex<Option<Arc<dyn QueueWatcher>>>,
-    }
-
-    impl ClientFile for Fake {
-        fn name(&self) -> &'static str {
-            "anon_inode:[fake]"
-        }
-
-        fn queue(&self) -> Option<&dyn QueueFile> {
-            Some(self)
-        }
-
-        fn close(&self) {
-            self.closed.fetch_add(1, Ordering::SeqCst);
-        }
-    }
-
-    impl QueueFile for Fake {
-        fn read(&self, _: &dyn Client, _: u64, _: u64) -> Result<u64> {
-            Ok(0)
-        }
-
-        fn write(&self, _: &dyn Client, _: u64, _: u64) -> Result<u64> {
-            Ok(0)
-        }
-
-        fn is_readable(&self) -> bool {
-            self.records.load(Ordering::SeqCst) > 0
-        }
-
-        fn watch(&self, watcher: Arc<dyn QueueWatcher>) {
-            *self.watcher.lock() = Some(watcher);
-        }
-    }
-
-    fn is_readable(end: &OwnedFd) -> bool {
-        let mut polled = [PollFd::new(end, PollFlags::IN | PollFlags::OUT)];
-        let _ = rustix::event::poll(&mut polled, Some(&Timespec::default()));
-        assert!(polled[0].revents().contains(PollFlags::OUT), "a queue can always be written");
-        polled[0].revents().contains(PollFlags::IN)
-    }
-
-    #[test]
-    fn a_queue_polls_readable_as_long_as_there_is_something_to_read() {
-        let queues = Queues::new(None).expect("epoll");
-        let fake = Arc::new(Fake::default());
-        let file: Arc<dyn ClientFile> = Arc::<Fake>::clone(&fake);
-        let theirs = queues.publish(&file).expect("a socket");
-        let stat = fstat(&theirs).expect("a socket");
-        let queue = queues.get((stat.st_dev, stat.st_ino)).expect("it was just published");
-        assert!(!is_readable(&theirs));
-        for _ in 0..3 {
-            fake.records.store(2, Ordering::SeqCst);
-            let watcher = fake.watcher.lock().clone().expect("it watches");
-            watcher.readable();
-            watcher.readable();
-            assert!(is_readable(&theirs));
-            fake.records.store(1, Ordering::SeqCst);
-            queue.settle(&theirs);
-            assert!(is_readable(&theirs), "one record is left");
-            fake.records.store(0, Ordering::SeqCst);
-            queue.settle(&theirs);
-            assert!(!is_readable(&theirs));
-        }
-    }
-
-    #[test]
-    fn a_queue_is_closed_with_its_last_descriptor() {
-        let queues = Queues::new(None).expect("epoll");
-        let fake = Arc::new(Fake::default());
-        let file: Arc<dyn ClientFile> = Arc::<Fake>::clone(&fake);
-        let theirs = queues.publish(&file).expect("a socket");
-        let stat = fstat(&theirs).expect("a socket");
-        let copy = theirs.try_clone().expect("a copy");
-        drop(theirs);
-        queues.drain();
-        assert_eq!(fake.closed.load(Ordering::SeqCst), 0);
-        drop(copy);
-        queues.drain();
-        assert_eq!(fake.closed.load(Ordering::SeqCst), 1);
-        assert!(queues.get((stat.st_dev, stat.st_ino)).is_none());
-        queues.close_all();
-        assert_eq!(fake.closed.load(Ordering::SeqCst), 1, "once");
     }
 }
