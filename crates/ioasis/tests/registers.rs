@@ -36,7 +36,11 @@ fn client(name: &str, how: &str) -> (Folder, PathBuf) {
 
 /// Runs `registers HOW` on an NVMe device.
 fn registers(how: &str) {
-    let (folder, program) = client("registers", how);
+    on_nvme("registers", how);
+}
+
+fn on_nvme(name: &str, how: &str) {
+    let (folder, program) = client(name, how);
     let image = folder.0.join("disk.img");
     let device = format!("nvme,size=1M,image={}", image.to_str().expect("an UTF-8 path"));
     let mut run = Command::new(env!("CARGO_BIN_EXE_ioasis"));
@@ -53,6 +57,21 @@ fn refusals(how: &str, line: &str) {
     assert_eq!(succeeded(&output), "ok\n");
     let trace = String::from_utf8_lossy(&output.stderr);
     assert_eq!(trace.lines().filter(|seen| seen.ends_with(line)).count(), 1, "{trace}");
+}
+
+#[test]
+fn an_unmask_eventfd_is_let_go_when_its_last_descriptor_is_closed() {
+    on_nvme("eventfds", "closed");
+}
+
+#[test]
+fn a_program_that_only_closes_its_unmask_eventfds_goes_on() {
+    on_nvme("eventfds", "reused");
+}
+
+#[test]
+fn a_signal_of_an_unmask_eventfd_is_taken_from_it() {
+    on_nvme("eventfds", "taken");
 }
 
 #[test]

@@ -316,6 +316,13 @@ fn orphaned(marks: &Marks, call: &Notification) -> Answer {
 
 /// Kills every process that descends from this one, except those in `but` and what descends from them only.
 pub(crate) fn end_descendants(but: &[u32]) {
+    for pid in descendants(but) {
+        let _ = signal::send(pid, Signal::KILL.as_raw());
+    }
+}
+
+/// Every process that descends from this one, except those in `but` and what descends from them only.
+pub(crate) fn descendants(but: &[u32]) -> Vec<u32> {
     let parents: Vec<(u32, u32)> = std::fs::read_dir("/proc")
         .into_iter()
         .flatten()
@@ -331,9 +338,8 @@ pub(crate) fn end_descendants(but: &[u32]) {
             parents.iter().filter(|&&(pid, parent)| parent == ancestor && !but.contains(&pid));
         ours.extend(children.map(|&(pid, _)| pid));
     }
-    for &pid in &ours[1..] {
-        let _ = signal::send(pid, Signal::KILL.as_raw());
-    }
+    ours.remove(0);
+    ours
 }
 
 /// The fourth field of /proc/PID/stat, behind a name that may hold anything.

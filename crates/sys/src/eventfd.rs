@@ -67,6 +67,13 @@ impl EventFd {
         (read == Ok(8)).then_some(u64::from_ne_bytes(count))
     }
 
+    /// Whether the counter is not zero.
+    #[must_use]
+    pub fn is_signalled(&self) -> bool {
+        let ready = rustix::event::PollFd::new(&self.0, rustix::event::PollFlags::IN);
+        rustix::event::poll(&mut [ready], Some(&rustix::event::Timespec::default())) == Ok(1)
+    }
+
     fn at_the_end(&self) -> bool {
         let ready = rustix::event::PollFd::new(&self.0, rustix::event::PollFlags::OUT);
         rustix::event::poll(&mut [ready], Some(&rustix::event::Timespec::default())) == Ok(0)

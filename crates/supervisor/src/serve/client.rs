@@ -18,7 +18,7 @@ use ioasis_vfio::{Device, DeviceMemory, IommuFile, REGION_SHIFT, VfioFile};
 use rustix::fs::{FallocateFlags, OFlags};
 
 use super::pool::Hand;
-use super::{File, Server};
+use super::{File, Server, holders};
 use crate::descriptors;
 use crate::files::{Blank, END, Look, Opened};
 use crate::memlock::{INFINITY, Limit};
@@ -395,6 +395,11 @@ impl ioasis_vfio::Client for Caller<'_> {
 
     fn eventfd(&self, fd: i32) -> Result<EventFd> {
         EventFd::from_fd(descriptors::keep(self.task.file(fd)?)?)
+    }
+
+    fn has_open(&self, eventfd: &EventFd) -> bool {
+        // Without another who receives, what is not known counts as open.
+        self.may_wait().is_err() || holders::have_open(eventfd.as_fd())
     }
 
     fn vfio_file(&self, fd: i32) -> Result<VfioFile> {

@@ -17,6 +17,7 @@ mod absent;
 mod access;
 mod behind;
 mod client;
+mod holders;
 mod ioctl;
 mod judge;
 mod kvm;

@@ -218,12 +218,17 @@ fn get_fd(pidfd: BorrowedFd<'_>, fd: i32) -> Result<OwnedFd> {
 /// Whether two descriptors of this process are one open file. A kernel without kcmp(2) does not say: then they are not.
 #[must_use]
 pub fn is_same_file(one: BorrowedFd<'_>, other: BorrowedFd<'_>) -> bool {
+    is_open_in(one, std::process::id(), other.as_raw_fd())
+}
+
+/// Whether the open file `own` is what descriptor `fd` of the thread `tid` stands for, as long as `tid` is the number of one. A kernel
+/// without kcmp(2) does not say, nor does one for a thread that is not ours to look at: then it is not.
+#[must_use]
+pub fn is_open_in(own: BorrowedFd<'_>, tid: u32, fd: i32) -> bool {
     /// `KCMP_FILE` of linux/kcmp.h.
     const KCMP_FILE: i32 = 0;
     let pid = std::process::id();
-    // SAFETY: 1. kcmp(2) takes five integers and looks at this process's own descriptors, which are open.
-    let answer = unsafe {
-        libc::syscall(libc::SYS_kcmp, pid, pid, KCMP_FILE, one.as_raw_fd(), other.as_raw_fd())
-    };
+    // SAFETY: 1. kcmp(2) takes five integers, looks at descriptors, and changes nothing.
+    let answer = unsafe { libc::syscall(libc::SYS_kcmp, pid, tid, KCMP_FILE, own.as_raw_fd(), fd) };
     answer == 0
 }

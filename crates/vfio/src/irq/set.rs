@@ -193,12 +193,16 @@ impl Interrupts {
             Data::Bool(flags) if flags[0] => unmask(&self.pin, function),
             Data::Bool(_) => {}
             Data::Eventfd(fds) => match trigger(client, fds[0])? {
-                Some(_) if gate.unmask.is_some() => {
+                // One that its program has closed was let go by the kernel then; here, when the next comes.
+                Some(_)
+                    if gate.unmask.as_ref().is_some_and(|old| client.has_open(old.eventfd())) =>
+                {
                     return Err(Error::new(Errno::EBUSY, "INTx has an unmask eventfd"));
                 }
                 Some(eventfd) => {
                     let (pin, function) = (Arc::clone(&self.pin), Arc::clone(function));
                     let action = Box::new(move || unmask(&pin, &function));
+                    gate.unmask = None;
                     gate.unmask = Some(Watch::start(eventfd, action)?);
                 }
                 None => gate.unmask = None,

@@ -487,6 +487,29 @@ fn an_eventfd_of_the_program_unmasks_the_pin() {
     irqs.disable(INTX).expect("disabled");
 }
 
+/// Linux lets go of it when the last descriptor goes (`virqfd_wakeup`, `EPOLLHUP`).
+#[test]
+fn an_unmask_eventfd_that_its_program_closed_makes_room_for_another() {
+    let irqs = Irqs::new();
+    let ((fd, event), (unmask, _), (other, resample)) = (irqs.event(), irqs.event(), irqs.event());
+    irqs.set_events(INTX, 0, &[fd]).expect("INTx");
+    irqs.set(INTX, EVENTFD | UNMASK, 0, 1, unmask.as_bytes()).expect("an unmask eventfd");
+    let busy = irqs.set(INTX, EVENTFD | UNMASK, 0, 1, other.as_bytes());
+    assert_eq!(errno(busy), Some(Errno::EBUSY));
+    irqs.rig.caller.close(unmask);
+    let closed = irqs.set(INTX, EVENTFD | UNMASK, 0, 1, unmask.as_bytes());
+    assert_eq!(errno(closed), Some(Errno::EBADF), "the new one is judged first");
+    irqs.set(INTX, EVENTFD | UNMASK, 0, 1, other.as_bytes()).expect("the old one is gone");
+    irqs.line(1);
+    assert_eq!(event.take(), Some(1));
+    resample.signal();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while event.take().is_none() {
+        assert!(Instant::now() < deadline, "the eventfd unmasks");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
 #[test]
 fn err_and_req_take_one_eventfd_and_fire_on_demand() {
     let irqs = Irqs::new();

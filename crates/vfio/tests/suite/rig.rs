@@ -13,6 +13,7 @@ use ioasis_pci::{
 };
 use ioasis_sys::eventfd::EventFd;
 use ioasis_sys::mapping::{Access, Mapping};
+use ioasis_sys::process::is_same_file;
 use ioasis_sys::sync::Mutex;
 use ioasis_uapi::{Errno, Error, Result, vfio};
 use ioasis_vfio::{
@@ -210,6 +211,11 @@ impl Caller {
         (self.add(File::Event(copy)), event)
     }
 
+    /// The client closes a descriptor.
+    pub(crate) fn close(&self, fd: i32) {
+        self.files.lock().remove(&fd).expect("it was open");
+    }
+
     pub(crate) fn put(&self, address: u64, bytes: &[u8]) {
         self.memory.write(address, bytes).expect("inside");
     }
@@ -294,6 +300,14 @@ impl Client for Caller {
             Some(File::Event(event)) => EventFd::from_fd(event.try_clone().expect("a duplicate")),
             Some(_) => Err(Error::new(Errno::EINVAL, "another kind")),
         }
+    }
+
+    fn has_open(&self, eventfd: &EventFd) -> bool {
+        let is_it = |file: &File| match file {
+            File::Event(event) => is_same_file(event.as_fd(), eventfd.as_fd()),
+            _ => false,
+        };
+        self.files.lock().values().any(is_it)
     }
 
     fn vfio_file(&self, fd: i32) -> Result<VfioFile> {
