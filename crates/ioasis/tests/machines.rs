@@ -138,3 +138,56 @@ fn a_machine_that_cannot_be_is_refused_before_the_program_starts() {
         assert!(output.stdout.is_empty());
     }
 }
+
+#[test]
+fn the_hosts_disks_and_interfaces_are_found_as_before_and_its_functions_are_not() {
+    let host = |program: &str, arguments: &[&str]| {
+        let output = Command::new(program).args(arguments).output().expect("it is installed");
+        String::from_utf8(output.stdout).expect("text")
+    };
+    let device = ["--device", "testdev"];
+    for (program, arguments) in [
+        ("lsblk", &["--noheadings", "--list", "--output", "NAME,MAJ:MIN,SIZE,TYPE"][..]),
+        ("findmnt", &["--noheadings", "--output", "SOURCE,FSTYPE", "/"]),
+        ("ls", &["/sys/class/net"]),
+        ("ls", &["/sys/block"]),
+    ] {
+        let script = format!("{program} {}", arguments.join(" "));
+        assert_eq!(seen(&device, &script), host(program, arguments), "{script}");
+    }
+    let script = "for f in /sys/bus/pci/devices/*; do cat $f/vendor; done; \
+                  ls /sys/devices | grep -c ^pci";
+    assert_eq!(seen(&device, script), "0x1b36\n0x1b36\n0x1234\n1\n");
+}
+
+#[test]
+fn files_of_proc_tell_of_the_runs_machine() {
+    let device = ["--device", "testdev"];
+    let script = "grep -e ' vfio$' -e vfio-dev /proc/devices; cd /proc; head -2 misc; \
+                  grep -c '[0-9a-f]:[0-9a-f][0-9a-f]\\.[0-7]' interrupts; grep -c CPU0 //proc/./interrupts; \
+                  grep -c misc /proc/devices; test -w /proc/interrupts; wc -l < /proc/self/status | grep -c 0";
+    let text = seen(&device, &format!("{script}; true"));
+    let lines: Vec<_> = text.lines().take(7).collect();
+    assert_eq!(
+        lines,
+        ["242 vfio", "511 vfio-dev", "126 iommu", "196 vfio", "0", "1", "1"],
+        "{text}"
+    );
+    if std::path::Path::new("/proc/bus/pci/devices").exists() {
+        let text = seen(
+            &device,
+            "cut -f 1,2 /proc/bus/pci/devices; sed -n '$s/.*\t//p' /proc/bus/pci/devices",
+        );
+        assert_eq!(text, "0000\t1b360008\n0008\t1b36000c\n0100\t123411e9\nvfio-pci\n");
+    }
+    // The host's own, where its functions are shown.
+    let shown = seen(&["--host-devices", "--device", "testdev"], "wc -l < /proc/interrupts");
+    let host = std::fs::read_to_string("/proc/interrupts").expect("the host's");
+    assert_eq!(shown.trim(), host.lines().count().to_string());
+}
+
+#[test]
+fn a_program_mounts_a_procfs_in_a_user_namespace_of_its_own() {
+    let script = "unshare --user --map-root-user --mount --pid --fork --mount-proc echo mounted";
+    assert_eq!(seen(&["--device", "testdev"], script), "mounted\n");
+}

@@ -31,6 +31,11 @@ const CHECKS: &[(&str, Check)] = &[
         every_machine_has_a_host_bridge_and_a_root_port_above_each_bus,
     ),
     ("a_bar_is_a_file_of_its_size", a_bar_is_a_file_of_its_size),
+    ("no_function_of_the_host_is_left_in_sysfs", no_function_of_the_host_is_left_in_sysfs),
+    (
+        "disks_and_interfaces_of_the_host_go_on_working",
+        disks_and_interfaces_of_the_host_go_on_working,
+    ),
     ("groups_iommus_and_modules_are_there", groups_iommus_and_modules_are_there),
     ("the_rest_of_sysfs_stays", the_rest_of_sysfs_stays),
     ("what_linux_lets_root_write_is_refused", what_linux_lets_root_write_is_refused),
@@ -434,6 +439,86 @@ fn a_bar_is_a_file_of_its_size(_: &View, entered: &Entered) {
     let is_it = |known: &&Identity| (known.dev, known.ino) == (meta.dev(), meta.ino());
     let node = entered.nodes.iter().find(is_it).map(|known| known.node);
     assert_eq!(node, Some(Node::Resource(0)));
+}
+
+/// Every directory below `path` that has a PCI address for a name, links not followed.
+fn functions_below(path: &Path, found: &mut Vec<String>) {
+    let Ok(entries) = fs::read_dir(path) else { return };
+    for entry in entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+    {
+        let name = entry.file_name().into_string().unwrap();
+        let mut parts = name.split([':', '.']);
+        let is_address = name.len() == 12
+            && parts.by_ref().count() == 4
+            && name.split([':', '.']).all(|part| u32::from_str_radix(part, 16).is_ok());
+        if is_address {
+            found.push(name);
+        }
+        functions_below(&entry.path(), found);
+    }
+}
+
+fn no_function_of_the_host_is_left_in_sysfs(_: &View, _: &Entered) {
+    let mut found = Vec::new();
+    functions_below(Path::new("/sys/devices"), &mut found);
+    found.sort();
+    assert_eq!(found, names("/sys/bus/pci/devices"), "those on the bus, each once");
+    let roots = names("/sys/devices").into_iter().filter(|name| name.starts_with("pci0"));
+    assert_eq!(roots.collect::<Vec<_>>(), ["pci0000:00"]);
+    for directory in ["/sys/class", "/sys/dev", "/sys/block"] {
+        let mut directories = vec![PathBuf::from(directory)];
+        while let Some(directory) = directories.pop() {
+            for entry in fs::read_dir(&directory).unwrap().flatten() {
+                let kind = entry.file_type().unwrap();
+                if kind.is_dir() {
+                    directories.push(entry.path());
+                } else if kind.is_symlink() {
+                    let link = entry.path();
+                    let real = fs::canonicalize(&link)
+                        .unwrap_or_else(|error| panic!("{}: {error}", link.display()));
+                    let ours = [":01", "pci_bus", "vfio-dev"];
+                    let text = real.display().to_string();
+                    assert!(
+                        !text.contains("/pci0") || ours.iter().any(|part| text.contains(part)),
+                        "{} leads to {text}",
+                        link.display()
+                    );
+                }
+            }
+        }
+    }
+}
+
+fn disks_and_interfaces_of_the_host_go_on_working(_: &View, _: &Entered) {
+    let disks = names("/sys/block");
+    let known = fs::read_to_string("/proc/partitions").unwrap();
+    for disk in known.lines().skip(2).filter_map(|line| line.split_whitespace().nth(3)) {
+        let number = text(&format!("/sys/class/block/{disk}/dev"));
+        let by_number = fs::canonicalize(format!("/sys/dev/block/{}", number.trim())).unwrap();
+        assert_eq!(by_number, fs::canonicalize(format!("/sys/class/block/{disk}")).unwrap());
+        // Its own links lead where they led.
+        let subsystem = fs::canonicalize(by_number.join("subsystem")).unwrap();
+        assert_eq!(subsystem, Path::new("/sys/class/block"), "{disk}");
+        if let Ok(device) = fs::canonicalize(by_number.join("device")) {
+            assert!(device.join("subsystem").exists(), "{}", device.display());
+        }
+    }
+    for disk in disks {
+        text(&format!("/sys/block/{disk}/size"));
+    }
+    for interface in names("/sys/class/net") {
+        let path = format!("/sys/class/net/{interface}");
+        if Path::new(&path).is_dir() {
+            let subsystem = fs::canonicalize(format!("{path}/subsystem")).unwrap();
+            assert_eq!(subsystem, Path::new("/sys/class/net"), "{interface}");
+        }
+    }
+    if let Ok(host) = fs::read_dir("/sys/devices/host") {
+        for folder in host.flatten() {
+            assert!(!folder.path().join("uevent").exists(), "the folder is no device");
+            assert!(!folder.path().join("subsystem").exists(), "the folder is no device");
+        }
+    }
 }
 
 fn groups_iommus_and_modules_are_there(_: &View, _: &Entered) {

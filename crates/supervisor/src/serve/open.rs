@@ -20,7 +20,7 @@ use crate::parameters;
 use crate::resolve::{self, Last, Seen};
 use crate::task::OpenCall;
 use crate::view::status::Charges;
-use crate::view::{self, CONTAINER, ContainerNode, FaultInjection, Node};
+use crate::view::{self, CONTAINER, ContainerNode, FaultInjection, Node, ProcFile};
 
 /// An access mode that allows neither reading nor writing, and asks for leave to do both.
 const NO_ACCESS: u32 = 3;
@@ -49,7 +49,9 @@ pub(super) fn open(caller: &Caller<'_>, call: &Notification) -> Decision {
         Err(error) => return Decision::error(error.errno),
     };
     let Some(target) = node(caller, seen) else {
-        return process_text(caller, &open, (&found, seen)).unwrap_or(Decision::CONTINUE);
+        let answer = process_text(caller, &open, (&found, seen))
+            .or_else(|| machine_text(caller, &open, (&found, seen)));
+        return answer.unwrap_or(Decision::CONTINUE);
     };
     if !caller.is_there() || is_the_kernels(&target, open.flags) {
         return Decision::CONTINUE;
@@ -191,6 +193,29 @@ fn process_text(
     // Of a process that is hidden from the program, and of any other error, the kernel tells.
     judge(caller, open, (seen, found.as_fd()), Asked::of(open.flags)).ok()?;
     let file = text_file(caller, &shown).ok()?;
+    Some(Decision::Give(Gift { file, on_exec: on_exec(open.flags), line: Line::None }))
+}
+
+/// The answer to an open of a file of /proc that tells of the machine.
+fn machine_text(
+    caller: &Caller<'_>,
+    open: &OpenCall<'_>,
+    (found, seen): (&OwnedFd, Seen),
+) -> Option<Decision> {
+    let files = ProcFile::named(&open.path);
+    if files.is_empty() || open.flags & O_ACCMODE != 0 || !seen.is_in_own_procfs() {
+        return None;
+    }
+    let is_it = |file: &&ProcFile| {
+        let own = Seen::at(rustix::fs::CWD, file.path(), AtFlags::SYMLINK_NOFOLLOW);
+        own.is_ok_and(|own| own.is(&seen))
+    };
+    let file = files.iter().find(is_it)?;
+    // Of what keeps the program from it the kernel tells.
+    judge(caller, open, (seen, found.as_fd()), Asked::of(open.flags)).ok()?;
+    let machine = &caller.server.machine;
+    let text = file.text(&machine.seen().ok()?, &machine.view).ok()??;
+    let file = text_file(caller, text.as_bytes()).ok()?;
     Some(Decision::Give(Gift { file, on_exec: on_exec(open.flags), line: Line::None }))
 }
 

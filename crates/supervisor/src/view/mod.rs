@@ -13,12 +13,15 @@
 
 mod dev;
 mod function;
+mod host;
 mod mounts;
+mod proc;
 pub mod status;
 mod sysfs;
 mod topology;
 mod tree;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::os::fd::OwnedFd;
 
@@ -27,6 +30,7 @@ pub use ioasis_sys::namespace::User;
 use ioasis_uapi::{Errno, Error, Result};
 
 pub(crate) use dev::CONTAINER;
+pub(crate) use proc::ProcFile;
 use topology::Topology;
 use tree::{Dir, Host};
 
@@ -334,14 +338,16 @@ impl View {
         check(devices, options)?;
         let mut root = Dir::new(Host::Kept);
         dev::plan(root.kept("dev"), devices, options);
-        let mut host = sysfs::host_functions();
-        if options.host_pci == HostPci::Hidden {
-            // Nothing that a program needs hangs below a host bridge itself.
-            host.retain(|function| function.slot != 0);
-        }
+        let host = match options.host_pci {
+            HostPci::Shown => sysfs::host_functions(),
+            HostPci::Hidden => BTreeSet::new(),
+        };
         let topology = Topology::new(devices, options, &host)?;
         let machine = Machine { devices, options, topology: &topology };
         sysfs::plan(root.kept("sys"), &machine);
+        if options.host_pci == HostPci::Hidden {
+            host::hide(root.kept("sys"));
+        }
         let mut attributes = Vec::new();
         root.number("", &mut attributes);
         let (files_size, user) = (options.files_size, options.user);

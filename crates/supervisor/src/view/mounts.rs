@@ -52,6 +52,13 @@ impl View {
 /// Why a step fails that only a host out of memory, or short of mounts, can fail.
 const FILL: &str = "the view cannot be filled";
 
+/// A directory of the host that a mount covers.
+#[derive(Clone, Copy)]
+struct Covered<'a> {
+    path: &'a Path,
+    original: &'a OwnedFd,
+}
+
 struct Work {
     nodes: Vec<Identity>,
     lost: Vec<String>,
@@ -99,7 +106,8 @@ impl Work {
             .transpose()?;
         mount::tmpfs(path, LIMITS)?;
         let target = open(CWD, path).map_err(because("a mount just made cannot be opened"))?;
-        self.fill(&target, path, dir, Some(&original))?;
+        let covered = Covered { path, original: &original };
+        self.fill(&target, path, dir, Some(&original), covered)?;
         if let Some((place, tree)) = whole {
             mount::attach(tree, &place)?;
         }
@@ -114,6 +122,7 @@ impl Work {
         path: &Path,
         dir: &Dir,
         original: Option<&OwnedFd>,
+        covered: Covered<'_>,
     ) -> Result<()> {
         if let (Host::Kept, Some(original)) = (dir.host, original) {
             self.keep(target, path, dir, original)?;
@@ -125,7 +134,7 @@ impl Work {
                     let target = open(target, Path::new(name)).map_err(because(FILL))?;
                     let original =
                         original.and_then(|original| open(original, Path::new(name)).ok());
-                    self.fill(&target, &path.join(name), below, original.as_ref())?;
+                    self.fill(&target, &path.join(name), below, original.as_ref(), covered)?;
                 }
                 Entry::File(file) => self.file(target, name, file)?,
                 Entry::Link(link) => rustix::fs::symlinkat(link.as_str(), target, name.as_str())
@@ -136,8 +145,31 @@ impl Work {
                         .map_err(because(FILL))?;
                     self.nodes.push(Identity { dev: stat.st_dev, ino: stat.st_ino, node: *node });
                 }
+                Entry::Absent => {}
+                Entry::Moved(from) => self.moved(target, &path.join(name), from, covered)?,
                 Entry::Whole => make_directory(target, name)?,
             }
+        }
+        Ok(())
+    }
+
+    /// Binds the host's directory `from` to `path`, whose parent is `target`.
+    fn moved(
+        &mut self,
+        target: &OwnedFd,
+        path: &Path,
+        from: &Path,
+        covered: Covered<'_>,
+    ) -> Result<()> {
+        let Some(name) = path.file_name().and_then(|name| name.to_str()) else { return Ok(()) };
+        make_directory(target, name)?;
+        // Its absolute path is covered by now.
+        rustix::process::fchdir(covered.original).map_err(because(FILL))?;
+        let relative = from.strip_prefix(covered.path).unwrap_or(from);
+        if mount::bind_recursive(&Path::new(".").join(relative), path).is_err() {
+            // Better no entry than one that leads nowhere; it is reported as lost either way.
+            let _ = rustix::fs::unlinkat(target, name, AtFlags::REMOVEDIR);
+            self.lost.push(from.display().to_string());
         }
         Ok(())
     }

@@ -35,7 +35,7 @@ pub(super) fn plan(sys: &mut Dir, machine: &Machine<'_>) {
         function::plan_bridge(sys, machine, placed);
     }
     for (directory, bus) in topology.buses(devices) {
-        pci_bus(sys, &directory, &bus);
+        pci_bus(sys, &directory, &bus, options.host_pci);
     }
 }
 
@@ -309,17 +309,22 @@ fn registers(dir: &mut Dir, iommu: &Iommu) {
 }
 
 /// A bus, in the directory of the bridge above it, beside what the host has in a directory of that name.
-fn pci_bus(sys: &mut Dir, directory: &str, bus: &str) {
+fn pci_bus(sys: &mut Dir, directory: &str, bus: &str, host_pci: HostPci) {
     let is_root = directory.split('/').count() == 2;
     let dir = sys.dir(directory);
     if is_root {
-        if std::fs::exists(format!("/sys/{directory}/pci_bus")).unwrap_or(false) {
+        let hosts = std::fs::exists(format!("/sys/{directory}/pci_bus")).unwrap_or(false);
+        if hosts && host_pci == HostPci::Shown {
             return;
         }
         dir.writable("uevent", "");
         dir.power();
     }
-    sys.kept("class/pci_bus");
+    sys.kept("class");
+    let class = sys.dir("class/pci_bus");
+    if host_pci == HostPci::Shown {
+        class.host = Host::Kept;
+    }
     class_device(sys, &format!("{directory}/pci_bus/{bus}"), "pci_bus", bus, None);
     let dir = sys.dir(&format!("{directory}/pci_bus/{bus}"));
     let name = directory.rsplit('/').next().unwrap_or(directory);

@@ -1,6 +1,7 @@
 //! A tree of files as it shall appear to the client, held in memory until it is mounted.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use super::Node;
 
@@ -30,6 +31,10 @@ pub(super) enum Entry {
         node: Node,
         mode: u32,
     },
+    /// Nothing, whatever the host has.
+    Absent,
+    /// The host's directory of this path, with everything mounted below it.
+    Moved(PathBuf),
     /// The host's directory in whose place the one with this entry stands, with everything mounted below it.
     Whole,
 }
