@@ -2,12 +2,13 @@
 //!
 //! A disk or a network interface of the host keeps its directory, bound below /sys/devices/host instead of below its function: at the
 //! same depth, so that its own relative links lead where they led, and with components that are no PCI addresses, since SPDK's scripts
-//! and libvirt take a directory of that name for the function. Links to it from /sys/class, /sys/block, /sys/dev and /sys/bus/*/devices
-//! are made anew; those that led to a function itself are left out.
+//! and libvirt take a directory of that name for the function. The links to it from /sys/class, /sys/block, /sys/dev and
+//! /sys/bus/*/devices are made anew. They are known from the devices, of which there are few, and not looked for among all links: to
+//! read those took 5 ms of a start.
 //!
 //! What is bound is named by its path on the host, found before anything is mounted.
 
-use std::fs::{self, DirEntry};
+use std::fs;
 use std::path::Path;
 
 use super::Bdf;
@@ -17,37 +18,42 @@ const DEVICES: &str = "/sys/devices";
 /// Where what hangs below functions goes, below /sys/devices.
 const KEPT: &str = "host";
 /// Directories of a function that are the function's own (drivers/pci/pci-sysfs.c and the drivers beside it).
-const OWN: [&str; 8] =
-    ["power", "msi_irqs", "link", "pci_bus", "iommu", "vfio-dev", "wakeup", "virtfn"];
+const OWN: [&str; 6] = ["power", "msi_irqs", "link", "pci_bus", "iommu", "vfio-dev"];
+/// Directories of a device in which no device lies.
+const LEAVES: [&str; 8] =
+    ["power", "queue", "queues", "mq", "integrity", "holders", "slaves", "statistics"];
 
 /// Hides the host's PCI functions.
 pub(super) fn hide(sys: &mut Dir) {
-    let roots: Vec<String> = names(DEVICES).filter(|name| is_root(name)).collect();
+    let listing = Listing::of(Path::new(DEVICES));
+    let roots: Vec<String> = listing.directories.into_iter().filter(|name| is_root(name)).collect();
     if roots.is_empty() {
         return;
     }
     let devices = sys.kept("devices");
-    let mut kept = Dir::new(Host::Hidden);
+    let (mut kept, mut links) = (Dir::new(Host::Hidden), Vec::new());
     for root in &roots {
-        keep_below(&mut kept, Path::new(DEVICES).join(root).as_path());
+        let place = format!("devices/{KEPT}");
+        keep_below(&mut kept, &Path::new(DEVICES).join(root), &place, &mut links);
         match devices.entries.get_mut(root) {
             Some(Entry::Dir(ours)) => ours.host = Host::Hidden,
             _ => drop(devices.entries.insert(root.clone(), Entry::Absent)),
         }
     }
-    if kept.entries.is_empty() {
-        return;
+    if !kept.entries.is_empty() {
+        devices.entries.insert(KEPT.to_owned(), Entry::Dir(kept));
     }
-    devices.entries.insert(KEPT.to_owned(), Entry::Dir(kept));
-    lead_there(sys);
-}
-
-fn names(path: impl AsRef<Path>) -> impl Iterator<Item = String> {
-    entries(path).filter_map(|entry| entry.file_name().into_string().ok())
-}
-
-fn entries(path: impl AsRef<Path>) -> impl Iterator<Item = DirEntry> {
-    fs::read_dir(path).into_iter().flatten().flatten()
+    if Path::new("/sys/bus/pci_express/devices").exists() {
+        // Services of the host's ports.
+        sys.kept("bus/pci_express").dir("devices");
+    }
+    for Link { directory, name, target } in links {
+        if !is_hidden(sys, &directory) {
+            let up = "../".repeat(directory.split('/').count());
+            let link = Entry::Link(format!("{up}{target}"));
+            sys.kept(&directory).entries.entry(name).or_insert(link);
+        }
+    }
 }
 
 /// Whether a directory of /sys/devices is a root bus: "pci0000:00".
@@ -60,43 +66,112 @@ fn token(bdf: &str) -> String {
     bdf.replace([':', '.'], "-")
 }
 
-/// Adds to `kept` what hangs below the bus or function at `path`.
-fn keep_below(kept: &mut Dir, path: &Path) {
-    for entry in entries(path).filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
-        let Ok(name) = entry.file_name().into_string() else { continue };
-        if Bdf::parse(&name).is_some() {
-            let mut below = Dir::new(Host::Hidden);
-            keep_below(&mut below, &entry.path());
-            if !below.entries.is_empty() {
-                kept.entries.insert(token(&name), Entry::Dir(below));
-            }
-        } else if !is_own(&name) {
-            kept.entries.insert(name, Entry::Moved(entry.path()));
-        }
-    }
-}
-
 /// Port services carry the address of their port: "0000:00:01.0:pcie001".
 fn is_own(name: &str) -> bool {
     OWN.contains(&name) || name.contains(":pcie")
 }
 
-/// Makes the links anew that lead below the host's functions.
-fn lead_there(sys: &mut Dir) {
-    let mut directories = vec!["block".to_owned(), "dev/block".to_owned(), "dev/char".to_owned()];
-    directories.extend(names("/sys/class").map(|class| format!("class/{class}")));
-    let buses = names("/sys/bus").filter(|bus| bus != "pci");
-    directories.extend(buses.map(|bus| format!("bus/{bus}/devices")));
-    for directory in directories {
-        let path = format!("/sys/{directory}");
-        let links: Vec<_> = entries(&path).filter_map(|entry| leads(&entry)).collect();
-        if links.is_empty() || is_hidden(sys, &directory) {
-            continue;
+/// What is in a directory of sysfs.
+#[derive(Debug, Default)]
+struct Listing {
+    directories: Vec<String>,
+    is_device: bool,
+    has_node: bool,
+    is_partition: bool,
+}
+
+impl Listing {
+    fn of(path: &Path) -> Self {
+        let mut listing = Self::default();
+        for entry in fs::read_dir(path).into_iter().flatten().flatten() {
+            let Ok(name) = entry.file_name().into_string() else { continue };
+            match name.as_str() {
+                "subsystem" => listing.is_device = true,
+                "dev" => listing.has_node = true,
+                "partition" => listing.is_partition = true,
+                _ if entry.file_type().is_ok_and(|kind| kind.is_dir()) => {
+                    listing.directories.push(name);
+                }
+                _ => {}
+            }
         }
-        let dir = sys.kept(&directory);
-        for (name, link) in links {
-            dir.entries.entry(name).or_insert(link);
+        listing
+    }
+}
+
+/// A link of a directory below /sys to a device that moved.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Link {
+    directory: String,
+    name: String,
+    /// The device's directory, below /sys.
+    target: String,
+}
+
+/// Adds to `kept` what hangs below the bus or function at `path`, and to `links` the links that lead there. Its place is `place`, below
+/// /sys.
+fn keep_below(kept: &mut Dir, path: &Path, place: &str, links: &mut Vec<Link>) {
+    for name in Listing::of(path).directories {
+        let from = path.join(&name);
+        if Bdf::parse(&name).is_some() {
+            let mut below = Dir::new(Host::Hidden);
+            let token = token(&name);
+            keep_below(&mut below, &from, &format!("{place}/{token}"), links);
+            if !below.entries.is_empty() {
+                kept.entries.insert(token, Entry::Dir(below));
+            }
+        } else if !is_own(&name) {
+            find_links(&from, &format!("{place}/{name}"), Above::Device, links);
+            kept.entries.insert(name, Entry::Moved(from));
         }
+    }
+}
+
+/// What a directory lies in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Above {
+    Device,
+    /// A directory between devices, as `net` between a card and its interface.
+    Between,
+}
+
+/// Adds the links that lead to the device at `path` and those below it. Their place is `place`, below /sys.
+fn find_links(path: &Path, place: &str, above: Above, links: &mut Vec<Link>) {
+    let listing = Listing::of(path);
+    if listing.is_device {
+        links_of(path, place, &listing, links);
+    } else if above == Above::Between {
+        return;
+    }
+    let here = if listing.is_device { Above::Device } else { Above::Between };
+    for name in listing.directories.iter().filter(|name| !LEAVES.contains(&name.as_str())) {
+        find_links(&path.join(name), &format!("{place}/{name}"), here, links);
+    }
+}
+
+/// Adds the links that lead to the device at `path`: from its class or bus, and from where its number is looked up.
+fn links_of(path: &Path, place: &str, listing: &Listing, links: &mut Vec<Link>) {
+    let Ok(subsystem) = fs::read_link(path.join("subsystem")) else { return };
+    let mut parts = subsystem.iter().rev().filter_map(|part| part.to_str());
+    let (Some(subsystem), Some(kind)) = (parts.next(), parts.next()) else { return };
+    let Some(name) = path.file_name().and_then(|name| name.to_str()) else { return };
+    let mut add = |directory: String, name: &str| {
+        links.push(Link { directory, name: name.to_owned(), target: place.to_owned() });
+    };
+    match kind {
+        "class" => add(format!("class/{subsystem}"), name),
+        "bus" => add(format!("bus/{subsystem}/devices"), name),
+        _ => return,
+    }
+    let is_block = kind == "class" && subsystem == "block";
+    if is_block && !listing.is_partition {
+        add("block".to_owned(), name);
+    }
+    if listing.has_node
+        && let Ok(number) = fs::read_to_string(path.join("dev"))
+    {
+        let directory = if is_block { "dev/block" } else { "dev/char" };
+        add(directory.to_owned(), number.trim());
     }
 }
 
@@ -112,65 +187,64 @@ fn is_hidden(sys: &Dir, directory: &str) -> bool {
     dir.host == Host::Hidden
 }
 
-/// What becomes of a link of the host's, if it leads to a function or below one.
-fn leads(entry: &DirEntry) -> Option<(String, Entry)> {
-    if !entry.file_type().ok()?.is_symlink() {
-        return None;
-    }
-    let target = fs::read_link(entry.path()).ok()?.into_os_string().into_string().ok()?;
-    let link = moved(&target)?.map_or(Entry::Absent, Entry::Link);
-    Some((entry.file_name().into_string().ok()?, link))
-}
-
-/// Where a link to `target` leads now; `None` when that has nothing to do with a function, `Some(None)` when it leads nowhere any more.
-fn moved(target: &str) -> Option<Option<String>> {
-    let (up, below) = target.split_once("devices/pci")?;
-    let mut parts = below.split('/');
-    if !is_root(&format!("pci{}", parts.next()?)) {
-        return None;
-    }
-    let mut path = format!("{up}devices/{KEPT}");
-    let mut own = None;
-    for part in parts {
-        let is_function = own.is_none() && Bdf::parse(part).is_some();
-        if !is_function && own.is_none() {
-            own = Some(is_own(part));
-        }
-        path.push('/');
-        path.push_str(&if is_function { token(part) } else { part.to_owned() });
-    }
-    // A function itself, or a directory of its own.
-    Some((own == Some(false)).then_some(path))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::symlink;
+
+    /// A device directory with its subsystem, its number and other files.
+    fn device(path: &Path, subsystem: &str, number: Option<&str>, files: &[&str]) {
+        fs::create_dir_all(path).unwrap();
+        symlink(format!("../../../../{subsystem}"), path.join("subsystem")).unwrap();
+        if let Some(number) = number {
+            fs::write(path.join("dev"), format!("{number}\n")).unwrap();
+        }
+        files.iter().for_each(|file| fs::write(path.join(file), "").unwrap());
+    }
 
     #[test]
-    fn a_link_below_a_function_leads_to_where_that_is_now_at_the_same_depth() {
-        for (target, expected) in [
-            (
-                "../../devices/pci0000:00/0000:00:02.0/virtio1/block/vda",
-                Some(Some("../../devices/host/0000-00-02-0/virtio1/block/vda")),
-            ),
-            (
-                "../../../devices/pci0000:00/0000:00:01.1/0000:01:00.0/nvme/nvme0",
-                Some(Some("../../../devices/host/0000-00-01-1/0000-01-00-0/nvme/nvme0")),
-            ),
-            ("../../devices/pci0000:00/QEMU0002:00", Some(Some("../../devices/host/QEMU0002:00"))),
-            ("../../devices/pci0000:00/0000:00:02.0", Some(None)),
-            ("../../devices/pci0000:00/pci_bus/0000:00", Some(None)),
-            ("../../devices/pci0000:00/0000:00:01.0/0000:00:01.0:pcie001", Some(None)),
-            ("../../devices/pci10000:e0/10000:e0:06.0/iommu/ivhd0", Some(None)),
-            ("../../devices/virtual/net/lo", None),
-            ("../../devices/pcie-something/x", None),
-        ] {
-            let expected = expected.map(|link| link.map(str::to_owned));
-            assert_eq!(moved(target), expected, "{target}");
-            if let Some(Some(link)) = moved(target) {
-                assert_eq!(link.matches('/').count(), target.matches('/').count(), "{target}");
-            }
+    fn what_hangs_below_functions_keeps_its_depth_and_every_link_to_it() {
+        let root = std::env::temp_dir().join(format!("ioasis-host-{}", std::process::id()));
+        let port = root.join("0000:00:01.1");
+        let disk = port.join("0000:01:00.0/nvme/nvme0");
+        device(&disk, "class/nvme", Some("240:0"), &[]);
+        device(&disk.join("nvme0n1"), "class/block", Some("259:0"), &[]);
+        device(&disk.join("nvme0n1/nvme0n1p1"), "class/block", Some("259:1"), &["partition"]);
+        fs::create_dir_all(disk.join("nvme0n1/queue/deeper")).unwrap();
+        let card = root.join("0000:00:03.0/virtio2");
+        device(&card, "bus/virtio", None, &[]);
+        device(&card.join("net/eth0"), "class/net", None, &[]);
+        for own in ["power", "msi_irqs", "pci_bus", "0000:00:01.1:pcie001"] {
+            fs::create_dir_all(port.join(own)).unwrap();
         }
+        let (mut kept, mut links) = (Dir::new(Host::Hidden), Vec::new());
+        keep_below(&mut kept, &root, "devices/host", &mut links);
+        fs::remove_dir_all(&root).unwrap();
+        let disk = "devices/host/0000-00-01-1/0000-01-00-0/nvme/nvme0";
+        let card = "devices/host/0000-00-03-0/virtio2";
+        let mut expected: Vec<Link> = [
+            ("class/nvme", "nvme0", disk.to_owned()),
+            ("dev/char", "240:0", disk.to_owned()),
+            ("class/block", "nvme0n1", format!("{disk}/nvme0n1")),
+            ("block", "nvme0n1", format!("{disk}/nvme0n1")),
+            ("dev/block", "259:0", format!("{disk}/nvme0n1")),
+            ("class/block", "nvme0n1p1", format!("{disk}/nvme0n1/nvme0n1p1")),
+            ("dev/block", "259:1", format!("{disk}/nvme0n1/nvme0n1p1")),
+            ("bus/virtio/devices", "virtio2", card.to_owned()),
+            ("class/net", "eth0", format!("{card}/net/eth0")),
+        ]
+        .map(|(directory, name, target)| Link {
+            directory: directory.to_owned(),
+            name: name.to_owned(),
+            target,
+        })
+        .into();
+        expected.sort();
+        links.sort();
+        assert_eq!(links, expected);
+        let names = |dir: &Dir| dir.entries.keys().cloned().collect::<Vec<_>>();
+        assert_eq!(names(&kept), ["0000-00-01-1", "0000-00-03-0"]);
+        let Some(Entry::Dir(port)) = kept.entries.get("0000-00-01-1") else { panic!("a folder") };
+        assert_eq!(names(port), ["0000-01-00-0"], "what is the port's own is not kept");
     }
 }
