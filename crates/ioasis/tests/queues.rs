@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 /// Every part of the client that wants a file system.
-const PARTS: [&str; 6] = ["copies", "other-processes", "waiting", "rings", "refusals", "many"];
+const PARTS: [&str; 7] =
+    ["copies", "other-processes", "waiting", "rings", "refusals", "many", "killed"];
 const DEVICES: [&str; 4] = ["--device", "testdev,ats,pri", "--device", "testdev,ats,pri"];
 
 /// A folder of a test's own that every user may enter, with the client in it.

@@ -131,8 +131,12 @@ impl FileSystem {
         loop {
             let mut polled = [PollFd::new(&*self.connection, PollFlags::IN)];
             let _ = rustix::event::poll(&mut polled, None);
-            if self.serve().is_err() {
-                return;
+            match self.serve() {
+                Ok(()) => {}
+                // Aborted by who may: the kernel answers from now on.
+                Err(Error { errno: Errno::ENODEV, .. }) => return,
+                // Nobody would answer: better without a supervisor.
+                Err(error) => panic!("the file system cannot be served: {error}"),
             }
         }
     }

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <linux/io_uring.h>
 #include <poll.h>
+#include <signal.h>
 #include <stdint.h>
 #include <sys/epoll.h>
 #include <sys/ioctl.h>
@@ -12,6 +13,7 @@
 #include <sys/sendfile.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/statfs.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <sys/wait.h>
@@ -338,6 +340,28 @@ static void many(void)
 	serve(queue);
 }
 
+/* Whoever is killed within a call keeps nobody else from being answered. */
+static void killed(void)
+{
+	for (int i = 0; i < 100; i++) {
+		pid_t child = fork();
+		if (child == 0)
+			for (;;) {
+				struct fault fault;
+				struct statfs system;
+				struct pollfd polled = { queue, POLLIN, 0 };
+				fstatfs(queue, &system);
+				poll(&polled, 1, 0);
+				(void)!read(queue, &fault, sizeof fault);
+				(void)!write(queue, &fault, sizeof(struct answer));
+			}
+		usleep(500 + 37 * (unsigned)i % 400);
+		kill(child, SIGKILL);
+		CHECK(waitpid(child, NULL, 0) == child);
+	}
+	serve(queue);
+}
+
 /* Without a file system the numbers are the highest below the limit, sixty-four of them, and only they are read here. */
 static void numbers(void)
 {
@@ -379,7 +403,7 @@ int main(int argc, char **argv)
 {
 	static const struct { const char *name; void (*run)(void); } parts[] = {
 		{ "copies", copies },   { "other-processes", other_processes }, { "waiting", waiting }, { "rings", rings },
-		{ "refusals", refusals }, { "many", many }, { "numbers", numbers }, { "orphan", orphan },
+		{ "refusals", refusals }, { "many", many },       { "killed", killed }, { "numbers", numbers }, { "orphan", orphan },
 	};
 
 	set_up();

@@ -208,7 +208,7 @@ impl Connection {
     ///
     /// # Errors
     ///
-    /// `ENODEV` once the file system is gone.
+    /// `ENODEV` once the file system is gone; `EIO` for a request of another protocol.
     pub fn next<'a>(&self, buffer: &'a mut Buffer) -> Result<Option<Request<'a>>> {
         let (header, length) = loop {
             let length = match rustix::io::read(&self.0, &mut buffer.0) {
@@ -219,12 +219,13 @@ impl Connection {
                 Err(raw) => return Err(because("the file system is gone")(raw)),
             };
             let header = take::<abi::InHeader>(&buffer.0[..length])?.0;
-            match header.opcode {
-                abi::INIT => self.agree(header.unique, &buffer.0[HEADER..length])?,
-                abi::FORGET | abi::BATCH_FORGET | abi::INTERRUPT | abi::NOTIFY_REPLY => {}
-                abi::STATFS => self.send(header.unique, 0, abi::StatfsOut::default().as_bytes())?,
+            // Whoever asked may have been killed meanwhile, which is nothing to us.
+            let _ = match header.opcode {
+                abi::INIT => self.agree(header.unique, &buffer.0[HEADER..length]),
+                abi::FORGET | abi::BATCH_FORGET | abi::INTERRUPT | abi::NOTIFY_REPLY => Ok(()),
+                abi::STATFS => self.send(header.unique, 0, abi::StatfsOut::default().as_bytes()),
                 _ => break (header, length),
-            }
+            };
         };
         let operation = operation(header.opcode, &buffer.0[HEADER..length])?;
         let owner = Owner { uid: header.uid, gid: header.gid };
