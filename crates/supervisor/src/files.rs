@@ -428,7 +428,7 @@ impl<F: Behind> State<F> {
                 self.most as u64,
             ));
         }
-        if owned >= FEW.min(self.most / 8).max((self.most - used) / 4) {
+        if owned >= FEW.min(self.most / 2).max((self.most - used) / 4) {
             return Err(Error::at(
                 Errno::EMFILE,
                 "the process has its share of files",

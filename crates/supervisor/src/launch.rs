@@ -14,6 +14,7 @@ use ioasis_sys::{message, signal};
 use ioasis_uapi::{Errno, Error};
 
 use crate::filter::{self, QueueFds};
+use crate::limits::Limits;
 use crate::removal::Failure;
 use crate::view::{self, Identity, View};
 
@@ -37,6 +38,13 @@ pub(crate) struct Launched {
     start: OwnedFd,
 }
 
+/// What the program is to find as its parent set it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Inherited {
+    pub(crate) signals: signal::Inherited,
+    pub(crate) limits: Limits,
+}
+
 /// More than any message of a launch takes.
 const LIMIT: usize = 1 << 20;
 
@@ -54,7 +62,11 @@ fn queue_fds() -> Option<QueueFds> {
 /// # Errors
 ///
 /// What the view or the filter lacks on this host.
-pub(crate) fn launch(view: &View, command: &[OsString]) -> Result<Launched, Failure> {
+pub(crate) fn launch(
+    view: &View,
+    command: &[OsString],
+    inherited: Inherited,
+) -> Result<Launched, Failure> {
     let failed = |error: Error| Failure::before_start(error.why);
     let (ours, theirs) = message::pair().map_err(failed)?;
     let queues = queue_fds();
@@ -62,7 +74,7 @@ pub(crate) fn launch(view: &View, command: &[OsString]) -> Result<Launched, Fail
         Fork::Child => {
             drop(ours);
             let failure = match prepare(view, queues, &theirs) {
-                Ok(()) => execute(command),
+                Ok(()) => execute(command, inherited),
                 Err(failure) => failure,
             };
             let text = [&[failure.status], failure.why.as_bytes()].concat();
@@ -161,10 +173,11 @@ fn prepare(view: &View, queues: Option<QueueFds>, socket: &OwnedFd) -> Result<()
 }
 
 /// Executes `command`; returns only with the reason why not.
-fn execute(command: &[OsString]) -> Failure {
+fn execute(command: &[OsString], inherited: Inherited) -> Failure {
     let (program, arguments) = command.split_first().expect("a command has a program");
-    signal::Set::empty().block();
     let mut command = Command::new(program);
+    inherited.signals.restore_in(&mut command);
+    inherited.limits.restore();
     let error = command.args(arguments).envs(view::ENVIRONMENT.iter().copied()).exec();
     Failure {
         status: if error.kind() == std::io::ErrorKind::NotFound { 127 } else { 126 },

@@ -5,12 +5,12 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
+use ioasis_sys::message;
 use ioasis_sys::spawn::{self, Fork};
 use ioasis_sys::sync::Mutex;
-use ioasis_sys::{because, message};
-use ioasis_uapi::{Error, Result};
-use rustix::process::PidfdFlags;
+use ioasis_uapi::Result;
 
+use crate::other::Other;
 use crate::removal::{Note, Removal};
 use crate::watchdog::{Leftovers, OnUser1, Shared, Watchdog};
 
@@ -32,30 +32,20 @@ impl Notes {
         state.0.keep(note);
     }
 
-    pub(crate) fn socket(&self) -> Result<OwnedFd> {
-        let state = self.state.lock();
-        state
-            .1
-            .try_clone()
-            .map_err(|_| Error::new(ioasis_uapi::Errno::EMFILE, "too many open files"))
-    }
-
-    /// Forks another watchdog. Returns the socket to watch it by, and its process id.
+    /// Forks another watchdog. Returns its process id.
     pub(crate) fn replace_watchdog(
         &self,
         shared: &Arc<Shared>,
         leftovers: Leftovers,
-    ) -> Result<(OwnedFd, u32)> {
+    ) -> Result<u32> {
         let mut state = self.state.lock();
         let (theirs, ours) = message::pair()?;
-        let supervisor =
-            rustix::process::pidfd_open(rustix::process::getpid(), PidfdFlags::empty())
-                .map_err(because("no pidfd of this process"))?;
+        let supervisor = Other::open(std::process::id())?;
         match spawn::fork()? {
             Fork::Child => {
                 let removal = std::mem::take(&mut state.0);
                 let kept: Vec<_> =
-                    removal.files().chain([theirs.as_fd(), supervisor.as_fd()]).collect();
+                    removal.files().chain([theirs.as_fd()]).chain(supervisor.files()).collect();
                 spawn::close_all_but(&kept);
                 let shared = Arc::clone(shared);
                 let watchdog = Watchdog {
@@ -72,8 +62,7 @@ impl Notes {
             }
             Fork::Parent(child) => {
                 state.1 = ours;
-                drop(state);
-                Ok((self.socket()?, child.id()))
+                Ok(child.id())
             }
         }
     }

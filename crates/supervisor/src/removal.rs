@@ -26,6 +26,8 @@ pub(crate) struct Marks {
 #[derive(Debug, Default)]
 pub(crate) struct Removal {
     pub(crate) listener: Option<Listener>,
+    /// The client, to pass signals on to.
+    pub(crate) client: Option<OwnedFd>,
     pub(crate) marks: Marks,
     devices: Vec<DeviceFile>,
     triggers: Vec<Trigger>,
@@ -53,6 +55,8 @@ pub(crate) enum Note {
     Launched {
         /// Where its system calls arrive.
         listener: Listener,
+        /// A pidfd of the client.
+        client: OwnedFd,
         /// By what its files are recognised.
         marks: Marks,
     },
@@ -112,8 +116,9 @@ impl Removal {
     /// Keeps what `note` says.
     pub(crate) fn keep(&mut self, note: Note) {
         match note {
-            Note::Launched { listener, marks } => {
+            Note::Launched { listener, client, marks } => {
                 self.listener = Some(listener);
+                self.client = Some(client);
                 self.marks = marks;
             }
             Note::Failed(_) | Note::Ended => {}
@@ -136,7 +141,8 @@ impl Removal {
     pub(crate) fn files(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         let devices = self.devices.iter().map(|device| device.file.as_fd());
         let triggers = self.triggers.iter().map(|trigger| trigger.eventfd.as_fd());
-        devices.chain(triggers).chain(self.listener.iter().map(AsFd::as_fd))
+        let client = self.client.iter().map(AsFd::as_fd);
+        devices.chain(triggers).chain(self.listener.iter().map(AsFd::as_fd)).chain(client)
     }
 
     /// Makes the devices look removed: every register reads all ones, and whoever waits is told.
@@ -172,14 +178,14 @@ impl Note {
         let (mut bytes, mut fds) = (Vec::new(), Vec::new());
         let mut number = |value: u64| bytes.extend(value.to_ne_bytes());
         match self {
-            Self::Launched { listener, marks } => {
+            Self::Launched { listener, client, marks } => {
                 number(0);
                 number(marks.files);
                 for &(dev, ino) in &marks.nodes {
                     number(dev);
                     number(ino);
                 }
-                fds.push(listener.as_fd());
+                fds.extend([listener.as_fd(), client.as_fd()]);
             }
             Self::Failed(failure) => {
                 number(1);
@@ -219,15 +225,23 @@ impl Note {
         if bytes.is_empty() {
             return Ok(None);
         }
+        let pair = if fds.len() == 2 && bytes.starts_with(&0_u64.to_ne_bytes()) {
+            fds.pop().zip(fds.pop())
+        } else {
+            None
+        };
         let file = if fds.len() == 1 { fds.pop() } else { None };
         let numbers: Vec<u64> = bytes
             .chunks_exact(8)
             .map(|word| u64::from_ne_bytes(word.try_into().expect("8 bytes")))
             .collect();
         let note = match (numbers.as_slice(), file) {
-            (&[0, files, ref nodes @ ..], Some(file)) => {
+            (&[0, files, ref nodes @ ..], None) => {
+                let Some((client, listener)) = pair else {
+                    return Err(Error::new(Errno::EBADE, "a launch without its descriptors"));
+                };
                 let marks = Marks { files, nodes: pairs(nodes) };
-                Self::Launched { listener: Listener::new(file), marks }
+                Self::Launched { listener: Listener::new(listener), client, marks }
             }
             (&[1, status, ..], None) => Self::Failed(Failure {
                 status: u8::try_from(status).unwrap_or(125),

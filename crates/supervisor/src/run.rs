@@ -11,14 +11,16 @@ use ioasis_sys::spawn::{self, Fork};
 use ioasis_sys::{because, message};
 use ioasis_uapi::{Error, Result};
 use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::process::{PidfdFlags, Signal};
+use rustix::process::Signal;
 
 use crate::confine::confine;
 use crate::descriptors;
-use crate::launch::{self, Launched};
+use crate::launch::{self, Inherited, Launched};
 use crate::ledger::{self, Ledger};
+use crate::limits::Limits;
 use crate::machine::Machine;
 use crate::notes::Notes;
+use crate::other::{LOOK, Other};
 use crate::removal::{Failure, Marks, Note, Removal};
 use crate::serve::Server;
 use crate::trace::Trace;
@@ -57,8 +59,9 @@ pub fn run(options: RunOptions) -> Result<ExitStatus, Failure> {
     let (notes, supervisors) = message::pair().map_err(failed)?;
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
         .map_err(|raw| failed(because("PR_SET_CHILD_SUBREAPER is refused")(raw)))?;
-    let watchdog = rustix::process::pidfd_open(rustix::process::getpid(), PidfdFlags::empty());
-    let watchdog = watchdog.map_err(|raw| failed(because("no pidfd of this process")(raw)))?;
+    let watchdog = Other::open(std::process::id()).map_err(failed)?;
+    let inherited =
+        Inherited { signals: signal::Inherited::take(), limits: Limits::lift().map_err(failed)? };
     // What a terminal sends to stop its foreground must stop this process, so that its shell notices.
     let passed = [&signal::BROKEN[..], &STOPPING].concat();
     let passed = signal::Set::all_but(&passed);
@@ -67,17 +70,14 @@ pub fn run(options: RunOptions) -> Result<ExitStatus, Failure> {
     let result = match spawn::fork().map_err(failed)? {
         Fork::Child => {
             drop(notes);
-            supervise(options, shared, supervisors, watchdog)
+            supervise(options, (shared, supervisors), (watchdog, inherited))
         }
         Fork::Parent(child) => {
             drop(supervisors);
             spawn::close_inherited();
             let watchdog = Watchdog {
                 shared: Arc::clone(&shared),
-                supervisor: child
-                    .as_fd()
-                    .try_clone_to_owned()
-                    .map_err(|_| Failure::before_start("too many open files"))?,
+                supervisor: Other::open(child.id()).map_err(failed)?,
                 notes,
                 signals: Some(SignalFd::new(&passed).map_err(failed)?),
                 removal: Removal::default(),
@@ -105,9 +105,8 @@ pub fn exit_like(status: ExitStatus) -> ! {
 /// The supervisor's life.
 fn supervise(
     mut options: RunOptions,
-    shared: Arc<Shared>,
-    socket: OwnedFd,
-    watchdog: OwnedFd,
+    (shared, socket): (Arc<Shared>, OwnedFd),
+    (watchdog, inherited): (Other, Inherited),
 ) -> ! {
     signal::Set::all_but(&signal::BROKEN).block();
     let _ = rustix::process::set_child_subreaper(Some(rustix::process::getpid()));
@@ -118,8 +117,13 @@ fn supervise(
     if ledger.is_some() {
         options.machine.iommu.ledger.remember(ledger::name);
     }
-    match prepare(options, &shared, &notes) {
+    match prepare(options, (&shared, &notes), inherited) {
         Ok((server, launched)) => {
+            let client = Other::open(launched.child.id());
+            let client = client.unwrap_or_else(|error| {
+                say(&format!("ioasis: {error}\n"));
+                spawn::exit(1)
+            });
             let mut supervisor = Supervisor {
                 shared,
                 notes,
@@ -128,6 +132,8 @@ fn supervise(
                 leftovers,
                 ledger,
                 watchdog,
+                was_stopped: false,
+                client,
                 successor: None,
                 closing: false,
                 started: false,
@@ -156,14 +162,14 @@ fn abort_on_panic() {
 
 fn prepare(
     options: RunOptions,
-    shared: &Arc<Shared>,
-    notes: &Arc<Notes>,
+    (shared, notes): (&Arc<Shared>, &Arc<Notes>),
+    inherited: Inherited,
 ) -> Result<(Arc<Server>, Launched), Failure> {
     let failed = |error: Error| Failure::before_start(error.why);
     let RunOptions { command, machine, trace, .. } = options;
     let seen = view::Options { files_size: machine.files_size(), ..machine.view.clone() };
     let view = View::plan(&machine.seen().map_err(failed)?, &seen).map_err(failed)?;
-    let mut launched = launch::launch(&view, &command)?;
+    let mut launched = launch::launch(&view, &command, inherited)?;
     shared.set_client(launched.child.id());
     spawn::close_inherited();
     descriptors::allow_many();
@@ -174,7 +180,9 @@ fn prepare(
     let server = Server::new(&mut launched, (machine, trace), shared, notes).map_err(failed)?;
     let marks = Marks::new(server.files_dev(), &launched.nodes);
     let listener = launched.listener.try_clone().map_err(failed)?;
-    notes.tell(Note::Launched { listener, marks });
+    let client = launched.child.as_fd().try_clone_to_owned();
+    let client = client.map_err(|_| Failure::before_start("too many open files"))?;
+    notes.tell(Note::Launched { listener, client, marks });
     Ok((server, launched))
 }
 
@@ -190,8 +198,10 @@ struct Supervisor {
     launched: Launched,
     leftovers: Leftovers,
     ledger: Option<Ledger>,
-    /// Readable once the watchdog is gone.
-    watchdog: OwnedFd,
+    watchdog: Other,
+    /// It was seen stopped at the last look.
+    was_stopped: bool,
+    client: Other,
     /// The watchdog, if this process made it.
     successor: Option<u32>,
     /// A close is on its way.
@@ -220,6 +230,7 @@ impl Supervisor {
             }
             self.closing = self.server.drain();
             self.server.undo();
+            self.look_at_watchdog();
         }
         self.server.close_all(LAST_CLOSES);
         self.print_ledger();
@@ -227,7 +238,18 @@ impl Supervisor {
         self.shared.await_client();
         self.shared.finish();
         self.notes.tell(Note::Ended);
+        // One that was stopped has no life left to wait for.
+        self.watchdog.go_on();
         Ok(())
+    }
+
+    /// Lets a watchdog that a client has stopped go on. One that stopped with the client, as a terminal stops both, waits
+    /// for whoever lets both go on.
+    fn look_at_watchdog(&mut self) {
+        let was_stopped = std::mem::replace(&mut self.was_stopped, self.watchdog.is_stopped());
+        if was_stopped && self.was_stopped && !self.client.is_stopped() {
+            self.watchdog.go_on();
+        }
     }
 
     fn print_ledger(&self) {
@@ -250,8 +272,9 @@ impl Supervisor {
             polled.push(PollFd::new(&start, PollFlags::IN));
         }
         let killing = self.leftovers == Leftovers::Kill && self.shared.status().is_some();
-        let again = (killing || self.closing).then_some(&SOON);
-        let _ = rustix::event::poll(&mut polled, again);
+        let look = Timespec::try_from(LOOK).expect("half a second");
+        let again = if killing || self.closing { &SOON } else { &look };
+        let _ = rustix::event::poll(&mut polled, Some(again));
         let ready = |index: usize| polled.get(index).is_some_and(|fd| !fd.revents().is_empty());
         let (ended, watchdog_gone, started) = (ready(0), ready(1), ready(6));
         if started {
@@ -264,8 +287,8 @@ impl Supervisor {
             return Ok(Wake::End);
         }
         if watchdog_gone {
-            let (socket, watchdog) = self.notes.replace_watchdog(&self.shared, self.leftovers)?;
-            (self.watchdog, self.successor) = (socket, Some(watchdog));
+            let pid = self.notes.replace_watchdog(&self.shared, self.leftovers)?;
+            (self.watchdog, self.successor) = (Other::open(pid)?, Some(pid));
         }
         Ok(Wake::Work)
     }

@@ -17,9 +17,10 @@ use ioasis_sys::signal::{self, SignalFd};
 use ioasis_sys::spawn;
 use ioasis_uapi::{Errno, Error};
 use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::process::{Signal, pidfd_send_signal};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use crate::filter::number;
+use crate::other::{LOOK, Other};
 use crate::removal::{Failure, Marks, Note, Removal};
 use crate::resolve::{self, Found, Last, Seen, Wait};
 use crate::task::{OpenCall, Task, signed};
@@ -118,8 +119,7 @@ pub(crate) enum OnUser1 {
 #[derive(Debug)]
 pub(crate) struct Watchdog {
     pub(crate) shared: Arc<Shared>,
-    /// Readable once the supervisor has ended.
-    pub(crate) supervisor: OwnedFd,
+    pub(crate) supervisor: Other,
     /// Where the supervisor's notes arrive.
     pub(crate) notes: OwnedFd,
     /// Signals to pass on.
@@ -142,6 +142,9 @@ impl Watchdog {
         loop {
             let ready = self.poll(notes_end);
             self.pass_signals_on();
+            if self.supervisor.is_stopped() {
+                self.supervisor.go_on();
+            }
             if ready.note {
                 match Note::receive(&self.notes) {
                     Ok(Some(Note::Failed(why))) => failure = Some(why),
@@ -180,11 +183,12 @@ impl Watchdog {
     fn poll(&self, notes_end: bool) -> Ready {
         let fds: Vec<BorrowedFd<'_>> = [self.supervisor.as_fd(), self.notes.as_fd()]
             .into_iter()
-            .chain(self.signals.iter().map(AsFd::as_fd))
+            .chain(self.signals.iter().filter(|_| self.removal.client.is_some()).map(AsFd::as_fd))
             .collect();
         let mut polled: Vec<PollFd<'_>> =
             fds.iter().map(|fd| PollFd::new(fd, PollFlags::IN)).collect();
-        if rustix::event::poll(&mut polled, None).is_err() {
+        let limit = Timespec::try_from(LOOK).expect("half a second");
+        if rustix::event::poll(&mut polled, Some(&limit)).is_err() {
             return Ready { supervisor: false, note: false };
         }
         let ready = |index: usize| !polled[index].revents().is_empty();
@@ -200,7 +204,8 @@ impl Watchdog {
 
     /// A signal that the terminal sent has reached the client too; one that a process sent to us alone has not.
     fn pass_signals_on(&self) {
-        let Some(signals) = &self.signals else { return };
+        // Before there is a client, they wait.
+        let (Some(signals), Some(client)) = (&self.signals, &self.removal.client) else { return };
         while let Some(arrived) = signals.next() {
             if arrived.signal == Signal::USR1.as_raw() && self.on_user1 == OnUser1::Report {
                 // One that is gone has nothing to print.
@@ -208,8 +213,8 @@ impl Watchdog {
             } else if arrived.signal != SIGCHLD
                 && arrived.by_process
                 && self.shared.status().is_none()
-                && let Some(client) = self.shared.client()
             {
+                // One that has just ended has no use for it.
                 let _ = signal::send(client, arrived.signal);
             }
         }
@@ -231,7 +236,7 @@ impl Watchdog {
             if self.leftovers == Leftovers::Kill && self.shared.status().is_some() {
                 end_descendants(&[]);
             }
-            match wait_for_call(listener, &self.signals, &self.supervisor) {
+            match wait_for_call(listener, &self.signals, self.supervisor.as_fd()) {
                 Next::Call => {
                     if let Ok(call) = slots.receive(listener, 0) {
                         self.answer(listener, &call);
@@ -265,8 +270,12 @@ enum Next {
     End,
 }
 
-fn wait_for_call(listener: &Listener, signals: &Option<SignalFd>, fallback: &OwnedFd) -> Next {
-    let signals = signals.as_ref().map_or(fallback.as_fd(), AsFd::as_fd);
+fn wait_for_call(
+    listener: &Listener,
+    signals: &Option<SignalFd>,
+    fallback: BorrowedFd<'_>,
+) -> Next {
+    let signals = signals.as_ref().map_or(fallback, AsFd::as_fd);
     // Without signals to wait for, the dead supervisor's pidfd is there to be polled for nothing.
     let mut polled = [PollFd::new(listener, PollFlags::IN), PollFd::new(&signals, PollFlags::PRI)];
     let timeout = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
@@ -317,7 +326,12 @@ fn orphaned(marks: &Marks, call: &Notification) -> Answer {
 /// Kills every process that descends from this one, except those in `but` and what descends from them only.
 pub(crate) fn end_descendants(but: &[u32]) {
     for pid in descendants(but) {
-        let _ = signal::send(pid, Signal::KILL.as_raw());
+        let Some(number) = Pid::from_raw(pid.cast_signed()) else { continue };
+        let Ok(process) = pidfd_open(number, PidfdFlags::empty()) else { continue };
+        // The number may have passed on before: not, where it is still that of a descendant.
+        if descends(pid) {
+            let _ = signal::send(process, Signal::KILL.as_raw());
+        }
     }
 }
 
@@ -340,6 +354,12 @@ pub(crate) fn descendants(but: &[u32]) -> Vec<u32> {
     }
     ours.remove(0);
     ours
+}
+
+/// Whether a process descends from this one.
+fn descends(pid: u32) -> bool {
+    let ancestors = std::iter::successors(Some(pid), |&pid| parent(pid).filter(|&pid| pid > 1));
+    ancestors.skip(1).any(|ancestor| ancestor == std::process::id())
 }
 
 /// The fourth field of /proc/PID/stat, behind a name that may hold anything.

@@ -4,7 +4,7 @@ mod bench;
 
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use bench::{Folder, bounded, children, compile, finished, ioasis, is_alive, kill, wait_until};
@@ -94,16 +94,14 @@ fn ctrl_c_reaches_the_program_once() {
     let script = "trap 'echo caught; c=1' INT; echo ready; until [ $c ]; do sleep 0.02; done; \
                   sleep 0.3; exit 6";
     let program = ioasis().get_program().to_owned();
-    let output =
-        bounded(std::process::Command::new(terminal).arg(program).args(["sh", "-c", script]));
+    let output = bounded(Command::new(terminal).arg(program).args(["sh", "-c", script]));
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert_eq!((output.status.code(), text.matches("caught").count()), (Some(6), 1), "{text}");
     // And a program without a handler ends of it, as the run does.
     let program = ioasis().get_program().to_owned();
     let terminal = compile(&folder, "terminal", &["-lutil"]);
     let script = "echo ready; exec sleep 30";
-    let output =
-        bounded(std::process::Command::new(terminal).arg(program).args(["sh", "-c", script]));
+    let output = bounded(Command::new(terminal).arg(program).args(["sh", "-c", script]));
     assert_eq!(output.status.code(), Some(128 + 2));
 }
 
@@ -149,6 +147,94 @@ fn a_user_without_privileges_can_run_programs() {
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(text.starts_with("65534\n") && text.contains("vfio"), "{output:?}");
     assert!(text.contains("0000000000000000"), "{text}");
+}
+
+#[test]
+fn a_program_that_stops_the_supervisor_or_the_watchdog_goes_on() {
+    let watchdog = "$(cut -d' ' -f4 /proc/$PPID/stat)";
+    for (signal, victim) in
+        [("STOP", "$PPID"), ("STOP", watchdog), ("TSTP", watchdog), ("STOP", "$PPID $$")]
+    {
+        // Whoever stops itself too is let go on by another.
+        let script = format!(
+            "(sleep 1; kill -CONT $$) & kill -{signal} {victim}; cat /etc/passwd >/dev/null; \
+             test -r /dev/vfio/vfio; wait; echo went on"
+        );
+        let output = bounded(ioasis().args(["sh", "-c", &script]));
+        assert_eq!(
+            (output.status.code(), output.stdout.as_slice()),
+            (Some(0), &b"went on\n"[..]),
+            "{signal} {victim}: {output:?}"
+        );
+    }
+}
+
+#[test]
+fn a_watchdog_that_was_stopped_ends_with_the_run() {
+    let script = "kill -STOP $(cut -d' ' -f4 /proc/$PPID/stat); exit 9";
+    let output = bounded(ioasis().args(["sh", "-c", script]));
+    assert_eq!(output.status.code(), Some(9));
+}
+
+#[test]
+fn files_that_cannot_be_as_long_as_a_device_are_a_reason_not_to_start() {
+    let output =
+        bounded(wrapped(&["prlimit", "--fsize=1073741824"]).args(["sh", "-c", "ulimit -f"]));
+    // With CAP_SYS_RESOURCE the limit is the program's alone.
+    let lifted = output.status.success() && output.stdout == b"1048576\n";
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        lifted || output.status.code() == Some(125) && text.contains("ulimit -Hf"),
+        "{output:?}"
+    );
+}
+
+/// `run` under the words of `wrapper`.
+fn wrapped(wrapper: &[&str]) -> Command {
+    let mut command = Command::new(wrapper[0]);
+    command.args(&wrapper[1..]).arg(ioasis().get_program());
+    command
+}
+
+#[test]
+fn blocked_and_ignored_signals_are_the_programs_and_its_status_is_not_lost() {
+    let script = "grep -E '^Sig(Blk|Ign)' /proc/self/status; exit 7";
+    let wrapper = ["env", "--block-signal=TERM", "--ignore-signal=CHLD"];
+    let output = bounded(wrapped(&wrapper).args(["bash", "-c", script]));
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let bits = |name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name)).expect("a line of it");
+        u64::from_str_radix(line.trim(), 16).expect("a number")
+    };
+    let bit = |signal: u64| 1 << (signal - 1);
+    assert_eq!(output.status.code(), Some(7), "{output:?}");
+    assert_ne!(bits("SigBlk:") & bit(15), 0, "{text}");
+    assert_ne!(bits("SigIgn:") & bit(17), 0, "{text}");
+}
+
+#[test]
+fn limits_are_the_programs_and_do_not_reach_its_answers() {
+    let folder = Folder::new("limits");
+    let client = compile(&folder, "waiting", &["-pthread"]);
+    let hard = |resource: &str| format!("--{resource}");
+    for (limit, shown) in
+        [("fsize=0:", "0"), ("nofile=64", "64"), ("nofile=64:", "64"), ("cpu=30:", "30")]
+    {
+        let option = hard(limit);
+        let wrapper = ["prlimit", &option];
+        let flag = match limit.split('=').next() {
+            Some("fsize") => "-f",
+            Some("nofile") => "-n",
+            _ => "-t",
+        };
+        let output = bounded(wrapped(&wrapper).args(["sh", "-c", &format!("ulimit {flag}")]));
+        assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), shown, "{limit}: {output:?}");
+        let devices = ["--device", "testdev", "--device", "testdev"];
+        let command = &mut wrapped(&wrapper);
+        let command = command.args(devices).args([&client, "taken", "0", "/"]);
+        let output = bounded(command.stdin(Stdio::null()));
+        assert!(output.status.success() && output.stdout == b"ok\n", "{limit}: {output:?}");
+    }
 }
 
 #[test]

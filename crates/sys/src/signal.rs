@@ -122,20 +122,62 @@ impl AsFd for SignalFd {
     }
 }
 
-/// Sends `signal` to the process `pid`.
+/// Sends `signal` to the process behind `pidfd`, which cannot have become another one.
 ///
 /// # Errors
 ///
 /// `ESRCH` if it is gone, `EPERM` if it is another user's, `EINVAL` for a number that is no signal.
-pub fn send(pid: u32, signal: i32) -> Result<()> {
-    let Ok(pid @ 1..) = i32::try_from(pid) else {
-        return Err(Error::at(ioasis_uapi::Errno::ESRCH, "not a process id", pid.into()));
+pub fn send(pidfd: impl AsFd, signal: i32) -> Result<()> {
+    // SAFETY: 1. a null siginfo is allowed, and the pidfd is open.
+    let answer = unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            pidfd.as_fd().as_raw_fd(),
+            signal,
+            std::ptr::null::<libc::siginfo_t>(),
+            0,
+        )
     };
-    // SAFETY: 1. kill(2) touches no memory.
-    if unsafe { libc::kill(pid, signal) } == 0 {
+    if answer == 0 {
         return Ok(());
     }
     Err(Error::new(crate::errno::last_errno(), "the signal cannot be sent"))
+}
+
+/// How the parent of this process set its signals, as far as this process has to set them otherwise: a program started
+/// here finds them as they were.
+#[derive(Clone, Copy, Debug)]
+pub struct Inherited {
+    blocked: Set,
+    /// What SIGCHLD does: where it is ignored, children leave no status.
+    child: libc::sighandler_t,
+}
+
+impl Inherited {
+    /// Notes how they are, for a process with one thread, and lets children leave a status.
+    #[must_use]
+    pub fn take() -> Self {
+        let blocked = Set::empty().block();
+        let _ = blocked.block();
+        // SAFETY: 1. the default action runs no code.
+        let child = unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
+        Self { blocked, child }
+    }
+
+    /// The program that `command` executes finds them so. The standard library would unblock all signals.
+    pub fn restore_in(self, command: &mut std::process::Command) {
+        use std::os::unix::process::CommandExt;
+        let restore = move || {
+            self.blocked.block();
+            if self.child == libc::SIG_IGN {
+                // SAFETY: 1. to ignore a signal runs no code.
+                unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
+            }
+            Ok(())
+        };
+        // SAFETY: 1. the closure makes two system calls, which are async-signal-safe, and takes no lock.
+        unsafe { command.pre_exec(restore) };
+    }
 }
 
 /// Ends this process the way another one was ended: by `signal`, without a core dump of its own.
@@ -173,7 +215,9 @@ mod tests {
             let set = Set::all_but(&BROKEN);
             set.block();
             let signals = SignalFd::new(&set).expect("a signalfd");
-            send(std::process::id(), libc::SIGUSR1).expect("ourselves");
+            let own = rustix::process::getpid();
+            let own = rustix::process::pidfd_open(own, rustix::process::PidfdFlags::empty());
+            send(own.expect("a pidfd"), libc::SIGUSR1).expect("ourselves");
             let expected = Some(Arrived { signal: libc::SIGUSR1, by_process: true });
             i32::from(signals.next() != expected || signals.next().is_some())
         });

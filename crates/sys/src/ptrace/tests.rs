@@ -64,7 +64,9 @@ fn is_asleep(pid: u32) -> bool {
 }
 
 fn kill(pid: u32, signal: i32) {
-    crate::signal::send(pid, signal).expect("it is ours");
+    let number = rustix::process::Pid::from_raw(pid.cast_signed()).expect("a process id");
+    let pidfd = rustix::process::pidfd_open(number, rustix::process::PidfdFlags::empty());
+    crate::signal::send(pidfd.expect("a child of ours"), signal).expect("it is ours");
 }
 
 #[test]
