@@ -71,18 +71,58 @@ fn calls(trace: &str) -> Vec<Call> {
     own.filter_map(call).skip_while(|&call| call != Call::Write).collect()
 }
 
+/// The first child of a process, once it has one.
+fn child_of(pid: u32) -> u32 {
+    let begun = Instant::now();
+    loop {
+        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+        let first = children.ok().and_then(|text| text.split(' ').next()?.parse().ok());
+        match first {
+            Some(first) => return first,
+            None => assert!(begun.elapsed() < Duration::from_secs(20), "{pid} has no child"),
+        }
+    }
+}
+
+/// Runs `program` under `strace` of the supervisor alone: a program that is traced itself cannot map registers.
+fn strace_supervisor(folder: &Folder, trace: &Path, program: &str) {
+    let mut run = Command::new(env!("CARGO_BIN_EXE_ioasis"))
+        .args(["run", "--device", &folder.device(), "--", "sh", "-c"])
+        .arg(format!("read go && exec {program}"))
+        .stdin(Stdio::piped())
+        .spawn()
+        .expect("ioasis starts");
+    let supervisor = child_of(run.id());
+    // It has started what it starts by itself.
+    child_of(supervisor);
+    let mut strace = Command::new("strace")
+        .args(["-f", "-qq", "-e", "trace=fdatasync,pwrite64", "-o"])
+        .arg(trace)
+        .args(["-p", &supervisor.to_string()])
+        .spawn()
+        .expect("strace starts");
+    let is_traced = || {
+        let status = fs::read_to_string(format!("/proc/{supervisor}/status"));
+        status.is_ok_and(|text| !text.contains("TracerPid:\t0\n"))
+    };
+    let begun = Instant::now();
+    while !is_traced() {
+        assert!(begun.elapsed() < Duration::from_secs(20), "strace does not attach");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    run.stdin.take().expect("piped").write_all(b"go\n").expect("it reads");
+    assert!(run.wait().expect("it ends").success());
+    assert!(strace.wait().expect("it ends with what it traces").success());
+}
+
 #[test]
 fn fdatasync_returns_before_a_flush_completes() {
     let folder = Folder::new("flush");
     let trace = folder.0.join("trace");
-    let status = Command::new("strace")
-        .args(["-f", "-e", "trace=fdatasync,pwrite64", "-o"])
-        .arg(&trace)
-        .args([env!("CARGO_BIN_EXE_ioasis"), "run", "--device", &folder.device(), "--"])
-        .args(["qemu-io", "-f", "raw", "-t", "writeback"])
-        .args(["-c", "write 0 4k", "-c", "flush", "-c", "write 4k 4k", "-c", "flush", DISK])
-        .status();
-    assert!(status.expect("strace starts").success());
+    let program = format!(
+        "qemu-io -f raw -t writeback -c 'write 0 4k' -c flush -c 'write 4k 4k' -c flush {DISK}"
+    );
+    strace_supervisor(&folder, &trace, &program);
     let calls = calls(&fs::read_to_string(&trace).expect("strace wrote its trace"));
     let syncs = calls.iter().filter(|&&call| call == Call::Sync).count();
     assert!(syncs >= 2, "{calls:?}");

@@ -15,6 +15,7 @@ pub(crate) mod number {
     pub(crate) const FSTAT: u32 = 5;
     pub(crate) const LSEEK: u32 = 8;
     pub(crate) const MMAP: u32 = 9;
+    pub(crate) const RT_SIGACTION: u32 = 13;
     pub(crate) const IOCTL: u32 = 16;
     pub(crate) const PREAD64: u32 = 17;
     pub(crate) const PWRITE64: u32 = 18;
@@ -52,6 +53,7 @@ pub(crate) mod number {
     pub(crate) const I386_OPEN: u32 = 5;
     pub(crate) const I386_CREAT: u32 = 8;
     pub(crate) const I386_IOCTL: u32 = 54;
+    pub(crate) const I386_RT_SIGACTION: u32 = 174;
     pub(crate) const I386_PREAD64: u32 = 180;
     pub(crate) const I386_PWRITE64: u32 = 181;
     pub(crate) const I386_MMAP2: u32 = 192;
@@ -242,13 +244,17 @@ pub(crate) struct QueueFds {
     pub(crate) end: u32,
 }
 
+/// `SIGSEGV` (asm/signal.h).
+const SIGSEGV: u32 = 11;
+
 /// The one filter of a run, which stops `more` beside what is stopped in every run.
 pub(crate) fn filter(queues: Option<QueueFds>, more: &[Rule<'static>]) -> Filter {
     use number::{
         CREAT, FSTAT, I386_CREAT, I386_IOCTL, I386_MMAP2, I386_OPEN, I386_OPENAT, I386_OPENAT2,
-        I386_PREAD64, I386_PREADV, I386_PREADV2, I386_PWRITE64, I386_PWRITEV, I386_PWRITEV2, IOCTL,
-        MMAP, NEWFSTATAT, OPEN, OPENAT, OPENAT2, PREAD64, PREADV, PREADV2, PWRITE64, PWRITEV,
-        PWRITEV2, READ, READLINK, READLINKAT, READV, SECCOMP, STATX, WRITE, WRITEV, X32_IOCTL,
+        I386_PREAD64, I386_PREADV, I386_PREADV2, I386_PWRITE64, I386_PWRITEV, I386_PWRITEV2,
+        I386_RT_SIGACTION, IOCTL, MMAP, NEWFSTATAT, OPEN, OPENAT, OPENAT2, PREAD64, PREADV,
+        PREADV2, PWRITE64, PWRITEV, PWRITEV2, READ, READLINK, READLINKAT, READV, RT_SIGACTION,
+        SECCOMP, STATX, WRITE, WRITEV, X32_IOCTL,
     };
     let far = |arg| [Test { arg, half: Half::High, mask: u32::MAX, is: Is::AtLeast(FAR_HIGH) }];
     let typed = [low(1, 0xff00, Is::Equal(IOCTL_TYPE << 8))];
@@ -265,6 +271,8 @@ pub(crate) fn filter(queues: Option<QueueFds>, more: &[Rule<'static>]) -> Filter
         low(0, u32::MAX, Is::Equal(SET_MODE_FILTER)),
         low(1, NEW_LISTENER, Is::Equal(NEW_LISTENER)),
     ];
+    // A tracer must know what becomes of a fault's signal.
+    let of_faults = [low(0, u32::MAX, Is::Equal(SIGSEGV))];
     // A file that another process may see written, which code and data of programs are not.
     let shared = [low(3, MAP_SHARED | MAP_ANONYMOUS, Is::Equal(MAP_SHARED))];
     let hides = [low(0, u32::MAX, Is::Equal(SET_DUMPABLE)), low(1, u32::MAX, Is::Equal(0))];
@@ -297,6 +305,7 @@ pub(crate) fn filter(queues: Option<QueueFds>, more: &[Rule<'static>]) -> Filter
     rules.extend(CREDENTIALS.map(|number| x86(number, &[])));
     rules.extend(CREDENTIALS.map(|number| x86(X32_BIT | number, &[])));
     let i386 = |number, when| Rule { arch: Arch::I386, number, when };
+    rules.extend([x86(RT_SIGACTION, &of_faults), i386(I386_RT_SIGACTION, &of_faults)]);
     // mmap2 counts in pages, and an offset of pread64 and preadv is two registers.
     let far_page = [low(5, u32::MAX, Is::AtLeast(1 << (ioasis_vfio::REGION_SHIFT - 12)))];
     let far_high = [low(4, u32::MAX, Is::AtLeast(FAR_HIGH))];
@@ -474,6 +483,12 @@ mod tests {
             Some((number::MMAP, [0, 1, 2, 3, 4, FAR]))
         );
         assert_eq!(wide(6, [0; 6]), None);
+    }
+
+    #[test]
+    fn a_handler_is_seen_for_the_signal_of_a_trapped_store_only() {
+        assert!(stops(number::RT_SIGACTION, [11, 0x1000, 0, 8, 0, 0]));
+        assert!(!stops(number::RT_SIGACTION, [7, 0x1000, 0, 8, 0, 0]));
     }
 
     #[test]

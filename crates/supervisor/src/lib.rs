@@ -24,6 +24,7 @@ mod run;
 mod serve;
 mod task;
 pub mod trace;
+mod trap;
 pub mod view;
 mod watchdog;
 

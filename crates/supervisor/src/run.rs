@@ -111,6 +111,8 @@ fn supervise(
     signal::Set::all_but(&signal::BROKEN).block();
     let _ = rustix::process::set_child_subreaper(Some(rustix::process::getpid()));
     abort_on_panic();
+    // A trapped store stops a thread each time.
+    ioasis_sys::ptrace::tell_ends_only();
     let notes = Arc::new(Notes::new(socket));
     let leftovers = options.leftovers;
     let ledger = options.ledger.take();

@@ -11,6 +11,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use ioasis_sys::notify::{Answer, Listener, Notification, Slots};
 use ioasis_sys::signal::{self, SignalFd};
@@ -38,6 +39,8 @@ const CLIENT: u32 = 0;
 const STATUS: u32 = 1;
 const FINISHED: u32 = 2;
 const WORDS: u32 = 3;
+/// How long a tracer takes at most to note what it has reaped.
+const NOTED: Duration = Duration::from_secs(5);
 /// Says in the status word that there is one.
 const KNOWN: u64 = 1 << 32;
 
@@ -79,20 +82,29 @@ impl Shared {
     /// Reaps the children that ended, and notes the client's status.
     pub(crate) fn reap(&self) {
         while let Ok(Some((pid, status))) = spawn::ended() {
-            if self.client() == Some(pid) {
-                self.set_status(status);
-            }
+            self.note(pid, status);
             spawn::reap(pid);
+        }
+    }
+
+    /// Notes how a process ended, if it is the client.
+    pub(crate) fn note(&self, pid: u32, status: ExitStatus) {
+        if self.client() == Some(pid) {
+            self.set_status(status);
         }
     }
 
     /// Waits for the client, which has no life left, to be reapable.
     pub(crate) fn await_client(&self) {
-        if let (None, Some(pid)) = (self.status(), self.client())
-            && let Ok(status) = spawn::wait_for(pid)
-        {
+        let (None, Some(pid)) = (self.status(), self.client()) else { return };
+        if let Ok(status) = spawn::wait_for(pid) {
             self.set_status(status);
             spawn::reap(pid);
+        }
+        // A tracer has reaped it and is about to note its status.
+        let begun = Instant::now();
+        while self.status().is_none() && begun.elapsed() < NOTED {
+            std::thread::sleep(Duration::from_millis(1));
         }
     }
 }

@@ -40,6 +40,7 @@ mod tests;
 mod unopened;
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -47,7 +48,7 @@ use std::sync::{Arc, Weak};
 use ioasis_iommufd::{Backing, inject};
 use ioasis_iommupt::Prot;
 use ioasis_sys::mapping::Access;
-use ioasis_sys::process::Thread;
+use ioasis_sys::process::{Thread, Vma};
 use ioasis_sys::sync::Mutex;
 use ioasis_uapi::Result;
 
@@ -71,7 +72,7 @@ pub struct Memory {
     /// Shared memory that cannot be opened, as long as somebody holds an extent of it.
     unopened: Mutex<HashMap<FileId, Weak<Unopened>>>,
     /// What stands behind our own device files, by their inode.
-    devices: Mutex<HashMap<FileId, Weak<dyn Backing>>>,
+    devices: Mutex<HashMap<FileId, DevicePages>>,
     /// Of every process that pinned some, as long as somebody holds an extent of it.
     spaces: Mutex<Vec<Weak<PrivateMemory>>>,
     next: AtomicU64,
@@ -82,6 +83,15 @@ pub struct Memory {
 struct FileId {
     device: u64,
     inode: u64,
+}
+
+/// The pages of an open device.
+#[derive(Debug)]
+struct DevicePages {
+    backing: Weak<dyn Backing>,
+    /// By offset in the file: pages that a program may write though its mapping says that it may only read them, since
+    /// its stores there are trapped.
+    trapped: Vec<Range<u64>>,
 }
 
 /// Set in the key of private memory only: device numbers have 32 bits.
@@ -144,17 +154,31 @@ impl Memory {
     }
 
     /// Says that a client's mapping of `file`, one of our own device files, is a mapping of `backing`, whose offsets are
-    /// those of the file. Forgotten when the backing is dropped.
+    /// those of the file, and where stores to it are `trapped`. Forgotten when the backing is dropped.
     ///
     /// # Errors
     ///
     /// `EIO`, `ENOMEM`: nothing can be learnt about `file`.
-    pub fn add_device(&self, file: impl AsFd, backing: &Arc<dyn Backing>) -> Result<()> {
+    pub fn add_device(
+        &self,
+        file: impl AsFd,
+        backing: &Arc<dyn Backing>,
+        trapped: Vec<Range<u64>>,
+    ) -> Result<()> {
         let (id, _) = locate::identify(file)?;
         let mut devices = self.devices.lock();
-        devices.retain(|_, device| device.strong_count() > 0);
-        devices.insert(id, Arc::downgrade(backing));
+        devices.retain(|_, device| device.backing.strong_count() > 0);
+        devices.insert(id, DevicePages { backing: Arc::downgrade(backing), trapped });
         Ok(())
+    }
+
+    /// Whether all of `vma` are pages of a device whose stores are trapped.
+    fn is_trapped(&self, vma: &Vma) -> bool {
+        let id = FileId { device: vma.device, inode: vma.inode };
+        let (first, last) = (vma.offset, vma.offset.saturating_add(vma.last - vma.start));
+        let within = |range: &Range<u64>| range.contains(&first) && range.contains(&last);
+        self.own_device == Some(vma.device)
+            && self.devices.lock().get(&id).is_some_and(|pages| pages.trapped.iter().any(within))
     }
 
     /// The one memory there is for the file `id`, which we may not open.

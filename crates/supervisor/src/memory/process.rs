@@ -1,6 +1,6 @@
 //! A client's address space.
 
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 
 use ioasis_iommufd::{AddressSpace, Backing, Extent, Extents, Kind, Piece};
 use ioasis_iommupt::Prot;
@@ -183,7 +183,7 @@ impl ProcessMemory {
     /// The extent of a device file of ours: a BAR, which is VM_PFNMAP on Linux. pin_user_pages refuses it (mm/gup.c,
     /// check_vma_flags); the type1 container takes it all the same (vfio_iommu_type1.c, follow_fault_pfn).
     fn device(&self, id: FileId, offset: u64, length: u64, need: Prot) -> Result<Extent> {
-        let known = self.memory.devices.lock().get(&id).and_then(Weak::upgrade);
+        let known = self.memory.devices.lock().get(&id).and_then(|pages| pages.backing.upgrade());
         match known {
             Some(backing) if need.contains(Prot::MMIO) => Ok(Extent { backing, offset, length }),
             _ => Err(Error::at(Errno::EFAULT, "device memory cannot be pinned", offset)),
@@ -246,7 +246,9 @@ impl AddressSpace for ProcessMemory {
             if vma.start > at {
                 break;
             }
-            permit(vma, at, need)?;
+            if !(vma.prot.read && self.memory.is_trapped(vma)) {
+                permit(vma, at, need)?;
+            }
             let end = vma.last.min(last);
             append(&mut extents, self.extent(vma, at, end, need)?);
             if end == last {

@@ -491,7 +491,7 @@ fn a_mapping_of_a_device_file_is_the_device_to_who_asks_for_device_memory() {
     let memory = Memory::new(Some(rustix::fs::fstat(&fd).expect("fstat").st_dev));
     let bar = Memory::new(None).file(memfd(2)).expect("memory").pin(0, 2 * PAGE, BOTH);
     let bar = one(bar.expect("pinned")).backing;
-    memory.add_device(&fd, &bar).expect("added");
+    memory.add_device(&fd, &bar, Vec::new()).expect("added");
     let start = client.mapping_of(&fd).start;
     let space = memory.of(&client.thread).expect("memory");
     assert_eq!(errno(space.pin(start + PAGE, PAGE, BOTH)), Some(Errno::EFAULT));

@@ -16,6 +16,7 @@ use crate::files::Opened;
 use crate::filter::number;
 use crate::task::{low, signed};
 use crate::trace::{self, Map, Way};
+use crate::trap::{Mapping, Traps};
 
 /// Most bytes moved in one step; a call for more is a worker's.
 const STEP: u64 = 1 << 16;
@@ -329,13 +330,32 @@ pub(super) fn mmap(caller: &Caller<'_>, call: &Notification) -> Result<Decision>
     }
     let Some(target) = Target::of(caller, signed(fd))? else { return Ok(Decision::CONTINUE) };
     let wanted = Wanted { offset, length, protection, flags: low(flags) };
-    let result = map(&target, wanted);
+    let mut result = map(&target, wanted);
+    if let (Ok(()), Some(mapping)) = (&result, trapped(&target, wanted)) {
+        // Threads are seized one by one, and one that executes a program lets none be seized until it has.
+        caller.may_wait()?;
+        let (task, pid) = (caller.task, caller.task.process.pid());
+        if !Traps::runs_a_machine(pid) {
+            result = caller.server.traps.prepare(task.tid, pid, mapping);
+        }
+        if let Err(error) = &result {
+            caller.server.explain_untrapped(task, error);
+        }
+    }
     if let Some(trace) = &caller.server.trace {
         let (region, offset) = place(offset);
         let map = Map { region, offset, length, protection, flags };
         trace.mmap(caller.task.process.pid(), target.traced(), map, result);
     }
     Ok(result.map_or_else(|error| Decision::error(error.errno), |()| Decision::CONTINUE))
+}
+
+/// The mapping, if there are trapped pages in it.
+fn trapped(target: &Target, wanted: Wanted) -> Option<Mapping> {
+    let File::Device { device, .. } = &target.opened.file else { return None };
+    let Wanted { offset, length, protection, .. } = wanted;
+    let trapped = device.trapped(offset, length);
+    (!trapped.is_empty()).then_some(Mapping { offset, length, protection, trapped })
 }
 
 /// Judges a mapping of a file of ours.

@@ -4,9 +4,10 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use ioasis_iommufd::{Backing, Client as _};
+use ioasis_pci::BARS;
 use ioasis_sys::notify::{Answer, Notification, OnExec};
 use ioasis_uapi::{Errno, Error, Result, vfio};
-use ioasis_vfio::{DeviceFile, KVM_CREATE_DEVICE, Reply};
+use ioasis_vfio::{DeviceFile, KVM_CREATE_DEVICE, REGION_SHIFT, Reply};
 use rustix::fs::OFlags;
 
 use super::behind::Config;
@@ -171,7 +172,9 @@ fn publish_device(
 ) -> Result<Arc<Opened<File>>> {
     let (server, inode) = (caller.server, blank.inode);
     let bars: Arc<dyn Backing> = Arc::new(BarPages { inode, device: Arc::clone(device.device()) });
-    server.memory.add_device(&blank.file, &bars)?;
+    let trapped =
+        (0..BARS).flat_map(|bar| device.trapped((bar as u64 + 1) << REGION_SHIFT, u64::MAX));
+    server.memory.add_device(&blank.file, &bars, trapped.collect())?;
     let copy = blank.file.try_clone();
     let copy = copy.map_err(|_| Error::new(Errno::EMFILE, "too many open files"))?;
     let config = Config::new(&blank.file)?;

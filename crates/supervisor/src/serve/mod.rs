@@ -30,7 +30,8 @@ mod verify;
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
+use std::process::ExitStatus;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use ioasis_iommufd::account::Entry;
@@ -58,6 +59,7 @@ use crate::queues::Queues;
 use crate::removal::Note;
 use crate::task::{Task, Tasks, low, signed};
 use crate::trace::{self, Trace};
+use crate::trap::{Surroundings, Traps};
 use crate::view::{Identity, Node};
 use crate::watchdog::{Shared, say};
 use client::Caller;
@@ -157,6 +159,7 @@ pub(crate) struct Server {
     injection: Arc<Injection>,
     tasks: Tasks,
     memory: Arc<Memory>,
+    traps: Traps,
     machine: Machine,
     nodes: Vec<Identity>,
     /// Where nodes of the view lie that were opened once, `O_PATH`: their modes count for whoever opens them anew.
@@ -194,12 +197,16 @@ impl Server {
         let memlock = memlock(machine.view.user, user_namespace);
         let queues = Queues::new(launched.take_fuse(), launched.queues, &files.closer)?;
         let left = EventFd::create()?;
-        Ok(Arc::new(Self {
+        Ok(Arc::new_cyclic(|this| Self {
             user_namespace,
             listener,
             shared: Arc::clone(shared),
             notes: Arc::clone(notes),
             memory: Memory::new(Some(files.dev())),
+            traps: Traps::new(Arc::new(Around {
+                server: Weak::clone(this),
+                shared: Arc::clone(shared),
+            })),
             files,
             queues,
             injection: Arc::default(),
@@ -444,6 +451,10 @@ impl Server {
             None => {}
         }
         if call.arch == Arch::I386.raw() {
+            if call.number == number::I386_RT_SIGACTION {
+                self.acts(caller, call.args[1], ACTION_32);
+                return Decision::CONTINUE;
+            }
             return match filter::widened(call) {
                 Some(wide) if wide.number == number::IOCTL => foreign_ioctl(caller, &wide),
                 Some(wide) if filter::is_vectored(wide.number) => {
@@ -469,6 +480,10 @@ impl Server {
                 access::vectored(caller, call, Words::Long)
             }
             number::MMAP => access::mmap(caller, call),
+            number::RT_SIGACTION => {
+                self.acts(caller, call.args[1], ACTION);
+                Ok(Decision::CONTINUE)
+            }
             number::READ | number::WRITE => access::queue(caller, call),
             number::READV | number::WRITEV => access::queue_vectored(caller, call),
             number::MREMAP | number::MADVISE | number::REMAP_FILE_PAGES => {
@@ -489,6 +504,28 @@ impl Server {
         settled(decided)
     }
 
+    /// A program sets what becomes of SIGSEGV: its tracer, if it has one, must know.
+    fn acts(&self, caller: &Caller<'_>, address: u64, length: usize) {
+        let pid = caller.task.process.pid();
+        let mut bytes = vec![0; length];
+        if address != 0
+            && self.traps.is_traced(pid)
+            && caller.task.thread.read(address, &mut bytes).is_ok()
+        {
+            self.traps.acts(pid, &bytes);
+        }
+    }
+
+    /// Says why a mapping fails that would succeed for a program nobody else traces.
+    fn explain_untrapped(&self, task: &Task, error: &Error) {
+        let name = task.process.comm().unwrap_or_else(|_| "a process".to_owned());
+        say(&format!(
+            "ioasis: {name} (pid {}) cannot map registers of a device: {}\n",
+            task.process.pid(),
+            error.why
+        ));
+    }
+
     /// Says why a client's own listener is about to be refused: the kernel's EBUSY says nothing.
     fn explain_listener(&self, task: &Task) {
         let name = task.process.comm().unwrap_or_else(|_| "a process".to_owned());
@@ -497,6 +534,35 @@ impl Server {
              and `ioasis run` has it\n",
             task.process.pid()
         ));
+    }
+}
+
+/// Bytes of the kernel's `struct sigaction`, and of that of a 32-bit program (asm/signal.h).
+const ACTION: usize = 32;
+const ACTION_32: usize = 20;
+
+/// The server, as a tracer needs it.
+#[derive(Debug)]
+struct Around {
+    server: Weak<Server>,
+    shared: Arc<Shared>,
+}
+
+impl Surroundings for Around {
+    fn device(&self, dev: u64, inode: u64) -> Option<Arc<DeviceFile>> {
+        let opened = self.server.upgrade()?.files.get(dev, inode)?;
+        match &opened.file {
+            File::Device { device, .. } => Some(Arc::clone(device)),
+            _ => None,
+        }
+    }
+
+    fn ended(&self, pid: u32, status: ExitStatus) {
+        self.shared.note(pid, status);
+    }
+
+    fn say(&self, text: &str) {
+        say(text);
     }
 }
 

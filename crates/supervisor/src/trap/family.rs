@@ -1,0 +1,554 @@
+//! The thread that traces a process and whatever it forks.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::RangeInclusive;
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, OnceLock};
+
+use ioasis_sys::ptrace::{
+    BUS_ADRERR, Event, Follow, Injection, Outcome as Injected, Registers, Resume, SEGV_ACCERR,
+    SEGV_MAPERR, SignalInfo, Stop, SystemCall, Tracer, Waited, Waker,
+};
+use ioasis_sys::sync::Mutex;
+use ioasis_uapi::{Errno, Error, Result};
+use rustix::process::Signal;
+
+use super::action::{self, Action, Kind, Mask};
+use super::fault::{self, Outcome};
+use super::space::Space;
+use super::{Mapping, Surroundings};
+
+/// What a family's tracer is told.
+#[derive(Debug)]
+pub(super) enum Command {
+    /// The thread is about to make this mapping.
+    Map { tid: u32, pid: u32, mapping: Mapping, reply: Sender<Result<()>> },
+}
+
+type Families = Arc<Mutex<BTreeMap<u32, Arc<Family>>>>;
+
+/// A tracer, as others see it.
+#[derive(Debug)]
+pub(super) struct Family {
+    queue: Mutex<Queue>,
+    waker: OnceLock<Waker>,
+    /// What becomes of SIGSEGV, by process.
+    actions: Mutex<BTreeMap<u32, Action>>,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    commands: VecDeque<Command>,
+    /// The thread has ended: nobody takes from the queue.
+    over: bool,
+}
+
+impl Family {
+    /// Starts a tracer, which ends with its last tracee. What it is told first makes it one.
+    pub(super) fn start(
+        surroundings: Arc<dyn Surroundings>,
+        families: Families,
+        first: Command,
+    ) -> Result<Arc<Self>> {
+        let queue = Queue { commands: VecDeque::from([first]), over: false };
+        let family = Arc::new(Self {
+            queue: Mutex::new(queue),
+            waker: OnceLock::new(),
+            actions: Mutex::default(),
+        });
+        let own = Arc::clone(&family);
+        let run = move || Tracing::new(own, surroundings, families).run();
+        let thread = std::thread::Builder::new().name("tracer".to_owned()).spawn(run);
+        thread.map_err(|_| Error::new(Errno::EAGAIN, "no thread to trace with"))?;
+        Ok(family)
+    }
+
+    /// Leaves a command for the tracer; gives it back if that has ended.
+    pub(super) fn tell(&self, command: Command) -> Result<(), Command> {
+        let mut queue = self.queue.lock();
+        if queue.over {
+            return Err(command);
+        }
+        queue.commands.push_back(command);
+        Ok(())
+    }
+
+    pub(super) fn wake(&self) {
+        if let Some(waker) = self.waker.get() {
+            waker.wake();
+        }
+    }
+
+    pub(super) fn set_action(&self, pid: u32, action: Action) {
+        self.actions.lock().insert(pid, action);
+    }
+
+    fn action(&self, pid: u32) -> Action {
+        self.actions.lock().get(&pid).cloned().unwrap_or_default()
+    }
+}
+
+/// A process whose threads are traced.
+#[derive(Debug)]
+struct Process {
+    space: Arc<Space>,
+    /// Trapped pages that it asked for without leave to write: a store there is its own mistake. The newest last.
+    asked: Vec<(RangeInclusive<u64>, bool)>,
+    /// Where a system call instruction of its own lies.
+    instruction: Option<u64>,
+}
+
+/// Mappings remembered of a process.
+const ASKED: usize = 64;
+
+/// A thread that is traced.
+#[derive(Debug, Default)]
+struct Thread {
+    pid: u32,
+    mask: Mask,
+    /// The mapping it is about to return from.
+    mapping: Option<Mapping>,
+    jobs: VecDeque<Job>,
+    running: Option<(Injection, Job)>,
+    /// It must be interrupted before it runs its program again.
+    interrupt: bool,
+}
+
+/// A system call that a thread is made to make.
+#[derive(Debug)]
+enum Job {
+    Protect {
+        address: u64,
+        length: u64,
+        protection: u64,
+    },
+    /// Asks what becomes of SIGSEGV; `saved` is what lay at `at`.
+    AskAction {
+        at: u64,
+        saved: Vec<u8>,
+    },
+    /// Sets it, likewise.
+    SetAction {
+        at: u64,
+        saved: Vec<u8>,
+    },
+}
+
+const PROT_READ: u64 = 1;
+const PROT_WRITE: u64 = 2;
+const SIGSEGV: i32 = Signal::SEGV.as_raw();
+const SIGBUS: i32 = Signal::BUS.as_raw();
+/// Bytes below the stack pointer that a leaf function may use.
+const RED_ZONE: u64 = 128;
+
+struct Tracing {
+    tracer: Tracer,
+    family: Arc<Family>,
+    surroundings: Arc<dyn Surroundings>,
+    families: Families,
+    processes: BTreeMap<u32, Process>,
+    threads: BTreeMap<u32, Thread>,
+}
+
+impl Tracing {
+    fn new(family: Arc<Family>, surroundings: Arc<dyn Surroundings>, families: Families) -> Self {
+        let (processes, threads) = Default::default();
+        Self { tracer: Tracer::new(), family, surroundings, families, processes, threads }
+    }
+
+    fn run(mut self) {
+        let _ = self.family.waker.set(self.tracer.waker());
+        loop {
+            let commands = std::mem::take(&mut self.family.queue.lock().commands);
+            for Command::Map { tid, pid, mapping, reply } in commands {
+                let _ = reply.send(self.map(tid, pid, mapping));
+            }
+            match self.tracer.wait() {
+                // A request on a tracee fails only when that was killed.
+                Waited::Stop(stop) => drop(self.stopped(stop)),
+                Waited::Ended(tid, status) => {
+                    self.forget(tid);
+                    self.surroundings.ended(tid, status);
+                }
+                Waited::Interrupted => {}
+                Waited::Nobody => {
+                    let mut queue = self.family.queue.lock();
+                    if queue.commands.is_empty() {
+                        queue.over = true;
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    fn forget(&mut self, tid: u32) {
+        self.threads.remove(&tid);
+        if self.processes.remove(&tid).is_some() {
+            self.family.actions.lock().remove(&tid);
+            self.families.lock().remove(&tid);
+        }
+    }
+
+    /// Lets the thread stop behind the mmap that it waits in.
+    fn map(&mut self, tid: u32, pid: u32, mapping: Mapping) -> Result<()> {
+        if !self.threads.contains_key(&tid) || self.tracer.interrupt(tid).is_err() {
+            self.seize_all(tid, pid)?;
+            self.tracer.interrupt(tid)?;
+        }
+        if let Some(thread) = self.threads.get_mut(&tid) {
+            thread.mapping = Some(mapping);
+        }
+        Ok(())
+    }
+
+    /// Seizes every thread of the process, `first` first.
+    fn seize_all(&mut self, first: u32, pid: u32) -> Result<()> {
+        self.seize(first, pid)?;
+        let action = found_action(pid);
+        let process =
+            Process { space: Arc::new(Space::of(first)?), asked: Vec::new(), instruction: None };
+        self.processes.insert(pid, process);
+        self.family.set_action(pid, action);
+        // A thread that was seized seizes what it makes, so this ends.
+        loop {
+            let others = threads_of(pid).into_iter().filter(|tid| !self.threads.contains_key(tid));
+            let others: Vec<u32> = others.collect();
+            if others.is_empty() {
+                return Ok(());
+            }
+            let mut seized = 0;
+            for tid in others {
+                match self.seize(tid, pid) {
+                    Ok(()) => seized += 1,
+                    Err(error) if error.errno == Errno::ESRCH => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            if seized == 0 {
+                return Ok(());
+            }
+        }
+    }
+
+    fn seize(&mut self, tid: u32, pid: u32) -> Result<()> {
+        let refused = |error: Error| match error.errno {
+            Errno::EPERM => Error::at(
+                Errno::EINVAL,
+                "its stores cannot be trapped: the process is traced by another, as by gdb or strace, or forbids it",
+                pid.into(),
+            ),
+            _ => error,
+        };
+        self.tracer.seize(tid, Follow::Children).map_err(refused)?;
+        let mask = status_word(pid, tid, "SigBlk:").map_or_else(Mask::default, Mask::new);
+        self.threads.insert(tid, Thread { pid, mask, ..Thread::default() });
+        Ok(())
+    }
+
+    fn stopped(&mut self, Stop { tid, event }: Stop) -> Result<()> {
+        if !self.threads.contains_key(&tid) {
+            self.adopt(tid);
+        }
+        let Some(thread) = self.threads.get_mut(&tid) else { return Ok(()) };
+        if let Some((injection, _)) = &mut thread.running {
+            return match injection.next(&self.tracer, event)? {
+                Some(outcome) => self.injected(tid, outcome),
+                None => Ok(()),
+            };
+        }
+        match event {
+            Event::Signal(SIGSEGV) => self.segv(tid),
+            Event::Signal(signal) => self.tracer.resume(tid, Resume::Continue, signal),
+            Event::Interrupted | Event::Group(_) if thread.mapping.is_some() => {
+                thread.interrupt = matches!(event, Event::Group(_));
+                self.mapped(tid)
+            }
+            Event::Group(_) => self.tracer.listen(tid),
+            Event::Exec => self.executes(tid),
+            _ => self.tracer.resume(tid, Resume::Continue, 0),
+        }
+    }
+
+    /// Takes on a thread or process that a tracee has made.
+    fn adopt(&mut self, tid: u32) {
+        let pid = status_number(tid, "Tgid:").unwrap_or(tid);
+        let mask = self.tracer.signal_mask(tid).map_or_else(|_| Mask::default(), Mask::new);
+        self.threads.insert(tid, Thread { pid, mask, ..Thread::default() });
+        if self.processes.contains_key(&pid) {
+            return;
+        }
+        let Ok(space) = Space::of(tid) else { return };
+        let parent = status_number(tid, "PPid:").unwrap_or(0);
+        let (asked, instruction) = self
+            .processes
+            .get(&parent)
+            .map_or_else(Default::default, |of| (of.asked.clone(), of.instruction));
+        let process = Process { space: Arc::new(space), asked, instruction };
+        self.processes.insert(pid, process);
+        self.family.set_action(pid, self.family.action(parent));
+        self.families.lock().insert(pid, Arc::clone(&self.family));
+    }
+
+    /// The thread runs another program now, which has no trapped page.
+    fn executes(&mut self, tid: u32) -> Result<()> {
+        self.threads.retain(|_, thread| thread.pid != tid);
+        self.forget(tid);
+        self.tracer.detach(tid, 0)
+    }
+
+    /// The thread is behind its mmap: takes the trapped pages of it away.
+    fn mapped(&mut self, tid: u32) -> Result<()> {
+        let registers = self.tracer.registers(tid)?;
+        let Some(thread) = self.threads.get_mut(&tid) else { return Ok(()) };
+        let (Some(mapping), Some(process)) =
+            (thread.mapping.take(), self.processes.get_mut(&thread.pid))
+        else {
+            return self.go_on(tid, 0);
+        };
+        let start = registers.rax;
+        if start >= u64::MAX - 4095 {
+            return self.go_on(tid, 0);
+        }
+        let instruction = SystemCall::instruction_before(&registers);
+        process.instruction = is_system_call(&process.space, instruction, &registers)
+            .then_some(instruction)
+            .or(process.instruction);
+        if self.family.action(thread.pid).is_unknown()
+            && let Some((at, saved)) = scratch(&process.space, &registers)
+        {
+            thread.jobs.push_back(Job::AskAction { at, saved });
+        }
+        let writes = mapping.protection & PROT_WRITE != 0;
+        for range in &mapping.trapped {
+            let address = start + (range.start - mapping.offset);
+            let length = range.end - range.start;
+            process.asked.push((address..=address + (length - 1), writes));
+            if writes {
+                let protection = mapping.protection & !PROT_WRITE | PROT_READ;
+                thread.jobs.push_back(Job::Protect { address, length, protection });
+            }
+        }
+        let surplus = process.asked.len().saturating_sub(ASKED);
+        process.asked.drain(..surplus);
+        self.next_job(tid, &registers)
+    }
+
+    /// Begins the thread's next system call, or lets it go on.
+    fn next_job(&mut self, tid: u32, registers: &Registers) -> Result<()> {
+        let Some(thread) = self.threads.get_mut(&tid) else { return Ok(()) };
+        let Some(job) = thread.jobs.pop_front() else { return self.go_on(tid, 0) };
+        let process = self.processes.get(&thread.pid);
+        let instruction = process.and_then(|process| {
+            let instruction = process.instruction?;
+            is_system_call(&process.space, instruction, registers).then_some(instruction)
+        });
+        let Some(instruction) = instruction else {
+            thread.jobs.clear();
+            let pid = thread.pid;
+            self.surroundings.say(&format!(
+                "ioasis: process {pid} has no system call instruction where it had one: its stores to registers are \
+                 found by polling\n"
+            ));
+            return self.go_on(tid, 0);
+        };
+        let (number, args) = job.call(registers.is_32_bit());
+        let call = SystemCall { instruction, number, args };
+        let injection = Injection::begin(&self.tracer, tid, call)?;
+        thread.running = Some((injection, job));
+        Ok(())
+    }
+
+    /// A system call of the thread's is over.
+    fn injected(&mut self, tid: u32, outcome: Injected) -> Result<()> {
+        let Some(thread) = self.threads.get_mut(&tid) else { return Ok(()) };
+        thread.interrupt |= outcome.to_interrupt;
+        let Some((_, job)) = thread.running.take() else { return Ok(()) };
+        if let Some(process) = self.processes.get(&thread.pid) {
+            match &job {
+                Job::Protect { .. } => {
+                    if let Err(errno) = outcome.result {
+                        self.surroundings.say(&format!(
+                            "ioasis: process {} cannot protect the registers it maps ({errno:?}): its stores are found \
+                             by polling\n",
+                            thread.pid
+                        ));
+                    }
+                }
+                Job::AskAction { at, saved } => {
+                    let mut bytes = vec![0; saved.len()];
+                    if outcome.result.is_ok() && process.space.read(*at, &mut bytes).is_ok() {
+                        self.family.set_action(thread.pid, Action::of(&bytes));
+                    }
+                    let _ = process.space.write(*at, saved);
+                }
+                Job::SetAction { at, saved } => drop(process.space.write(*at, saved)),
+            }
+        }
+        if outcome.signal != 0 {
+            thread.jobs.clear();
+            return self.go_on(tid, outcome.signal);
+        }
+        let registers = self.tracer.registers(tid)?;
+        self.next_job(tid, &registers)
+    }
+
+    fn go_on(&mut self, tid: u32, signal: i32) -> Result<()> {
+        if let Some(thread) = self.threads.get_mut(&tid)
+            && std::mem::take(&mut thread.interrupt)
+        {
+            self.tracer.interrupt(tid)?;
+        }
+        self.tracer.resume(tid, Resume::Continue, signal)
+    }
+
+    /// The thread faulted.
+    fn segv(&mut self, tid: u32) -> Result<()> {
+        let info = self.tracer.signal_info(tid)?;
+        let Some(thread) = self.threads.get(&tid) else { return Ok(()) };
+        let pid = thread.pid;
+        let Some(process) = self.processes.get(&pid) else { return self.go_on(tid, SIGSEGV) };
+        let asked = process.asked.iter().rev().find(|(range, _)| range.contains(&info.address));
+        if info.code != SEGV_ACCERR || asked.is_some_and(|(_, writes)| !writes) {
+            return self.go_on(tid, SIGSEGV);
+        }
+        let registers = self.tracer.registers(tid)?;
+        let space = Arc::clone(&process.space);
+        let vectors = || self.tracer.vectors(tid).ok();
+        let around = (&*space, &*self.surroundings);
+        match fault::fault(&registers, info.address, around, vectors) {
+            Outcome::Done(done) => {
+                let (registers, vectors) = *done;
+                self.tracer.set_registers(tid, &registers)?;
+                if let Some(vectors) = vectors {
+                    self.tracer.set_vectors(tid, &vectors)?;
+                }
+                self.repair(tid, pid, &registers)
+            }
+            Outcome::Again => self.repair(tid, pid, &registers),
+            Outcome::Theirs => self.go_on(tid, SIGSEGV),
+            Outcome::Elsewhere(address) => {
+                let code = if space.vma(address).is_some() { SEGV_ACCERR } else { SEGV_MAPERR };
+                let fault = SignalInfo { signal: SIGSEGV, code, address };
+                self.tracer.set_signal_info(tid, fault)?;
+                self.go_on(tid, SIGSEGV)
+            }
+            Outcome::NoDevice => self.bus_error(tid, info.address),
+            Outcome::Unknown(bytes) => {
+                self.surroundings.say(&format!(
+                    "ioasis: process {pid} stores to a register at {:#x} with an instruction that cannot be done for it, \
+                     {bytes:02x?} at {:#x}: it gets SIGSEGV\n",
+                    info.address, registers.rip
+                ));
+                self.go_on(tid, SIGSEGV)
+            }
+        }
+    }
+
+    /// What the kernel does for a page that is gone (`vfio_pci_mmap_page_fault`, drivers/vfio/pci/vfio_pci_core.c).
+    fn bus_error(&mut self, tid: u32, address: u64) -> Result<()> {
+        let fault = SignalInfo { signal: SIGBUS, code: BUS_ADRERR, address };
+        self.tracer.set_signal_info(tid, fault)?;
+        // A fault's signal does not wait.
+        let mask = self.tracer.signal_mask(tid)? & !(1 << (SIGBUS - 1));
+        self.tracer.set_signal_mask(tid, mask)?;
+        self.go_on(tid, SIGBUS)
+    }
+
+    /// Gives the thread back what the fault has cost it, and lets it go on.
+    fn repair(&mut self, tid: u32, pid: u32, registers: &Registers) -> Result<()> {
+        let now = self.tracer.signal_mask(tid)?;
+        let Some(thread) = self.threads.get_mut(&tid) else { return Ok(()) };
+        let action = self.family.action(pid);
+        let before = thread.mask.before(now, action.kind(), || !is_caught(pid, tid));
+        if before != now {
+            self.tracer.set_signal_mask(tid, before)?;
+        }
+        let is_reset = match action.kind() {
+            Kind::Default => false,
+            Kind::Ignore => true,
+            Kind::Handler => before != now,
+        };
+        if is_reset
+            && let Some(process) = self.processes.get(&pid)
+            && let Some((at, saved)) = scratch(&process.space, registers)
+        {
+            let mut bytes = action.bytes().to_vec();
+            bytes.resize(saved.len(), 0);
+            if process.space.write(at, &bytes).is_ok() {
+                thread.jobs.push_back(Job::SetAction { at, saved });
+                return self.next_job(tid, registers);
+            }
+        }
+        self.go_on(tid, 0)
+    }
+}
+
+impl Job {
+    /// Number and arguments of the call.
+    fn call(&self, is_32_bit: bool) -> (u32, [u64; 6]) {
+        let segv = SIGSEGV.unsigned_abs().into();
+        // mprotect and rt_sigaction (asm/unistd_32.h, unistd_64.h).
+        let (protect, action) = if is_32_bit { (125, 174) } else { (10, 13) };
+        match *self {
+            Self::Protect { address, length, protection } => {
+                (protect, [address, length, protection, 0, 0, 0])
+            }
+            Self::AskAction { at, .. } => (action, [segv, 0, at, 8, 0, 0]),
+            Self::SetAction { at, .. } => (action, [segv, at, 0, 8, 0, 0]),
+        }
+    }
+}
+
+/// Room below the thread's stack for a `struct sigaction`, and what lies there.
+fn scratch(space: &Space, registers: &Registers) -> Option<(u64, Vec<u8>)> {
+    let length = if registers.is_32_bit() { action::BYTES_32 } else { action::BYTES };
+    let at = registers.rsp.checked_sub(RED_ZONE + 64)? & !15;
+    let mut saved = vec![0; length];
+    space.read(at, &mut saved).ok()?;
+    Some((at, saved))
+}
+
+/// Whether the instruction at `at` makes a system call, as code of this kind makes one.
+fn is_system_call(space: &Space, at: u64, registers: &Registers) -> bool {
+    let mut bytes = [0; 2];
+    let wanted = if registers.is_32_bit() { [0xcd, 0x80] } else { [0x0f, 0x05] };
+    space.read(at, &mut bytes).is_ok() && bytes == wanted
+}
+
+fn threads_of(pid: u32) -> Vec<u32> {
+    let Ok(entries) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
+    entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+}
+
+fn status_field(path: &str, field: &str) -> Option<String> {
+    let text = std::fs::read_to_string(path).ok()?;
+    text.lines().find_map(|line| Some(line.strip_prefix(field)?.trim().to_owned()))
+}
+
+fn status_number(tid: u32, field: &str) -> Option<u32> {
+    status_field(&format!("/proc/{tid}/status"), field)?.parse().ok()
+}
+
+/// A set of signals in the status of a thread.
+fn status_word(pid: u32, tid: u32, field: &str) -> Option<u64> {
+    let word = status_field(&format!("/proc/{pid}/task/{tid}/status"), field)?;
+    u64::from_str_radix(&word, 16).ok()
+}
+
+/// Whether SIGSEGV has a handler.
+fn is_caught(pid: u32, tid: u32) -> bool {
+    status_word(pid, tid, "SigCgt:").is_some_and(|caught| caught & action::SEGV != 0)
+}
+
+/// What becomes of SIGSEGV in a process that has just been seized; of a handler only that there is one.
+fn found_action(pid: u32) -> Action {
+    let has = |field| status_word(pid, pid, field).is_some_and(|set| set & action::SEGV != 0);
+    if has("SigIgn:") {
+        Action::ignore()
+    } else if has("SigCgt:") {
+        Action::unknown_handler()
+    } else {
+        Action::default()
+    }
+}

@@ -1,0 +1,178 @@
+//! One access to a trapped page, done for the thread that stopped at it.
+
+use std::cell::RefCell;
+use std::ops::Range;
+use std::sync::Arc;
+
+use ioasis_sys::process::Vma;
+use ioasis_sys::ptrace::{Registers, Vectors};
+use ioasis_vfio::DeviceFile;
+use ioasis_x86::{Bus, Failure, Fault, Instruction, Mode, PAGE, State};
+
+use super::Surroundings;
+use super::space::{Plain, Space};
+
+/// What becomes of a thread that faulted.
+#[derive(Debug)]
+pub(super) enum Outcome {
+    /// It goes on with these registers; vectors where the instruction set any.
+    Done(Box<(Registers, Option<Vectors>)>),
+    /// The fault is the program's own.
+    Theirs,
+    /// The page was made writable meanwhile.
+    Again,
+    /// It would have faulted at another address, which the instruction also wanted.
+    Elsewhere(u64),
+    /// The device does not answer: memory decoding is off, or it was removed.
+    NoDevice,
+    /// The instruction, of these bytes, is none that can be done.
+    Unknown(Vec<u8>),
+}
+
+/// The trapped pages around a fault. What is mapped where is asked of the kernel once for each page.
+struct Pages<'a> {
+    space: &'a Space,
+    surroundings: &'a dyn Surroundings,
+    /// By page: the device and the offset in its file, or nothing.
+    known: RefCell<Vec<(u64, Option<Place>)>>,
+    /// The device refused.
+    refused: bool,
+}
+
+#[derive(Clone, Debug)]
+struct Place {
+    device: Arc<DeviceFile>,
+    /// Of the page, in the file.
+    offset: u64,
+}
+
+impl Pages<'_> {
+    fn place(&self, address: u64) -> Option<Place> {
+        let page = address & !(PAGE - 1);
+        if let Some((_, place)) = self.known.borrow().iter().find(|(known, _)| *known == page) {
+            return place.clone();
+        }
+        let place = self.space.vma(page).and_then(|vma| place(&vma, page, self.surroundings));
+        self.known.borrow_mut().push((page, place.clone()));
+        place
+    }
+}
+
+/// The trapped page at `page`, if `vma` has one there.
+fn place(vma: &Vma, page: u64, surroundings: &dyn Surroundings) -> Option<Place> {
+    if !vma.shared || vma.inode == 0 {
+        return None;
+    }
+    let device = surroundings.device(vma.device, vma.inode)?;
+    let offset = vma.offset.checked_add(page - vma.start)?;
+    let trapped = device.trapped(offset, PAGE);
+    (!trapped.is_empty()).then_some(Place { device, offset })
+}
+
+impl Bus for Pages<'_> {
+    fn is_trapped(&self, address: u64) -> bool {
+        self.place(address).is_some()
+    }
+
+    fn load(&mut self, address: u64, bytes: &mut [u8]) -> Result<(), Fault> {
+        let Place { device, offset } = self.place(address).ok_or(Fault { address })?;
+        device.load(offset + address % PAGE, bytes).map_err(|_| self.refuse(address))
+    }
+
+    fn store(&mut self, address: u64, bytes: &[u8]) -> Result<(), Fault> {
+        let Place { device, offset } = self.place(address).ok_or(Fault { address })?;
+        device.store(offset + address % PAGE, bytes).map_err(|_| self.refuse(address))
+    }
+}
+
+impl Pages<'_> {
+    fn refuse(&mut self, address: u64) -> Fault {
+        self.refused = true;
+        Fault { address }
+    }
+}
+
+/// Does the instruction at which a thread faulted at `address`. `vectors` reads its vector registers.
+pub(super) fn fault(
+    registers: &Registers,
+    address: u64,
+    (space, surroundings): (&Space, &dyn Surroundings),
+    vectors: impl FnOnce() -> Option<Vectors>,
+) -> Outcome {
+    let known = RefCell::default();
+    let mut pages = Pages { space, surroundings, known, refused: false };
+    match space.vma(address) {
+        // Loads of a page that may be read do not fault.
+        Some(vma) if vma.prot.write => return Outcome::Again,
+        Some(vma) if vma.prot.read && pages.place(address).is_some() => {}
+        _ => return Outcome::Theirs,
+    }
+    let code = space.code(registers.rip);
+    let mode = if registers.is_32_bit() { Mode::Bits32 } else { Mode::Bits64 };
+    let unknown = |code: Vec<u8>| Outcome::Unknown(code);
+    let Ok(instruction) = Instruction::decode(&code, registers.rip, mode) else {
+        return unknown(code);
+    };
+    let mut state = state(registers);
+    let mut area = None;
+    if instruction.uses_vectors() {
+        let Some(read) = vectors() else { return unknown(code) };
+        state.vectors = (0..read.shape().0).map(|index| read.get(index)).collect();
+        area = Some(read);
+    }
+    match instruction.execute(&mut state, &mut pages, &mut Plain(space)) {
+        Ok(_) => {
+            let written: Range<usize> = if state.written == 0 { 0..0 } else { 0..32 };
+            for index in written.filter(|index| state.written & 1 << index != 0) {
+                if let (Some(area), Some(bytes)) = (&mut area, state.vectors.get(index)) {
+                    area.set(index, bytes);
+                }
+            }
+            let area = area.filter(|_| state.written != 0);
+            Outcome::Done(Box::new((changed(registers, &state), area)))
+        }
+        Err(Failure::Unknown) => unknown(code[..instruction.length().min(code.len())].to_vec()),
+        Err(Failure::Fault(_)) if pages.refused => Outcome::NoDevice,
+        Err(Failure::Fault(Fault { address })) => Outcome::Elsewhere(address),
+    }
+}
+
+fn state(registers: &Registers) -> State {
+    let Registers { rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, .. } = *registers;
+    let Registers { r8, r9, r10, r11, r12, r13, r14, r15, .. } = *registers;
+    State {
+        general: [rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8, r9, r10, r11, r12, r13, r14, r15],
+        ip: registers.rip,
+        flags: registers.eflags,
+        fs_base: registers.fs_base,
+        gs_base: registers.gs_base,
+        vectors: Vec::new(),
+        written: 0,
+    }
+}
+
+fn changed(before: &Registers, state: &State) -> Registers {
+    let [rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8, r9, r10, r11, r12, r13, r14, r15] =
+        state.general;
+    Registers {
+        rax,
+        rcx,
+        rdx,
+        rbx,
+        rsp,
+        rbp,
+        rsi,
+        rdi,
+        r8,
+        r9,
+        r10,
+        r11,
+        r12,
+        r13,
+        r14,
+        r15,
+        rip: state.ip,
+        eflags: state.flags,
+        ..*before
+    }
+}
