@@ -10,7 +10,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use ioasis_supervisor::Machine;
 use ioasis_supervisor::trace::{Format, Trace};
-use ioasis_supervisor::view::{self, FaultInjection, HostPci, User};
+use ioasis_supervisor::view::{self, FaultInjection, HostPci, Stores, User};
 use ioasis_supervisor::{Ledger, Leftovers, RunOptions, doctor};
 
 use crate::hardware::{self, MockHardware};
@@ -87,6 +87,11 @@ struct Run {
     /// Have the mock hardware of Linux's own IOMMUFD tests (IOMMU_TEST_CMD), and fault injection for CMD's own calls
     #[arg(long)]
     mock: bool,
+
+    /// Have each store to mapped registers act before the next, at the price of a tracer in CMD: gdb and strace of CMD and
+    /// a mapping of registers then exclude each other. Only for programs that are all of one user. docs/traps.md
+    #[arg(long)]
+    trap_stores: bool,
 
     /// Have CMD be root with every capability, in a user namespace unless it is that already: the machine asks for
     /// capabilities where Linux does, and this host may withhold them. On the host CMD may do no more than before
@@ -179,6 +184,7 @@ fn start(run: Run) -> Result<ExitCode> {
             container: run.container.into(),
             iommus: hardware::in_sysfs(&description),
             user: if run.root { User::Root } else { User::Own },
+            stores: if run.trap_stores { Stores::Trapped } else { Stores::Polled },
             ..view::Options::default()
         },
         iommu_of: description.devices.iter().map(|device| device.iommu).collect(),

@@ -28,7 +28,7 @@ fn run(how: &str, variables: &[(&str, &str)]) -> (Folder, Output) {
     let image = folder.0.join("disk.img");
     let device = format!("nvme,size=1M,image={}", image.to_str().expect("an UTF-8 path"));
     let mut run = Command::new(env!("CARGO_BIN_EXE_ioasis"));
-    run.args(["run", "--device", &device, "--"]).arg(&program).arg(how);
+    run.args(["run", "--trap-stores", "--device", &device, "--"]).arg(&program).arg(how);
     run.envs(variables.iter().copied()).current_dir(&folder.0);
     let output = run.output().expect("ioasis starts");
     (folder, output)

@@ -17,6 +17,7 @@ use crate::filter::number;
 use crate::task::{low, signed};
 use crate::trace::{self, Map, Way};
 use crate::trap::{Mapping, Traps};
+use crate::view::Stores;
 
 /// Most bytes moved in one step; a call for more is a worker's.
 const STEP: u64 = 1 << 16;
@@ -331,7 +332,9 @@ pub(super) fn mmap(caller: &Caller<'_>, call: &Notification) -> Result<Decision>
     let Some(target) = Target::of(caller, signed(fd))? else { return Ok(Decision::CONTINUE) };
     let wanted = Wanted { offset, length, protection, flags: low(flags) };
     let mut result = map(&target, wanted);
-    if let (Ok(()), Some(mapping)) = (&result, trapped(&target, wanted)) {
+    let traps = caller.server.machine.view.stores == Stores::Trapped;
+    let mapping = traps.then(|| trapped(&target, wanted)).flatten();
+    if let (Ok(()), Some(mapping)) = (&result, mapping) {
         // Threads are seized one by one, and one that executes a program lets none be seized until it has.
         caller.may_wait()?;
         let (task, pid) = (caller.task, caller.task.process.pid());

@@ -176,6 +176,18 @@ pub struct Options {
     pub container: ContainerNode,
     /// Who the program is on the machine.
     pub user: User,
+    /// How stores to mapped registers reach a device.
+    pub stores: Stores,
+}
+
+/// How a device learns of what a program stores into its mapped registers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Stores {
+    /// It looks now and then: of two stores between two looks it sees the last.
+    #[default]
+    Polled,
+    /// Each store stops the thread that makes it, in a tracer, and acts before the next.
+    Trapped,
 }
 
 /// Who answers /dev/vfio/vfio, as the configuration of a kernel decides it.
@@ -217,6 +229,7 @@ impl Default for Options {
             fault_injection: FaultInjection::Absent,
             container: ContainerNode::Type1,
             user: User::Own,
+            stores: Stores::Polled,
         }
     }
 }
