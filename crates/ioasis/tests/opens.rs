@@ -142,3 +142,49 @@ fn a_process_that_proc_hides_stays_hidden() {
     let output = unshare.args(["--mount", "sh", "-c", &script]).output().expect("unshare");
     assert_eq!(succeeded(&output), "ok\n");
 }
+
+/// A folder in which anybody makes files, on a file system with devices, which /tmp need not be.
+fn open_folder() -> Folder {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = PathBuf::from(format!("/var/tmp/ioasis-nodes-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).expect("a folder");
+    std::fs::set_permissions(&folder, PermissionsExt::from_mode(0o777)).expect("its owner");
+    Folder(folder)
+}
+
+#[test]
+fn a_node_with_a_devices_number_is_the_device_whoever_made_it() {
+    let folder = Folder::new("mknod");
+    let (program, nodes) = (folder.client("mknod"), open_folder());
+    let place = nodes.path("");
+    let device = ["--device", "testdev"];
+    let root = ["--root", "--device", "testdev"];
+    if is_root() {
+        assert_eq!(succeeded(&run(&device, &[&program, "root", &place])), "ok\n");
+    }
+    assert_eq!(succeeded(&run_plainly(&device, &[&program, "plain", &place])), "ok\n");
+    assert_eq!(succeeded(&run_plainly(&root, &[&program, "machine", &place])), "ok\n");
+}
+
+#[test]
+fn configuration_space_shows_its_header_to_everybody_and_the_rest_to_who_administers() {
+    let config = "/sys/bus/pci/devices/0000:01:00.0/config";
+    let script = format!("wc -c < {config}; head -c4 {config} | od -An -tx1; stat -c %s {config}");
+    let command = ["sh", "-c", &script];
+    let shown = |output: Output| {
+        let text = succeeded(&output);
+        let mut lines = text.lines().map(str::trim).map(str::to_owned);
+        let mut next = || lines.next().expect("three lines");
+        (next(), next(), next())
+    };
+    let device = ["--device", "testdev"];
+    let (length, start, size) = shown(run_plainly(&device, &command));
+    assert_eq!((&*length, &*size), ("64", "4096"));
+    let root = ["--root", "--device", "testdev"];
+    let (length, all, _) = shown(run_plainly(&root, &command));
+    assert_eq!((&*length, all), ("4096", start));
+    let without = ["setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin"];
+    let without: Vec<&str> = without.into_iter().chain(command).collect();
+    let (length, _, size) = shown(run_plainly(&root, &without));
+    assert_eq!((&*length, &*size), ("64", "4096"));
+}

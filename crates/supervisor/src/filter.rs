@@ -35,7 +35,9 @@ pub(crate) mod number {
     pub(crate) const READAHEAD: u32 = 187;
     pub(crate) const FSETXATTR: u32 = 190;
     pub(crate) const REMAP_FILE_PAGES: u32 = 216;
+    pub(crate) const MKNOD: u32 = 133;
     pub(crate) const OPENAT: u32 = 257;
+    pub(crate) const MKNODAT: u32 = 259;
     pub(crate) const NEWFSTATAT: u32 = 262;
     pub(crate) const READLINKAT: u32 = 267;
     pub(crate) const SPLICE: u32 = 275;
@@ -52,12 +54,14 @@ pub(crate) mod number {
     pub(crate) const OPENAT2: u32 = 437;
     pub(crate) const I386_OPEN: u32 = 5;
     pub(crate) const I386_CREAT: u32 = 8;
+    pub(crate) const I386_MKNOD: u32 = 14;
     pub(crate) const I386_IOCTL: u32 = 54;
     pub(crate) const I386_RT_SIGACTION: u32 = 174;
     pub(crate) const I386_PREAD64: u32 = 180;
     pub(crate) const I386_PWRITE64: u32 = 181;
     pub(crate) const I386_MMAP2: u32 = 192;
     pub(crate) const I386_OPENAT: u32 = 295;
+    pub(crate) const I386_MKNODAT: u32 = 297;
     pub(crate) const I386_PREADV: u32 = 333;
     pub(crate) const I386_PWRITEV: u32 = 334;
     pub(crate) const I386_PREADV2: u32 = 378;
@@ -140,6 +144,9 @@ pub(crate) const O_NOFOLLOW: u32 = 0o400_000;
 pub(crate) const O_CLOEXEC: u32 = 0o2_000_000;
 pub(crate) const O_PATH: u32 = 0o10_000_000;
 pub(crate) const AT_EMPTY_PATH: u32 = 0x1000;
+/// `S_IFMT` and `S_IFCHR` (linux/stat.h).
+const KIND: u32 = 0o170_000;
+const CHARACTER_DEVICE: u32 = 0o020_000;
 /// linux/mman.h.
 const MAP_SHARED: u32 = 1;
 const MAP_ANONYMOUS: u32 = 0x20;
@@ -266,6 +273,7 @@ pub(crate) fn filter(queues: Option<QueueFds>, more: &[Rule<'static>]) -> Filter
             low(flags, O_CREAT | O_EXCL, Is::Not(O_CREAT | O_EXCL)),
         ]
     };
+    let made = |mode| [low(mode, KIND, Is::Equal(CHARACTER_DEVICE))];
     let empty_path = |flags| [low(flags, AT_EMPTY_PATH, Is::Equal(AT_EMPTY_PATH))];
     let listens = [
         low(0, u32::MAX, Is::Equal(SET_MODE_FILTER)),
@@ -281,6 +289,7 @@ pub(crate) fn filter(queues: Option<QueueFds>, more: &[Rule<'static>]) -> Filter
     });
 
     let (third, fifth, first, second) = (far(3), far(5), opened(1), opened(2));
+    let (named, named_at) = (made(1), made(2));
     let (stat_flags, statx_flags) = (empty_path(3), empty_path(2));
     let x86 = |number, when| Rule { arch: Arch::X86_64, number, when };
     let mut rules = vec![x86(IOCTL, typed.as_slice()), x86(IOCTL, of_kvm.as_slice())];
@@ -297,6 +306,7 @@ pub(crate) fn filter(queues: Option<QueueFds>, more: &[Rule<'static>]) -> Filter
     rules.extend([x86(STATX, &statx_flags), x86(OPEN, &first), x86(SECCOMP, &listens)]);
     rules.extend([FSTAT, READLINK, READLINKAT, OPENAT2, CREAT].map(|number| x86(number, &[])));
     rules.extend(more);
+    rules.extend([x86(number::MKNOD, &named), x86(number::MKNODAT, &named_at)]);
     rules.extend([X32_BIT | X32_IOCTL, X32_BIT | IOCTL].map(|number| x86(number, &typed)));
     rules.extend([PRCTL, X32_BIT | PRCTL].map(|number| x86(number, hides.as_slice())));
     rules.extend([number::EXECVE, number::EXECVEAT].map(|number| x86(number, &[])));
@@ -312,6 +322,7 @@ pub(crate) fn filter(queues: Option<QueueFds>, more: &[Rule<'static>]) -> Filter
     rules.extend([i386(I386_IOCTL, typed.as_slice()), i386(I386_OPENAT, &second)]);
     rules.extend([i386(I386_OPEN, &first), i386(I386_MMAP2, &far_page)]);
     rules.push(i386(I386_MMAP2, &shared));
+    rules.extend([i386(number::I386_MKNOD, &named), i386(number::I386_MKNODAT, &named_at)]);
     let at_offset =
         [I386_PREAD64, I386_PWRITE64, I386_PREADV, I386_PWRITEV, I386_PREADV2, I386_PWRITEV2];
     rules.extend(at_offset.map(|number| i386(number, &far_high)));
@@ -331,6 +342,8 @@ pub(crate) fn widened(call: &Notification) -> Option<Notification> {
         number::I386_OPEN => (number::OPEN, call.args),
         number::I386_CREAT => (number::CREAT, call.args),
         number::I386_OPENAT => (number::OPENAT, call.args),
+        number::I386_MKNOD => (number::MKNOD, call.args),
+        number::I386_MKNODAT => (number::MKNODAT, call.args),
         number::I386_OPENAT2 => (number::OPENAT2, call.args),
         number::I386_PREAD64 => (number::PREAD64, [first, second, third, offset, 0, 0]),
         number::I386_PWRITE64 => (number::PWRITE64, [first, second, third, offset, 0, 0]),
@@ -489,6 +502,17 @@ mod tests {
     fn a_handler_is_seen_for_the_signal_of_a_trapped_store_only() {
         assert!(stops(number::RT_SIGACTION, [11, 0x1000, 0, 8, 0, 0]));
         assert!(!stops(number::RT_SIGACTION, [7, 0x1000, 0, 8, 0, 0]));
+    }
+
+    #[test]
+    fn making_a_node_is_stopped_if_it_is_a_character_device() {
+        let of = |kind: u64| [0, kind | 0o600, kind | 0o600, 0, 0, 0];
+        for number in [number::MKNOD, number::MKNODAT] {
+            assert!(stops(number, of(0o020_000)));
+            for other in [0o010_000, 0o060_000, 0o100_000, 0] {
+                assert!(!stops(number, of(other)));
+            }
+        }
     }
 
     #[test]

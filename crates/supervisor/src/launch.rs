@@ -222,6 +222,7 @@ mod tests {
             node(6, Node::Attribute(99)),
             node(7, Node::FaultSetting),
             node(8, Node::Parameter(2)),
+            node(9, Node::Config),
         ];
         let lost = ["/dev/a".to_owned(), "/dev/b".to_owned()];
         assert_eq!(

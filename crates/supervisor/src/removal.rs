@@ -272,7 +272,11 @@ impl Marks {
         let is_text = |node| {
             matches!(
                 node,
-                Node::Attribute(_) | Node::FaultSetting | Node::Parameter(_) | Node::Resource(_)
+                Node::Attribute(_)
+                    | Node::FaultSetting
+                    | Node::Parameter(_)
+                    | Node::Resource(_)
+                    | Node::Config
             )
         };
         let opened = nodes.iter().filter(|identity| !is_text(identity.node));

@@ -60,6 +60,8 @@ pub(crate) struct Seen {
     /// `st_ino`.
     pub(crate) ino: u64,
     pub(crate) kind: FileType,
+    /// Major and minor number of a device node.
+    pub(crate) number: (u32, u32),
 }
 
 impl Seen {
@@ -77,13 +79,18 @@ impl Seen {
     /// # Errors
     ///
     /// The errno of statx(2).
-    pub(crate) fn at(dir: BorrowedFd<'_>, path: &str, flags: AtFlags) -> Result<Self, Errno> {
+    pub(crate) fn at(
+        dir: BorrowedFd<'_>,
+        path: impl rustix::path::Arg,
+        flags: AtFlags,
+    ) -> Result<Self, Errno> {
         let flags = flags | AtFlags::STATX_DONT_SYNC;
         let stat = rustix::fs::statx(dir, path, flags, StatxFlags::TYPE | StatxFlags::INO)?;
         Ok(Self {
             dev: makedev(stat.stx_dev_major, stat.stx_dev_minor),
             ino: stat.stx_ino,
             kind: FileType::from_raw_mode(stat.stx_mode.into()),
+            number: (stat.stx_rdev_major, stat.stx_rdev_minor),
         })
     }
 

@@ -324,6 +324,8 @@ fn orphaned(marks: &Marks, call: &Notification) -> Answer {
         | number::STATX
         | number::READLINK
         | number::READLINKAT
+        | number::MKNOD
+        | number::MKNODAT
         | number::SECCOMP => return Answer::Continue,
         _ => call.args[0],
     };

@@ -26,10 +26,11 @@ use crate::queues::{Queue, Sockets};
 use crate::resolve::{Found, Seen, Wait};
 use crate::task::{Standing, Task};
 
-/// `CAP_DAC_OVERRIDE`, `CAP_IPC_LOCK`, `CAP_SYS_RAWIO` and `CAP_SYS_RESOURCE` (linux/capability.h).
+/// `CAP_DAC_OVERRIDE`, `CAP_IPC_LOCK`, `CAP_SYS_RAWIO`, `CAP_SYS_ADMIN` and `CAP_SYS_RESOURCE` (linux/capability.h).
 const CAP_DAC_OVERRIDE: u32 = 1;
 const CAP_IPC_LOCK: u32 = 14;
 const CAP_SYS_RAWIO: u32 = 17;
+const CAP_SYS_ADMIN: u32 = 21;
 const CAP_SYS_RESOURCE: u32 = 24;
 
 /// One task, for one call.
@@ -111,6 +112,13 @@ impl<'a> Caller<'a> {
         self.task.standing().is_ok_and(|found| {
             found.credentials.uid == 0
                 || found.credentials.has(CAP_DAC_OVERRIDE) && self.is_of_the_machine(&found)
+        })
+    }
+
+    /// Whether the task has CAP_SYS_ADMIN on the machine.
+    pub(crate) fn administers(&self) -> bool {
+        self.task.standing().is_ok_and(|found| {
+            found.credentials.has(CAP_SYS_ADMIN) && self.is_of_the_machine(&found)
         })
     }
 

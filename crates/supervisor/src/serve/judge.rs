@@ -26,6 +26,8 @@ const FOR_FILES: u64 = 0b1110;
 
 /// `CAP_FOWNER` of linux/capability.h.
 const CAP_FOWNER: u32 = 3;
+/// `CAP_MKNOD` of linux/capability.h.
+const CAP_MKNOD: u32 = 27;
 /// More than a status text with every group there can be.
 const STATUS_MAX: u64 = 1 << 20;
 
@@ -94,15 +96,22 @@ fn may_access(file: BorrowedFd<'_>, access: Access) -> Result<()> {
 }
 
 /// The rights of the thread that made a call.
-struct TaskRights {
+pub(super) struct TaskRights {
     rights: Rights,
     own: Rights,
     /// To be entered for them.
     namespace: Option<OwnedFd>,
+    umask: u32,
+    makes_nodes: bool,
 }
 
 impl TaskRights {
-    fn of(caller: &Caller<'_>) -> Result<Self> {
+    /// Those of the caller.
+    ///
+    /// # Errors
+    ///
+    /// `EACCES` where they cannot be learnt.
+    pub(super) fn of(caller: &Caller<'_>) -> Result<Self> {
         let (process, tid) = (&caller.task.process, caller.task.tid);
         let unknown = Error::new(Errno::EACCES, "the rights of the task cannot be learnt");
         let rights_of = |directory: BorrowedFd<'_>, path: &str| {
@@ -111,7 +120,8 @@ impl TaskRights {
         let proc = rustix::fs::open("/proc", OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
         let proc = proc.map_err(|_| unknown)?;
         let own = rights_of(proc.as_fd(), "thread-self/status")?;
-        let mut rights = rights_of(process.proc(), &format!("task/{tid}/status"))?;
+        let status = read(process.proc(), &format!("task/{tid}/status")).ok_or(unknown)?;
+        let mut rights = Rights::of_status(&status).ok_or(unknown)?;
         let link = format!("task/{tid}/ns/user");
         let namespace_of = |directory, path: &str| {
             Seen::at(directory, path, AtFlags::empty()).map(|seen| (seen.dev, seen.ino))
@@ -129,9 +139,12 @@ impl TaskRights {
             let opened = rustix::fs::openat(process.proc(), link, flags, Mode::empty());
             Some(opened.map_err(|_| unknown)?)
         };
+        let umask = umask(&status).ok_or(unknown)?;
+        let makes_nodes = namespace.is_some() && rights.has(CAP_MKNOD);
         let for_files =
             |rights: Rights| Rights { capabilities: rights.capabilities & FOR_FILES, ..rights };
-        Ok(Self { rights: for_files(rights), own: for_files(own), namespace })
+        let (rights, own) = (for_files(rights), for_files(own));
+        Ok(Self { rights, own, namespace, umask, makes_nodes })
     }
 
     /// Whether the supervisor has the same.
@@ -139,7 +152,22 @@ impl TaskRights {
         self.namespace.is_none() && self.rights == self.own
     }
 
-    fn lend<T>(&self, act: impl FnOnce() -> T) -> Result<T> {
+    /// Whether it may make device nodes in a namespace that is not the supervisor's, where the kernel lets nobody.
+    pub(super) const fn make_nodes_elsewhere(&self) -> bool {
+        self.makes_nodes
+    }
+
+    /// What it takes off the modes of what it makes.
+    pub(super) fn umask(&self) -> u32 {
+        self.umask
+    }
+
+    /// Does `act` with these rights.
+    ///
+    /// # Errors
+    ///
+    /// `EACCES` where they cannot be taken on, `EAGAIN` where there is nobody to.
+    pub(super) fn lend<T>(&self, act: impl FnOnce() -> T) -> Result<T> {
         let namespace = self.namespace.as_ref().map(AsFd::as_fd);
         let lent = self.rights.lend(&self.own, namespace, act);
         // Nothing is told apart by the errno: what cannot be judged is refused.
@@ -167,6 +195,12 @@ impl TaskRights {
         }
         Ok(())
     }
+}
+
+fn umask(status: &[u8]) -> Option<u32> {
+    let line =
+        status.split(|&byte| byte == b'\n').find_map(|line| line.strip_prefix(b"Umask:\t"))?;
+    u32::from_str_radix(std::str::from_utf8(line).ok()?, 8).ok()
 }
 
 fn read(directory: BorrowedFd<'_>, path: &str) -> Option<Vec<u8>> {

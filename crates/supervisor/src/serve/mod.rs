@@ -11,7 +11,7 @@
 //! Nobody waits for a client's close here but a call that was received after it, and that for a bounded time, after
 //! another receiver has taken its place.
 //!
-//! `Server::places` is a leaf lock.
+//! `Server::made` and `Server::places` are leaves.
 
 mod absent;
 mod access;
@@ -23,12 +23,14 @@ mod judge;
 mod kvm;
 mod limits;
 mod look;
+mod mknod;
+mod numbers;
 mod open;
 mod pool;
 mod regions;
 mod verify;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::ExitStatus;
 use std::sync::{Arc, Weak};
@@ -63,6 +65,7 @@ use crate::trap::{Surroundings, Traps};
 use crate::view::{Identity, Node};
 use crate::watchdog::{Shared, say};
 use client::Caller;
+use numbers::HostNumbers;
 use pool::{Admitted, Hand, Next, Pool};
 use regions::Regions;
 use verify::Words;
@@ -162,6 +165,9 @@ pub(crate) struct Server {
     traps: Traps,
     machine: Machine,
     nodes: Vec<Identity>,
+    /// Nodes that programs made, by device and inode.
+    made: Mutex<BTreeMap<(u64, u64), Node>>,
+    host_numbers: HostNumbers,
     /// Where nodes of the view lie that were opened once, `O_PATH`: their modes count for whoever opens them anew.
     places: Mutex<HashMap<Node, Arc<OwnedFd>>>,
     /// What limits of locked memory were raised to, where the kernel does not raise them.
@@ -215,6 +221,8 @@ impl Server {
             machine,
             nodes: launched.nodes.clone(),
             places: Mutex::default(),
+            made: Mutex::default(),
+            host_numbers: HostNumbers::find(),
             trace,
             left,
             pool: Arc::new(Pool::new(0..shared.slots.count())),
@@ -473,6 +481,7 @@ impl Server {
             number::OPEN | number::OPENAT | number::OPENAT2 | number::CREAT => {
                 return open::open(caller, call);
             }
+            number::MKNOD | number::MKNODAT => mknod::mknod(caller, call),
             number::FSTAT | number::NEWFSTATAT | number::STATX => look::stat(caller, call),
             number::READLINK | number::READLINKAT => look::readlink(caller, call),
             number::PREAD64 | number::PWRITE64 => access::access(caller, call),

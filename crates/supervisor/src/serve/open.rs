@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use ioasis_iommufd::account;
 use ioasis_iommufd::{Client as _, ClientFile, inject};
+use ioasis_sys::because;
 use ioasis_sys::notify::{Answer, Notification, OnExec};
 use ioasis_uapi::{Errno, Error, Result};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
@@ -53,7 +54,7 @@ pub(super) fn open(caller: &Caller<'_>, call: &Notification) -> Decision {
             .or_else(|| machine_text(caller, &open, (&found, seen)));
         return answer.unwrap_or(Decision::CONTINUE);
     };
-    if !caller.is_there() || is_the_kernels(&target, open.flags) {
+    if !caller.is_there() || is_the_kernels(caller, &target, open.flags) {
         return Decision::CONTINUE;
     }
     let asked = match target {
@@ -68,8 +69,9 @@ pub(super) fn open(caller: &Caller<'_>, call: &Notification) -> Decision {
     if let Err(error) = judge(caller, &open, (seen, place.as_fd()), asked) {
         return refuse(caller, line, error);
     }
-    drop((found, place));
+    drop(place);
     let opened = match target {
+        Target::Node(Node::Config) if open.flags & O_ACCMODE == 0 => header(caller, &found),
         Target::Node(Node::Parameter(number)) => return parameter(caller, &open, number),
         Target::Node(node) => {
             caller.see_closes();
@@ -99,12 +101,30 @@ fn refuse(caller: &Caller<'_>, line: Line, error: Error) -> Decision {
 }
 
 /// Whether the kernel opens such a file itself: one of the view that holds what is to be read.
-const fn is_the_kernels(target: &Target, flags: u32) -> bool {
+fn is_the_kernels(caller: &Caller<'_>, target: &Target, flags: u32) -> bool {
     match target {
         Target::Node(Node::Attribute(_)) | Target::ReadOnly => flags & O_ACCMODE == 0,
         Target::Node(Node::Parameter(_) | Node::FaultSetting) => flags & O_ACCMODE == NO_ACCESS,
+        Target::Node(Node::Config) => flags & O_ACCMODE == 0 && caller.administers(),
         Target::Node(_) | Target::Anonymous => false,
     }
+}
+
+/// The file that a program without CAP_SYS_ADMIN gets for the configuration space `file`: the header that every function
+/// has (`pci_read_config`, drivers/pci/pci-sysfs.c).
+fn header(caller: &Caller<'_>, file: &OwnedFd) -> Result<OwnedFd> {
+    /// Bytes of a header, and of one of a CardBus bridge, which is of type 2.
+    const HEADER: usize = 64;
+    const CARDBUS: usize = 128;
+    const TYPE: usize = 0x0e;
+    let unreadable = because("the configuration space cannot be read");
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let config = rustix::fs::open(path, flags, Mode::empty()).map_err(&unreadable)?;
+    let mut bytes = [0; CARDBUS];
+    let length = rustix::io::pread(&config, &mut bytes, 0).map_err(&unreadable)?;
+    let shown = if bytes[TYPE] & 0x7f == 2 { CARDBUS } else { HEADER };
+    text_file(caller, &bytes[..shown.min(length)])
 }
 
 impl Caller<'_> {
@@ -116,7 +136,14 @@ impl Caller<'_> {
         if seen.dev == self.server.files.dev() {
             return places.get(node).map_or_else(|| Arc::clone(found), Arc::clone);
         }
-        places.entry(*node).or_insert_with(|| Arc::clone(found));
+        if self
+            .server
+            .nodes
+            .iter()
+            .any(|identity| (identity.dev, identity.ino) == (seen.dev, seen.ino))
+        {
+            places.entry(*node).or_insert_with(|| Arc::clone(found));
+        }
         Arc::clone(found)
     }
 }
@@ -276,7 +303,7 @@ fn parameter(caller: &Caller<'_>, open: &OpenCall<'_>, number: u32) -> Decision 
 fn text_file(caller: &Caller<'_>, text: &[u8]) -> Result<OwnedFd> {
     let blank = caller.server.files.blank()?;
     rustix::io::pwrite(&blank.file, text, 0)
-        .map_err(ioasis_sys::because("a file for the program cannot be filled"))?;
+        .map_err(because("a file for the program cannot be filled"))?;
     caller.server.files.reopen(&blank, OFlags::RDONLY)
 }
 
@@ -308,6 +335,13 @@ fn node(caller: &Caller<'_>, file: Seen) -> Option<Target> {
     let is_it = |identity: &&view::Identity| (identity.dev, identity.ino) == (file.dev, file.ino);
     if let Some(identity) = server.nodes.iter().find(is_it) {
         return Some(Target::Node(identity.node));
+    }
+    if file.kind.is_char_device() {
+        let node = match file.number {
+            (0, 0) => server.made.lock().get(&(file.dev, file.ino)).copied(),
+            number => server.node_of_number(number),
+        };
+        return node.map(Target::Node);
     }
     let beside_attributes = |identity: &view::Identity| {
         identity.dev == file.dev && matches!(identity.node, Node::Attribute(_))
@@ -355,6 +389,9 @@ fn open_node(caller: &Caller<'_>, node: Node, access: OFlags) -> Result<OwnedFd>
         Node::Resource(bar) => {
             let why = "a BAR is mapped through its VFIO device, not through sysfs";
             return Err(Error::at(Errno::EACCES, why, bar.into()));
+        }
+        Node::Config => {
+            return Err(Error::new(Errno::EACCES, "configuration space is not written here"));
         }
         Node::Attribute(number) => {
             let why = "this attribute cannot be written here";

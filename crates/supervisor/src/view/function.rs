@@ -92,7 +92,7 @@ fn plan<'a>(sys: &'a mut Dir, path: &str, function: &Function<'_>, bars: &[Bar])
     links(dir, path, function);
     link_speed(dir, function.config);
     dir.power();
-    dir.writable("config", function.config.to_vec());
+    dir.configuration("config", function.config.to_vec());
     dir
 }
 

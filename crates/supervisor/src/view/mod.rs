@@ -255,6 +255,8 @@ pub enum Node {
     Parameter(u32),
     /// A `resourceN` of a device's directory: BAR N.
     Resource(u32),
+    /// The configuration space of a function, of which not everybody sees all.
+    Config,
 }
 
 /// By what a file of the view is recognised.
@@ -282,6 +284,7 @@ impl Identity {
             Node::FaultSetting => (6, 0),
             Node::Parameter(number) => (7, number),
             Node::Resource(number) => (8, number),
+            Node::Config => (9, 0),
         };
         let mut bytes = [0; 24];
         bytes[..8].copy_from_slice(&self.dev.to_le_bytes());
@@ -307,6 +310,7 @@ impl Identity {
             6 => Node::FaultSetting,
             7 => Node::Parameter(number),
             8 => Node::Resource(number),
+            9 => Node::Config,
             _ => return None,
         };
         Some(Self { dev: long(0)?, ino: long(8)?, node })

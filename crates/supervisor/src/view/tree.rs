@@ -126,6 +126,11 @@ impl Dir {
         self.file(name, File { mode: 0o644, bytes: Vec::new(), size: 0, node });
     }
 
+    /// The configuration space of a function.
+    pub(super) fn configuration(&mut self, name: &str, bytes: Vec<u8>) {
+        self.file(name, File { mode: 0o444, bytes, size: 0, node: Some(Node::Config) });
+    }
+
     fn file(&mut self, name: &str, file: File) {
         self.insert(name, Entry::File(file));
     }
