@@ -293,6 +293,12 @@ pub(crate) fn filter(queues: Option<QueueFds>, more: &[Rule<'static>]) -> Filter
     let (stat_flags, statx_flags) = (empty_path(3), empty_path(2));
     let x86 = |number, when| Rule { arch: Arch::X86_64, number, when };
     let mut rules = vec![x86(IOCTL, typed.as_slice()), x86(IOCTL, of_kvm.as_slice())];
+    // A file of a FUSE file system is not asked about it, and the kernel says 0 by itself.
+    let nothing = [
+        low(2, u32::MAX, Is::Equal(0)),
+        Test { arg: 2, half: Half::High, mask: u32::MAX, is: Is::Equal(0) },
+    ];
+    rules.push(x86(READ, &nothing));
     if let Some(tests) = &in_queues {
         rules.extend([READ, WRITE, READV, WRITEV].map(|number| x86(number, tests)));
         rules.extend([PREAD64, PWRITE64].map(|number| x86(number, tests)));
@@ -595,9 +601,11 @@ mod tests {
     #[test]
     fn a_read_is_stopped_only_on_queue_descriptors() {
         for number in [number::READ, number::WRITE, number::READV, number::WRITEV] {
-            assert!(!stops(number, [959, 0, 0, 0, 0, 0]) && !stops(number, [1024, 0, 0, 0, 0, 0]));
-            assert!(stops(number, [960, 0, 0, 0, 0, 0]) && stops(number, [1023, 0, 0, 0, 0, 0]));
+            assert!(!stops(number, [959, 0, 1, 0, 0, 0]) && !stops(number, [1024, 0, 1, 0, 0, 0]));
+            assert!(stops(number, [960, 0, 1, 0, 0, 0]) && stops(number, [1023, 0, 1, 0, 0, 0]));
         }
+        assert!(stops(number::READ, [3, 0, 0, 0, 0, 0]), "of nothing");
+        assert!(!stops(number::READ, [3, 0, 1 << 32, 0, 0, 0]));
         assert!(stops(number::PREAD64, [960, 0, 4, 0, 0, 0]));
         assert!(stops(number::PREAD64, [3, 0, 4, FAR, 0, 0]));
         assert!(!stops(number::PREAD64, [3, 0, 4, 0, 0, 0]));

@@ -1,5 +1,6 @@
 //! pread, pwrite and mmap where the regions of a device lie, read and write of queues.
 
+use ioasis_iommufd::{ClientFile, Destination};
 use std::sync::Arc;
 
 use ioasis_sys::because;
@@ -184,8 +185,31 @@ fn queue_at(caller: &Caller<'_>, call: &Notification) -> Result<Option<Decision>
 /// read and write of a queue.
 pub(super) fn queue(caller: &Caller<'_>, call: &Notification) -> Result<Decision> {
     let [fd, address, length, ..] = call.args;
+    if call.number == number::READ && length == 0 {
+        return read_of_nothing(caller, signed(fd));
+    }
     let turn = if call.number == number::READ { Way::Read } else { Way::Write };
     move_records(caller, signed(fd), turn, &[(address, length)])
+}
+
+/// A read of no bytes: Linux's queues judge it, and a FUSE file is not asked about it (fs/fuse/file.c, fuse_direct_io).
+fn read_of_nothing(caller: &Caller<'_>, fd: i32) -> Result<Decision> {
+    let (_, identity) = caller.identified(fd)?;
+    let file = caller.server.queues.get(identity);
+    let Some(queue) = file.as_deref().and_then(ClientFile::queue) else {
+        return Ok(Decision::CONTINUE);
+    };
+    let moved = queue.read_to(0, 0, &mut Nowhere)?;
+    Ok(Decision::Answer(Answer::Value(moved.cast_signed())))
+}
+
+/// Where nothing is put.
+struct Nowhere;
+
+impl Destination for Nowhere {
+    fn put(&mut self, at: u64, _: &[u8]) -> Result<()> {
+        Err(Error::at(Errno::EFAULT, "a read of nothing has no room", at))
+    }
 }
 
 /// readv and writev of a queue, each piece a call of its own.
