@@ -110,8 +110,16 @@ pub(super) fn access(caller: &Caller<'_>, call: &Notification) -> Result<Decisio
     if most > STEP {
         caller.may_wait()?;
     }
+    see_closes_before(caller, way);
     let piece = Piece { address, length: most, offset };
     Ok(answered(transfer(caller, &target, device, (way, piece))))
+}
+
+/// A store can make the device reach for a peer, which must not be there once its last descriptor was closed.
+fn see_closes_before(caller: &Caller<'_>, way: Way) {
+    if matches!(way, Way::Write) {
+        caller.see_closes();
+    }
 }
 
 /// preadv, pwritev and their second versions, of a program whose vectors consist of `words`.
@@ -141,6 +149,7 @@ pub(super) fn vectored(caller: &Caller<'_>, call: &Notification, words: Words) -
     if total > STEP {
         caller.may_wait()?;
     }
+    see_closes_before(caller, way);
     Ok(answered(one_by_one(caller, &target, device, (way, offset, &pieces))))
 }
 
