@@ -363,6 +363,11 @@ pub(crate) fn widened(call: &Notification) -> Option<Notification> {
     Some(Notification { arch: Arch::X86_64.raw(), number, args, ..*call })
 }
 
+/// Whether an ioctl is one of VFIO's or IOMMUFD's.
+pub(crate) const fn is_our_ioctl(command: u32) -> bool {
+    command & 0xff00 == IOCTL_TYPE << 8
+}
+
 /// Whether a call is one of those that are stopped because only files of a file system have them.
 pub(crate) fn is_of_a_file(number: u32) -> bool {
     FILE_CALLS.iter().any(|rule| rule.number == number)

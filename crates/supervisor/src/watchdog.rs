@@ -14,17 +14,18 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use ioasis_sys::notify::{Answer, Listener, Notification, Slots};
+use ioasis_sys::seccomp::{Arch, X32_BIT};
 use ioasis_sys::signal::{self, SignalFd};
 use ioasis_sys::spawn;
 use ioasis_uapi::{Errno, Error};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-use crate::filter::number;
+use crate::filter::{self, number};
 use crate::other::{LOOK, Other};
 use crate::removal::{Failure, Marks, Note, Removal};
 use crate::resolve::{self, Found, Last, Seen, Wait};
-use crate::task::{OpenCall, Task, signed};
+use crate::task::{OpenCall, Task, low, signed};
 
 /// What supervisor and watchdog know of the run together: notification slots and a few words beside them.
 #[derive(Debug)]
@@ -317,24 +318,31 @@ fn orphaned(marks: &Marks, call: &Notification) -> Answer {
         let ours = seen.dev == marks.files || marks.nodes.contains(&(seen.dev, seen.ino));
         return if ours { Answer::Error(Errno::ENODEV) } else { Answer::Continue };
     }
-    let fd = match call.number {
-        number::MMAP => call.args[4],
-        number::FSTAT
-        | number::NEWFSTATAT
-        | number::STATX
-        | number::READLINK
-        | number::READLINKAT
-        | number::MKNOD
-        | number::MKNODAT
-        | number::SECCOMP => return Answer::Continue,
-        _ => call.args[0],
-    };
+    let Some((fd, is_surely_ours)) = file_of(call) else { return Answer::Continue };
     let ours = match task.file(signed(fd)) {
         Ok(file) => Seen::of(file).is_ok_and(|seen| seen.dev == marks.files),
-        // It cannot be looked at: only an access where our regions lie, or an ioctl of our type, was stopped.
-        Err(error) => error.errno == Errno::EPERM,
+        // It cannot be looked at.
+        Err(error) => error.errno == Errno::EPERM && is_surely_ours,
     };
     if ours { Answer::Error(Errno::ENODEV) } else { Answer::Continue }
+}
+
+/// The descriptor that a stopped call is made on, if a file of ours answers it otherwise than the kernel does; and
+/// whether no other file has such calls: an ioctl of our type, an access where our regions lie.
+fn file_of(call: &Notification) -> Option<(u64, bool)> {
+    let wide = (call.arch == Arch::I386.raw()).then(|| filter::widened(call)).flatten();
+    let call = wide.as_ref().unwrap_or(call);
+    let [first, second, _, _, fifth, sixth] = call.args;
+    Some(match call.number & !X32_BIT {
+        number::IOCTL | number::X32_IOCTL => (first, filter::is_our_ioctl(low(second))),
+        number::PREAD64 | number::PWRITE64 => (first, true),
+        number if filter::is_vectored(number) => (first, true),
+        number::MMAP => (fifth, sixth >> ioasis_vfio::REGION_SHIFT != 0),
+        number::SENDFILE => (second, false),
+        number::FCNTL | number::MREMAP | number::MADVISE | number::REMAP_FILE_PAGES => return None,
+        number if filter::is_of_a_file(number) => (first, false),
+        _ => return None,
+    })
 }
 
 /// Kills every process that descends from this one, except those in `but` and what descends from them only.

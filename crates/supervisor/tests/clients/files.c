@@ -392,10 +392,10 @@ static void fill(void)
 	if (file < 0)
 		return;
 	pid_t writer = fork();
-	if (writer == 0)
+	if (writer == 0 && prctl(PR_SET_PDEATHSIG, SIGKILL) == 0)
 		for (off_t at = 0;; at = (at + sizeof(many)) % (1L << 32))
 			pwrite(file, many, sizeof(many), at);
-	for (int i = 0; i < 200; i++) {
+	for (int i = 0; i < 50; i++) {
 		int fd = device(context);
 		volatile uint32_t *bar = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, BAR0);
 		CHECK(bar != MAP_FAILED);
@@ -600,6 +600,23 @@ static void gone(void)
 	CHECK(open("/etc/passwd", O_RDONLY) >= 0);
 	FAILS(open("/no/such/file", O_RDONLY), ENOENT);
 	FAILS(ioctl(0, IOMMU_IOAS_ALLOC, 0), ENOTTY);
+	/* Other files have all their calls, also in a process that nobody may look at. */
+	int other = memfd_create("other", 0);
+	for (int hidden = 0; hidden < 2; hidden++) {
+		CHECK(ftruncate(other, 8192) == 0 && fsync(other) == 0 && lseek(other, 0, SEEK_END) == 8192);
+		CHECK(fcntl(other, F_SETFL, O_APPEND) == 0 && (fcntl(other, F_GETFL) & O_APPEND));
+		char *page = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, other, 0);
+		CHECK(page != MAP_FAILED && madvise(page, 4096, MADV_REMOVE) == 0);
+		page = mremap(page, 4096, 8192, MREMAP_MAYMOVE);
+		CHECK(page != MAP_FAILED);
+		page[4096] = 1;
+		pid_t child = fork();
+		if (child == 0)
+			execl("/bin/true", "true", (char *)NULL);
+		int status;
+		CHECK(waitpid(child, &status, 0) == child && status == 0);
+		CHECK(prctl(PR_SET_DUMPABLE, 0) == 0);
+	}
 }
 
 /* A process that forbids others of its user to look at it is served all the same. */
