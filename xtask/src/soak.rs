@@ -53,7 +53,12 @@ const JOBS: &[Job] = &[
     Job {
         name: "iommufd",
         what: "random commands on two opens of /dev/iommu, beside a model of byte arrays",
-        work: Work::Tests(&["-p", "ioasis-iommufd", "-E", "test(/^world::every_command_/)"]),
+        work: Work::Tests(&[
+            "-p",
+            "ioasis-iommufd",
+            "-E",
+            "test(/^tests::any_order::every_command_/)",
+        ]),
         total: 1_000_000,
         step: 50_000,
     },
@@ -74,7 +79,7 @@ const JOBS: &[Job] = &[
     Job {
         name: "container",
         what: "random calls on a type1 container, beside a model of arrays",
-        work: Work::Tests(&["-p", "ioasis-iommufd", "-E", "test(/^type1::sequences::/)"]),
+        work: Work::Tests(&["-p", "ioasis-iommufd", "-E", "test(/^tests::container::/)"]),
         total: 1_000_000,
         step: 50_000,
     },

@@ -19,7 +19,7 @@ pub(crate) struct Args {
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 const FLAGS: &str = "-Zsanitizer=thread -Cunsafe-allow-abi-mismatch=sanitizer --cfg ioasis_tsan";
 /// Tests that start threads.
-const TESTS: &str = "test(/^(storm|concurrent)::/)";
+const TESTS: &str = "test(/^tests::(storm|concurrent)::/)";
 
 /// Runs the task.
 pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<()> {

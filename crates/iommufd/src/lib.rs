@@ -1,7 +1,7 @@
 //! IOMMUFD in user space: address spaces, page tables, accounting, the VFIO container.
 //!
 //! A [`Machine`] is what all opens share: one simulated physical space, one ledger. A [`Context`] is one open of `/dev/iommu`,
-//! a [`Container`](type1::Container) one of `/dev/vfio/vfio`. Devices are [`Endpoint`]s behind an [`Iommu`]; what they do with addresses is
+//! a [`Container`](container::Container) one of `/dev/vfio/vfio`. Devices are [`Endpoint`]s behind an [`Iommu`]; what they do with addresses is
 //! [`Endpoint::read`] and [`Endpoint::write`]. Calls come as bytes through `ioctl` or typed through the methods beneath.
 //!
 //! The crate knows no PCI device and no file descriptor: a VMM gives it memory of its own ([`Memory`], or whatever is an
@@ -71,69 +71,46 @@ macro_rules! refuse {
     };
 }
 
-mod access;
 pub mod account;
 mod client;
 mod cmd;
-#[cfg(test)]
-mod concurrent;
-mod context;
+pub mod container;
 mod device;
-mod dirty;
-mod dma;
-mod domain;
-pub mod driver;
-mod event;
-mod fault;
-pub mod faultlog;
-mod file;
-mod format;
-mod hardware;
+mod hw;
 mod hwpt;
 pub mod inject;
 mod ioas;
-mod iommu;
-mod library;
-mod machine;
 mod memory;
 #[cfg(feature = "mock")]
 mod mock;
-mod nested;
 mod object;
+mod open;
 mod pages;
 mod params;
-mod phys;
-#[cfg(all(test, ioasis_shuttle))]
-mod schedules;
-mod sections;
 #[cfg(test)]
-mod storm;
-#[cfg(test)]
-mod testing;
-pub mod type1;
-mod underway;
-mod viommu;
-#[cfg(test)]
-mod world;
+mod tests;
 
-pub use access::{AccessHandle, AccessKind, AccessUser};
 pub use client::{
     Account, AddressSpace, Backing, Client, ClientFile, Destination, Extent, Extents, Importer,
     Kind, MappableMemory, OnExec, Piece, QueueFile, QueueWatcher, Source,
 };
-pub use context::{Context, CopyRequest, MapRequest};
+pub use container as type1;
+pub use device::access::{AccessHandle, AccessKind, AccessUser};
 pub use device::{Bound, PageAsk};
-pub use dma::{DmaFault, DmaSection, PasidDma, Reached, Segment, Unreached};
-pub use hardware::cmdqv::Cmdqv;
-pub use ioas::{Place, Unmapped};
-pub use ioasis_iommupt::{Dirty, Iova, IovaRange, Pa, Prot, Run};
-pub use iommu::{
+pub use hw::dma::{DmaFault, DmaSection, PasidDma, Reached, Segment, Unreached};
+pub use hw::faultlog;
+pub use hw::iommu::{
     Endpoint, EndpointConfig, Group, Iommu, Kind as IommuKind, ReservedKind, ReservedRegion,
     Silence,
 };
-pub use library::HwptFlags;
-pub use machine::Machine;
+pub use hw::kinds::cmdqv::Cmdqv;
+pub use hw::machine::Machine;
+pub use hw::ops as driver;
+pub use hw::phys::{Phys, Window};
+pub use ioas::{Place, Unmapped};
+pub use ioasis_iommupt::{Dirty, Iova, IovaRange, Pa, Prot, Run};
 pub use memory::Memory;
+pub use open::library::HwptFlags;
+pub use open::{Context, CopyRequest, MapRequest};
 pub use pages::PAGE_SIZE;
 pub use params::{Param, Params};
-pub use phys::{Phys, Window};

@@ -89,7 +89,7 @@ impl History {
 mod tests {
     use super::*;
     use crate::account::Ledger;
-    use crate::testing::ACCOUNT;
+    use crate::tests::rig::ACCOUNT;
 
     fn account(pid: u32, memlock_pages: Option<u64>) -> Account {
         Account { pid, memlock_pages, ..ACCOUNT }

@@ -5,9 +5,9 @@ use ioasis_uapi::Result;
 use ioasis_uapi::iommufd as abi;
 
 use super::Call;
-use crate::dirty::Bitmap;
-use crate::domain::Domain;
+use crate::hw::domain::Domain;
 use crate::hwpt::Hwpt;
+use crate::ioas::dirty::Bitmap;
 use crate::object::Held;
 
 /// A HWPT that shows an IOAS; a nested one is of another type.

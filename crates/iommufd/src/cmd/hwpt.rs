@@ -6,15 +6,15 @@ use ioasis_uapi::Result;
 use ioasis_uapi::iommufd as abi;
 
 use super::Call;
-use crate::context::Context;
 use crate::device::Device;
-use crate::driver::{Invalidated, UserArray, UserData};
-use crate::fault::FaultQueue;
+use crate::hw::ops::{Invalidated, UserArray, UserData};
 use crate::hwpt::Hwpt;
+use crate::hwpt::faultq::FaultQueue;
+use crate::hwpt::viommu::Viommu;
 use crate::ioas::Ioas;
 use crate::object::{Head, Held, Object, Reservation, Tracked};
+use crate::open::Context;
 use crate::pages::PAGE_SIZE;
-use crate::viommu::Viommu;
 
 /// What a HWPT is to follow.
 enum Parent {

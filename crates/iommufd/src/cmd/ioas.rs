@@ -6,10 +6,10 @@ use ioasis_uapi::iommufd as abi;
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::Call;
-use crate::context::{CopyRequest, MapRequest};
 use crate::inject::step;
 use crate::ioas::Place;
 use crate::object::Object;
+use crate::open::{CopyRequest, MapRequest};
 
 pub(super) fn alloc(call: &Call<'_>) -> Result<i64> {
     let mut cmd: abi::IoasAlloc = call.decode()?;

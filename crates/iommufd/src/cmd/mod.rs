@@ -18,9 +18,9 @@ use ioasis_uapi::iommufd as abi;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::Client;
-use crate::context::Context;
+use crate::container::compat;
+use crate::open::Context;
 use crate::pages::Pages;
-use crate::type1::compat;
 
 /// One command: its number, the size of its first version, and who carries it out.
 struct Row {

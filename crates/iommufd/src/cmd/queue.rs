@@ -6,12 +6,12 @@ use ioasis_uapi::Result;
 use ioasis_uapi::iommufd as abi;
 
 use super::Call;
-use crate::event::{DEPTH_MAX, EventQueue};
-use crate::fault::FaultQueue;
-use crate::file::{EventFile, FaultFile};
+use crate::hwpt::eventq::{DEPTH_MAX, EventQueue};
+use crate::hwpt::faultq::FaultQueue;
+use crate::hwpt::viommu::Viommu;
 use crate::inject::step;
 use crate::object::{Head, Held, Object};
-use crate::viommu::Viommu;
+use crate::open::files::{EventFile, FaultFile};
 use crate::{ClientFile, OnExec};
 
 /// The number of a file that was installed.

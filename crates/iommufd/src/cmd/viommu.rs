@@ -8,11 +8,11 @@ use ioasis_uapi::iommufd as abi;
 
 use super::Call;
 use crate::device::Device;
-use crate::driver::UserData;
+use crate::hw::ops::UserData;
 use crate::hwpt::Hwpt;
+use crate::hwpt::viommu::{HwQueue, Side, Vdevice, Viommu};
 use crate::inject::step;
 use crate::object::{Head, Held, Object};
-use crate::viommu::{HwQueue, Side, Vdevice, Viommu};
 
 pub(super) fn alloc(call: &Call<'_>) -> Result<i64> {
     let mut cmd: abi::ViommuAlloc = call.decode()?;

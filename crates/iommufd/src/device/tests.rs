@@ -1,5 +1,5 @@
 use super::*;
-use crate::testing::{ACCOUNT, BASE, RW, TestClient, TestMachine};
+use crate::tests::rig::{ACCOUNT, BASE, RW, TestClient, TestMachine};
 use crate::{Iommu, IommuKind, Iova, MapRequest, Place};
 
 fn errno<T>(result: Result<T>) -> Errno {

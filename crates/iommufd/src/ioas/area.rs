@@ -228,9 +228,9 @@ mod tests {
 
     use super::*;
     use crate::account::Rule;
-    use crate::machine::Machine;
+    use crate::hw::machine::Machine;
     use crate::pages::{Origin, Pages};
-    use crate::testing::{ACCOUNT, BASE, TestClient};
+    use crate::tests::rig::{ACCOUNT, BASE, TestClient};
 
     fn area(client: &TestClient, start: u64, length: u64) -> Area {
         let origin = Origin { space: Arc::new(client.memory.clone()), address: BASE };

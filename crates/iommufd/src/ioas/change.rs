@@ -7,7 +7,7 @@ use ioasis_uapi::Result;
 
 use super::Ioas;
 use crate::account::Rule;
-use crate::machine::Machine;
+use crate::hw::machine::Machine;
 use crate::object::Held;
 use crate::pages::Pages;
 use crate::{Account, Kind};

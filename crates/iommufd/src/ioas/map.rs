@@ -10,7 +10,7 @@ use smallvec::SmallVec;
 
 use super::{AREAS_MAX, Area, Ioas, Place, Slice, Space, wait_for_dma};
 use crate::Kind;
-use crate::domain::{Domain, LeafMax};
+use crate::hw::domain::{Domain, LeafMax};
 use crate::inject::step;
 use crate::pages::{AreaPages, Fill, PAGE_SIZE, PageRange, Pages};
 

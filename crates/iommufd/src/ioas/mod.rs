@@ -11,6 +11,7 @@
 
 mod area;
 mod change;
+pub(crate) mod dirty;
 mod map;
 mod space;
 mod split;
@@ -29,14 +30,14 @@ pub(crate) use area::{Area, Areas};
 use space::{ReservedSet, allow_list};
 pub use unmap::Unmapped;
 
-use crate::access::Access;
-use crate::domain::{Domain, LeafMax};
+use crate::device::access::Access;
+use crate::hw::domain::{Domain, LeafMax};
+use crate::hw::machine::Machine;
+use crate::hw::sections::Users;
 use crate::hwpt::Hwpt;
 use crate::inject::step;
-use crate::machine::Machine;
 use crate::object::Head;
 use crate::pages::{Fill, PAGE_SIZE, Pages};
-use crate::sections::Users;
 
 /// Where a mapping goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,7 +1,7 @@
 use super::*;
 use ioasis_iommupt::Prot;
 
-use crate::testing::{ACCOUNT, Buffer, RW, TestClient, TestMachine};
+use crate::tests::rig::{ACCOUNT, Buffer, RW, TestClient, TestMachine};
 use crate::{
     Account, AddressSpace, Bound, Context, CopyRequest, Extents, Importer, Kind, MapRequest,
     Memory, Segment,

@@ -7,8 +7,8 @@ use ioasis_uapi::{Errno, Error, Result};
 
 use super::{Ioas, PastUnmap, Space, wait_for_dma};
 use crate::Importer;
-use crate::access::Access;
-use crate::domain::Domain;
+use crate::device::access::Access;
+use crate::hw::domain::Domain;
 use crate::pages::GivenBack;
 
 /// What an unmap did: bytes gone, also when it was refused half way.

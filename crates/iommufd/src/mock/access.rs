@@ -11,7 +11,7 @@ use ioasis_uapi::iommufd as abi;
 use ioasis_uapi::{Errno, Error, Result};
 
 use super::Test;
-use crate::access::{Access, AccessHandle, AccessKind, AccessUser};
+use crate::device::access::{Access, AccessHandle, AccessKind, AccessUser};
 use crate::inject::step;
 use crate::pages::{PAGE_SIZE, Way};
 use crate::{ClientFile, OnExec};

@@ -18,12 +18,12 @@ use zerocopy::IntoBytes;
 use super::Test;
 use super::nested::{CACHES, MockNested, MockViommu};
 use crate::device::{Bound, Device};
-use crate::driver::{AttachTo, Driver, NestedDriver, PagingTable, UserData, ViommuDriver};
+use crate::hw::iommu::{Attachment, Endpoint, EndpointConfig, Group};
+use crate::hw::ops::{AttachTo, Driver, NestedDriver, PagingTable, UserData, ViommuDriver};
+use crate::hw::sections::AllDma;
 use crate::hwpt::Hwpt;
 use crate::inject::step;
-use crate::iommu::{Attachment, Endpoint, EndpointConfig, Group};
 use crate::object::{Custom, Head, Held, Object};
-use crate::sections::AllDma;
 
 /// The format: five levels of 2 KiB pages, 56 bits.
 type Format = AmdV1<5, 11>;

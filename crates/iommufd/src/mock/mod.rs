@@ -25,10 +25,10 @@ use ioasis_uapi::iommufd as abi;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::cmd::{Call, Extension};
-use crate::context::Context;
+use crate::hw::iommu::{Iommu, Kind};
+use crate::hw::machine::Machine;
 use crate::inject::step;
-use crate::iommu::{Iommu, Kind};
-use crate::machine::Machine;
+use crate::open::Context;
 use crate::pages::Pages;
 
 /// Bytes of the struct's first version: up to and with `last`.
@@ -170,7 +170,5 @@ impl Test<'_> {
 /// Who reserves a range that stays until its IOAS goes: nobody has this token.
 const NO_OWNER: u64 = 0;
 
-#[cfg(test)]
-mod sequences;
 #[cfg(test)]
 mod tests;

@@ -14,7 +14,7 @@ use super::Test;
 use super::device::MockDevice;
 use crate::MappableMemory;
 use crate::device::{Device, PageAsk};
-use crate::driver::{Driver, Invalidated, NestedDriver, UserArray, UserData, ViommuDriver};
+use crate::hw::ops::{Driver, Invalidated, NestedDriver, UserArray, UserData, ViommuDriver};
 use crate::hwpt::Hwpt;
 use crate::inject::step;
 use crate::object::Held;

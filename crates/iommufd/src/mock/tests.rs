@@ -4,7 +4,7 @@ use ioasis_uapi::Errno;
 use ioasis_uapi::iommufd::{self as abi, test};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::testing::{BASE, TestClient};
+use crate::tests::rig::{BASE, TestClient};
 use crate::{Context, Machine};
 
 /// An open file on a machine with mock hardware.
@@ -224,7 +224,7 @@ fn a_nested_page_table_is_none_of_the_mocks() {
 fn a_map_is_compared_page_by_page_up_to_where_the_caller_has_none() {
     let rig = Rig::new();
     let device = rig.device(0);
-    let end = BASE + crate::testing::SIZE as u64;
+    let end = BASE + crate::tests::rig::SIZE as u64;
     rig.map(IOVA, end - 0x2000, 0x2000);
     let mut check = test::TestCmdCheckMap { iova: IOVA, length: 0x3000, uptr: end - 0x2000 };
     let beyond = rig.test(test::TEST_OP_MD_CHECK_MAP, device.out_hwpt_id, &mut check);
@@ -331,7 +331,7 @@ fn an_event_goes_by_the_virtual_id_that_the_device_was_attached_under() {
 #[test]
 fn a_slow_write_writes_all_or_nothing() {
     let rig = Rig::new();
-    let end = BASE + crate::testing::SIZE as u64;
+    let end = BASE + crate::tests::rig::SIZE as u64;
     rig.client.memory.write(BASE + 0x10_0000, &[7; 0x3000]).unwrap();
     // The last of three pages is not there.
     rig.map(IOVA, end - 0x2000, 0x3000);
@@ -410,7 +410,7 @@ fn only_a_dma_buf_is_revoked() {
     assert_eq!(revoke(5000), Err(Errno::EBADF));
     let access = rig.access(0);
     assert_eq!(revoke(access), Err(Errno::EINVAL));
-    let memory: Arc<dyn crate::AddressSpace> = crate::testing::Buffer::new(&rig.client.memory);
+    let memory: Arc<dyn crate::AddressSpace> = crate::tests::rig::Buffer::new(&rig.client.memory);
     let foreign = Arc::new(Foreign(memory));
     let fd = crate::Client::install(&rig.client, foreign, crate::OnExec::Close).unwrap();
     assert_eq!(revoke(fd.cast_unsigned()), Err(Errno::EOPNOTSUPP), "a dma-buf of somebody else");

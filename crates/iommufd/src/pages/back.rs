@@ -7,8 +7,8 @@ use ioasis_iommupt::Pa;
 use super::{About, PageRange, Pins};
 use crate::Account;
 use crate::account::Rule;
-use crate::machine::Machine;
-use crate::phys::Phys;
+use crate::hw::machine::Machine;
+use crate::hw::phys::Phys;
 
 /// Holds and charges that are given back together when it is dropped: areas that go at once are often of one payer and one window.
 #[derive(Debug, Default)]

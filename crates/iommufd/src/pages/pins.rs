@@ -6,8 +6,8 @@ use smallvec::SmallVec;
 
 use super::{About, PAGE_LG2, PAGE_SIZE, PageRange, Pins, Span};
 use crate::Extent;
+use crate::hw::phys::Phys;
 use crate::inject::step;
-use crate::phys::Phys;
 
 impl Pins {
     /// Pins `range`, or adds a holder where it is pinned already.

@@ -3,7 +3,7 @@
 use super::*;
 use crate::Account;
 use crate::account::{Charges, Ledger};
-use crate::testing::{ACCOUNT, FILE};
+use crate::tests::rig::{ACCOUNT, FILE};
 
 /// How a context accounts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

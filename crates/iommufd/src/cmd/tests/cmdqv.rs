@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::viommu::{DATA, GUEST, Nest, STE, arm_tables};
 use super::*;
 use crate::object::Object;
-use crate::testing::{ACCOUNT, ARG, Region};
+use crate::tests::rig::{ACCOUNT, ARG, Region};
 use crate::{
     Cmdqv, Iova, MapRequest, MappableMemory, Memory, Place, Prot, QueueFile, Segment, inject,
 };

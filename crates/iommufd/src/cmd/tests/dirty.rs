@@ -1,5 +1,5 @@
 use super::*;
-use crate::testing::ARG;
+use crate::tests::rig::ARG;
 use crate::{Iova, Segment};
 
 const BITS: u64 = ARG + 0x1003;
@@ -156,14 +156,14 @@ fn an_iommu_without_dirty_bits_makes_no_tracked_page_table() {
 /// A device that is writing a byte to memory which makes it wait, and the page table that has seen the write.
 struct Writing {
     fixture: Fixture,
-    slow: crate::testing::Slow,
+    slow: crate::tests::rig::Slow,
     hwpt: u32,
     device: std::thread::JoinHandle<()>,
     _bound: Bound,
 }
 
 impl Writing {
-    fn begin(slow: crate::testing::Slow) -> Self {
+    fn begin(slow: crate::tests::rig::Slow) -> Self {
         let fixture = Fixture::new();
         let (bound, ioas) = (fixture.device(), fixture.ioas());
         let request = crate::MapRequest {
@@ -171,8 +171,8 @@ impl Writing {
             address: 0,
             length: 4096,
             place: crate::Place::Fixed(Iova(0)),
-            prot: crate::testing::RW,
-            account: crate::testing::ACCOUNT,
+            prot: crate::tests::rig::RW,
+            account: crate::tests::rig::ACCOUNT,
         };
         fixture.context.map(ioas, request).unwrap();
         let flags = crate::HwptFlags::DIRTY_TRACKING;
@@ -187,7 +187,7 @@ impl Writing {
     }
 
     /// How many ranges are dirty, and the byte as it is then.
-    fn harvest(context: &Context, slow: &crate::testing::Slow, hwpt: u32) -> (u32, u8) {
+    fn harvest(context: &Context, slow: &crate::tests::rig::Slow, hwpt: u32) -> (u32, u8) {
         let mut ranges = 0;
         let clear = crate::Dirty::Clear;
         context.read_dirty(hwpt, crate::IovaRange::ALL, clear, &mut |_| ranges += 1).unwrap();
@@ -199,7 +199,7 @@ impl Writing {
 
 #[test]
 fn what_is_reported_dirty_has_been_written() {
-    let writing = Writing::begin(crate::testing::Slow::new(4096, false));
+    let writing = Writing::begin(crate::tests::rig::Slow::new(4096, false));
     // The bit is set, the byte is not.
     let migrator = std::thread::spawn({
         let (context, slow) = (Arc::clone(&writing.fixture.context), writing.slow.clone());
@@ -214,7 +214,7 @@ fn what_is_reported_dirty_has_been_written() {
 
 #[test]
 fn what_is_reported_dirty_while_a_device_waits_is_reported_again() {
-    let writing = Writing::begin(crate::testing::Slow::new(4096, true));
+    let writing = Writing::begin(crate::tests::rig::Slow::new(4096, true));
     let harvest = || Writing::harvest(&writing.fixture.context, &writing.slow, writing.hwpt);
     assert_eq!([harvest(), harvest()], [(1, 0); 2], "nobody waits for the device");
     writing.slow.give();

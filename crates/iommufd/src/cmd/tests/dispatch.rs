@@ -1,5 +1,5 @@
 use super::*;
-use crate::testing::{ARG, SIZE};
+use crate::tests::rig::{ARG, SIZE};
 
 const END: u64 = BASE + SIZE as u64;
 

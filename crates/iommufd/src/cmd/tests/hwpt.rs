@@ -1,5 +1,5 @@
 use super::*;
-use crate::testing::ARG;
+use crate::tests::rig::ARG;
 
 fn alloc(device: u32, pt_id: u32, flags: u32) -> abi::HwptAlloc {
     abi::HwptAlloc { size: 48, flags, dev_id: device, pt_id, ..Default::default() }

@@ -1,5 +1,5 @@
 use super::*;
-use crate::testing::ARG;
+use crate::tests::rig::ARG;
 
 #[test]
 fn a_map_is_refused_in_linuxs_order() {

@@ -16,7 +16,7 @@ use ioasis_uapi::iommufd as abi;
 use ioasis_uapi::{Errno, Result};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use crate::testing::{BASE, TestClient, TestMachine};
+use crate::tests::rig::{BASE, TestClient, TestMachine};
 use crate::{Bound, Context, Iommu, IommuKind};
 
 /// A client with one open of `/dev/iommu`.

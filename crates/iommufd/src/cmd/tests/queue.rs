@@ -1,5 +1,5 @@
 use super::*;
-use crate::testing::{ARG, Bell};
+use crate::tests::rig::{ARG, Bell};
 use crate::{Iova, Segment};
 
 /// A fault queue's id; its file is the client's last.

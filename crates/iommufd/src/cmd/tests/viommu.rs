@@ -1,5 +1,5 @@
 use super::*;
-use crate::testing::ARG;
+use crate::tests::rig::ARG;
 use crate::{Iova, Segment};
 
 /// Guest memory: what the nest parent maps from 0 is the client's memory.
@@ -177,14 +177,14 @@ fn an_unmap_does_not_wait_for_a_guests_table_that_is_not_there() {
     let nest = Nest::new(IommuKind::Vtd);
     nest.x86_tables(0x8000);
     nest.fixture.client.memory.write(BASE + 0x8000, &[8]).unwrap();
-    let slow = crate::testing::Slow::new(0x2000, true);
+    let slow = crate::tests::rig::Slow::new(0x2000, true);
     let table = |iova: u64| crate::MapRequest {
         space: Arc::new(slow.clone()),
         address: iova - GUEST,
         length: 0x1000,
         place: crate::Place::Fixed(Iova(iova)),
-        prot: crate::testing::RW,
-        account: crate::testing::ACCOUNT,
+        prot: crate::tests::rig::RW,
+        account: crate::tests::rig::ACCOUNT,
     };
     for iova in [GUEST, GUEST + 0x1000] {
         nest.fixture.context.map(nest.ioas, table(iova)).unwrap();
@@ -586,7 +586,7 @@ fn unbinding_meets_a_virtual_device_that_is_being_made() {
     let reservation = objects.reserve().unwrap();
     let (head, viommu) = (crate::object::Head::new(reservation.id()), objects.get(viommu).unwrap());
     let device = objects.get::<crate::device::Device>(bound.id()).unwrap();
-    let made = crate::viommu::Vdevice::new(head, &viommu, device.arc(), 5).unwrap();
+    let made = crate::hwpt::viommu::Vdevice::new(head, &viommu, device.arc(), 5).unwrap();
     drop(bound);
     made.retire();
     assert!(!viommu.has_vdevice(5));

@@ -1,0 +1,262 @@
+//! The VFIO container, on an IOAS: one open of `/dev/vfio/vfio`.
+//!
+//! Which file was opened decides the rules, not the code: on `/dev/iommu` they are those of Linux's compatibility layer
+//! (`compat`), on `/dev/vfio/vfio` those of the type1 driver ([`Container`], `type1`). One IOAS does the work under both.
+//!
+//! Groups come first: only they give the right to an IOMMU. SET_IOMMU then chooses the driver, and with the last group both
+//! driver and mappings go. Linux: `drivers/vfio/container.c`.
+//!
+//! `Container::state` is held for a whole call, as the type1 driver holds its own lock, and comes before every lock of the IOAS.
+
+mod argument;
+pub(crate) mod compat;
+mod emulated;
+mod log;
+mod pins;
+mod type1;
+mod vaddr;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use ioasis_iommupt::IovaRange;
+use ioasis_sys::sync::Mutex;
+use ioasis_uapi::Result;
+use ioasis_uapi::vfio as abi;
+
+use crate::device::access::AccessUser;
+use crate::hw::iommu::{Endpoint, Group};
+use crate::hw::machine::Machine;
+use crate::{Account, Client};
+use type1::Type1;
+
+/// How a group's devices do DMA.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GroupKind {
+    /// Through an IOMMU.
+    Iommu,
+    /// Without one, anywhere.
+    NoIommu,
+    /// Not at all: the driver moves their bytes.
+    Emulated,
+}
+
+/// A group as a container sees it.
+#[derive(Clone, Debug)]
+pub struct Member {
+    kind: GroupKind,
+    group: Arc<Group>,
+    /// Ranges its devices cannot use for memory.
+    reserved: Vec<IovaRange>,
+    /// Owner of the reserved ranges.
+    token: u64,
+}
+
+impl Member {
+    /// `group`, with all its devices.
+    #[must_use]
+    pub fn new(kind: GroupKind, group: &Arc<Group>, endpoints: &[Arc<Endpoint>]) -> Self {
+        let reserved =
+            endpoints.iter().flat_map(|endpoint| endpoint.reserved().collect::<Vec<_>>()).collect();
+        Self { kind, group: Arc::clone(group), reserved, token: group.token() }
+    }
+
+    fn is(&self, group: &Arc<Group>) -> bool {
+        Arc::ptr_eq(&self.group, group)
+    }
+}
+
+#[derive(Debug)]
+enum Driver {
+    Type1(Box<Type1>),
+    /// Every call but the three of the container itself is unknown.
+    NoIommu,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    members: Vec<Member>,
+    driver: Option<Driver>,
+    /// Open devices that may pin.
+    users: Vec<Arc<dyn AccessUser>>,
+}
+
+impl State {
+    fn has_pins(&self) -> bool {
+        matches!(&self.driver, Some(Driver::Type1(type1)) if !type1.pins.is_empty())
+    }
+}
+
+/// One open of `/dev/vfio/vfio`.
+#[derive(Debug)]
+pub struct Container {
+    machine: Arc<Machine>,
+    token: u64,
+    state: Mutex<State>,
+}
+
+impl Container {
+    /// A container without groups on `machine`.
+    #[must_use]
+    pub fn new(machine: &Arc<Machine>) -> Arc<Self> {
+        Arc::new(Self {
+            machine: Arc::clone(machine),
+            token: machine.token(),
+            state: Mutex::default(),
+        })
+    }
+
+    /// Carries out the ioctl `cmd` with argument `arg` for `client`.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` for everything before SET_IOMMU except the three calls of the container itself, `ENOTTY` for an unknown code after it, and whatever the call
+    /// refuses.
+    pub fn ioctl(&self, client: &dyn Client, cmd: u32, arg: u64) -> Result<i64> {
+        let mut state = self.state.lock();
+        match cmd {
+            abi::IOMMU_UNMAP_DMA if state.has_pins() => {
+                drop(state);
+                self.unmap_dma(client, arg)
+            }
+            abi::GET_API_VERSION => Ok(i64::from(abi::API_VERSION)),
+            abi::CHECK_EXTENSION => Ok(i64::from(self.check_extension(&state, arg))),
+            abi::SET_IOMMU => self.set_iommu(&mut state, client, arg),
+            _ => match &mut state.driver {
+                None => refuse!(
+                    EINVAL,
+                    "the container has no IOMMU yet: SET_IOMMU comes first",
+                    u64::from(cmd)
+                ),
+                Some(Driver::NoIommu) => {
+                    refuse!(ENOTTY, "a no-iommu container maps nothing", u64::from(cmd))
+                }
+                Some(Driver::Type1(type1)) => type1.ioctl(client, cmd, arg),
+            },
+        }
+    }
+
+    fn check_extension(&self, state: &State, arg: u64) -> bool {
+        let number = u32::try_from(arg).unwrap_or(u32::MAX);
+        let no_iommu = || {
+            number == abi::NOIOMMU_IOMMU
+                && self.machine.params.enable_unsafe_noiommu_mode.load(Ordering::Relaxed)
+        };
+        match &state.driver {
+            Some(Driver::Type1(type1)) => type1.check_extension(number),
+            Some(Driver::NoIommu) => no_iommu(),
+            // Before SET_IOMMU: what any driver has that may serve the groups there are.
+            None => match state.members.first().map(|member| member.kind) {
+                Some(GroupKind::NoIommu) => no_iommu(),
+                Some(_) => Type1::offers(number),
+                None => Type1::offers(number) || no_iommu(),
+            },
+        }
+    }
+
+    fn set_iommu(&self, state: &mut State, client: &dyn Client, arg: u64) -> Result<i64> {
+        if state.members.is_empty() {
+            return refuse!(
+                EINVAL,
+                "the container has no group yet: GROUP_SET_CONTAINER comes first"
+            );
+        }
+        if state.driver.is_some() {
+            return refuse!(EINVAL, "the container has an IOMMU already");
+        }
+        let number = u32::try_from(arg).unwrap_or(u32::MAX);
+        if !self.check_extension(state, arg) {
+            return refuse!(ENODEV, "no driver serves this IOMMU type", arg);
+        }
+        if state.members.iter().any(|member| member.kind == GroupKind::NoIommu) {
+            if !client.account().sys_rawio {
+                return refuse!(EPERM, "no-iommu mode needs CAP_SYS_RAWIO");
+            }
+            state.driver = Some(Driver::NoIommu);
+            return Ok(0);
+        }
+        let mut type1 = Type1::open(&self.machine, number)?;
+        // On failure the driver goes, and with it whatever was attached.
+        state.members.iter().try_for_each(|member| type1.attach(member))?;
+        state.driver = Some(Driver::Type1(Box::new(type1)));
+        Ok(0)
+    }
+
+    /// Adds a group: GROUP_SET_CONTAINER.
+    ///
+    /// # Errors
+    ///
+    /// `EPERM` for a no-iommu group without `CAP_SYS_RAWIO`, one among others or the other way round, or a group that somebody else owns; what attaching refuses
+    /// when the container has its IOMMU.
+    pub fn add_group(&self, account: &Account, member: Member) -> Result<()> {
+        let no_iommu = member.kind == GroupKind::NoIommu;
+        if no_iommu && !account.sys_rawio {
+            return refuse!(EPERM, "a no-iommu group needs CAP_SYS_RAWIO");
+        }
+        let mut state = self.state.lock();
+        let state = &mut *state;
+        if state.members.iter().any(|other| (other.kind == GroupKind::NoIommu) != no_iommu) {
+            return refuse!(
+                EPERM,
+                "groups with and without an IOMMU do not mix",
+                u64::from(member.group.number())
+            );
+        }
+        if member.kind == GroupKind::Iommu {
+            member.group.claim(self.token)?;
+        }
+        if let Some(Driver::Type1(type1)) = &mut state.driver
+            && let Err(error) = type1.attach(&member)
+        {
+            disown(&member);
+            return Err(error);
+        }
+        state.members.push(member);
+        Ok(())
+    }
+
+    /// Takes a group out: GROUP_UNSET_CONTAINER, or the end of the group's file. With the last one the IOMMU and all mappings go.
+    pub fn remove_group(&self, group: &Arc<Group>) {
+        let mut state = self.state.lock();
+        let Some(at) = state.members.iter().position(|member| member.is(group)) else { return };
+        let member = state.members.remove(at);
+        if let Some(Driver::Type1(type1)) = &mut state.driver {
+            type1.detach(&member);
+        }
+        let driver = if state.members.is_empty() { state.driver.take() } else { None };
+        drop(state);
+        drop(driver);
+        disown(&member);
+    }
+
+    /// Whether a device of the container can be opened: it has an IOMMU.
+    #[must_use]
+    pub fn has_iommu(&self) -> bool {
+        self.state.lock().driver.is_some()
+    }
+
+    /// Whether `group` was added.
+    #[must_use]
+    pub fn has_group(&self, group: &Arc<Group>) -> bool {
+        self.state.lock().members.iter().any(|member| member.is(group))
+    }
+}
+
+fn disown(member: &Member) {
+    if member.kind == GroupKind::Iommu {
+        member.group.disown();
+    }
+}
+
+impl Drop for Container {
+    fn drop(&mut self) {
+        let groups: Vec<Arc<Group>> =
+            self.state.get_mut().members.iter().map(|member| Arc::clone(&member.group)).collect();
+        groups.iter().for_each(|group| self.remove_group(group));
+    }
+}
+
+#[cfg(test)]
+mod pins_tests;
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,275 @@
+//! Domain: one hardware page table, what devices translate through.
+//!
+//! The writer is taken by one caller at a time; readers walk without a lock. A range handed to
+//! [`Domain::clear`] is out of reach of every device when its [`Users`] have been waited for.
+//!
+//! `Domain::writer` comes after `Ioas::space` and before nothing.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use ioasis_iommupt::{Dirty, Iova, IovaRange, Prot, Run, TableReader, TableWriter};
+use ioasis_sys::sync::Mutex;
+use ioasis_uapi::Result;
+
+use crate::hw::format::{Stage, make_table};
+use crate::hw::iommu::Iommu;
+use crate::hw::machine::Machine;
+use crate::hw::ops::PagingTable;
+use crate::hw::sections::Users;
+use crate::inject::step;
+use crate::pages::PAGE_SIZE;
+
+/// The largest leaf a mapping may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LeafMax {
+    /// Whatever the format has.
+    Format,
+    /// A page of 4 KiB.
+    Page,
+}
+
+/// What a domain must be able to do, fixed when it is made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct DomainUse {
+    /// Dirty bits are read: only devices behind an IOMMU that sets them may attach.
+    pub(crate) dirty_tracking: bool,
+    /// No-snoop transactions are forced to snoop.
+    pub(crate) enforce_coherency: bool,
+    /// Tables of the client's own are translated through it.
+    pub(crate) nest_parent: bool,
+    /// PASIDs may be attached.
+    pub(crate) pasid: bool,
+}
+
+impl DomainUse {
+    /// Linux: `intel_iommu_domain_alloc_paging_flags`, `amd_iommu_domain_alloc_paging_flags`.
+    // DIFFERS: Linux takes VT-d's first stage for a HWPT without flags too; a client sees a narrower aperture there.
+    fn stage(self) -> Stage {
+        match self {
+            Self { nest_parent: true, .. } => Stage::NestParent,
+            Self { pasid: true, dirty_tracking: false, .. } => Stage::OfPasid,
+            _ => Stage::Single,
+        }
+    }
+}
+
+/// One hardware page table.
+#[derive(Debug)]
+pub(crate) struct Domain {
+    token: u64,
+    machine: Arc<Machine>,
+    iommu: Arc<Iommu>,
+    wants: DomainUse,
+    aperture: IovaRange,
+    page_sizes: u64,
+    writer: Mutex<Box<dyn TableWriter>>,
+    reader: Arc<dyn TableReader>,
+    tracking: AtomicBool,
+    users: Arc<Users>,
+}
+
+impl Domain {
+    /// An empty table in the format of `iommu`.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM` without table memory.
+    pub(crate) fn new(
+        machine: &Arc<Machine>,
+        iommu: &Arc<Iommu>,
+        wants: DomainUse,
+    ) -> Result<Arc<Self>> {
+        step("a domain")?;
+        let users = Users::new(machine.sections);
+        let writer = make_table(iommu, wants.stage(), Arc::<Users>::clone(&users))?;
+        let aperture =
+            writer.aperture().intersect(iommu.aperture).unwrap_or_else(|| writer.aperture());
+        let page_sizes = writer.page_sizes() & iommu.page_sizes;
+        let table = PagingTable { writer, aperture, page_sizes };
+        Ok(Self::make(machine, iommu, wants, table, users))
+    }
+
+    /// A domain that translates through `table`.
+    pub(crate) fn with_table(
+        machine: &Arc<Machine>,
+        iommu: &Arc<Iommu>,
+        wants: DomainUse,
+        table: PagingTable,
+    ) -> Arc<Self> {
+        Self::make(machine, iommu, wants, table, Users::new(machine.sections))
+    }
+
+    fn make(
+        machine: &Arc<Machine>,
+        iommu: &Arc<Iommu>,
+        wants: DomainUse,
+        table: PagingTable,
+        users: Arc<Users>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            token: machine.token(),
+            machine: Arc::clone(machine),
+            iommu: Arc::clone(iommu),
+            wants,
+            aperture: table.aperture,
+            page_sizes: table.page_sizes,
+            reader: table.writer.reader(),
+            writer: Mutex::new(table.writer),
+            tracking: AtomicBool::new(false),
+            users,
+        })
+    }
+
+    /// The groups whose devices translate through it.
+    pub(crate) fn users(&self) -> &Users {
+        &self.users
+    }
+
+    /// A number no one else on the machine has.
+    pub(crate) fn token(&self) -> u64 {
+        self.token
+    }
+
+    /// The machine whose physical space the leaves point into.
+    pub(crate) fn machine(&self) -> &Arc<Machine> {
+        &self.machine
+    }
+
+    /// The IOMMU that walks this table.
+    #[must_use]
+    pub(crate) fn iommu(&self) -> &Arc<Iommu> {
+        &self.iommu
+    }
+
+    /// What the domain was made for.
+    pub(crate) fn wants(&self) -> DomainUse {
+        self.wants
+    }
+
+    /// The IOVAs that can be mapped.
+    #[must_use]
+    pub(crate) fn aperture(&self) -> IovaRange {
+        self.aperture
+    }
+
+    /// Bit `n` set: leaves of `1 << n` bytes exist.
+    #[must_use]
+    pub(crate) fn page_sizes(&self) -> u64 {
+        self.page_sizes
+    }
+
+    /// Bytes of the smallest leaf.
+    #[must_use]
+    pub(crate) fn page_size_min(&self) -> u64 {
+        1 << self.page_sizes.trailing_zeros()
+    }
+
+    /// For translating threads.
+    #[must_use]
+    pub(crate) fn reader(&self) -> &Arc<dyn TableReader> {
+        &self.reader
+    }
+
+    pub(crate) fn map(
+        &self,
+        iova: Iova,
+        runs: &[Run],
+        prot: Prot,
+        leaf_max: LeafMax,
+    ) -> Result<()> {
+        step("a page table")?;
+        if !prot.intersects(Prot::READ | Prot::WRITE) {
+            // map_pages in generic_pt/iommu_pt.h, arm_lpae_map_pages. Linux's compatibility layer asks for it.
+            return refuse!(EINVAL, "a leaf grants reads, writes or both", iova.0);
+        }
+        let mut writer = self.writer.lock();
+        if leaf_max == LeafMax::Format {
+            return writer.map(iova, runs, prot);
+        }
+        let mut next = iova.0;
+        for run in runs {
+            let mut done = 0;
+            while done < run.length {
+                let length = (run.length - done).min(PAGE_SIZE - (next & (PAGE_SIZE - 1)));
+                let page = Run { pa: ioasis_iommupt::Pa(run.pa.0 + done), length };
+                if let Err(error) = writer.map(Iova(next), &[page], prot) {
+                    if next > iova.0 {
+                        let mapped =
+                            IovaRange::closed(iova, Iova(next - 1)).expect("something was mapped");
+                        writer.clear(mapped);
+                    }
+                    return Err(error);
+                }
+                done += length;
+                next = next.wrapping_add(length);
+            }
+        }
+        Ok(())
+    }
+
+    /// Empties `range`, whose ends are ends of areas.
+    pub(crate) fn clear(&self, range: IovaRange) {
+        if let Some(range) = range.intersect(self.aperture) {
+            self.writer.lock().clear(range);
+        }
+    }
+
+    /// Splits a leaf that straddles `at`.
+    pub(crate) fn cut(&self, at: Iova) -> Result<()> {
+        step("a page table to split a leaf")?;
+        self.writer.lock().cut(at)
+    }
+
+    /// Whether dirty tracking is on.
+    #[cfg_attr(
+        not(feature = "mock"),
+        expect(dead_code, reason = "a device that is no mock always marks what it writes")
+    )]
+    pub(crate) fn is_tracking(&self) -> bool {
+        self.tracking.load(Ordering::Acquire)
+    }
+
+    /// Turns dirty tracking on or off; dirty bits are kept either way.
+    pub(crate) fn set_tracking(&self, tracking: bool) {
+        self.tracking.store(tracking, Ordering::Release);
+    }
+
+    /// Marks what is mapped inside `range` dirty.
+    #[cfg_attr(not(feature = "mock"), expect(dead_code, reason = "the mock hardware asks"))]
+    pub(crate) fn set_dirty(&self, range: IovaRange) {
+        if let Some(range) = range.intersect(self.aperture) {
+            self.writer.lock().set_dirty(range);
+        }
+    }
+
+    /// Returns when no DMA uses what was walked in clients' own tables before.
+    pub(crate) fn wait_for_nested(&self) {
+        Users::wait_all([self.users()]);
+        self.machine.underway.wait(|route, _| route.nested && route.domain == self.token);
+    }
+
+    /// Reports the dirty ranges inside `range`. What is cleared has been written by the time it returns, for a translation that set
+    /// the bit may be in use until then, or is dirty again: what a copy is writing that may last for ever is waited for by nobody.
+    pub(crate) fn read_dirty(
+        &self,
+        range: IovaRange,
+        dirty: Dirty,
+        found: &mut dyn FnMut(IovaRange),
+    ) {
+        let Some(range) = range.intersect(self.aperture) else { return };
+        let mut any = false;
+        self.writer.lock().read_dirty(range, dirty, &mut |range| {
+            any = true;
+            found(range);
+        });
+        if any && dirty == Dirty::Clear {
+            Users::wait_all([self.users()]);
+            let written = self.machine.underway.written(self.token, range);
+            if !written.is_empty() {
+                let mut writer = self.writer.lock();
+                written.into_iter().for_each(|range| writer.set_dirty(range));
+            }
+        }
+    }
+}
