@@ -3,6 +3,7 @@
 //! A model knows registers and its device's protocol, nothing else: configuration space, interrupts, who opened it
 //! and whose memory it reaches are the business of [`Function`](crate::Function). docs/models.md is the tutorial.
 
+mod ioat;
 mod nvme;
 pub(crate) mod options;
 mod testdev;
@@ -98,7 +99,7 @@ pub struct ModelInfo {
 }
 
 /// Every kind of device, in the order of the list.
-const MODELS: &[ModelInfo] = &[nvme::INFO, testdev::INFO];
+const MODELS: &[ModelInfo] = &[ioat::INFO, nvme::INFO, testdev::INFO];
 
 /// The kinds of devices there are.
 #[must_use]
