@@ -89,6 +89,25 @@ fn what_a_program_forks_is_heard_and_ends_as_it_would_and_what_it_executes_is_no
 }
 
 #[test]
+fn a_program_with_another_users_rights_gets_them_and_is_not_traced() {
+    // Only root can make one.
+    if rustix::process::geteuid().is_root() {
+        let (_folder, output) = run("set-user-id", &[]);
+        assert_eq!((output.status.code(), &*output.stderr), (Some(44), &[][..]), "{output:?}");
+    }
+}
+
+#[test]
+fn a_thread_executes_a_program_while_another_maps_registers() {
+    passes("execute-beside-map", &[]);
+}
+
+#[test]
+fn a_program_that_could_not_be_executed_leaves_the_stores_of_the_old_one_trapped() {
+    passes("failed-exec", &[]);
+}
+
+#[test]
 fn a_process_is_stopped_and_continued_as_without_a_tracer() {
     passes("stopped", &[]);
 }

@@ -204,6 +204,14 @@ impl Tasks {
         known.executing.push(Arc::clone(&task.thread));
     }
 
+    /// Whether another thread of the task's process may be in an execve.
+    pub(crate) fn is_another_executing(&self, task: &Task) -> bool {
+        let is_other = |thread: &&Arc<Thread>| {
+            thread.process().pid() == task.process.pid() && thread.tid() != task.tid
+        };
+        self.known.lock().executing.iter().filter(is_other).any(|thread| thread.is_alive())
+    }
+
     /// The task is about to change its credentials, which may hide it.
     pub(crate) fn changes(&self, task: &Task) {
         self.hides(task);

@@ -34,7 +34,13 @@ pub enum Answer {
     Error(Errno),
     /// The kernel goes on with it as if nobody had looked.
     Continue,
+    /// The thread makes it again, from the start. For a thread that stops or takes a signal before it runs its program: the
+    /// kernel begins a call anew only where it handles those (`arch_do_signal_or_restart`, arch/x86/kernel/signal.c).
+    Again,
 }
+
+/// `ERESTARTNOINTR` (linux/errno.h).
+const BEGIN_ANEW: i32 = 513;
 
 /// Where stopped system calls arrive. Readable when one waits; hung up when the last task under the filter is gone.
 #[derive(Debug)]
@@ -80,6 +86,7 @@ impl Listener {
             Answer::Value(value) => response.val = value,
             Answer::Error(errno) => response.error = -errno.raw(),
             Answer::Continue => response.flags = CONTINUE,
+            Answer::Again => response.error = -BEGIN_ANEW,
         }
         // SAFETY: 1. the request reads one such struct, which lives across the call.
         let result = unsafe {

@@ -7,10 +7,13 @@
 #include <stdint.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/ptrace.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
+#include <grp.h>
 
 #include <linux/vfio.h>
 
@@ -421,9 +424,134 @@ static void watched(void)
 	puts("ok");
 }
 
+/* Two users that are nobody else. */
+enum { USER = 65534, OTHER = 65533 };
+
+/* This program, as one that runs with the rights of OTHER. */
+static int with_rights(const char *program)
+{
+	char bytes[65536];
+	ssize_t length;
+	int from = open(program, O_RDONLY), to = open("helper", O_WRONLY | O_CREAT | O_EXCL, 0700);
+	CHECK(from >= 0 && to >= 0);
+	while ((length = read(from, bytes, sizeof bytes)) > 0)
+		CHECK(write(to, bytes, (size_t)length) == length);
+	CHECK(fchown(to, OTHER, OTHER) == 0 && fchmod(to, 06755) == 0 && close(to) == 0);
+	/* The user cannot reach its folder. */
+	int helper = open("helper", O_PATH);
+	CHECK(helper >= 0 && unlink("helper") == 0);
+	return helper;
+}
+
+static int helper;
+
+static void *executes(void *unused)
+{
+	char *arguments[] = { "traps", "other", 0 };
+	(void)unused;
+	syscall(SYS_execveat, helper, "", arguments, environ, AT_EMPTY_PATH);
+	_exit(98);
+}
+
+static void *stores(void *unused)
+{
+	(void)unused;
+	for (;;) {
+		put(INTMS, 1u << 31);
+		put(INTMC, 1u << 31);
+	}
+}
+
+static void beside(void *(*other)(void *), unsigned count)
+{
+	pthread_t thread;
+	while (count--)
+		CHECK(pthread_create(&thread, 0, other, 0) == 0);
+}
+
+/* A program with the rights of another user gets those, and is not traced, whatever else its process does. */
+static void set_user_id(const char *program)
+{
+	helper = with_rights(program);
+	CHECK(setgroups(0, 0) == 0 && setresgid(USER, USER, USER) == 0 && setresuid(USER, USER, USER) == 0);
+	page = map(PROT_READ | PROT_WRITE);
+	CHECK(traced() != 0);
+	put(INTMS, 1);
+	for (int round = 0; round < 15; round++) {
+		pid_t child = fork();
+		if (!child) {
+			put(INTMS, 2);
+			if (round % 3 == 1)
+				beside(stores, 2);
+			if (round % 3 == 2)
+				beside(executes, 2);
+			else
+				executes(0);
+			stores(0);
+		}
+		CHECK(exit_of(child) == 44 << 8);
+	}
+	beside(stores, 2);
+	beside(executes, 1);
+	stores(0);
+}
+
+static void *maps(void *unused)
+{
+	(void)unused;
+	for (;;) {
+		page = map(PROT_READ | PROT_WRITE);
+		put(INTMS, 1);
+		CHECK(munmap((void *)page, bar.size) == 0);
+	}
+}
+
+/* A thread executes a program while another maps registers for the first time. */
+static void execute_beside_map(char *program)
+{
+	for (int round = 0; round < 30; round++) {
+		pid_t child = fork();
+		if (!child) {
+			beside(maps, 1);
+			usleep((useconds_t)round * 100);
+			execl(program, program, "quiet", (char *)0);
+			_exit(99);
+		}
+		CHECK(exit_of(child) == 44 << 8);
+	}
+	puts("ok");
+}
+
+/* A program that could not be executed is no end of the one that runs. */
+static void failed_exec(void)
+{
+	page = map(PROT_READ | PROT_WRITE);
+	for (uint32_t bit = 1; bit < 16; bit *= 2) {
+		put(INTMS, bit);
+		FAILS(execl("/no/such/program", "program", (char *)0), ENOENT);
+		CHECK(traced() != 0 && (get(INTMS) & bit));
+		put(INTMC, bit);
+		CHECK(!(get(INTMS) & bit));
+	}
+	/* Nor is one of another thread's. */
+	beside(stores, 2);
+	for (int round = 0; round < 20; round++) {
+		FAILS(execl("/no/such/program", "program", (char *)0), ENOENT);
+		CHECK(traced() != 0);
+		put(INTMC, 1);
+	}
+	puts("ok");
+}
+
 int main(int count, char **arguments)
 {
 	const char *how = count > 1 ? arguments[1] : "";
+	if (strcmp(how, "other") == 0) {
+		CHECK(traced() == 0 && getuid() == USER && geteuid() == OTHER && getegid() == OTHER);
+		return 44;
+	}
+	if (strcmp(how, "quiet") == 0)
+		return traced() == 0 ? 44 : 45;
 	if (strcmp(how, "untraced") == 0) {
 		CHECK(traced() == 0);
 		puts("ok");
@@ -450,6 +578,12 @@ int main(int count, char **arguments)
 		stopped();
 	else if (strcmp(how, "interrupted") == 0)
 		interrupted();
+	else if (strcmp(how, "set-user-id") == 0)
+		set_user_id(arguments[0]);
+	else if (strcmp(how, "execute-beside-map") == 0)
+		execute_beside_map(arguments[0]);
+	else if (strcmp(how, "failed-exec") == 0)
+		failed_exec();
 	else if (strcmp(how, "unknown") == 0)
 		unknown();
 	else if (strcmp(how, "watched") == 0)

@@ -372,9 +372,13 @@ pub(super) fn mmap(caller: &Caller<'_>, call: &Notification) -> Result<Decision>
         caller.may_wait()?;
         let (task, pid) = (caller.task, caller.task.process.pid());
         if !Traps::runs_a_machine(pid) {
-            result = caller.server.traps.prepare(task.tid, pid, mapping);
+            let is_executing = || caller.server.tasks.is_another_executing(task);
+            result = caller.server.traps.prepare((task.tid, pid), mapping, is_executing);
         }
-        if let Err(error) = &result {
+        // One that was killed meanwhile maps nothing.
+        if let Err(error) = &result
+            && caller.is_there()
+        {
             caller.server.explain_untrapped(task, error);
         }
     }

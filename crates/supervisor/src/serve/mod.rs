@@ -61,7 +61,7 @@ use crate::queues::Queues;
 use crate::removal::Note;
 use crate::task::{Task, Tasks, low, signed};
 use crate::trace::{self, Trace};
-use crate::trap::{Surroundings, Traps};
+use crate::trap::{Executes, Surroundings, Traps};
 use crate::view::{Identity, Node};
 use crate::watchdog::{Shared, say};
 use client::Caller;
@@ -428,6 +428,11 @@ impl Server {
 
     fn decide(&self, hand: &Hand, task: &Task, call: &Notification) -> Decision {
         let caller = Caller::new(self, task, (call.id, hand));
+        let executes = filter::changes(call) == Some(Changes::Program);
+        if self.traps.is_away(task.tid) && !executes && caller.may_wait().is_ok() {
+            let is_executing = || self.tasks.is_another_executing(task);
+            self.traps.returns(task.tid, task.process.pid(), is_executing);
+        }
         match call.number {
             // Not the accesses to the setting itself.
             number::IOCTL | number::OPEN | number::OPENAT | number::OPENAT2 => {
@@ -446,7 +451,7 @@ impl Server {
         match filter::changes(call) {
             Some(Changes::Program) => {
                 self.tasks.executes(caller.task);
-                return Decision::CONTINUE;
+                return self.let_go(caller);
             }
             Some(Changes::Credentials) => {
                 self.tasks.changes(caller.task);
@@ -511,6 +516,23 @@ impl Server {
             _ => Ok(Decision::CONTINUE),
         };
         settled(decided)
+    }
+
+    /// A thread is about to execute a program, and must not be traced then.
+    fn let_go(&self, caller: &Caller<'_>) -> Decision {
+        if self.traps.is_idle() {
+            return Decision::CONTINUE;
+        }
+        let task = caller.task;
+        let goes = || {
+            caller.may_wait()?;
+            self.traps.executes(task.tid, task.process.pid())
+        };
+        match goes() {
+            Ok(Executes::Now) => Decision::CONTINUE,
+            Ok(Executes::Again) => Decision::Answer(Answer::Again),
+            Err(_) => Decision::error(Errno::EAGAIN),
+        }
     }
 
     /// A program sets what becomes of SIGSEGV: its tracer, if it has one, must know.

@@ -1,5 +1,6 @@
 //! The thread that traces a process and whatever it forks.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::RangeInclusive;
 use std::sync::mpsc::Sender;
@@ -23,6 +24,31 @@ use super::{Mapping, Surroundings};
 pub(super) enum Command {
     /// The thread is about to make this mapping.
     Map { tid: u32, pid: u32, mapping: Mapping, reply: Sender<Result<()>> },
+    /// The thread is about to execute a program. The answer is what is known of its process, if it is let go of.
+    Release { tid: u32, reply: Sender<Option<Known>> },
+    /// The thread was let go of and has not executed a program.
+    Return { tid: u32, pid: u32, known: Known, reply: Sender<()> },
+}
+
+/// What a tracer knows of a process.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Known {
+    /// Trapped pages that it asked for, with leave to write or without: a store to the latter is its own mistake. The newest
+    /// last.
+    asked: Vec<(RangeInclusive<u64>, bool)>,
+    /// Where a system call instruction of its own lies.
+    instruction: Option<u64>,
+}
+
+impl Known {
+    /// Whether the memory of thread `tid` has any of the trapped pages.
+    pub(super) fn is_of(&self, tid: u32, surroundings: &dyn Surroundings) -> bool {
+        let Ok(space) = Space::of(tid) else { return false };
+        let is_trapped = |(range, _): &(RangeInclusive<u64>, bool)| {
+            fault::is_trapped(&space, *range.start(), surroundings)
+        };
+        self.asked.iter().any(is_trapped)
+    }
 }
 
 type Families = Arc<Mutex<BTreeMap<u32, Arc<Family>>>>;
@@ -79,6 +105,11 @@ impl Family {
         }
     }
 
+    /// Whether this is the thread that traces.
+    pub(super) fn is(&self, thread: u32) -> bool {
+        self.waker.get().is_some_and(|waker| waker.thread() == thread)
+    }
+
     pub(super) fn set_action(&self, pid: u32, action: Action) {
         self.actions.lock().insert(pid, action);
     }
@@ -92,10 +123,7 @@ impl Family {
 #[derive(Debug)]
 struct Process {
     space: Arc<Space>,
-    /// Trapped pages that it asked for without leave to write: a store there is its own mistake. The newest last.
-    asked: Vec<(RangeInclusive<u64>, bool)>,
-    /// Where a system call instruction of its own lies.
-    instruction: Option<u64>,
+    known: Known,
 }
 
 /// Mappings remembered of a process.
@@ -112,6 +140,8 @@ struct Thread {
     running: Option<(Injection, Job)>,
     /// It must be interrupted before it runs its program again.
     interrupt: bool,
+    /// It is let go of at its next stop.
+    leaves: bool,
 }
 
 /// A system call that a thread is made to make.
@@ -160,9 +190,7 @@ impl Tracing {
         let _ = self.family.waker.set(self.tracer.waker());
         loop {
             let commands = std::mem::take(&mut self.family.queue.lock().commands);
-            for Command::Map { tid, pid, mapping, reply } in commands {
-                let _ = reply.send(self.map(tid, pid, mapping));
-            }
+            commands.into_iter().for_each(|command| self.obey(command));
             match self.tracer.wait() {
                 // A request on a tracee fails only when that was killed.
                 Waited::Stop(stop) => drop(self.stopped(stop)),
@@ -171,22 +199,81 @@ impl Tracing {
                     self.surroundings.ended(tid, status);
                 }
                 Waited::Interrupted => {}
-                Waited::Nobody => {
-                    let mut queue = self.family.queue.lock();
-                    if queue.commands.is_empty() {
-                        queue.over = true;
-                        return;
-                    }
-                }
+                Waited::Nobody if self.ends() => return,
+                Waited::Nobody => {}
             }
         }
     }
 
+    /// Nobody is traced: whether there is nothing else to do either.
+    fn ends(&self) -> bool {
+        let mut families = self.families.lock();
+        let mut queue = self.family.queue.lock();
+        queue.over = queue.commands.is_empty();
+        if queue.over {
+            families.retain(|_, family| !Arc::ptr_eq(family, &self.family));
+        }
+        queue.over
+    }
+
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Map { tid, pid, mapping, reply } => {
+                let _ = reply.send(self.map(tid, pid, mapping));
+            }
+            Command::Release { tid, reply } => {
+                // Nobody may have waited so long.
+                if reply.send(self.release(tid)).is_err()
+                    && let Some(thread) = self.threads.get_mut(&tid)
+                {
+                    thread.leaves = false;
+                }
+            }
+            Command::Return { tid, pid, known, reply } => {
+                self.take_back(tid, pid, known);
+                let _ = reply.send(());
+            }
+        }
+    }
+
+    /// Lets go of the thread, which waits in a call, before that returns.
+    fn release(&mut self, tid: u32) -> Option<Known> {
+        let thread = self.threads.get_mut(&tid)?;
+        if self.tracer.interrupt(tid).is_err() {
+            self.forget(tid);
+            return None;
+        }
+        thread.leaves = true;
+        let process = self.processes.get(&thread.pid);
+        Some(process.map_or_else(Known::default, |process| process.known.clone()))
+    }
+
+    /// Seizes a thread again that was let go of.
+    fn take_back(&mut self, tid: u32, pid: u32, known: Known) {
+        let Ok(space) = Space::of(tid) else { return };
+        if self.threads.contains_key(&tid) || self.seize(tid, pid).is_err() {
+            return;
+        }
+        if let Entry::Vacant(process) = self.processes.entry(pid) {
+            process.insert(Process { space: Arc::new(space), known });
+            self.family.set_action(pid, found_action(pid));
+        }
+    }
+
+    /// The thread is no tracee any more.
     fn forget(&mut self, tid: u32) {
-        self.threads.remove(&tid);
-        if self.processes.remove(&tid).is_some() {
-            self.family.actions.lock().remove(&tid);
-            self.families.lock().remove(&tid);
+        let Some(Thread { pid, .. }) = self.threads.remove(&tid) else { return };
+        if self.threads.values().all(|other| other.pid != pid) {
+            self.forget_process(pid);
+        }
+    }
+
+    fn forget_process(&mut self, pid: u32) {
+        self.processes.remove(&pid);
+        self.family.actions.lock().remove(&pid);
+        let mut families = self.families.lock();
+        if families.get(&pid).is_some_and(|family| Arc::ptr_eq(family, &self.family)) {
+            families.remove(&pid);
         }
     }
 
@@ -206,8 +293,7 @@ impl Tracing {
     fn seize_all(&mut self, first: u32, pid: u32) -> Result<()> {
         self.seize(first, pid)?;
         let action = found_action(pid);
-        let process =
-            Process { space: Arc::new(Space::of(first)?), asked: Vec::new(), instruction: None };
+        let process = Process { space: Arc::new(Space::of(first)?), known: Known::default() };
         self.processes.insert(pid, process);
         self.family.set_action(pid, action);
         // A thread that was seized seizes what it makes, so this ends.
@@ -251,6 +337,11 @@ impl Tracing {
             self.adopt(tid);
         }
         let Some(thread) = self.threads.get_mut(&tid) else { return Ok(()) };
+        if thread.leaves && thread.running.is_none() {
+            let signal = if let Event::Signal(signal) = event { signal } else { 0 };
+            self.forget(tid);
+            return self.tracer.detach(tid, signal);
+        }
         if let Some((injection, _)) = &mut thread.running {
             return match injection.next(&self.tracer, event)? {
                 Some(outcome) => self.injected(tid, outcome),
@@ -280,20 +371,16 @@ impl Tracing {
         }
         let Ok(space) = Space::of(tid) else { return };
         let parent = status_number(tid, "PPid:").unwrap_or(0);
-        let (asked, instruction) = self
-            .processes
-            .get(&parent)
-            .map_or_else(Default::default, |of| (of.asked.clone(), of.instruction));
-        let process = Process { space: Arc::new(space), asked, instruction };
-        self.processes.insert(pid, process);
+        let known = self.processes.get(&parent).map_or_else(Known::default, |of| of.known.clone());
+        self.processes.insert(pid, Process { space: Arc::new(space), known });
         self.family.set_action(pid, self.family.action(parent));
         self.families.lock().insert(pid, Arc::clone(&self.family));
     }
 
-    /// The thread runs another program now, which has no trapped page.
+    /// The thread runs another program now, which has no trapped page. It should have been let go of before.
     fn executes(&mut self, tid: u32) -> Result<()> {
         self.threads.retain(|_, thread| thread.pid != tid);
-        self.forget(tid);
+        self.forget_process(tid);
         self.tracer.detach(tid, 0)
     }
 
@@ -311,9 +398,9 @@ impl Tracing {
             return self.go_on(tid, 0);
         }
         let instruction = SystemCall::instruction_before(&registers);
-        process.instruction = is_system_call(&process.space, instruction, &registers)
+        process.known.instruction = is_system_call(&process.space, instruction, &registers)
             .then_some(instruction)
-            .or(process.instruction);
+            .or(process.known.instruction);
         if self.family.action(thread.pid).is_unknown()
             && let Some((at, saved)) = scratch(&process.space, &registers)
         {
@@ -323,14 +410,14 @@ impl Tracing {
         for range in &mapping.trapped {
             let address = start + (range.start - mapping.offset);
             let length = range.end - range.start;
-            process.asked.push((address..=address + (length - 1), writes));
+            process.known.asked.push((address..=address + (length - 1), writes));
             if writes {
                 let protection = mapping.protection & !PROT_WRITE | PROT_READ;
                 thread.jobs.push_back(Job::Protect { address, length, protection });
             }
         }
-        let surplus = process.asked.len().saturating_sub(ASKED);
-        process.asked.drain(..surplus);
+        let surplus = process.known.asked.len().saturating_sub(ASKED);
+        process.known.asked.drain(..surplus);
         self.next_job(tid, &registers)
     }
 
@@ -340,7 +427,7 @@ impl Tracing {
         let Some(job) = thread.jobs.pop_front() else { return self.go_on(tid, 0) };
         let process = self.processes.get(&thread.pid);
         let instruction = process.and_then(|process| {
-            let instruction = process.instruction?;
+            let instruction = process.known.instruction?;
             is_system_call(&process.space, instruction, registers).then_some(instruction)
         });
         let Some(instruction) = instruction else {
@@ -408,7 +495,8 @@ impl Tracing {
         let Some(thread) = self.threads.get(&tid) else { return Ok(()) };
         let pid = thread.pid;
         let Some(process) = self.processes.get(&pid) else { return self.go_on(tid, SIGSEGV) };
-        let asked = process.asked.iter().rev().find(|(range, _)| range.contains(&info.address));
+        let asked =
+            process.known.asked.iter().rev().find(|(range, _)| range.contains(&info.address));
         if info.code != SEGV_ACCERR || asked.is_some_and(|(_, writes)| !writes) {
             return self.go_on(tid, SIGSEGV);
         }
@@ -526,7 +614,7 @@ fn status_field(path: &str, field: &str) -> Option<String> {
     text.lines().find_map(|line| Some(line.strip_prefix(field)?.trim().to_owned()))
 }
 
-fn status_number(tid: u32, field: &str) -> Option<u32> {
+pub(super) fn status_number(tid: u32, field: &str) -> Option<u32> {
     status_field(&format!("/proc/{tid}/status"), field)?.parse().ok()
 }
 

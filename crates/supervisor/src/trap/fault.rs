@@ -69,6 +69,12 @@ fn place(vma: &Vma, page: u64, surroundings: &dyn Surroundings) -> Option<Place>
     (!trapped.is_empty()).then_some(Place { device, offset })
 }
 
+/// Whether a trapped page is mapped at `address`.
+pub(super) fn is_trapped(space: &Space, address: u64, surroundings: &dyn Surroundings) -> bool {
+    let page = address & !(PAGE - 1);
+    space.vma(page).is_some_and(|vma| place(&vma, page, surroundings).is_some())
+}
+
 impl Bus for Pages<'_> {
     fn is_trapped(&self, address: u64) -> bool {
         self.place(address).is_some()

@@ -10,7 +10,15 @@
 //! not come or a device that is busy with it, keeps itself waiting and nobody else. What a tracer must know of a fault it asks
 //! the kernel each time: which file is mapped at its address. So munmap, mremap and fork need no help.
 //!
-//! No lock is held while a tracer works. `Traps::families` comes before a family's queue.
+//! A thread is let go of before it executes a program ([`Traps::executes`]): the kernel runs one that is to have more rights
+//! without them, or traces it on, when it is traced (`cap_bprm_creds_from_file`, security/commoncap.c), and the number of the
+//! thread may become another's in that moment. While a thread is in such a call, no other of its process is seized: seizing
+//! waits for the call, and the call for the tracer to reap the others (`de_thread`, fs/exec.c).
+//!
+//! A tracer keeps the supervisor's user and capabilities. With a program's own user for its real one it could seize without
+//! CAP_SYS_PTRACE, and that user could kill it, and the supervisor with it (`kill_ok_by_cred`, kernel/signal.c).
+//!
+//! No lock is held while a tracer works. `Traps::families` comes before a family's queue; `Traps::away` is a leaf.
 //!
 //! DIFFERS: a process that runs a virtual machine of KVM's is not seized, since the kernel would not let the machine store to a page
 //! that the process may only read. Its registers are shared memory that the model polls.
@@ -27,6 +35,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
 use std::process::ExitStatus;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
@@ -34,7 +43,7 @@ use ioasis_sys::sync::Mutex;
 use ioasis_uapi::{Errno, Error, Result};
 use ioasis_vfio::DeviceFile;
 
-use family::{Command, Family};
+use family::{Command, Family, Known};
 
 /// What a tracer asks of the rest of the supervisor.
 pub(crate) trait Surroundings: fmt::Debug + Send + Sync {
@@ -66,7 +75,23 @@ pub(crate) struct Traps {
     surroundings: Arc<dyn Surroundings>,
     /// By process; one with the number of an ended one is found out by its tracer.
     families: Arc<Mutex<BTreeMap<u32, Arc<Family>>>>,
+    /// Threads that were let go of before an execve and have not been heard of since.
+    away: Mutex<BTreeMap<u32, Known>>,
+    /// Whether there are any.
+    is_any_away: AtomicBool,
 }
+
+/// How a thread goes on with its execve.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Executes {
+    /// As if nobody had looked: nobody traces it.
+    Now,
+    /// It makes the call again, when it has been let go of.
+    Again,
+}
+
+/// Threads remembered that were let go of.
+const AWAY: usize = 256;
 
 /// How long a tracer is given to hear a wake before the next.
 const PATIENCE: Duration = Duration::from_millis(2);
@@ -75,7 +100,12 @@ const WAKES: u32 = 500;
 
 impl Traps {
     pub(crate) fn new(surroundings: Arc<dyn Surroundings>) -> Self {
-        Self { surroundings, families: Arc::default() }
+        Self {
+            surroundings,
+            families: Arc::default(),
+            away: Mutex::default(),
+            is_any_away: AtomicBool::new(false),
+        }
     }
 
     /// Sees to it that the thread `tid` of the process `pid`, which waits for the answer to its mmap, stops when that
@@ -85,17 +115,82 @@ impl Traps {
     ///
     /// `EINVAL` when the process cannot be traced, `EAGAIN` when there is no thread to trace it, `EBUSY` when its tracer
     /// does not answer.
-    pub(crate) fn prepare(&self, tid: u32, pid: u32, mapping: Mapping) -> Result<()> {
+    pub(crate) fn prepare(
+        &self,
+        (tid, pid): (u32, u32),
+        mapping: Mapping,
+        is_executing: impl Fn() -> bool,
+    ) -> Result<()> {
         let (reply, answer) = mpsc::channel();
-        let family = self.tell(pid, Command::Map { tid, pid, mapping, reply })?;
-        for _ in 0..WAKES {
-            match answer.recv_timeout(PATIENCE) {
-                Ok(result) => return result,
-                Err(mpsc::RecvTimeoutError::Timeout) => family.wake(),
-                Err(mpsc::RecvTimeoutError::Disconnected) => break,
-            }
+        let map = Command::Map { tid, pid, mapping, reply };
+        match self.tell(pid, map, is_executing)? {
+            Some(family) => heard(&family, &answer)?,
+            // The program is about to be another one. Until then its stores are found by polling.
+            None => Ok(()),
         }
-        Err(Error::at(Errno::EBUSY, "the tracer of the process does not answer", pid.into()))
+    }
+
+    /// The thread `tid` of the process `pid` waits for the answer to an execve: it must not be traced when the kernel
+    /// goes on with that. Whoever asks has it written down before, where `is_executing` of other calls finds it.
+    ///
+    /// # Errors
+    ///
+    /// `EBUSY` when its tracer does not answer, `EMFILE` where it cannot be found out who that is.
+    pub(crate) fn executes(&self, tid: u32, pid: u32) -> Result<Executes> {
+        let families = self.families.lock().clone();
+        let family = match families.get(&pid) {
+            Some(family) => family,
+            None => {
+                let unknown = Error::at(Errno::EMFILE, "its tracer is not found out", pid.into());
+                let tracer = family::status_number(tid, "TracerPid:").ok_or(unknown)?;
+                match families.values().find(|family| family.is(tracer)) {
+                    Some(family) => family,
+                    None => return Ok(Executes::Now),
+                }
+            }
+        };
+        let (reply, answer) = mpsc::channel();
+        if family.tell(Command::Release { tid, reply }).is_err() {
+            return Ok(Executes::Now);
+        }
+        family.wake();
+        let Some(known) = heard(family, &answer)? else { return Ok(Executes::Now) };
+        let mut away = self.away.lock();
+        if away.len() >= AWAY {
+            away.retain(|tid, _| std::fs::exists(format!("/proc/{tid}")).unwrap_or(true));
+        }
+        away.insert(tid, known);
+        self.is_any_away.store(true, Ordering::Release);
+        Ok(Executes::Again)
+    }
+
+    /// Whether nobody has ever been seized, or all have ended.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.families.lock().is_empty()
+    }
+
+    /// Whether the thread `tid` was let go of.
+    pub(crate) fn is_away(&self, tid: u32) -> bool {
+        self.is_any_away.load(Ordering::Acquire) && self.away.lock().contains_key(&tid)
+    }
+
+    /// The thread `tid` of the process `pid`, which was let go of, waits in another call: its execve has failed, or this is
+    /// the program it has executed. In the first case it is seized again.
+    pub(crate) fn returns(&self, tid: u32, pid: u32, is_executing: impl Fn() -> bool) {
+        let known = {
+            let mut away = self.away.lock();
+            let known = away.remove(&tid);
+            self.is_any_away.store(!away.is_empty(), Ordering::Release);
+            known
+        };
+        let Some(known) = known.filter(|known| known.is_of(tid, &*self.surroundings)) else {
+            return;
+        };
+        let (reply, answer) = mpsc::channel();
+        let told = self.tell(pid, Command::Return { tid, pid, known, reply }, is_executing);
+        if let Ok(Some(family)) = told {
+            let _ = heard(&family, &answer);
+        }
     }
 
     /// Whether stores of the process `pid` are made by the kernel as well, for a virtual machine.
@@ -118,14 +213,23 @@ impl Traps {
         self.families.lock().contains_key(&pid)
     }
 
-    /// Tells the tracer of `pid`, or a new one.
-    fn tell(&self, pid: u32, command: Command) -> Result<Arc<Family>> {
+    /// Tells the tracer of `pid`, or a new one; nobody while another thread of it is in an execve. One that comes to it
+    /// after this has looked finds the tracer and waits for it.
+    fn tell(
+        &self,
+        pid: u32,
+        command: Command,
+        is_executing: impl Fn() -> bool,
+    ) -> Result<Option<Arc<Family>>> {
         let mut families = self.families.lock();
+        if is_executing() {
+            return Ok(None);
+        }
         let command = match families.get(&pid) {
             Some(family) => match family.tell(command) {
                 Ok(()) => {
                     family.wake();
-                    return Ok(Arc::clone(family));
+                    return Ok(Some(Arc::clone(family)));
                 }
                 Err(command) => command,
             },
@@ -134,6 +238,18 @@ impl Traps {
         let (surroundings, others) = (Arc::clone(&self.surroundings), Arc::clone(&self.families));
         let family = Family::start(surroundings, others, command)?;
         families.insert(pid, Arc::clone(&family));
-        Ok(family)
+        Ok(Some(family))
     }
+}
+
+/// What the tracer says, which may be in the middle of something of its program's.
+fn heard<T>(family: &Family, answer: &mpsc::Receiver<T>) -> Result<T> {
+    for _ in 0..WAKES {
+        match answer.recv_timeout(PATIENCE) {
+            Ok(result) => return Ok(result),
+            Err(mpsc::RecvTimeoutError::Timeout) => family.wake(),
+            Err(mpsc::RecvTimeoutError::Disconnected) => break,
+        }
+    }
+    Err(Error::new(Errno::EBUSY, "the tracer of the process does not answer"))
 }

@@ -76,6 +76,34 @@ fn an_error_and_a_continue_reach_the_caller() {
 }
 
 #[test]
+fn a_call_that_is_to_be_made_again_is_made_after_the_handler_of_a_signal() {
+    static HANDLED: AtomicU64 = AtomicU64::new(0);
+    extern "C" fn handle(_: libc::c_int) {
+        HANDLED.fetch_add(1, Ordering::SeqCst);
+    }
+    let client = || {
+        let handler: extern "C" fn(libc::c_int) = handle;
+        // SAFETY: 1. zeroes are a `sigaction` with an empty mask and no flags; 2. the handler counts and does nothing else.
+        unsafe {
+            let mut action = std::mem::zeroed::<libc::sigaction>();
+            action.sa_sigaction = handler as libc::sighandler_t;
+            libc::sigaction(libc::SIGUSR1, &raw const action, std::ptr::null_mut());
+        }
+        i32::from(getppid() != 5 || HANDLED.load(Ordering::SeqCst) != 1)
+    };
+    let supervisor = |listener: &Listener, slots: &Slots| {
+        let first = slots.receive(listener, 0).expect("a call");
+        let pid = rustix::process::Pid::from_raw(first.tid.cast_signed()).expect("a process");
+        rustix::process::kill_process(pid, rustix::process::Signal::USR1).expect("it is ours");
+        listener.answer(first.id, Answer::Again).expect("it waits");
+        let second = slots.receive(listener, 0).expect("the same call");
+        listener.answer(second.id, Answer::Value(5)).expect("it waits");
+        i32::from(first.number != second.number || first.id == second.id)
+    };
+    assert_eq!(supervised(client, supervisor), Some(0));
+}
+
+#[test]
 fn a_file_arrives_with_the_answer() {
     let client = || {
         let Ok(fd) = i32::try_from(getppid()) else { return 1 };

@@ -10,7 +10,7 @@
 //! A number names a tracee only while that is stopped: the number of a thread that stopped cannot pass to another process
 //! before it has been waited for. Within one process it can: when a thread executes a program, that thread takes the
 //! number of the thread group's leader. Whoever changes a tracee's registers must be content to have changed the new
-//! program's, which is why [`Tracer::seize`] says how a tracer must not add privilege.
+//! program's: it must let go of a thread before that executes one ([`Tracer::seize`]).
 #![expect(unsafe_code, reason = "ptrace(2) and waitid(2) fill in what they are pointed to")]
 
 mod inject;
@@ -136,7 +136,7 @@ impl Tracer {
 
     /// Makes the thread `tid` a tracee. It goes on running. If it executes a program with more privilege than it has
     /// itself, it gets that only if the calling thread has CAP_SYS_PTRACE now (`cap_bprm_creds_from_file`,
-    /// security/commoncap.c).
+    /// security/commoncap.c), and is traced on: whoever traces programs of other users lets go of them first.
     ///
     /// # Errors
     ///

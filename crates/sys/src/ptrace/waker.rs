@@ -43,6 +43,12 @@ impl Tracer {
 }
 
 impl Waker {
+    /// The thread that traces, as /proc names it.
+    #[must_use]
+    pub fn thread(&self) -> u32 {
+        self.thread.unsigned_abs()
+    }
+
     /// Ends a wait that the tracer is in. One that it is about to begin does not end: who has something to tell wakes it
     /// until it has been heard.
     pub fn wake(&self) {
