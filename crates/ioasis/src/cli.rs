@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::fmt::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
@@ -76,9 +77,13 @@ struct Run {
     #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true)]
     ledger: Option<Option<PathBuf>>,
 
-    /// End what CMD left behind when CMD ends, instead of waiting for it
+    /// End what CMD left behind when CMD ends, instead of waiting for it; and CMD, when this process is killed
     #[arg(long)]
     kill_on_exit: bool,
+
+    /// End the run after this time, e.g. 90s, 5m, 1h: its processes get SIGTERM, five seconds later SIGKILL, and the exit status is 124
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    timeout: Option<Duration>,
 
     /// Show the host's own PCI devices beside the simulated ones
     #[arg(long)]
@@ -99,7 +104,7 @@ struct Run {
     root: bool,
 
     /// The program to run and its arguments
-    #[arg(last = true, required = true, value_name = "CMD")]
+    #[arg(trailing_var_arg = true, required = true, value_name = "CMD")]
     command: Vec<OsString>,
 }
 
@@ -123,6 +128,38 @@ impl From<ContainerNode> for view::ContainerNode {
             ContainerNode::None => Self::Absent,
         }
     }
+}
+
+/// A time as `timeout(1)` takes it: a number of seconds, or one with ms, s, m or h behind it.
+fn duration(text: &str) -> Result<Duration, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let milliseconds = match &text[digits.len()..] {
+        "ms" => 1,
+        "" | "s" => 1000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => return Err("a unit is ms, s, m or h, as in 90s".to_owned()),
+    };
+    let number: u64 = digits.parse().map_err(|_| "a time is a number and a unit, as 90s")?;
+    let time = number.checked_mul(milliseconds).filter(|&time| time != 0);
+    time.map(Duration::from_millis)
+        .ok_or("a time is more than 0, and less than 584 million years".to_owned())
+}
+
+/// Why `arguments` are not what was meant, where a file's name follows an option that takes it behind `=` only.
+pub(crate) fn misplaced(arguments: &[OsString]) -> Option<String> {
+    let before = arguments.split(|argument| argument == "--").next()?;
+    if before.len() == arguments.len() {
+        return None;
+    }
+    let pair = before.windows(2).find(|pair| {
+        ["--trace", "--ledger"].iter().any(|option| pair[0] == *option)
+            && !pair[1].to_string_lossy().starts_with('-')
+    })?;
+    let (option, file) = (pair[0].display(), pair[1].display());
+    Some(format!(
+        "{option} takes its file behind an equals sign: {option}={file}; without one it writes to standard error"
+    ))
 }
 
 /// Does what the arguments ask for; the exit status of `run` is the client's.
@@ -197,7 +234,8 @@ fn start(run: Run) -> Result<ExitCode> {
                 .with_context(|| format!("cannot write the ledger {}", path.display()))?,
         ),
     };
-    let options = RunOptions { command: run.command, leftovers, machine, trace, ledger };
+    let options =
+        RunOptions { command: run.command, leftovers, limit: run.timeout, machine, trace, ledger };
     match ioasis_supervisor::run(options) {
         Ok(status) => ioasis_supervisor::exit_like(status),
         Err(failure) => {
@@ -246,5 +284,61 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn a_time_has_a_unit_or_is_of_seconds() {
+        let seconds = |text| duration(text).map(|time| time.as_secs_f64());
+        assert_eq!(
+            ["90", "90s", "2m", "1h", "1500ms"].map(seconds),
+            [90.0, 90.0, 120.0, 3600.0, 1.5].map(Ok)
+        );
+        for wrong in [
+            "",
+            "s",
+            "0",
+            "-1s",
+            "1.5s",
+            "1d",
+            "1 s",
+            "99999999999999999999s",
+            "9999999999999999999h",
+        ] {
+            assert!(duration(wrong).is_err(), "{wrong:?}");
+        }
+    }
+
+    fn words(text: &str) -> Vec<OsString> {
+        text.split(' ').map(OsString::from).collect()
+    }
+
+    #[test]
+    fn a_command_needs_no_dashes_before_it_and_keeps_its_own() {
+        for (line, command) in [
+            ("ioasis run --device testdev -- a --root", "a --root"),
+            ("ioasis run --device testdev a --root -- b", "a --root -- b"),
+            ("ioasis run --trace a", "a"),
+            ("ioasis run --trace=t a -b", "a -b"),
+        ] {
+            let Action::Run(run) = Arguments::try_parse_from(words(line)).expect(line).action
+            else {
+                panic!("{line}");
+            };
+            assert_eq!(run.command, words(command), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_file_behind_a_blank_is_not_taken_for_the_command() {
+        let error = misplaced(&words("run --trace foo --device x -- cmd")).expect("a blank");
+        assert!(error.contains("--trace=foo"), "{error}");
+        for right in [
+            "run --trace -- cmd",
+            "run --trace=foo -- cmd",
+            "run --trace cmd",
+            "run a -- --trace b",
+        ] {
+            assert_eq!(misplaced(&words(right)), None, "{right}");
+        }
     }
 }

@@ -120,8 +120,14 @@ fn supervised(client: &[String]) {
         iommu_of: Vec::new(),
     };
     let command = client.iter().map(Into::into).collect();
-    let options =
-        RunOptions { command, leftovers: Leftovers::Await, machine, trace: None, ledger: None };
+    let options = RunOptions {
+        command,
+        leftovers: Leftovers::Await,
+        limit: None,
+        machine,
+        trace: None,
+        ledger: None,
+    };
     let status = run(options).expect("a run starts");
     assert!(status.success(), "the client fails: {status}");
 }

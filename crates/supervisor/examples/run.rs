@@ -1,11 +1,12 @@
 //! Runs a program on a machine with the devices named: what the tests start.
 //!
-//! `run [--kill-on-exit] [--root] [--fail-nth] [--trace FILE] [--device MODEL[,KEY=VALUE]...]... COMMAND...`; the devices are 0000:01:00.0 in
+//! `run [--kill-on-exit] [--limit SECONDS] [--root] [--fail-nth] [--trace FILE] [--device MODEL[,KEY=VALUE]...]... COMMAND...`; the devices are 0000:01:00.0 in
 //! group 1, 0000:02:00.0 in group 2 and so on.
 
 use std::ffi::OsString;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ioasis_iommufd::type1::GroupKind;
 use ioasis_iommufd::{Endpoint, EndpointConfig, Group, Iommu, IommuKind};
@@ -17,13 +18,18 @@ use ioasis_vfio::Placement;
 
 fn main() {
     let mut arguments = std::env::args_os().skip(1).peekable();
-    let (mut leftovers, mut trace, mut devices) = (Leftovers::Await, None, Vec::new());
+    let (mut leftovers, mut limit, mut trace, mut devices) =
+        (Leftovers::Await, None, None, Vec::new());
     let mut view = view::Options::default();
     while let Some(option) =
         arguments.next_if(|argument| argument.to_string_lossy().starts_with("--"))
     {
         match option.to_str() {
             Some("--kill-on-exit") => leftovers = Leftovers::Kill,
+            Some("--limit") => {
+                let seconds = arguments.next().and_then(|text| text.to_str()?.parse().ok());
+                limit = Some(Duration::from_secs(seconds.expect("seconds")));
+            }
             Some("--root") => view.user = User::Root,
             Some("--fail-nth") => view.fault_injection = FaultInjection::Present,
             Some("--trace") => {
@@ -38,6 +44,7 @@ fn main() {
     match run(RunOptions {
         command,
         leftovers,
+        limit,
         machine: machine(&devices, view),
         trace,
         ledger: None,

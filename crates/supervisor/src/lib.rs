@@ -4,6 +4,7 @@ mod closer;
 mod confine;
 mod descriptors;
 pub mod doctor;
+mod ending;
 mod files;
 mod filter;
 mod fuse;

@@ -4,12 +4,14 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Instant;
 
 use ioasis_sys::message;
 use ioasis_sys::spawn::{self, Fork};
 use ioasis_sys::sync::Mutex;
 use ioasis_uapi::Result;
 
+use crate::ending::Ending;
 use crate::other::Other;
 use crate::removal::{Note, Removal};
 use crate::watchdog::{Leftovers, OnUser1, Shared, Watchdog};
@@ -55,6 +57,8 @@ impl Notes {
                     signals: None,
                     removal,
                     leftovers,
+                    ending: Ending::new(leftovers, None, Instant::now()),
+                    client_has_ended: false,
                     on_user1: OnUser1::Pass,
                 };
                 let _ = watchdog.watch();

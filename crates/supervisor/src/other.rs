@@ -17,6 +17,7 @@ pub(crate) const LOOK: Duration = Duration::from_millis(500);
 /// A process, by handles that stay its own.
 #[derive(Debug)]
 pub(crate) struct Other {
+    pid: u32,
     pidfd: OwnedFd,
     /// Its folder in /proc.
     proc: OwnedFd,
@@ -35,7 +36,12 @@ impl Other {
         let pidfd = pidfd.map_err(because("no pidfd of a process of the run"))?;
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let proc = rustix::fs::open(format!("/proc/{pid}"), flags, Mode::empty());
-        Ok(Self { pidfd, proc: proc.map_err(because("no folder in /proc for the run"))? })
+        Ok(Self { pid, pidfd, proc: proc.map_err(because("no folder in /proc for the run"))? })
+    }
+
+    /// Its number, which stays its own until whoever made it has reaped it.
+    pub(crate) const fn pid(&self) -> u32 {
+        self.pid
     }
 
     /// Every descriptor of it.

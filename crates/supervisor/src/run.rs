@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitStatus;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ioasis_sys::signal::{self, SignalFd};
 use ioasis_sys::spawn::{self, Fork};
@@ -15,6 +15,7 @@ use rustix::process::Signal;
 
 use crate::confine::confine;
 use crate::descriptors;
+use crate::ending::Ending;
 use crate::launch::{self, Inherited, Launched};
 use crate::ledger::{self, Ledger};
 use crate::limits::Limits;
@@ -34,6 +35,8 @@ pub struct RunOptions {
     pub command: Vec<OsString>,
     /// What becomes of processes that the program leaves behind.
     pub leftovers: Leftovers,
+    /// After how long the run is ended: its processes get SIGTERM, five seconds later SIGKILL, and the status is 124.
+    pub limit: Option<Duration>,
     /// What it is run on.
     pub machine: Machine,
     /// Where a line for every call on our files goes.
@@ -82,6 +85,8 @@ pub fn run(options: RunOptions) -> Result<ExitStatus, Failure> {
                 signals: Some(SignalFd::new(&passed).map_err(failed)?),
                 removal: Removal::default(),
                 leftovers: options.leftovers,
+                ending: Ending::new(options.leftovers, options.limit, Instant::now()),
+                client_has_ended: false,
                 on_user1,
             };
             watchdog.watch()
@@ -227,7 +232,7 @@ impl Supervisor {
                 }
             }
             self.shared.reap();
-            if self.leftovers == Leftovers::Kill && self.shared.status().is_some() {
+            if self.kills() {
                 end_descendants(self.successor.as_slice());
             }
             self.closing = self.server.drain();
@@ -254,6 +259,13 @@ impl Supervisor {
         }
     }
 
+    /// Whether what there is of the run is to be killed: CMD has ended, or `ioasis run` itself, which whoever started it
+    /// takes for the whole.
+    fn kills(&self) -> bool {
+        let over = self.shared.status().is_some() || self.successor.is_some();
+        self.leftovers == Leftovers::Kill && over
+    }
+
     fn print_ledger(&self) {
         if let Some(ledger) = &self.ledger {
             ledger.print(&self.server.ledger_entries());
@@ -273,7 +285,7 @@ impl Supervisor {
         if !self.started {
             polled.push(PollFd::new(&start, PollFlags::IN));
         }
-        let killing = self.leftovers == Leftovers::Kill && self.shared.status().is_some();
+        let killing = self.kills();
         let look = Timespec::try_from(LOOK).expect("half a second");
         let again = if killing || self.closing { &SOON } else { &look };
         let _ = rustix::event::poll(&mut polled, Some(again));

@@ -21,6 +21,7 @@ use ioasis_uapi::{Errno, Error};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
+use crate::ending::{self, Ending};
 use crate::filter::{self, number};
 use crate::other::{LOOK, Other};
 use crate::removal::{Failure, Marks, Note, Removal};
@@ -140,6 +141,9 @@ pub(crate) struct Watchdog {
     /// What to do once the supervisor is dead.
     pub(crate) removal: Removal,
     pub(crate) leftovers: Leftovers,
+    pub(crate) ending: Ending,
+    /// The client was seen to end; its status may not be known yet.
+    pub(crate) client_has_ended: bool,
     pub(crate) on_user1: OnUser1,
 }
 
@@ -155,6 +159,7 @@ impl Watchdog {
         loop {
             let ready = self.poll(notes_end);
             self.pass_signals_on();
+            self.look_at_end();
             if self.supervisor.is_stopped() {
                 self.supervisor.go_on();
             }
@@ -189,22 +194,38 @@ impl Watchdog {
         }
         self.shared.reap();
         self.shared.await_client();
-        let status = self.shared.status();
+        let status = self.ending.status().or_else(|| self.shared.status());
         status.ok_or_else(|| Failure::before_start("the program's exit status is lost"))
     }
 
-    fn poll(&self, notes_end: bool) -> Ready {
+    /// Does what the end of the run takes now, once there is a client. The successor of a watchdog has nobody who
+    /// waits for it; the supervisor does for it what [`Leftovers`] says.
+    fn look_at_end(&mut self) {
+        if self.signals.is_some() && self.removal.client.is_some() {
+            self.ending.perform(self.shared.status(), Some(self.supervisor.pid()));
+        }
+    }
+
+    fn poll(&mut self, notes_end: bool) -> Ready {
+        let status_is_known = self.shared.status().is_some();
+        let awaited = !status_is_known && !self.client_has_ended;
+        let client = self.removal.client.as_ref();
         let fds: Vec<BorrowedFd<'_>> = [self.supervisor.as_fd(), self.notes.as_fd()]
             .into_iter()
-            .chain(self.signals.iter().filter(|_| self.removal.client.is_some()).map(AsFd::as_fd))
+            .chain(self.signals.iter().filter(|_| client.is_some()).map(AsFd::as_fd))
+            .chain(client.filter(|_| awaited).map(AsFd::as_fd))
             .collect();
         let mut polled: Vec<PollFd<'_>> =
             fds.iter().map(|fd| PollFd::new(fd, PollFlags::IN)).collect();
-        let limit = Timespec::try_from(LOOK).expect("half a second");
+        // The supervisor or a tracer notes its status a moment after its end.
+        let usual = if awaited || status_is_known { LOOK } else { SOON };
+        let limit = self.ending.next_look(Instant::now(), usual);
+        let limit = Timespec::try_from(limit).expect("half a second");
         if rustix::event::poll(&mut polled, Some(&limit)).is_err() {
             return Ready { supervisor: false, note: false };
         }
         let ready = |index: usize| !polled[index].revents().is_empty();
+        self.client_has_ended |= awaited && client.is_some() && ready(polled.len() - 1);
         Ready { supervisor: ready(0), note: ready(1) && !notes_end }
     }
 
@@ -216,17 +237,22 @@ impl Watchdog {
     }
 
     /// A signal that the terminal sent has reached the client too; one that a process sent to us alone has not.
-    fn pass_signals_on(&self) {
+    ///
+    /// What comes after the client's end is for what it has left behind.
+    fn pass_signals_on(&mut self) {
         // Before there is a client, they wait.
         let (Some(signals), Some(client)) = (&self.signals, &self.removal.client) else { return };
         while let Some(arrived) = signals.next() {
             if arrived.signal == Signal::USR1.as_raw() && self.on_user1 == OnUser1::Report {
                 // One that is gone has nothing to print.
                 let _ = pidfd_send_signal(&self.supervisor, Signal::USR1);
-            } else if arrived.signal != SIGCHLD
-                && arrived.by_process
-                && self.shared.status().is_none()
-            {
+            } else if arrived.signal == SIGCHLD {
+            } else if self.shared.status().is_some() {
+                let asks = self.ending.asked_by(arrived.signal);
+                if asks && arrived.by_process {
+                    ending::pass_on(arrived.signal, Some(self.supervisor.pid()));
+                }
+            } else if arrived.by_process {
                 // One that has just ended has no use for it.
                 let _ = signal::send(client, arrived.signal);
             }
@@ -234,9 +260,10 @@ impl Watchdog {
     }
 
     /// Answers in the place of the dead supervisor until the last task under the filter has ended.
-    fn stand_in(&self, listener: &Listener) {
+    fn stand_in(&mut self, listener: &Listener) {
         self.removal.perform();
-        let slots = &self.shared.slots;
+        let shared = Arc::clone(&self.shared);
+        let slots = &shared.slots;
         for index in 0..slots.count() {
             if let Some(call) = slots.get(index) {
                 self.answer(listener, &call);
@@ -246,6 +273,7 @@ impl Watchdog {
         loop {
             self.pass_signals_on();
             self.shared.reap();
+            self.look_at_end();
             if self.leftovers == Leftovers::Kill && self.shared.status().is_some() {
                 end_descendants(&[]);
             }
@@ -270,6 +298,8 @@ impl Watchdog {
 
 /// How long a supervisor that ends is waited for.
 const LAST_THREADS: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+/// When to look again for what is about to be known.
+const SOON: Duration = Duration::from_millis(20);
 const SIGCHLD: i32 = Signal::CHILD.as_raw();
 
 struct Ready {
@@ -347,12 +377,17 @@ fn file_of(call: &Notification) -> Option<(u64, bool)> {
 
 /// Kills every process that descends from this one, except those in `but` and what descends from them only.
 pub(crate) fn end_descendants(but: &[u32]) {
-    for pid in descendants(but) {
+    end(&descendants(but), Signal::KILL.as_raw());
+}
+
+/// Sends `signal` to those of `pids` that descend from this process.
+pub(crate) fn end(pids: &[u32], signal: i32) {
+    for &pid in pids {
         let Some(number) = Pid::from_raw(pid.cast_signed()) else { continue };
         let Ok(process) = pidfd_open(number, PidfdFlags::empty()) else { continue };
         // The number may have passed on before: not, where it is still that of a descendant.
         if descends(pid) {
-            let _ = signal::send(process, Signal::KILL.as_raw());
+            let _ = signal::send(process, signal);
         }
     }
 }
