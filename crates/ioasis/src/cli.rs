@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use ioasis_supervisor::Machine;
@@ -14,8 +14,9 @@ use ioasis_supervisor::trace::{Format, Trace};
 use ioasis_supervisor::view::{self, FaultInjection, HostPci, Stores, User};
 use ioasis_supervisor::{Ledger, Leftovers, RunOptions, doctor};
 
+use crate::entry::meant;
 use crate::hardware::{self, MockHardware};
-use crate::machine::Description;
+use crate::machine::{self, Description};
 
 /// Exit status when the client could not be started; the shells' 127 stays the client's own.
 pub(crate) const FAILED_TO_START: u8 = 125;
@@ -33,9 +34,16 @@ enum Action {
     /// Run CMD with the devices asked for
     Run(Run),
     /// List the device models and their options
-    Models,
-    /// Say what works on this host, what does not, and how to mend it
-    Doctor,
+    Models {
+        /// Of this model alone
+        name: Option<String>,
+    },
+    /// Say what works on this host, what does not, and how to mend it; the exit status is 1 if no run works
+    Doctor {
+        /// As JSON: a list of objects with name, status (ok, limited, missing), detail and mend
+        #[arg(long)]
+        json: bool,
+    },
     /// Print a completion script for a shell
     Completions {
         /// The shell to complete in
@@ -166,11 +174,11 @@ pub(crate) fn misplaced(arguments: &[OsString]) -> Option<String> {
 pub(crate) fn run(arguments: Arguments) -> Result<ExitCode> {
     match arguments.action {
         Action::Run(run) => start(run),
-        Action::Models => {
-            print!("{}", models());
+        Action::Models { name } => {
+            print!("{}", models(name.as_deref())?);
             Ok(ExitCode::SUCCESS)
         }
-        Action::Doctor => Ok(doctor()),
+        Action::Doctor { json } => Ok(doctor(json)),
         Action::Completions { shell } => {
             let mut command = Arguments::command();
             clap_complete::generate(shell, &mut command, "ioasis", &mut std::io::stdout());
@@ -246,12 +254,25 @@ fn start(run: Run) -> Result<ExitCode> {
 }
 
 /// Prints what works on this host; fails when a run cannot.
-fn doctor() -> ExitCode {
+fn doctor(json: bool) -> ExitCode {
     let checks = doctor::report();
-    for check in &checks {
-        println!("{:<8} {}: {}", check.status.to_string(), check.name, check.detail);
-        if let Some(mend) = &check.mend {
-            println!("         {mend}");
+    if json {
+        let object = |check: &doctor::Check| {
+            serde_json::json!({
+                "name": check.name,
+                "status": check.status.to_string(),
+                "detail": check.detail,
+                "mend": check.mend,
+            })
+        };
+        let list = serde_json::Value::Array(checks.iter().map(object).collect());
+        println!("{list:#}");
+    } else {
+        for check in &checks {
+            println!("{:<8} {}: {}", check.status.to_string(), check.name, check.detail);
+            if let Some(mend) = &check.mend {
+                println!("         {mend}");
+            }
         }
     }
     if checks.iter().any(|check| check.status == doctor::Status::Missing) {
@@ -261,10 +282,20 @@ fn doctor() -> ExitCode {
     }
 }
 
-/// What `ioasis models` prints: every model with its options.
-fn models() -> String {
+/// What `ioasis models` prints: every model with its options, or one alone.
+fn models(only: Option<&str>) -> Result<String> {
+    let models = ioasis_pci::models();
+    let names = models.iter().map(|model| model.name);
+    if let Some(name) = only {
+        ensure!(
+            names.clone().any(|known| known == name),
+            "no device model is called {name:?}{}; there are {}",
+            meant(name, names.clone()),
+            names.collect::<Vec<_>>().join(", ")
+        );
+    }
     let mut text = String::new();
-    for model in ioasis_pci::models() {
+    for model in models.iter().filter(|model| only.is_none_or(|name| name == model.name)) {
         let _ = writeln!(text, "{}: {}", model.name, model.summary);
         for option in model.options {
             let _ = writeln!(
@@ -274,7 +305,11 @@ fn models() -> String {
             );
         }
     }
-    text
+    let _ = writeln!(text, "every device:");
+    for (key, meaning) in machine::KEYS {
+        let _ = writeln!(text, "    {key}=  {meaning}");
+    }
+    Ok(text)
 }
 
 #[cfg(test)]

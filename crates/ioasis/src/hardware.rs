@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use ioasis_iommufd::type1::GroupKind;
 use ioasis_iommufd::{self as iommufd, Endpoint, EndpointConfig, Group, IommuKind};
 use ioasis_pci::{Bdf, Function, Model, Windows};
 use ioasis_supervisor::view;
 use ioasis_vfio::{Machine, Placement};
 
+use crate::entry::{Entry, meant};
 use crate::machine::{Description, Device, Translation};
 
 /// Whether a machine has the mock hardware of Linux's own IOMMUFD tests.
@@ -67,6 +68,7 @@ pub(crate) fn build(
         MockHardware::Absent => iommufd::Machine::new(),
     };
     set_parameters(&machine, description)?;
+    check_images(description)?;
     let iommus: Vec<_> =
         description.iommus.iter().map(|iommu| Arc::new(iommu.hardware.clone())).collect();
     let mut groups: BTreeMap<u32, (usize, Arc<Group>)> = BTreeMap::new();
@@ -79,11 +81,13 @@ pub(crate) fn build(
             .or_insert_with(|| (device.iommu, Group::new(&machine, &iommus[device.iommu], number)));
         ensure!(
             *iommu == device.iommu,
-            "group {number} is behind iommu {iommu}, so {address} cannot be behind iommu {}",
+            "{}: group {number} is behind iommu {iommu}, so {address} cannot be behind iommu {}",
+            device.place,
             device.iommu
         );
+        device.check(ioasis_pci::models())?;
         let model = ioasis_pci::create(&device.model, &device.options)
-            .with_context(|| format!("device {address}"))?;
+            .with_context(|| device.place.clone())?;
         let config = EndpointConfig {
             name: address.to_string().into(),
             requester_id: address.requester_id(),
@@ -122,23 +126,66 @@ fn functions(models: Vec<(Bdf, Box<dyn Model>)>) -> Vec<Function> {
     functions.into_iter().map(|(_, function)| function).collect()
 }
 
+/// Every module parameter, for messages: docs/machine.md says what each is.
+const PARAMETERS: [&str; 5] = [
+    "vfio_iommu_type1.allow_unsafe_interrupts",
+    "vfio_iommu_type1.dma_entry_limit",
+    "vfio_iommu_type1.disable_hugepages",
+    "vfio.enable_unsafe_noiommu_mode",
+    "iommufd.allow_unsafe_interrupts",
+];
+
 /// The module parameters as the description has them. A device without an IOMMU can only be there with its parameter on.
 fn set_parameters(machine: &iommufd::Machine, description: &Description) -> Result<()> {
     let no_iommu = |device: &Device| device.translation == Translation::None;
     let no_iommu = description.devices.iter().any(no_iommu);
     let params = &machine.params;
     params.enable_unsafe_noiommu_mode.store(no_iommu, Ordering::Relaxed);
-    for (module, name, value) in &description.parameters {
-        let param = params.named(module, name);
-        let param = param.with_context(|| format!("there is no parameter {module}.{name}"))?;
+    for (module, Entry { key, value, place }) in &description.parameters {
+        let param = params.named(module, key);
+        let param = param.with_context(|| {
+            let given = format!("{module}.{key}");
+            let meant = meant(&given, PARAMETERS);
+            format!(
+                "{place}: there is no parameter {given}{meant}; there are {}",
+                PARAMETERS.join(", ")
+            )
+        })?;
         param
             .set(value.as_bytes())
-            .with_context(|| format!("the value {value} of {module}.{name}"))?;
+            .with_context(|| format!("{place}: {module}.{key} cannot be {value:?}"))?;
     }
     ensure!(
         !no_iommu || params.enable_unsafe_noiommu_mode.load(Ordering::Relaxed),
         "a device without an IOMMU needs vfio.enable_unsafe_noiommu_mode"
     );
+    Ok(())
+}
+
+/// An image that one device writes is no other's: each would keep what it knows of it, and both would lose data.
+fn check_images(description: &Description) -> Result<()> {
+    use std::os::unix::fs::MetadataExt;
+    let mut seen: Vec<((u64, u64), bool, &Device)> = Vec::new();
+    for device in &description.devices {
+        let option = |key: &str| device.options.iter().find(|(name, _)| name == key);
+        // What is wrong with an image that cannot be looked at, the model says.
+        let Some(file) = option("image").and_then(|(_, path)| std::fs::metadata(path).ok()) else {
+            continue;
+        };
+        let reads_only = option("ro").is_some_and(|(_, value)| value == "on");
+        let image = (file.dev(), file.ino());
+        let user = |&&(other, other_reads_only, _): &&((u64, u64), bool, &Device)| {
+            other == image && !(reads_only && other_reads_only)
+        };
+        if let Some((_, _, other)) = seen.iter().find(user) {
+            bail!(
+                "{}: the image is that of another device of this machine, {}; give both ro, or one a copy",
+                device.place_of("image"),
+                other.place_of("image")
+            );
+        }
+        seen.push((image, reads_only, device));
+    }
     Ok(())
 }
 
@@ -149,8 +196,22 @@ fn check_kinds(placements: &[Placement]) -> Result<()> {
         let mates = placements.iter().filter(|other| other.endpoint.group().number() == group);
         ensure!(
             mates.clone().all(|other| other.kind == placement.kind),
-            "group {group} has devices with and without an IOMMU, or emulated ones"
+            "group {group} has devices of different kinds: all of a group are behind an IOMMU, or have iommu=none, or iommu=emulated"
         );
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_parameter_that_messages_name_is_there() {
+        let machine = iommufd::Machine::new();
+        for name in PARAMETERS {
+            let (module, name) = name.split_once('.').expect("a module and a name");
+            assert!(machine.params.named(module, name).is_some(), "{module}.{name}");
+        }
+    }
 }

@@ -32,12 +32,14 @@ const KEYS: &[(&str, &str)] = &[
     ("cmdqv", "on or off, on with kind=smmuv3 alone"),
     ("pasid_bits", "a number from 0 to 20"),
     ("page_sizes", "4K and other leaf sizes of the kind, joined by +, as in 4K+2M"),
-    ("aperture", "FIRST-LAST in whole pages, as in 0x0-0xffffffffffff"),
+    ("aperture", "FIRST-LAST in whole pages, as in 0x0-0xffffffff"),
     (
         "reserved",
         "FIRST-LAST:KIND, joined by +, or none; KIND is msi, sw-msi, reserved, direct or direct-relaxable",
     ),
 ];
+
+use crate::entry::{Entry, meant};
 
 const PAGE: u64 = 4096;
 
@@ -47,27 +49,46 @@ impl Iommu {
         Self { reserved: hardware.reserved(), hardware }
     }
 
-    /// The IOMMU that `entries` describe; `place` is what messages call it.
-    pub(crate) fn parse(place: &str, entries: &[(String, String)]) -> Result<Self> {
-        for (index, (key, _)) in entries.iter().enumerate() {
-            let known = KEYS.iter().map(|&(name, _)| name).collect::<Vec<_>>();
+    /// The IOMMU that `entries` describe, which stands at `place`.
+    pub(crate) fn parse(place: &str, entries: &[Entry]) -> Result<Self> {
+        let known = KEYS.iter().map(|&(name, _)| name);
+        for (index, Entry { key, place, .. }) in entries.iter().enumerate() {
             ensure!(
-                known.contains(&key.as_str()),
-                "{place} has no key {key:?}; its keys are {}",
-                known.join(", ")
+                known.clone().any(|name| name == key),
+                "{place}: an IOMMU has no key {key:?}{}; its keys are {}",
+                meant(key, known.clone()),
+                known.collect::<Vec<_>>().join(", ")
             );
             ensure!(
-                entries[..index].iter().all(|(earlier, _)| earlier != key),
+                entries[..index].iter().all(|earlier| earlier.key != *key),
                 "{place}: {key} is given twice"
             );
         }
-        let kind = match entries.iter().find(|(key, _)| key == "kind") {
-            Some((_, value)) => kind(value).with_context(|| wrong(place, "kind", value))?,
+        let kind = match entries.iter().find(|entry| entry.key == "kind") {
+            Some(entry) => kind(&entry.value).with_context(|| wrong(entry))?,
             None => IommuKind::Vtd,
         };
         let mut iommu = Self::of(kind);
-        for (key, value) in entries {
-            iommu.set(key, value).with_context(|| wrong(place, key, value))?;
+        for entry in entries {
+            iommu.set(&entry.key, &entry.value).with_context(|| wrong(entry))?;
+        }
+        let overlap = iommu.reserved.iter().enumerate().find_map(|(index, region)| {
+            let overlaps = |other: &&ReservedRegion| {
+                other.range.start() <= region.range.last()
+                    && region.range.start() <= other.range.last()
+            };
+            Some((iommu.reserved[..index].iter().find(overlaps)?.range, region.range))
+        });
+        if let Some((one, other)) = overlap {
+            let entry = entries.iter().find(|entry| entry.key == "reserved");
+            let place = entry.map_or(place, |entry| &entry.place);
+            bail!(
+                "{place}: the reserved ranges {:#x}-{:#x} and {:#x}-{:#x} overlap",
+                one.start().0,
+                one.last().0,
+                other.start().0,
+                other.last().0
+            );
         }
         Ok(iommu)
     }
@@ -104,7 +125,7 @@ impl Iommu {
     }
 }
 
-fn wrong(place: &str, key: &str, value: &str) -> String {
+fn wrong(Entry { key, value, place }: &Entry) -> String {
     let accepted =
         KEYS.iter().find(|&&(name, _)| name == key).map_or("", |&(_, accepted)| accepted);
     format!("{place}: {key}={value:?} is not {accepted}")
@@ -210,12 +231,10 @@ fn regions(value: &str) -> Result<Vec<ReservedRegion>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::entry;
 
     fn parse(text: &str) -> Result<Iommu> {
-        let entries = text.split(',').map(|word| {
-            let (key, value) = word.split_once('=').expect("key=value");
-            (key.to_owned(), value.to_owned())
-        });
+        let entries = text.split(',').map(|word| entry::of_option("iommu 0", word).expect("a key"));
         Iommu::parse("iommu 0", &entries.collect::<Vec<_>>())
     }
 
@@ -260,8 +279,8 @@ mod tests {
         assert_eq!(starts("kind=vtd"), [0xfee0_0000]);
         assert_eq!(starts("kind=amd"), [0xfee0_0000, 0xfd_0000_0000]);
         assert_eq!(starts("kind=smmuv3"), [0x800_0000]);
-        assert_eq!(starts("kind=riscv"), []);
-        assert_eq!(starts("kind=amd,reserved=none"), []);
+        assert!(starts("kind=riscv").is_empty());
+        assert!(starts("kind=amd,reserved=none").is_empty());
     }
 
     #[test]
@@ -283,11 +302,11 @@ mod tests {
             ),
             (
                 "aperture=0x1000-0x1fffe",
-                "iommu 0: aperture=\"0x1000-0x1fffe\" is not FIRST-LAST in whole pages, as in 0x0-0xffffffffffff: it does not begin and end with a page",
+                "iommu 0: aperture=\"0x1000-0x1fffe\" is not FIRST-LAST in whole pages, as in 0x0-0xffffffff: it does not begin and end with a page",
             ),
             (
                 "aperture=0-0xffffffffffffffff",
-                "iommu 0: aperture=\"0-0xffffffffffffffff\" is not FIRST-LAST in whole pages, as in 0x0-0xffffffffffff: the kind translates addresses of 48 bits",
+                "iommu 0: aperture=\"0-0xffffffffffffffff\" is not FIRST-LAST in whole pages, as in 0x0-0xffffffff: the kind translates addresses of 48 bits",
             ),
             (
                 "cmdqv=on",
@@ -301,7 +320,7 @@ mod tests {
         assert!(parse("kind=riscv,aperture=0-0xffffffffffff").is_err(), "Sv48 has two halves");
         let unknown = parse("size=3").unwrap_err().to_string();
         assert!(
-            unknown.starts_with("iommu 0 has no key \"size\"; its keys are kind, dirty,"),
+            unknown.starts_with("iommu 0: an IOMMU has no key \"size\"; its keys are kind, dirty,"),
             "{unknown}"
         );
         for bad in

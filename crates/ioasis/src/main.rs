@@ -1,6 +1,7 @@
 //! `ioasis`: run a program on a machine with an IOMMU, VFIO and PCI devices that are not there.
 
 mod cli;
+mod entry;
 mod hardware;
 mod iommu;
 mod machine;

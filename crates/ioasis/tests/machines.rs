@@ -129,7 +129,7 @@ fn a_machine_that_cannot_be_is_refused_before_the_program_starts() {
         ),
         (
             ["--device", "testdev,iommu=1"],
-            "ioasis: device \"testdev\": iommu 1 does not exist, the machine has 1, counted from 0\n",
+            "ioasis: --device \"testdev,iommu=1\": iommu 1 does not exist, the machine has 1, counted from 0\n",
         ),
     ] {
         let output = run(&options, &["echo", "started"]);

@@ -81,11 +81,11 @@ impl<'a> Options<'a> {
         self.text(name).map_or(Ok(default), |value| parse(value).ok_or_else(|| self.refuse(name)))
     }
 
-    /// A switch: the bare name turns it on.
+    /// A switch, as every switch of a machine is written; the bare name of an option has been given as on.
     pub(crate) fn switch(&self, name: &str) -> Result<bool, ModelError> {
         self.parsed(name, false, |value| match value {
-            "" | "on" | "yes" | "true" | "1" => Some(true),
-            "off" | "no" | "false" | "0" => Some(false),
+            "on" => Some(true),
+            "off" => Some(false),
             _ => None,
         })
     }
@@ -144,7 +144,7 @@ mod tests {
     #[test]
     fn an_option_given_twice_is_refused() {
         let error =
-            Options::new("nvme", KNOWN, &given(&[("ro", ""), ("ro", "off")])).expect_err("twice");
+            Options::new("nvme", KNOWN, &given(&[("ro", "on"), ("ro", "off")])).expect_err("twice");
         assert_eq!(error.to_string(), "nvme: option ro is given twice");
     }
 

@@ -45,7 +45,7 @@ impl Sink {
     pub(crate) fn file(path: &Path, missing: fn(u64) -> String) -> Result<Self> {
         let file = File::create(path).map_err(|failure| {
             let errno = failure.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
-            Error::new(errno, "the trace file cannot be written")
+            Error::new(errno, "the file cannot be written")
         })?;
         Ok(Self::new(file, missing))
     }

@@ -50,7 +50,7 @@ fn a_missing_image_is_named_with_the_way_out() {
     let path = Path::new();
     let told = refused(&[("image", path.text())]);
     assert!(told.contains(path.text()) && told.contains("size= makes it"), "{told}");
-    let told = refused(&[("image", path.text()), ("size", "1M"), ("ro", "")]);
+    let told = refused(&[("image", path.text()), ("size", "1M"), ("ro", "on")]);
     assert!(told.contains("ro makes none"), "{told}");
     assert!(!path.0.exists());
     assert!(refused(&[]).starts_with("nvme needs image="));
@@ -73,7 +73,7 @@ fn a_second_writer_is_told_the_process() {
     let first = made(&[("image", path.text()), ("size", "1M")]);
     let told = refused(&[("image", path.text())]);
     assert!(told.contains(&format!("in use by process {}", std::process::id())), "{told}");
-    assert!(refused(&[("image", path.text()), ("ro", "")]).contains("in use by"));
+    assert!(refused(&[("image", path.text()), ("ro", "on")]).contains("in use by"));
     drop(first);
     let readers = [(); 2].map(|()| made(&[("image", path.text()), ("ro", "on")]));
     assert!(refused(&[("image", path.text())]).contains("in use by"));

@@ -48,7 +48,7 @@ fn identify_namespace_says_how_large_it_is() {
 
 #[test]
 fn a_read_only_namespace_says_so() {
-    let mut rig = Rig::enabled(&[("ro", "")]);
+    let mut rig = Rig::enabled(&[("ro", "on")]);
     assert_eq!(rig.status(0, identify(0, 1)), 0);
     assert_eq!(data(&rig)[99], 1);
 }

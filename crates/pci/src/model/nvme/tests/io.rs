@@ -255,7 +255,7 @@ fn completions_before_a_flush_do_not_wait_for_it() {
 
 #[test]
 fn a_read_only_namespace_refuses_every_change() {
-    let mut rig = Rig::with_queue(&[("ro", ""), ("size", "1M")]);
+    let mut rig = Rig::with_queue(&[("ro", "on"), ("size", "1M")]);
     let zeroes = transfer(WRITE_ZEROES, 0, 8, [0, 0]);
     let trim = with_data(DATASET_MANAGEMENT, 1, [0, 4, 0, 0, 0, 0]);
     for command in [transfer(WRITE, 0, 8, [DATA, 0]), zeroes, trim] {
