@@ -239,6 +239,12 @@ impl<'a> Bus<'a> {
         }
     }
 
+    /// Whether MSI-X is enabled.
+    #[must_use]
+    pub fn has_msix(&self) -> bool {
+        self.wires.msix.is_enabled()
+    }
+
     /// Whether the message of some MSI-X vector is pending.
     #[must_use]
     pub fn has_pending(&self) -> bool {

@@ -1,10 +1,11 @@
 //! The capabilities of a function: which there are, where they lie, what each bit is and who may write it.
 
-use crate::description::Description;
+use crate::description::{Description, VendorKind};
 
 // Capability IDs, PCI Code and ID Assignment 1.11, 2.
 const ID_POWER_MANAGEMENT: u8 = 0x01;
 const ID_MSI: u8 = 0x05;
+const ID_VENDOR: u8 = 0x09;
 const ID_EXPRESS: u8 = 0x10;
 const ID_MSIX: u8 = 0x11;
 
@@ -66,6 +67,15 @@ const MSIX_PBA: usize = 8;
 pub(crate) const MSIX_ENABLE: u16 = 1 << 15;
 pub(crate) const MSIX_FUNCTION_MASK: u16 = 1 << 14;
 
+// A window to the BARs, Virtio 1.2, 4.1.4 and 4.1.4.9.
+pub(crate) const WINDOW_BAR: usize = 4;
+pub(crate) const WINDOW_OFFSET: usize = 8;
+pub(crate) const WINDOW_LENGTH: usize = 12;
+pub(crate) const WINDOW_DATA: usize = 16;
+
+/// Where capabilities lie: behind the header, in what PCI 2.x had of configuration space.
+const ROOM: std::ops::Range<usize> = 0x40..0x100;
+
 /// A capability this crate knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -73,6 +83,10 @@ pub(crate) enum Kind {
     Msi,
     Express,
     Msix,
+    /// The vendor-specific one of this index.
+    Vendor(usize),
+    /// The same, that is a window to the BARs.
+    Window(usize),
 }
 
 /// Where one capability lies.
@@ -117,7 +131,32 @@ pub(crate) fn chain(description: &Description) -> Vec<Capability> {
     if description.vectors.msix != 0 {
         chain.push(Capability { kind: Kind::Msix, start: 0xb0, length: 12 });
     }
+    for (index, vendor) in description.vendor.iter().enumerate() {
+        let kind = match vendor.kind {
+            VendorKind::Plain => Kind::Vendor(index),
+            VendorKind::Window => Kind::Window(index),
+        };
+        let length = vendor.length();
+        let start = free(&chain, length);
+        chain.push(Capability { kind, start, length });
+    }
     chain
+}
+
+/// The first dword from which `length` bytes are free.
+///
+/// # Panics
+///
+/// If there is none: a model has more capabilities than fit.
+fn free(chain: &[Capability], length: usize) -> usize {
+    let apart = |start: usize| {
+        move |other: &Capability| {
+            start + length <= other.start || other.start + other.length <= start
+        }
+    };
+    let mut starts = ROOM.step_by(4).filter(|start| start + length <= ROOM.end);
+    let found = starts.find(|&start| chain.iter().all(apart(start)));
+    found.expect("capabilities fit into the first 256 bytes")
 }
 
 impl Kind {
@@ -127,6 +166,7 @@ impl Kind {
             Self::Msi => ID_MSI,
             Self::Express => ID_EXPRESS,
             Self::Msix => ID_MSIX,
+            Self::Vendor(_) | Self::Window(_) => ID_VENDOR,
         }
     }
 
@@ -167,6 +207,24 @@ impl Kind {
                     Field::read_only(MSIX_PBA, 4, pending),
                 ]
             }
+            Self::Vendor(index) => vendor_fields(description, index),
+            Self::Window(index) => {
+                let mut fields = vendor_fields(description, index);
+                fields.push(Field::writable(WINDOW_BAR, 1, 0, 0xff));
+                fields.extend(
+                    [WINDOW_OFFSET, WINDOW_LENGTH, WINDOW_DATA]
+                        .map(|offset| Field::writable(offset, 4, 0, !0)),
+                );
+                fields
+            }
         }
     }
+}
+
+/// Length and bytes of a vendor-specific capability.
+fn vendor_fields(description: &Description, index: usize) -> Vec<Field> {
+    let vendor = &description.vendor[index];
+    let length = u8::try_from(vendor.length()).expect("it fits into 256 bytes");
+    let bytes = [length].into_iter().chain(vendor.bytes.iter().copied());
+    (2..).zip(bytes).map(|(offset, byte)| Field::read_only(offset, 1, byte.into())).collect()
 }

@@ -65,6 +65,18 @@ pub enum IrqMode {
 pub(crate) struct Asked {
     /// The function-level reset bit was written.
     pub(crate) reset: bool,
+    /// The data of a window to the BARs was written.
+    pub(crate) window: Option<Window>,
+}
+
+/// What a window to the BARs is set to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Window {
+    pub(crate) bar: usize,
+    pub(crate) offset: u64,
+    /// 1, 2 or 4.
+    pub(crate) length: usize,
+    pub(crate) data: [u8; 4],
 }
 
 /// The configuration space of one function.
@@ -221,7 +233,9 @@ impl ConfigSpace {
         let mut asked = Asked::default();
         while !rest.is_empty() {
             let (piece, after) = rest.split_at(self.piece(position, rest.len()));
-            asked.reset |= self.write_piece(position, piece).reset;
+            let piece_asked = self.write_piece(position, piece);
+            asked.reset |= piece_asked.reset;
+            asked.window = piece_asked.window.or(asked.window);
             position += piece.len();
             rest = after;
         }
@@ -262,10 +276,51 @@ impl ConfigSpace {
                 Kind::Express if touches(start + capability::EXP_CONTROL, 2) => {
                     asked.reset |= self.take_reset_bit(start);
                 }
+                Kind::Window(_) if touches(start + capability::WINDOW_DATA, 4) => {
+                    asked.window = self.window_at(start);
+                }
                 _ => {}
             }
         }
         asked
+    }
+
+    /// What a window is set to, where its data is among `length` bytes from `offset`: a read of them is to be preceded by one
+    /// there.
+    pub(crate) fn window(&self, offset: u64, length: usize) -> Option<Window> {
+        let start = self.window_start()?;
+        let data = (start + capability::WINDOW_DATA) as u64;
+        let end = offset.saturating_add(length as u64);
+        if offset < data + 4 && data < end { self.window_at(start) } else { None }
+    }
+
+    fn window_start(&self) -> Option<usize> {
+        let mut capabilities = self.capabilities.iter();
+        let found = capabilities.find(|found| matches!(found.kind, Kind::Window(_)));
+        found.map(|found| found.start)
+    }
+
+    /// `None` unless it is set to an aligned access.
+    fn window_at(&self, start: usize) -> Option<Window> {
+        let dword = |offset: usize| -> [u8; 4] {
+            self.bytes[start + offset..start + offset + 4].try_into().expect("four bytes")
+        };
+        let offset = u32::from_le_bytes(dword(capability::WINDOW_OFFSET));
+        let length = u32::from_le_bytes(dword(capability::WINDOW_LENGTH));
+        let fits = matches!(length, 1 | 2 | 4) && offset.is_multiple_of(length);
+        fits.then(|| Window {
+            bar: self.bytes[start + capability::WINDOW_BAR].into(),
+            offset: offset.into(),
+            length: length as usize,
+            data: dword(capability::WINDOW_DATA),
+        })
+    }
+
+    /// What the window shows from now on.
+    pub(crate) fn set_window_data(&mut self, data: &[u8]) {
+        if let Some(start) = self.window_start() {
+            self.put(start + capability::WINDOW_DATA, data);
+        }
     }
 
     /// Cuts the written addresses to what each BAR decodes, which is how a program learns its size.

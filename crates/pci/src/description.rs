@@ -162,6 +162,35 @@ impl MsixTable {
     }
 }
 
+/// A vendor-specific capability (ID 09h of the PCI Code and ID Assignment 1.11, 2).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VendorCapability {
+    /// Its bytes behind ID, next pointer and length.
+    pub bytes: Vec<u8>,
+    /// What an access of it does.
+    pub kind: VendorKind,
+}
+
+/// What an access of a vendor-specific capability does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VendorKind {
+    /// Nothing: it is read-only data.
+    Plain,
+    /// A window to the BARs, as virtio has it (Virtio 1.2, 4.1.4.9): byte 4 names a BAR, the dword at 8 an offset in it, that
+    /// at 12 a length of 1, 2 or 4. An access of the dword at 16 is one of so many bytes there.
+    Window,
+}
+
+impl VendorCapability {
+    /// Bytes of ID, next pointer and length.
+    const HEADER: usize = 3;
+
+    /// Bytes of all of it.
+    pub(crate) fn length(&self) -> usize {
+        Self::HEADER + self.bytes.len()
+    }
+}
+
 /// A function as its model describes it. Constant for the life of the model.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Description {
@@ -173,6 +202,8 @@ pub struct Description {
     pub vectors: Vectors,
     /// Where the MSI-X table lies; `Some` exactly when `vectors.msix` is not 0.
     pub msix: Option<MsixTable>,
+    /// Vendor-specific capabilities, in the order of the chain.
+    pub vendor: Vec<VendorCapability>,
 }
 
 impl Description {

@@ -1,29 +1,38 @@
-//! A program's memory and interrupts, for tests.
+//! A program's memory and interrupts, and a model that is polled by hand: for tests of models, here and elsewhere.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use std::sync::Arc;
+
+use ioasis_sys::mapping::Mapping;
 use ioasis_sys::sync::Mutex;
 
-use crate::bus::{Dma, DmaFault, Heard, Irq, Line, Segment};
+use crate::bus::{Bus, Dma, DmaFault, Heard, Irq, Line, Segment, Session, Wires};
+use crate::description::BARS;
+use crate::gate::Permissions;
+use crate::model::{Model, Progress};
+use crate::msix::Handler;
 use crate::refusal::{Refusal, Witness};
 
 /// Memory that begins somewhere and ends somewhere; its tail may be read-only.
 #[derive(Debug)]
-pub(crate) struct Memory {
+pub struct Memory {
     start: u64,
     read_only: AtomicU64,
     bytes: Mutex<Vec<u8>>,
 }
 
 impl Memory {
-    pub(crate) fn new(start: u64, length: usize) -> Self {
+    /// `length` zeroes from address `start` on.
+    #[must_use]
+    pub fn new(start: u64, length: usize) -> Self {
         let bytes = Mutex::new(vec![0; length]);
         Self { start, read_only: AtomicU64::new(u64::MAX), bytes }
     }
 
     /// From here on writes fault.
-    pub(crate) fn set_read_only_from(&self, iova: u64) {
+    pub fn set_read_only_from(&self, iova: u64) {
         self.read_only.store(iova, Ordering::SeqCst);
     }
 
@@ -36,12 +45,23 @@ impl Memory {
         Ok(start..end)
     }
 
-    pub(crate) fn put(&self, iova: u64, bytes: &[u8]) {
+    /// Stores as the program does.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such memory.
+    pub fn put(&self, iova: u64, bytes: &[u8]) {
         let range = self.range(Segment { iova, length: bytes.len() }).expect("in memory");
         self.bytes.lock()[range].copy_from_slice(bytes);
     }
 
-    pub(crate) fn get(&self, iova: u64, length: usize) -> Vec<u8> {
+    /// Loads as the program does.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such memory.
+    #[must_use]
+    pub fn get(&self, iova: u64, length: usize) -> Vec<u8> {
         let range = self.range(Segment { iova, length }).expect("in memory");
         self.bytes.lock()[range].to_vec()
     }
@@ -79,19 +99,26 @@ impl Dma for Memory {
 
 /// What was raised, and the level of the pin.
 #[derive(Debug, Default)]
-pub(crate) struct Interrupts {
-    pub(crate) raised: Mutex<Vec<u16>>,
-    pub(crate) asserted: AtomicBool,
+pub struct Interrupts {
+    /// The vectors, in the order in which they were raised.
+    pub raised: Mutex<Vec<u16>>,
+    /// The level of the pin.
+    pub asserted: AtomicBool,
     /// Nobody hears a message.
-    pub(crate) deaf: AtomicBool,
+    pub deaf: AtomicBool,
 }
 
 /// What it was told, as the trace says it.
 #[derive(Debug, Default)]
-pub(crate) struct Told(pub(crate) Mutex<Vec<Refusal>>);
+pub struct Told(
+    /// In the order in which they were told.
+    pub Mutex<Vec<Refusal>>,
+);
 
 impl Told {
-    pub(crate) fn take(&self) -> Vec<Refusal> {
+    /// All of it, once.
+    #[must_use]
+    pub fn take(&self) -> Vec<Refusal> {
         std::mem::take(&mut self.0.lock())
     }
 }
@@ -113,5 +140,135 @@ impl Irq for Interrupts {
 
     fn set_line(&self, line: Line) {
         self.asserted.store(line == Line::Asserted, Ordering::SeqCst);
+    }
+}
+
+/// A model with a bus of its own, polled by hand. It may be a bus master, and its memory answers.
+#[derive(Debug)]
+pub struct Rig {
+    model: Box<dyn Model>,
+    /// What its DMA reaches.
+    pub memory: Arc<Memory>,
+    /// What it raised.
+    pub interrupts: Arc<Interrupts>,
+    /// What it told.
+    pub told: Arc<Told>,
+    session: Session,
+    wires: Wires,
+}
+
+impl Rig {
+    /// `model` after a reset, with `length` bytes of memory from address `start` on.
+    ///
+    /// # Panics
+    ///
+    /// If the model describes a function that cannot exist, or there is no memory for its pages.
+    #[must_use]
+    pub fn new(model: Box<dyn Model>, start: u64, length: usize) -> Self {
+        let description = model.description();
+        description.check();
+        let mut pages = [const { None }; BARS];
+        for (pages, bar) in pages.iter_mut().zip(&description.bars) {
+            if let Some(end) = bar.as_ref().and_then(crate::Bar::mappable_end) {
+                let bytes = usize::try_from(end).expect("an address space holds it");
+                *pages = Some(Arc::new(Mapping::anonymous(bytes).expect("memory")));
+            }
+        }
+        let memory = Arc::new(Memory::new(start, length));
+        let (interrupts, told) = (Arc::new(Interrupts::default()), Arc::new(Told::default()));
+        let dma: Arc<dyn Dma> = Arc::<Memory>::clone(&memory);
+        let irq: Arc<dyn Irq> = Arc::<Interrupts>::clone(&interrupts);
+        let witness: Arc<dyn Witness> = Arc::<Told>::clone(&told);
+        let session = Session { dma, irq, witness, pages };
+        let wires = Wires::new(&description);
+        let mut rig = Self { model, memory, interrupts, told, session, wires };
+        rig.set_master(true);
+        rig.reset();
+        rig
+    }
+
+    /// Lets the device do DMA and send messages, or keeps it from that.
+    pub fn set_master(&self, master: bool) {
+        let on = Permissions { memory: true, io: true, ..Permissions::default() };
+        self.wires.gate.set(Permissions { master, ..on });
+    }
+
+    /// Enables MSI-X, every vector with a handler.
+    pub fn enable_msix(&self) {
+        self.wires.msix.set_enabled(Some(&self.session), true);
+        for vector in 0..self.model.description().vectors.msix {
+            self.wires.msix.set_handler(&self.session, vector, Handler::Present, true);
+        }
+    }
+
+    /// Resets the model.
+    ///
+    /// # Panics
+    ///
+    /// If it fails.
+    pub fn reset(&mut self) {
+        let bus = Bus::new(&self.session, &self.wires);
+        self.model.reset(&bus).expect("pages are there");
+        bus.set_line(Line::Deasserted);
+    }
+
+    /// Polls until there is nothing to do.
+    ///
+    /// # Panics
+    ///
+    /// If there is something to do after a million polls, or a poll fails.
+    pub fn poll(&mut self) {
+        for _ in 0..1_000_000 {
+            if self.poll_once() == Progress::Idle {
+                return;
+            }
+        }
+        panic!("the model never rests");
+    }
+
+    /// Polls once.
+    ///
+    /// # Panics
+    ///
+    /// If that fails.
+    pub fn poll_once(&mut self) -> Progress {
+        let bus = Bus::new(&self.session, &self.wires);
+        self.model.poll(&bus).expect("pages are there")
+    }
+
+    /// A load that the model answers.
+    ///
+    /// # Panics
+    ///
+    /// If it fails.
+    pub fn load(&mut self, bar: usize, offset: u64, bytes: &mut [u8]) {
+        let bus = Bus::new(&self.session, &self.wires);
+        self.model.load(&bus, bar, offset, bytes).expect("pages are there");
+    }
+
+    /// A store that the model acts on.
+    ///
+    /// # Panics
+    ///
+    /// If it fails.
+    pub fn store(&mut self, bar: usize, offset: u64, bytes: &[u8]) {
+        let bus = Bus::new(&self.session, &self.wires);
+        self.model.store(&bus, bar, offset, bytes).expect("pages are there");
+    }
+
+    /// The pages of a BAR.
+    ///
+    /// # Panics
+    ///
+    /// If none of its pages can be mapped.
+    #[must_use]
+    pub fn pages(&self, bar: usize) -> &Mapping {
+        self.session.pages[bar].as_deref().expect("a BAR with mappable pages")
+    }
+
+    /// The vectors raised since this was last asked.
+    #[must_use]
+    pub fn raised(&self) -> Vec<u16> {
+        std::mem::take(&mut self.interrupts.raised.lock())
     }
 }

@@ -12,7 +12,7 @@ use ioasis_uapi::{Errno, Error, Result};
 
 use crate::address::Bdf;
 use crate::bus::{Session, Wires};
-use crate::config::{ConfigSpace, IrqMode};
+use crate::config::{ConfigSpace, IrqMode, Window};
 use crate::description::{
     BARS, Bar, BarKind, Description, Ids, MsixTable, PageKind, Vectors, pba_bytes, table_bytes,
 };
@@ -197,6 +197,14 @@ impl Function {
     ///
     /// `EFAULT` when the access passes its end; nothing is read then.
     pub fn config_read(&self, offset: u64, bytes: &mut [u8]) -> Result<()> {
+        let window = self.config.lock().window(offset, bytes.len());
+        if let Some(Window { bar, offset, length, .. }) = window {
+            let mut data = [0; 4];
+            // A BAR that does not answer leaves what the window showed.
+            if self.bar_read(bar, offset, &mut data[..length]).is_ok() {
+                self.config.lock().set_window_data(&data[..length]);
+            }
+        }
         self.config.lock().read(offset, bytes, self.device.wires.line.load(Ordering::Acquire))
     }
 
@@ -216,6 +224,10 @@ impl Function {
         if asked.reset {
             // Linux drops the outcome of this reset too: the bit reads 0 whatever happened.
             let _ = self.reset();
+        }
+        if let Some(Window { bar, offset, length, data }) = asked.window {
+            // As on the bus, nobody learns of a write that no BAR takes.
+            let _ = self.bar_write(bar, offset, &data[..length]);
         }
         self.wake();
         Ok(())

@@ -11,8 +11,7 @@ mod bus;
 mod capability;
 mod config;
 mod description;
-#[cfg(test)]
-mod fake;
+pub mod fake;
 mod function;
 mod gate;
 mod model;
@@ -27,6 +26,7 @@ pub use bus::{Bus, Dma, DmaFault, Heard, Irq, Line, Segment, Session};
 pub use config::{CONFIG_SIZE, IrqMode};
 pub use description::{
     BARS, Bar, BarKind, Description, Ids, MsixTable, PAGE_SIZE, PageKind, Pages, Vectors,
+    VendorCapability, VendorKind,
 };
 pub use function::Function;
 pub use model::options::{ModelError, OptionInfo};

@@ -3,10 +3,12 @@
 //! A model knows registers and its device's protocol, nothing else: configuration space, interrupts, who opened it
 //! and whose memory it reaches are the business of [`Function`](crate::Function). docs/models.md is the tutorial.
 
+mod image;
 mod ioat;
 mod nvme;
 pub(crate) mod options;
 mod testdev;
+mod virtio;
 
 use std::fmt::Debug;
 
@@ -99,7 +101,7 @@ pub struct ModelInfo {
 }
 
 /// Every kind of device, in the order of the list.
-const MODELS: &[ModelInfo] = &[ioat::INFO, nvme::INFO, testdev::INFO];
+const MODELS: &[ModelInfo] = &[ioat::INFO, nvme::INFO, testdev::INFO, virtio::BLK];
 
 /// The kinds of devices there are.
 #[must_use]

@@ -119,6 +119,10 @@ impl Msix {
         (0..self.vectors).try_for_each(|vector| self.show_mask(session, &state, vector))
     }
 
+    pub(crate) fn is_enabled(&self) -> bool {
+        self.enabled.load(Ordering::Acquire)
+    }
+
     /// MSI-X is enabled or disabled; no vector has a handler then, and what is pending stays so.
     pub(crate) fn set_enabled(&self, session: Option<&Session>, enabled: bool) {
         let mut state = self.state.lock();

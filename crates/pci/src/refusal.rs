@@ -102,6 +102,15 @@ pub enum Refusal {
         /// Why.
         closed: Closed,
     },
+    /// What a driver asked for against the rules of the device, which stops until it is reset.
+    Driver {
+        /// The queue; `None` when it is about the whole device.
+        queue: Option<u16>,
+        /// What was wrong.
+        why: &'static str,
+        /// The value that was.
+        value: u64,
+    },
     /// An access of the file behind the device.
     Image {
         /// What was to be done.
@@ -133,6 +142,7 @@ impl Refusal {
             Self::Dma { closed, .. }
             | Self::Message { closed, .. }
             | Self::Doorbell { closed, .. } => closed.why().into(),
+            Self::Driver { why, value, .. } => format!("{why}: {value:#x}").into(),
             Self::Image { errno: None, .. } => "the image ends before".into(),
             Self::Image { errno: Some(errno), .. } => format!("the image answers {errno}").into(),
         }
@@ -145,6 +155,7 @@ impl Refusal {
             Self::Dma { closed, .. }
             | Self::Message { closed, .. }
             | Self::Doorbell { closed, .. } => closed.remedy(),
+            Self::Driver { .. } => "its driver is wrong: the device works again after a reset",
             Self::Image { errno, .. } => match errno {
                 None => "it was cut while the device ran: make it as long as it was",
                 Some(Errno::ENOSPC) => "make room where it lies",
@@ -170,6 +181,8 @@ impl fmt::Display for Refusal {
             Self::Doorbell { bar, offset, .. } => {
                 write!(f, "ioeventfd write at BAR{bar}+{offset:#x}")
             }
+            Self::Driver { queue: Some(queue), .. } => write!(f, "requests of queue {queue}"),
+            Self::Driver { queue: None, .. } => f.write_str("start of the device"),
             Self::Image { access: ImageAccess::Sync, .. } => f.write_str("sync of the image"),
             Self::Image { access, offset, length, .. } => {
                 let access = match access {

@@ -30,6 +30,7 @@ fn description() -> Description {
         ],
         vectors: Vectors { intx: true, msi: 8, msix: 9 },
         msix: Some(MsixTable { table_bar: 2, table_offset: 0, pba_bar: 2, pba_offset: 0x800 }),
+        vendor: Vec::new(),
     }
 }
 

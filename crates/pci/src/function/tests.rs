@@ -2,7 +2,7 @@ use std::time::{Duration, Instant};
 
 use super::*;
 use crate::bus::{Bus, Line, Segment};
-use crate::description::{PAGE_SIZE, Pages, Vectors};
+use crate::description::{PAGE_SIZE, Pages, Vectors, VendorCapability, VendorKind};
 use crate::fake::{Interrupts, Memory, Told};
 use crate::model::Progress;
 use crate::refusal::Closed;
@@ -58,6 +58,10 @@ impl Model for Probe {
                 pba_bar: 0,
                 pba_offset: PENDING,
             }),
+            vendor: vec![
+                VendorCapability { bytes: vec![7; 10], kind: VendorKind::Plain },
+                VendorCapability { bytes: vec![0; 17], kind: VendorKind::Window },
+            ],
         }
     }
 
@@ -398,4 +402,75 @@ fn what_does_not_answer_says_what_to_do_about_it() {
     rig.function.ring(0, TRAPPED, &[1]);
     rig.function.ring(0, 0x8000, &[1]);
     assert_eq!(rig.told.take(), [], "one was done, the other is past the end of the BAR");
+}
+
+/// Where capabilities of `id` lie, in the order of the chain.
+fn capabilities(function: &Function, id: u8) -> Vec<u64> {
+    let byte = |at: u64| {
+        let mut byte = [0];
+        function.config_read(at, &mut byte).expect("inside");
+        byte[0]
+    };
+    let mut found = Vec::new();
+    let mut at = byte(0x34).into();
+    while at != 0 {
+        if byte(at) == id {
+            found.push(at);
+        }
+        at = byte(at + 1).into();
+    }
+    found
+}
+
+#[test]
+fn vendor_specific_capabilities_lie_in_the_chain_with_their_bytes() {
+    let rig = opened();
+    let found = capabilities(&rig.function, 9);
+    assert_eq!(found.len(), 2);
+    let mut bytes = [0; 11];
+    rig.function.config_read(found[0] + 2, &mut bytes).expect("inside");
+    assert_eq!(bytes, [13, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7]);
+    rig.function.config_write(found[0] + 4, &[1; 4]).expect("inside");
+    rig.function.config_read(found[0] + 2, &mut bytes).expect("inside");
+    assert_eq!(bytes[2..], [7; 9], "it is read-only");
+}
+
+#[test]
+fn a_window_in_configuration_space_reaches_the_bars() {
+    let rig = opened();
+    let window = capabilities(&rig.function, 9)[1];
+    let set = |bar: u8, offset: u32, length: u32| {
+        let write = |at: u64, bytes: &[u8]| {
+            rig.function.config_write(window + at, bytes).expect("inside");
+        };
+        write(4, &[bar]);
+        write(8, &offset.to_le_bytes());
+        write(12, &length.to_le_bytes());
+    };
+    let read = || {
+        let mut bytes = [0; 4];
+        rig.function.config_read(window + 16, &mut bytes).expect("inside");
+        u32::from_le_bytes(bytes)
+    };
+    // A shared page, which both see.
+    set(0, 0x20, 4);
+    rig.function.config_write(window + 16, &0x1234_5678_u32.to_le_bytes()).expect("inside");
+    assert_eq!(rig.pages.load_u32(0x20).expect("mapped"), 0x1234_5678);
+    rig.pages.store_u32(0x20, 0x8765_4321).expect("mapped");
+    assert_eq!(read(), 0x8765_4321);
+    // The model's own registers, of which two bytes are written.
+    set(0, 0x1002, 2);
+    rig.function.config_write(window + 16, &[1, 2, 3, 4]).expect("inside");
+    assert_eq!(rig.counts.trapped.load(Ordering::SeqCst), 2);
+    assert_eq!(read() & 0xffff, 0x0000, "the probe answers its count against the offset");
+    // What is no access, or of no BAR, changes nothing.
+    for (bar, offset, length) in
+        [(0, 2, 4), (0, 0, 3), (0, 0, 8), (0, 0x8000, 4), (1, 0, 4), (9, 0, 4)]
+    {
+        set(bar, offset, length);
+        rig.function.config_write(window + 16, &[0x55; 4]).expect("inside");
+        assert_eq!(read(), 0x5555_5555, "it keeps what was written");
+    }
+    assert_eq!(rig.counts.trapped.load(Ordering::SeqCst), 2);
+    assert_eq!(rig.pages.load_u32(0).expect("mapped"), 0);
 }

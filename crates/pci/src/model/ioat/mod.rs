@@ -188,6 +188,7 @@ impl Model for Ioat {
                 pba_bar: BAR,
                 pba_offset: MSIX_PENDING,
             }),
+            vendor: Vec::new(),
         }
     }
 

@@ -1,11 +1,11 @@
 //! Commands of the admin command set (NVMe 1.4, chapter 5).
 
+use super::super::image::Protection;
 use super::command::Command;
 use super::controller::{Controller, Outcome};
 use super::events::Event;
 use super::features::IoQueues;
 use super::identify;
-use super::image::Protection;
 use super::io::{ALL_NAMESPACES, NAMESPACE, TRANSFER_MAX, WriteCache};
 use super::log::{self, Health};
 use super::prp;

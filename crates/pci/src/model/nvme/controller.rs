@@ -9,11 +9,11 @@ use std::io;
 use ioasis_uapi::Result;
 
 use super::super::Progress;
+use super::super::image::Image;
 use super::command::{Command, Completion};
 use super::events::{Event, Events};
 use super::features::{Features, IoQueues};
 use super::identify::Identity;
-use super::image::Image;
 use super::io::{Context, Executor, TURN_MAX, first_block};
 use super::log::{ErrorLog, Failure};
 use super::queue::{CompletionQueue, FETCH_MAX, SubmissionQueue};

@@ -6,8 +6,8 @@
 
 use std::io;
 
+use super::super::image::{Image, Protection};
 use super::command::Command;
-use super::image::{Image, Protection};
 use super::prp;
 use super::status::Status;
 use crate::bus::{Bus, Segment};

@@ -1,7 +1,7 @@
 //! `nvme`: an NVM Express 1.4 controller whose one namespace is a raw image file.
 //!
 //! One file a chapter of the specification: `registers` (3), `command`, `queue`, `prp` and `status` (4), `admin`,
-//! `identify`, `features`, `log` and `events` (5), `io` (6), `controller` (7); `image` is the file behind it.
+//! `identify`, `features`, `log` and `events` (5), `io` (6), `controller` (7).
 //!
 //! Registers and doorbells are pages that the program maps; BAR 4 holds the MSI-X table. Admin and I/O queues may
 //! use any of the vectors, of which there is one more than I/O queue pairs.
@@ -12,7 +12,6 @@ mod controller;
 mod events;
 mod features;
 mod identify;
-mod image;
 mod io;
 mod log;
 mod prp;
@@ -26,8 +25,8 @@ use ioasis_uapi::Result;
 
 use self::controller::Controller;
 use self::identify::Identity;
-use self::image::{Image, Protection, Wanted};
 use self::registers::DOORBELLS;
+use super::image::{Image, Protection, Wanted};
 use super::options::{self, ModelError, OptionInfo, Options};
 use super::{Model, ModelInfo, Progress};
 use crate::bus::Bus;
@@ -117,7 +116,7 @@ fn create(options: &Options<'_>) -> Result<Box<dyn Model>, ModelError> {
     })?;
     let protection =
         if options.switch("ro")? { Protection::ReadOnly } else { Protection::Writable };
-    let image = Image::open(&Wanted { path, size, protection, block })?;
+    let image = Image::open(&Wanted { model: "nvme", path, size, protection, block })?;
     let identity = Identity::new(serial.unwrap_or_else(|| serial_of(&image)));
     Ok(Box::new(Nvme(Controller::new(image, identity, queues, lba_lg2))))
 }
@@ -163,6 +162,7 @@ impl Model for Nvme {
                 pba_bar: MSIX_BAR,
                 pba_offset: MSIX_PENDING,
             }),
+            vendor: Vec::new(),
         }
     }
 
@@ -191,6 +191,9 @@ impl Model for Nvme {
         self.0.poll(bus)
     }
 }
+
+#[cfg(test)]
+pub(in crate::model) use tests::image_path;
 
 #[cfg(test)]
 mod tests;

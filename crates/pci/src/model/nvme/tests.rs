@@ -8,4 +8,4 @@ mod prp;
 mod registers;
 mod rig;
 
-pub(super) use rig::image_path;
+pub(in crate::model) use rig::image_path;

@@ -66,6 +66,7 @@ impl Model for Testdev {
             bars: [Some(registers), None, None, None, None, None],
             vectors: Vectors { intx: false, msi: 1, msix: 0 },
             msix: None,
+            vendor: Vec::new(),
         }
     }
 

@@ -78,7 +78,7 @@ impl Drop for Rig {
 }
 
 /// A path for an image of its own.
-pub(in crate::model::nvme) fn image_path() -> PathBuf {
+pub(in crate::model) fn image_path() -> PathBuf {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let number = COUNT.fetch_add(1, Ordering::Relaxed);
     std::env::temp_dir().join(format!("ioasis-nvme-{}-{number}", std::process::id()))

@@ -1,4 +1,4 @@
-//! The raw image file behind the namespace.
+//! The raw image file behind a disk.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, Seek, SeekFrom};
@@ -8,7 +8,7 @@ use std::path::Path;
 use ioasis_sys::locks::{Holder, Lock, lock};
 use rustix::fs::{FallocateFlags, fallocate};
 
-use super::super::options::ModelError;
+use super::options::ModelError;
 
 /// Zeroes written at once where the file system cannot make them itself.
 const ZEROES: usize = 64 << 10;
@@ -16,6 +16,8 @@ const ZEROES: usize = 64 << 10;
 /// How an image is to be opened.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Wanted<'a> {
+    /// The model, for what people are told.
+    pub(super) model: &'static str,
     pub(super) path: &'a Path,
     /// Bytes of an image to be made when there is none.
     pub(super) size: Option<u64>,
@@ -46,15 +48,12 @@ pub(super) struct Image {
 impl Image {
     /// Opens and locks it, and makes it first if that is wanted and it is not there.
     pub(super) fn open(wanted: &Wanted<'_>) -> Result<Self, ModelError> {
-        let name = wanted.path.display();
         let file = wanted.open_file()?;
-        let failed = |error: &io::Error| ModelError::new(format!("nvme: image={name}: {error}"));
+        let failed = |error: &io::Error| wanted.error(&format!(": {error}"));
         let metadata = file.metadata().map_err(|error| failed(&error))?;
         let kind = metadata.file_type();
         if !kind.is_file() && !kind.is_block_device() {
-            return Err(ModelError::new(format!(
-                "nvme: image={name} is neither a file nor a block device"
-            )));
+            return Err(wanted.error(" is neither a file nor a block device"));
         }
         lock_image(&file, wanted)?;
         let bytes = (&file).seek(SeekFrom::End(0)).map_err(|error| failed(&error))?;
@@ -124,8 +123,12 @@ impl Image {
 }
 
 impl Wanted<'_> {
+    /// What is wrong with the image, for people.
+    fn error(&self, what: &str) -> ModelError {
+        ModelError::new(format!("{}: image={}{what}", self.model, self.path.display()))
+    }
+
     fn open_file(&self) -> Result<File, ModelError> {
-        let name = self.path.display();
         let mut options = OpenOptions::new();
         // A FIFO must not make the open wait.
         options.read(true).write(self.protection == Protection::Writable);
@@ -134,52 +137,41 @@ impl Wanted<'_> {
             (Ok(file), _) => Ok(file),
             (Err(error), Some(size)) if error.kind() == ErrorKind::NotFound => self.make_file(size),
             (Err(error), None) if error.kind() == ErrorKind::NotFound => {
-                Err(ModelError::new(format!("nvme: image={name} does not exist; size= makes it")))
+                Err(self.error(" does not exist; size= makes it"))
             }
-            (Err(error), _) => Err(ModelError::new(format!("nvme: image={name}: {error}"))),
+            (Err(error), _) => Err(self.error(&format!(": {error}"))),
         }
     }
 
     fn make_file(&self, size: u64) -> Result<File, ModelError> {
-        let name = self.path.display();
         self.check_size(size)?;
         if self.protection == Protection::ReadOnly {
-            return Err(ModelError::new(format!(
-                "nvme: image={name} does not exist; ro makes none"
-            )));
+            return Err(self.error(" does not exist; ro makes none"));
         }
         let made = OpenOptions::new().read(true).write(true).create_new(true).open(self.path);
         let sized = made.and_then(|file| file.set_len(size).map(|()| file));
-        sized
-            .map_err(|error| ModelError::new(format!("nvme: image={name} cannot be made: {error}")))
+        sized.map_err(|error| self.error(&format!(" cannot be made: {error}")))
     }
 
     fn check_size(&self, bytes: u64) -> Result<(), ModelError> {
-        let Self { path, block, size, .. } = self;
-        let name = path.display();
-        if let Some(size) = size
-            && *size != bytes
+        let block = self.block;
+        if let Some(size) = self.size
+            && size != bytes
         {
-            return Err(ModelError::new(format!(
-                "nvme: image={name} has {bytes} bytes, not the {size} of size="
-            )));
+            return Err(self.error(&format!(" has {bytes} bytes, not the {size} of size=")));
         }
         if bytes == 0 {
-            return Err(ModelError::new(format!(
-                "nvme: image={name} is empty; size= makes an image that does not exist"
-            )));
+            return Err(self.error(" is empty; size= makes an image that does not exist"));
         }
-        if !bytes.is_multiple_of(*block) {
-            return Err(ModelError::new(format!(
-                "nvme: image={name} has {bytes} bytes, which is no multiple of its block size, {block}"
-            )));
+        if !bytes.is_multiple_of(block) {
+            let multiple = "which is no multiple of its block size";
+            return Err(self.error(&format!(" has {bytes} bytes, {multiple}, {block}")));
         }
         Ok(())
     }
 }
 
 fn lock_image(file: &File, wanted: &Wanted<'_>) -> Result<(), ModelError> {
-    let name = wanted.path.display();
     let kind = match wanted.protection {
         Protection::Writable => Lock::Exclusive,
         Protection::ReadOnly => Lock::Shared,
@@ -187,18 +179,13 @@ fn lock_image(file: &File, wanted: &Wanted<'_>) -> Result<(), ModelError> {
     let holder = match lock(file, kind) {
         Ok(Ok(())) => return Ok(()),
         Ok(Err(holder)) => holder,
-        Err(error) => {
-            return Err(ModelError::new(format!(
-                "nvme: image={name} cannot be locked: {}",
-                error.errno
-            )));
-        }
+        Err(error) => return Err(wanted.error(&format!(" cannot be locked: {}", error.errno))),
     };
     let who = match holder {
         Holder::Process(pid) => format!("process {pid}"),
         Holder::Unknown => "another program".to_owned(),
     };
-    Err(ModelError::new(format!("nvme: image={name} is in use by {who}")))
+    Err(wanted.error(&format!(" is in use by {who}")))
 }
 
 #[cfg(test)]

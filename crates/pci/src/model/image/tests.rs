@@ -1,4 +1,4 @@
-use super::super::tests::image_path;
+use super::super::nvme::image_path;
 use crate::model::create;
 
 /// What the person who wrote the options is told; the image is removed.

@@ -1,0 +1,453 @@
+//! The PCI transport (4.1): registers, notifications, interrupts.
+//!
+//! Fields of [`Transport`] are the truth; the trapped pages show what a load of them would give. A register acts in
+//! [`Transport::store`], when the program is trapped, or at the next poll, which finds what was stored to the page by somebody
+//! who is not. That poll sees the last of several stores to one register, so a driver that is not trapped must use system calls.
+//!
+//! A page of notifications is shared memory: the driver stores a queue's number to the queue's dword, and the next poll puts
+//! a number back that no queue has.
+
+use ioasis_uapi::Result;
+
+use super::queue::{ENTRIES_MAX, Queue, Rules, Wrong};
+use super::registers::{self as registers, BAR, COMMON_BYTES, NO_VECTOR};
+use super::{Device, Identity, Stop, feature};
+use crate::bus::{Bus, DmaFault, Line};
+use crate::description::{Bar, BarKind, Description, Ids, MsixTable, Pages, Vectors};
+use crate::model::{Model, Progress};
+use crate::refusal::Refusal;
+
+/// Vendor of virtio devices, and what is added to a device's number (4.1.2).
+const VENDOR: u16 = 0x1af4;
+const MODERN: u16 = 0x1040;
+const SUBSYSTEM: u16 = 0x1100;
+
+/// BAR of the MSI-X structures, and where in it the pending bits lie.
+const MSIX_BAR: usize = 1;
+const MSIX_BAR_BYTES: u64 = 4096;
+const MSIX_PENDING: u32 = 0x800;
+
+/// What a queue's notification is while there is none.
+const QUIET: u32 = 0xffff_ffff;
+
+/// A device behind PCI.
+#[derive(Debug)]
+pub(super) struct Transport {
+    device: Box<dyn Device>,
+    /// Vectors of MSI-X: one for each queue and one for changes of the configuration.
+    vectors: u16,
+    device_feature_select: u32,
+    driver_feature_select: u32,
+    driver_features: u64,
+    configuration_vector: u16,
+    status: u8,
+    generation: u8,
+    queue_select: u16,
+    queues: Vec<Queue>,
+    isr: u8,
+    /// What the page of the common configuration was last seen to hold.
+    shown: [u8; COMMON_BYTES],
+}
+
+impl Transport {
+    pub(super) fn new(device: Box<dyn Device>) -> Self {
+        let mut transport = Self {
+            vectors: device.queues() + 1,
+            device,
+            device_feature_select: 0,
+            driver_feature_select: 0,
+            driver_features: 0,
+            configuration_vector: NO_VECTOR,
+            status: 0,
+            generation: 0,
+            queue_select: 0,
+            queues: Vec::new(),
+            isr: 0,
+            shown: [0; COMMON_BYTES],
+        };
+        transport.drop_state();
+        transport
+    }
+
+    /// What a reset takes away (2.4).
+    fn drop_state(&mut self) {
+        self.device.reset();
+        self.device_feature_select = 0;
+        self.driver_feature_select = 0;
+        self.driver_features = 0;
+        self.configuration_vector = NO_VECTOR;
+        self.status = 0;
+        self.queue_select = 0;
+        self.queues = (0..self.device.queues()).map(Queue::new).collect();
+        self.isr = 0;
+    }
+
+    fn offered(&self) -> u64 {
+        feature::TRANSPORT | self.device.features()
+    }
+
+    /// The common configuration as a driver reads it now.
+    fn common(&self) -> [u8; COMMON_BYTES] {
+        let half = |features: u64, select: u32| {
+            let shift = select.checked_mul(32).filter(|&shift| shift < 64);
+            shift.map_or(0, |shift| features >> shift) & 0xffff_ffff
+        };
+        let mut bytes = [0; COMMON_BYTES];
+        let mut put = |offset: u64, value: u64, length: usize| {
+            let at = usize::try_from(offset).expect("inside the structure");
+            bytes[at..at + length].copy_from_slice(&value.to_le_bytes()[..length]);
+        };
+        put(registers::DEVICE_FEATURE_SELECT, self.device_feature_select.into(), 4);
+        put(registers::DEVICE_FEATURE, half(self.offered(), self.device_feature_select), 4);
+        put(registers::DRIVER_FEATURE_SELECT, self.driver_feature_select.into(), 4);
+        put(registers::DRIVER_FEATURE, half(self.driver_features, self.driver_feature_select), 4);
+        put(registers::CONFIG_MSIX_VECTOR, self.configuration_vector.into(), 2);
+        put(registers::NUM_QUEUES, self.queues.len() as u64, 2);
+        put(registers::DEVICE_STATUS, self.status.into(), 1);
+        put(registers::CONFIG_GENERATION, self.generation.into(), 1);
+        put(registers::QUEUE_SELECT, self.queue_select.into(), 2);
+        // A queue that is not there has size 0.
+        if let Some(queue) = self.queues.get(usize::from(self.queue_select)) {
+            put(registers::QUEUE_SIZE, queue.size.into(), 2);
+            put(registers::QUEUE_MSIX_VECTOR, queue.vector.into(), 2);
+            put(registers::QUEUE_ENABLE, queue.enabled.into(), 2);
+            put(registers::QUEUE_NOTIFY_OFF, queue.index.into(), 2);
+            put(registers::QUEUE_DESC, queue.areas.descriptors, 8);
+            put(registers::QUEUE_DRIVER, queue.areas.driver, 8);
+            put(registers::QUEUE_DEVICE, queue.areas.device, 8);
+        }
+        bytes
+    }
+
+    /// Brings the pages to what loads of them give.
+    fn show(&mut self, bus: &Bus<'_>) -> Result<()> {
+        let pages = bus.pages(BAR);
+        let common = self.common();
+        if common != self.shown {
+            pages.write(registers::COMMON, &common)?;
+            self.shown = common;
+        }
+        let mut isr = [0];
+        pages.read(registers::ISR, &mut isr)?;
+        if isr[0] != self.isr {
+            pages.write(registers::ISR, &[self.isr])?;
+        }
+        Ok(())
+    }
+
+    fn show_configuration(&self, bus: &Bus<'_>) -> Result<()> {
+        bus.pages(BAR).write(registers::DEVICE, &self.device.configuration())
+    }
+
+    /// Acts on what was stored to the page itself; answers whether there was anything.
+    fn take_stores(&mut self, bus: &Bus<'_>) -> Result<bool> {
+        let mut now = [0; COMMON_BYTES];
+        bus.pages(BAR).read(registers::COMMON, &mut now)?;
+        if now == self.shown {
+            return Ok(false);
+        }
+        let before = std::mem::replace(&mut self.shown, now);
+        for (offset, length) in registers::WRITABLE {
+            let at = usize::try_from(offset).expect("inside the structure");
+            let range = at..at + length;
+            if now[range.clone()] != before[range.clone()] {
+                let mut value = [0; 4];
+                value[..length].copy_from_slice(&now[range]);
+                self.store_register(bus, offset, u32::from_le_bytes(value))?;
+            }
+        }
+        self.show(bus)?;
+        Ok(true)
+    }
+
+    /// A store to the common configuration of `bytes` from `offset`, register by register.
+    fn store_common(&mut self, bus: &Bus<'_>, offset: u64, bytes: &[u8]) -> Result<()> {
+        let end = offset + bytes.len() as u64;
+        for (register, length) in registers::WRITABLE {
+            if register >= end || offset >= register + length as u64 {
+                continue;
+            }
+            let at = usize::try_from(register).expect("inside the structure");
+            let mut value = [0; 4];
+            value[..length].copy_from_slice(&self.common()[at..at + length]);
+            for (place, byte) in (register..).zip(&mut value[..length]) {
+                if let Some(stored) = place.checked_sub(offset).and_then(|from| {
+                    bytes.get(usize::try_from(from).expect("no longer than the structure"))
+                }) {
+                    *byte = *stored;
+                }
+            }
+            self.store_register(bus, register, u32::from_le_bytes(value))?;
+        }
+        Ok(())
+    }
+
+    fn store_register(&mut self, bus: &Bus<'_>, register: u64, value: u32) -> Result<()> {
+        let word = u16::try_from(value & 0xffff).expect("16 bits");
+        match register {
+            registers::DEVICE_FEATURE_SELECT => self.device_feature_select = value,
+            registers::DRIVER_FEATURE_SELECT => self.driver_feature_select = value,
+            registers::DRIVER_FEATURE => self.accept(value),
+            registers::CONFIG_MSIX_VECTOR => self.configuration_vector = self.vector(word),
+            registers::DEVICE_STATUS => {
+                return self.set_status(bus, value.to_le_bytes()[0]);
+            }
+            registers::QUEUE_SELECT => self.queue_select = word,
+            _ => self.store_queue(bus, register, value),
+        }
+        Ok(())
+    }
+
+    /// The vector itself if there is one of that number.
+    fn vector(&self, vector: u16) -> u16 {
+        if vector < self.vectors { vector } else { NO_VECTOR }
+    }
+
+    /// The driver accepts the bits of one half; once it has said that these are all, none changes.
+    fn accept(&mut self, bits: u32) {
+        let select = self.driver_feature_select;
+        if self.status & registers::FEATURES_OK != 0 || select > 1 {
+            return;
+        }
+        let shift = select * 32;
+        let half = 0xffff_ffff_u64 << shift;
+        self.driver_features = self.driver_features & !half | u64::from(bits) << shift;
+    }
+
+    fn store_queue(&mut self, bus: &Bus<'_>, register: u64, value: u32) {
+        let vector = self.vector(u16::try_from(value & 0xffff).expect("16 bits"));
+        let resets = self.driver_features & feature::RING_RESET != 0;
+        let Some(queue) = self.queues.get_mut(usize::from(self.queue_select)) else { return };
+        let half = |address: &mut u64, shift: u32| {
+            *address = *address & !(0xffff_ffff << shift) | u64::from(value) << shift;
+        };
+        match register {
+            registers::QUEUE_MSIX_VECTOR => queue.vector = vector,
+            registers::QUEUE_RESET if resets && value & 1 != 0 => {
+                *queue = Queue::new(queue.index);
+                self.device.reset_queue(self.queue_select);
+            }
+            // The rest is written before the queue is enabled (4.1.4.3.2), and means nothing later.
+            _ if queue.enabled => {}
+            registers::QUEUE_SIZE => {
+                let size = value & 0xffff;
+                if size.is_power_of_two() && size <= ENTRIES_MAX.into() {
+                    queue.size = u16::try_from(size).expect("at most 256");
+                }
+            }
+            registers::QUEUE_DESC => half(&mut queue.areas.descriptors, 0),
+            0x24 => half(&mut queue.areas.descriptors, 32),
+            registers::QUEUE_DRIVER => half(&mut queue.areas.driver, 0),
+            0x2c => half(&mut queue.areas.driver, 32),
+            registers::QUEUE_DEVICE => half(&mut queue.areas.device, 0),
+            0x34 => half(&mut queue.areas.device, 32),
+            registers::QUEUE_ENABLE if value & 1 != 0 => {
+                queue.rules = Rules {
+                    indirect: self.driver_features & feature::RING_INDIRECT_DESC != 0,
+                    event_index: self.driver_features & feature::RING_EVENT_IDX != 0,
+                };
+                if let Err(broken) = queue.enable() {
+                    let index = self.queue_select;
+                    self.stop(bus, index, Stop::Wrong(broken));
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// The driver stored to the device status: 0 resets, other bits are added.
+    fn set_status(&mut self, bus: &Bus<'_>, value: u8) -> Result<()> {
+        if value == 0 {
+            self.drop_state();
+            bus.set_line(Line::Deasserted);
+            return self.show_configuration(bus);
+        }
+        let new = value & !self.status & !registers::NEEDS_RESET;
+        if new & registers::FEATURES_OK != 0 && self.negotiated(bus) {
+            self.status |= registers::FEATURES_OK;
+            self.device.start(self.driver_features);
+            self.show_configuration(bus)?;
+        }
+        self.status |= new & !registers::FEATURES_OK;
+        Ok(())
+    }
+
+    /// Whether the device can work with what the driver accepted (2.2, 6).
+    fn negotiated(&self, bus: &Bus<'_>) -> bool {
+        let unknown = self.driver_features & !self.offered();
+        let why = if unknown != 0 {
+            "the driver accepts feature bits that are not offered"
+        } else if self.driver_features & feature::VERSION_1 == 0 {
+            "the driver accepts no VIRTIO_F_VERSION_1, only"
+        } else if let Some(why) = self.device.refuses(self.driver_features) {
+            why
+        } else {
+            return true;
+        };
+        let value = if unknown != 0 { unknown } else { self.driver_features };
+        bus.tell(&Refusal::Driver { queue: None, why, value });
+        false
+    }
+
+    fn runs(&self) -> bool {
+        let needed = registers::FEATURES_OK | registers::DRIVER_OK;
+        self.status & (needed | registers::NEEDS_RESET) == needed
+    }
+
+    /// The device does nothing more before it is reset.
+    fn stop(&mut self, bus: &Bus<'_>, queue: u16, stop: Stop) {
+        let (why, value) = match stop {
+            Stop::Fault(DmaFault { iova }) => ("the queue cannot be reached", iova),
+            Stop::Wrong(Wrong { why, value }) => (why, value),
+        };
+        bus.tell(&Refusal::Driver { queue: Some(queue), why, value });
+        self.status |= registers::NEEDS_RESET;
+        if self.status & registers::DRIVER_OK != 0 {
+            self.interrupt(bus, self.configuration_vector, registers::ISR_CONFIGURATION);
+        }
+    }
+
+    fn interrupt(&mut self, bus: &Bus<'_>, vector: u16, cause: u8) {
+        if bus.has_msix() {
+            if vector != NO_VECTOR {
+                bus.raise(vector);
+            }
+        } else {
+            self.isr |= cause;
+            bus.set_line(Line::Asserted);
+        }
+    }
+
+    /// Notes which queues were notified of.
+    fn take_notifications(&mut self, bus: &Bus<'_>) -> Result<()> {
+        let pages = bus.pages(BAR);
+        for queue in self.queues.iter_mut().filter(|queue| queue.enabled) {
+            let at = registers::NOTIFY + registers::NOTIFY_STRIDE * u64::from(queue.index);
+            // The exchange is done before the ring is looked at: a driver that notifies meanwhile is seen there.
+            if pages.load_u32(at)? != QUIET {
+                pages.swap_u32(at, QUIET)?;
+                queue.kicked = true;
+            }
+        }
+        Ok(())
+    }
+
+    fn serve(&mut self, bus: &Bus<'_>) -> Progress {
+        let served = self.device.serve(bus, &mut self.queues);
+        for index in 0..self.queues.len() {
+            if std::mem::take(&mut self.queues[index].interrupt) {
+                self.interrupt(bus, self.queues[index].vector, registers::ISR_QUEUE);
+            }
+        }
+        served.unwrap_or_else(|(queue, stop)| {
+            self.stop(bus, queue, stop);
+            Progress::Worked
+        })
+    }
+
+    /// A load of the ISR status, which takes it away (4.1.4.5).
+    fn take_isr(&mut self, bus: &Bus<'_>) -> u8 {
+        bus.set_line(Line::Deasserted);
+        std::mem::take(&mut self.isr)
+    }
+}
+
+impl Model for Transport {
+    fn description(&self) -> Description {
+        let Identity { id, class } = self.device.identity();
+        let memory = |size, kind, mappable| Some(Bar { size, kind, prefetchable: false, mappable });
+        let pages = vec![
+            Pages::trapped(0..registers::NOTIFY),
+            Pages::shared(registers::NOTIFY..registers::BAR_BYTES),
+        ];
+        let registers = memory(registers::BAR_BYTES, BarKind::Memory64, pages);
+        let pages = vec![Pages::shared(0..MSIX_BAR_BYTES)];
+        let msix = memory(MSIX_BAR_BYTES, BarKind::Memory32, pages);
+        Description {
+            ids: Ids {
+                vendor: VENDOR,
+                device: MODERN + id,
+                subsystem_vendor: VENDOR,
+                subsystem_device: SUBSYSTEM,
+                class,
+                revision: 1,
+            },
+            bars: [None, msix, None, None, registers, None],
+            vectors: Vectors { intx: true, msi: 0, msix: self.vectors },
+            msix: Some(MsixTable {
+                table_bar: MSIX_BAR,
+                table_offset: 0,
+                pba_bar: MSIX_BAR,
+                pba_offset: MSIX_PENDING,
+            }),
+            vendor: registers::capabilities(
+                self.device.queues(),
+                self.device.configuration().len(),
+            ),
+        }
+    }
+
+    fn reset(&mut self, bus: &Bus<'_>) -> Result<()> {
+        self.drop_state();
+        self.generation = 0;
+        let pages = bus.pages(BAR);
+        let bytes = usize::try_from(registers::BAR_BYTES).expect("four pages");
+        pages.fill(0, bytes, 0)?;
+        self.shown = [0; COMMON_BYTES];
+        self.show(bus)?;
+        self.show_configuration(bus)?;
+        let length = usize::from(self.device.queues()) * 4;
+        pages.fill(registers::NOTIFY, length, 0xff)
+    }
+
+    fn poll(&mut self, bus: &Bus<'_>) -> Result<Progress> {
+        let mut progress = if self.take_stores(bus)? { Progress::Worked } else { Progress::Idle };
+        if self.runs() {
+            self.take_notifications(bus)?;
+            if self.serve(bus) == Progress::Worked {
+                progress = Progress::Worked;
+            }
+            self.show(bus)?;
+        }
+        Ok(progress)
+    }
+
+    fn load(&mut self, bus: &Bus<'_>, bar: usize, offset: u64, bytes: &mut [u8]) -> Result<()> {
+        bytes.fill(0);
+        if bar != BAR {
+            return Ok(());
+        }
+        self.take_stores(bus)?;
+        let page = offset & !0xfff;
+        let source = match page {
+            registers::COMMON => self.common().to_vec(),
+            registers::ISR if offset == registers::ISR => {
+                vec![self.take_isr(bus)]
+            }
+            registers::DEVICE => self.device.configuration(),
+            _ => Vec::new(),
+        };
+        let at = usize::try_from(offset & 0xfff).expect("inside a page");
+        for (byte, value) in bytes.iter_mut().zip(source.iter().skip(at)) {
+            *byte = *value;
+        }
+        self.show(bus)
+    }
+
+    fn store(&mut self, bus: &Bus<'_>, bar: usize, offset: u64, bytes: &[u8]) -> Result<()> {
+        if bar != BAR {
+            return Ok(());
+        }
+        self.take_stores(bus)?;
+        if offset < registers::ISR {
+            self.store_common(bus, offset, bytes)?;
+        } else if offset >= registers::DEVICE {
+            let at = usize::try_from(offset - registers::DEVICE).expect("inside a page");
+            for (place, byte) in (at..).zip(bytes) {
+                self.device.store(place, *byte);
+            }
+            self.show_configuration(bus)?;
+        }
+        self.show(bus)
+    }
+}
