@@ -95,6 +95,7 @@ impl Model for Probe {
                 pba_bar: 0,
                 pba_offset: 0x3800,
             }),
+            vendor: Vec::new(),
         }
     }
 
