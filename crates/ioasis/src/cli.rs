@@ -12,7 +12,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use ioasis_supervisor::Machine;
 use ioasis_supervisor::trace::{Format, Trace};
 use ioasis_supervisor::view::{self, FaultInjection, HostPci, Stores, User};
-use ioasis_supervisor::{Ledger, Leftovers, RunOptions, doctor};
+use ioasis_supervisor::{Explain, Ledger, Leftovers, OnFaults, RunOptions, doctor};
 
 use crate::entry::meant;
 use crate::hardware::{self, MockHardware};
@@ -80,6 +80,14 @@ struct Run {
     /// Print every VFIO and IOMMUFD call with its result and, on error, the reason in words
     #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true)]
     trace: Option<Option<PathBuf>>,
+
+    /// At the end, say in at most ten lines what went wrong, worst first, and what to do about it
+    #[arg(long)]
+    explain: bool,
+
+    /// Exit with 121 if a device could not reach memory or send an interrupt and CMD ended with 0 all the same
+    #[arg(long)]
+    fail_on_fault: bool,
 
     /// Print who pinned how much memory under which limit: at the end, and when this process gets SIGUSR1
     #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true)]
@@ -242,8 +250,16 @@ fn start(run: Run) -> Result<ExitCode> {
                 .with_context(|| format!("cannot write the ledger {}", path.display()))?,
         ),
     };
-    let options =
-        RunOptions { command: run.command, leftovers, limit: run.timeout, machine, trace, ledger };
+    let options = RunOptions {
+        command: run.command,
+        leftovers,
+        limit: run.timeout,
+        explain: if run.explain { Explain::Findings } else { Explain::Nothing },
+        faults: if run.fail_on_fault { OnFaults::Fail } else { OnFaults::Pass },
+        machine,
+        trace,
+        ledger,
+    };
     match ioasis_supervisor::run(options) {
         Ok(status) => ioasis_supervisor::exit_like(status),
         Err(failure) => {

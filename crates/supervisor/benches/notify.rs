@@ -11,7 +11,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use ioasis_supervisor::{Leftovers, Machine, RunOptions, run, view};
+use ioasis_supervisor::{Explain, Leftovers, Machine, OnFaults, RunOptions, run, view};
 use ioasis_sys::message;
 use ioasis_sys::notify::{Answer, Listener, Slots};
 use ioasis_sys::process::Thread;
@@ -124,6 +124,8 @@ fn supervised(client: &[String]) {
         command,
         leftovers: Leftovers::Await,
         limit: None,
+        explain: Explain::Nothing,
+        faults: OnFaults::Pass,
         machine,
         trace: None,
         ledger: None,

@@ -1,6 +1,6 @@
 //! Runs a program on a machine with the devices named: what the tests start.
 //!
-//! `run [--kill-on-exit] [--limit SECONDS] [--root] [--fail-nth] [--trace FILE] [--device MODEL[,KEY=VALUE]...]... COMMAND...`; the devices are 0000:01:00.0 in
+//! `run [--kill-on-exit] [--limit SECONDS] [--explain] [--fail-on-fault] [--root] [--fail-nth] [--trace FILE] [--device MODEL[,KEY=VALUE]...]... COMMAND...`; the devices are 0000:01:00.0 in
 //! group 1, 0000:02:00.0 in group 2 and so on.
 
 use std::ffi::OsString;
@@ -13,13 +13,14 @@ use ioasis_iommufd::{Endpoint, EndpointConfig, Group, Iommu, IommuKind};
 use ioasis_pci::{Bdf, Function, Windows};
 use ioasis_supervisor::trace::{Format, Trace};
 use ioasis_supervisor::view::{FaultInjection, User};
-use ioasis_supervisor::{Leftovers, Machine, RunOptions, exit_like, run, view};
+use ioasis_supervisor::{Explain, Leftovers, Machine, OnFaults, RunOptions, exit_like, run, view};
 use ioasis_vfio::Placement;
 
 fn main() {
     let mut arguments = std::env::args_os().skip(1).peekable();
     let (mut leftovers, mut limit, mut trace, mut devices) =
         (Leftovers::Await, None, None, Vec::new());
+    let (mut explain, mut faults) = (Explain::Nothing, OnFaults::Pass);
     let mut view = view::Options::default();
     while let Some(option) =
         arguments.next_if(|argument| argument.to_string_lossy().starts_with("--"))
@@ -30,6 +31,8 @@ fn main() {
                 let seconds = arguments.next().and_then(|text| text.to_str()?.parse().ok());
                 limit = Some(Duration::from_secs(seconds.expect("seconds")));
             }
+            Some("--explain") => explain = Explain::Findings,
+            Some("--fail-on-fault") => faults = OnFaults::Fail,
             Some("--root") => view.user = User::Root,
             Some("--fail-nth") => view.fault_injection = FaultInjection::Present,
             Some("--trace") => {
@@ -45,6 +48,8 @@ fn main() {
         command,
         leftovers,
         limit,
+        explain,
+        faults,
         machine: machine(&devices, view),
         trace,
         ledger: None,

@@ -32,5 +32,5 @@ mod watchdog;
 pub use ledger::Ledger;
 pub use machine::Machine;
 pub use removal::Failure;
-pub use run::{RunOptions, exit_like, run};
+pub use run::{Explain, OnFaults, RunOptions, exit_like, run};
 pub use watchdog::Leftovers;

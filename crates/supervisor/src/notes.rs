@@ -14,6 +14,7 @@ use ioasis_uapi::Result;
 use crate::ending::Ending;
 use crate::other::Other;
 use crate::removal::{Note, Removal};
+use crate::run::OnFaults;
 use crate::watchdog::{Leftovers, OnUser1, Shared, Watchdog};
 
 /// The supervisor's line to its watchdog, and the list that the next watchdog would need.
@@ -59,6 +60,7 @@ impl Notes {
                     leftovers,
                     ending: Ending::new(leftovers, None, Instant::now()),
                     client_has_ended: false,
+                    on_faults: OnFaults::Pass,
                     on_user1: OnUser1::Pass,
                 };
                 let _ = watchdog.watch();

@@ -41,8 +41,32 @@ pub struct RunOptions {
     pub machine: Machine,
     /// Where a line for every call on our files goes.
     pub trace: Option<Trace>,
+    /// Whether it is printed at the end what went wrong.
+    pub explain: Explain,
+    /// Whether a run in which a device could not reach memory or send a message ends with status 121, if its program ended with 0.
+    pub faults: OnFaults,
     /// Where it is printed who pinned what: at the end, and when SIGUSR1 comes.
     pub ledger: Option<Ledger>,
+}
+
+/// Whether what went wrong is told at the end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Explain {
+    /// No.
+    #[default]
+    Nothing,
+    /// On standard error, at most ten lines.
+    Findings,
+}
+
+/// What becomes of a run with faults.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnFaults {
+    /// They are the program's to notice.
+    #[default]
+    Pass,
+    /// The run fails.
+    Fail,
 }
 
 /// Runs a program on a machine.
@@ -87,6 +111,7 @@ pub fn run(options: RunOptions) -> Result<ExitStatus, Failure> {
                 leftovers: options.leftovers,
                 ending: Ending::new(options.leftovers, options.limit, Instant::now()),
                 client_has_ended: false,
+                on_faults: options.faults,
                 on_user1,
             };
             watchdog.watch()
@@ -121,6 +146,7 @@ fn supervise(
     let notes = Arc::new(Notes::new(socket));
     let leftovers = options.leftovers;
     let ledger = options.ledger.take();
+    let explain = options.explain;
     if ledger.is_some() {
         options.machine.iommu.ledger.remember(ledger::name);
     }
@@ -138,6 +164,7 @@ fn supervise(
                 launched,
                 leftovers,
                 ledger,
+                explain,
                 watchdog,
                 was_stopped: false,
                 client,
@@ -173,7 +200,12 @@ fn prepare(
     inherited: Inherited,
 ) -> Result<(Arc<Server>, Launched), Failure> {
     let failed = |error: Error| Failure::before_start(error.why);
-    let RunOptions { command, machine, trace, .. } = options;
+    let RunOptions { command, machine, trace, explain, faults, .. } = options;
+    let trace = if (explain, faults) == (Explain::Nothing, OnFaults::Pass) {
+        trace
+    } else {
+        Some(trace.unwrap_or_else(Trace::quiet).with_findings())
+    };
     let seen = view::Options { files_size: machine.files_size(), ..machine.view.clone() };
     let view = View::plan(&machine.seen().map_err(failed)?, &seen).map_err(failed)?;
     let mut launched = launch::launch(&view, &command, inherited)?;
@@ -205,6 +237,7 @@ struct Supervisor {
     launched: Launched,
     leftovers: Leftovers,
     ledger: Option<Ledger>,
+    explain: Explain,
     watchdog: Other,
     /// It was seen stopped at the last look.
     was_stopped: bool,
@@ -241,6 +274,11 @@ impl Supervisor {
         }
         self.server.close_all(LAST_CLOSES);
         self.print_ledger();
+        let (summary, faults) = self.server.findings();
+        if self.explain == Explain::Findings {
+            say(&summary);
+        }
+        self.shared.set_faults(faults);
         self.shared.reap();
         self.shared.await_client();
         self.shared.finish();

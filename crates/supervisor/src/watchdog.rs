@@ -26,6 +26,7 @@ use crate::filter::{self, number};
 use crate::other::{LOOK, Other};
 use crate::removal::{Failure, Marks, Note, Removal};
 use crate::resolve::{self, Found, Last, Seen, Wait};
+use crate::run::OnFaults;
 use crate::task::{OpenCall, Task, low, signed};
 
 /// What supervisor and watchdog know of the run together: notification slots and a few words beside them.
@@ -40,7 +41,8 @@ const SLOTS: u32 = 4096;
 const CLIENT: u32 = 0;
 const STATUS: u32 = 1;
 const FINISHED: u32 = 2;
-const WORDS: u32 = 3;
+const FAULTS: u32 = 3;
+const WORDS: u32 = 4;
 /// How long a tracer takes at most to note what it has reaped.
 const NOTED: Duration = Duration::from_secs(5);
 /// Says in the status word that there is one.
@@ -75,6 +77,11 @@ impl Shared {
     /// Says that the run ended as it should.
     pub(crate) fn finish(&self) {
         self.slots.word(FINISHED).store(1, Ordering::SeqCst);
+    }
+
+    /// How many times a device could not reach memory or send a message.
+    pub(crate) fn set_faults(&self, faults: u64) {
+        self.slots.word(FAULTS).store(faults, Ordering::SeqCst);
     }
 
     fn is_finished(&self) -> bool {
@@ -144,6 +151,7 @@ pub(crate) struct Watchdog {
     pub(crate) ending: Ending,
     /// The client was seen to end; its status may not be known yet.
     pub(crate) client_has_ended: bool,
+    pub(crate) on_faults: OnFaults,
     pub(crate) on_user1: OnUser1,
 }
 
@@ -195,6 +203,13 @@ impl Watchdog {
         self.shared.reap();
         self.shared.await_client();
         let status = self.ending.status().or_else(|| self.shared.status());
+        let faults = self.shared.slots.word(FAULTS).load(Ordering::SeqCst);
+        if self.on_faults == OnFaults::Fail && faults != 0 && status.is_some_and(|s| s.success()) {
+            say(&format!(
+                "ioasis: CMD ended with 0, and {faults} times a device could not reach memory or send its interrupt; --explain says why\n"
+            ));
+            return Ok(ExitStatus::from_raw(FAULTY << 8));
+        }
         status.ok_or_else(|| Failure::before_start("the program's exit status is lost"))
     }
 
@@ -300,6 +315,8 @@ impl Watchdog {
 const LAST_THREADS: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 /// When to look again for what is about to be known.
 const SOON: Duration = Duration::from_millis(20);
+/// The status of a run with faults whose program did not notice.
+const FAULTY: i32 = 121;
 const SIGCHLD: i32 = Signal::CHILD.as_raw();
 
 struct Ready {

@@ -292,6 +292,11 @@ impl Server {
         }
     }
 
+    /// What went wrong, in words, and how many faults there were.
+    pub(crate) fn findings(&self) -> (String, u64) {
+        self.trace.as_ref().map_or_else(Default::default, |trace| (trace.summary(), trace.faults()))
+    }
+
     /// Who pinned what.
     pub(crate) fn ledger_entries(&self) -> Vec<Entry> {
         self.machine.iommu.ledger.entries()

@@ -11,6 +11,7 @@
 //! Tables say which ioctl has which fields; nothing here knows what a call does. The argument is read once before
 //! the call and once after it, for the line only: a client that changes it meanwhile confuses its own trace.
 
+mod findings;
 mod iommufd;
 mod layout;
 mod line;
@@ -31,6 +32,7 @@ use ioasis_pci::Refusal;
 use ioasis_uapi::{Error, Result};
 use ioasis_vfio::{DeviceWatcher, InterruptKind};
 
+use findings::Findings;
 use layout::Argument;
 use row::{Row, Shape};
 use sink::Sink;
@@ -94,8 +96,10 @@ pub struct Begun {
 /// Where lines go. Any number of threads may write; each line is whole.
 #[derive(Debug)]
 pub struct Trace {
-    sink: Sink,
+    /// Where lines go; nowhere, where only what went wrong is wanted.
+    sink: Option<Sink>,
     format: Format,
+    findings: Option<Findings>,
 }
 
 /// Most bytes of an argument that are looked at.
@@ -108,7 +112,7 @@ impl Trace {
     ///
     /// `EBADF` if that is closed.
     pub fn stderr(format: Format) -> Result<Self> {
-        Ok(Self { sink: Sink::stderr(missing(format))?, format })
+        Ok(Self { sink: Some(Sink::stderr(missing(format))?), format, findings: None })
     }
 
     /// Lines go to the file `path`, which is emptied or made.
@@ -117,13 +121,49 @@ impl Trace {
     ///
     /// The errno of opening it.
     pub fn file(path: &Path, format: Format) -> Result<Self> {
-        Ok(Self { sink: Sink::file(path, missing(format))?, format })
+        Ok(Self { sink: Some(Sink::file(path, missing(format))?), format, findings: None })
+    }
+
+    /// Nothing is written.
+    #[must_use]
+    pub const fn quiet() -> Self {
+        Self { sink: None, format: Format::Text, findings: None }
+    }
+
+    /// Keeps what goes wrong, too, for [`Trace::summary`].
+    #[must_use]
+    pub fn with_findings(self) -> Self {
+        Self { findings: Some(Findings::default()), ..self }
+    }
+
+    /// What went wrong, at most ten lines, worst first, each with what to do about it; empty when nothing did.
+    #[must_use]
+    pub fn summary(&self) -> String {
+        self.findings.as_ref().map_or_else(String::new, Findings::summary)
+    }
+
+    /// How many times a device could not reach memory or send a message, if that is kept.
+    #[must_use]
+    pub fn faults(&self) -> u64 {
+        self.findings.as_ref().map_or(0, Findings::faults)
+    }
+
+    /// Nothing would come of what ends so.
+    const fn passes_over<T>(&self, result: &Result<T>) -> bool {
+        self.sink.is_none() && result.is_ok()
+    }
+
+    fn write(&self, line: &str) {
+        if let Some(sink) = &self.sink {
+            sink.write(line);
+        }
     }
 
     /// Looks at the argument of an ioctl before it is executed.
     pub fn begin(&self, file: File<'_>, request: u32, argument: u64, memory: Memory<'_>) -> Begun {
         let row = find(file.kind, request);
-        let before = row.map_or_else(Vec::new, |row| read(row, argument, memory));
+        let read = |row| read(row, argument, memory);
+        let before = row.filter(|_| self.sink.is_some()).map_or_else(Vec::new, read);
         Begun { row, request, argument, before }
     }
 
@@ -136,6 +176,9 @@ impl Trace {
         result: Result<i64>,
         memory: Memory<'_>,
     ) {
+        if self.passes_over(&result) {
+            return;
+        }
         let after = begun.row.map_or_else(Vec::new, |row| read(row, begun.argument, memory));
         let name = match begun.row {
             Some(row) => Value::Name(row.name),
@@ -153,6 +196,9 @@ impl Trace {
 
     /// Writes the line of an open of one of our files.
     pub fn open(&self, pid: u32, path: &str, flags: u64, result: Result<i64>) {
+        if self.passes_over(&result) {
+            return;
+        }
         let arguments =
             [("path", Value::Quoted(path.to_owned())), ("flags", line::open_flags(flags))];
         self.call(pid, "openat", &arguments, result, Returned::Number);
@@ -160,6 +206,9 @@ impl Trace {
 
     /// Writes the line of a pread or pwrite on a device.
     pub fn access(&self, pid: u32, file: File<'_>, access: &Access<'_>, result: Result<i64>) {
+        if self.passes_over(&result) {
+            return;
+        }
         let arguments = [
             ("fd", opened(file.fd, file.path)),
             ("at", line::place(access.region, access.offset)),
@@ -204,7 +253,7 @@ impl Trace {
             Format::Text => format!("{path}: changed by a call that nobody answers, and undone\n"),
             Format::Json => line::undone_json(path),
         };
-        self.sink.write(&line);
+        self.write(&line);
     }
 
     /// Writes the line of a step that failed because the client asked for it: the `nth` from then on.
@@ -213,11 +262,17 @@ impl Trace {
             Format::Text => format!("[pid {pid}] fail-nth {nth}: {step} could not be had\n"),
             Format::Json => line::injected_json(pid, nth, step),
         };
-        self.sink.write(&line);
+        self.write(&line);
     }
 
     /// Writes the line of something a device did; `device` is its BDF.
     pub fn event(&self, device: &str, event: &Event) {
+        if let Some(findings) = &self.findings {
+            findings.event(device, event);
+        }
+        if self.sink.is_none() {
+            return;
+        }
         let mut line = String::new();
         match self.format {
             Format::Text => {
@@ -225,7 +280,7 @@ impl Trace {
             }
             Format::Json => line::event_json(device, event, &mut line),
         }
-        self.sink.write(&line);
+        self.write(&line);
     }
 
     fn call(
@@ -236,12 +291,26 @@ impl Trace {
         result: Result<i64>,
         returned: Returned,
     ) {
+        if let (Some(findings), Err(error)) = (&self.findings, result) {
+            let plain = |index: usize| {
+                let mut text = String::new();
+                if let Some((_, value)) = arguments.get(index) {
+                    value.text(&mut text);
+                }
+                text
+            };
+            let name = if call == "ioctl" { plain(1) } else { call.to_owned() };
+            findings.call(pid, (&name, &plain(0)), error);
+        }
+        if self.sink.is_none() {
+            return;
+        }
         let mut line = String::with_capacity(256);
         match self.format {
             Format::Text => line::call_text(pid, call, arguments, result, returned, &mut line),
             Format::Json => line::call_json(pid, call, arguments, result, &mut line),
         }
-        self.sink.write(&line);
+        self.write(&line);
     }
 }
 
