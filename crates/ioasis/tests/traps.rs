@@ -108,6 +108,11 @@ fn a_program_that_could_not_be_executed_leaves_the_stores_of_the_old_one_trapped
 }
 
 #[test]
+fn a_parent_that_a_pidfd_tells_of_the_end_finds_its_child_at_once() {
+    passes("told", &[]);
+}
+
+#[test]
 fn a_process_is_stopped_and_continued_as_without_a_tracer() {
     passes("stopped", &[]);
 }

@@ -1,6 +1,7 @@
 /* A VFIO client of the nvme model whose stores to mapped registers must each be seen: `traps HOW`. */
 #define _GNU_SOURCE
 #include <fcntl.h>
+#include <poll.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
@@ -543,6 +544,45 @@ static void failed_exec(void)
 	puts("ok");
 }
 
+static void *outlives(void *unused)
+{
+	char state[64] = "";
+	while (!strstr(state, "Z")) {
+		FILE *leader = fopen("/proc/self/stat", "r");
+		CHECK(leader && fgets(state, sizeof state, leader));
+		fclose(leader);
+	}
+	put(INTMS, 0x30);
+	CHECK(get(INTMS) == 0x31);
+	put(INTMC, 0x10);
+	CHECK(get(INTMS) == 0x21);
+	puts("ok");
+	fflush(stdout);
+	_exit(0);
+	return unused;
+}
+
+/* A parent that is told by a pidfd that its child ended finds it with a wait that does not wait. */
+static void told(void)
+{
+	page = map(PROT_READ | PROT_WRITE);
+	for (int round = 0; round < 100; ++round) {
+		int status = -1;
+		pid_t child = fork();
+		if (!child) {
+			put(INTMS, 1);
+			_exit(9);
+		}
+		struct pollfd end = { .fd = (int)syscall(SYS_pidfd_open, child, 0), .events = POLLIN };
+		CHECK(end.fd >= 0 && poll(&end, 1, 60000) == 1);
+		CHECK(waitpid(child, &status, WNOHANG) == child && status == 9 << 8);
+		close(end.fd);
+	}
+	/* Of a process whose first thread ends first the others are still heard. */
+	CHECK(pthread_create(&(pthread_t){ 0 }, 0, outlives, 0) == 0);
+	pthread_exit(0);
+}
+
 int main(int count, char **arguments)
 {
 	const char *how = count > 1 ? arguments[1] : "";
@@ -574,6 +614,8 @@ int main(int count, char **arguments)
 		threads();
 	else if (strcmp(how, "processes") == 0)
 		processes(arguments[0]);
+	else if (strcmp(how, "told") == 0)
+		told();
 	else if (strcmp(how, "stopped") == 0)
 		stopped();
 	else if (strcmp(how, "interrupted") == 0)

@@ -333,6 +333,11 @@ impl Tracing {
     }
 
     fn stopped(&mut self, Stop { tid, event }: Stop) -> Result<()> {
+        if event == Event::Exit {
+            // Its parent hears of it as it would without us: at once, and in the order of pidfd and waitpid(2).
+            self.forget(tid);
+            return self.tracer.detach(tid, 0);
+        }
         if !self.threads.contains_key(&tid) {
             self.adopt(tid);
         }

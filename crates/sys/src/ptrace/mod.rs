@@ -69,6 +69,9 @@ pub enum Event {
     Process,
     /// It executes another program. Its number is now its thread group's.
     Exec,
+    /// It is about to end. Whoever lets go of it here hides its end from nobody: a parent that polls a pidfd is told of it
+    /// before a tracer has waited, and waitid(2) tells that parent nothing until one has (`wait_consider_task`, kernel/exit.c).
+    Exit,
     /// Another event, which nobody asked for.
     Other(i32),
 }
@@ -150,6 +153,7 @@ impl Tracer {
                     | libc::PTRACE_O_TRACEFORK
                     | libc::PTRACE_O_TRACEVFORK
                     | libc::PTRACE_O_TRACEEXEC
+                    | libc::PTRACE_O_TRACEEXIT
             }
         };
         self.request(libc::PTRACE_SEIZE, tid, 0, word(options), "the thread cannot be traced")
@@ -389,6 +393,7 @@ fn event(status: i32) -> Event {
         libc::PTRACE_EVENT_CLONE => Event::Thread,
         libc::PTRACE_EVENT_FORK | libc::PTRACE_EVENT_VFORK => Event::Process,
         libc::PTRACE_EVENT_EXEC => Event::Exec,
+        libc::PTRACE_EVENT_EXIT => Event::Exit,
         other => Event::Other(other),
     }
 }

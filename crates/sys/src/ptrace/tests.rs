@@ -41,6 +41,10 @@ fn end(tracer: &Tracer, pid: u32) -> ExitStatus {
     loop {
         match tracer.wait() {
             Waited::Ended(tid, status) if tid == pid => return status,
+            Waited::Stop(Stop { tid, event: Event::Exit }) => {
+                // Killed meanwhile, it ends all the same.
+                let _ = tracer.resume(tid, Resume::Continue, 0);
+            }
             Waited::Interrupted => {}
             other => panic!("{other:?}"),
         }
@@ -240,6 +244,7 @@ fn what_a_tracee_makes_is_seized_and_ends_as_it_would() {
                 0
             }
             Event::Signal(signal) => signal,
+            Event::Exit => 0,
             other => panic!("{tid} stops with {other:?}"),
         };
         tracer.resume(tid, Resume::Continue, signal).unwrap();
