@@ -109,10 +109,18 @@ struct Run {
     #[arg(long)]
     mock: bool,
 
-    /// Have each store to mapped registers act before the next, at the price of a tracer in CMD: gdb and strace of CMD and
-    /// a mapping of registers then exclude each other. Only for programs that are all of one user. docs/traps.md
-    #[arg(long)]
-    trap_stores: bool,
+    /// Whether each store to mapped registers acts before the next, at the price of a tracer in programs that map them: gdb
+    /// and strace exclude each other with that. docs/traps.md
+    #[arg(
+        long,
+        value_name = "on|off",
+        value_enum,
+        default_value_t = Switch::On,
+        default_missing_value = "on",
+        num_args = 0..=1,
+        require_equals = true
+    )]
+    trap_stores: Switch,
 
     /// Have CMD be root with every capability, in a user namespace unless it is that already: the machine asks for
     /// capabilities where Linux does, and this host may withhold them. On the host CMD may do no more than before
@@ -122,6 +130,15 @@ struct Run {
     /// The program to run and its arguments
     #[arg(trailing_var_arg = true, required = true, value_name = "CMD")]
     command: Vec<OsString>,
+}
+
+/// Whether something is to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Switch {
+    /// It is
+    On,
+    /// It is not
+    Off,
 }
 
 /// `--container`.
@@ -237,7 +254,10 @@ fn start(run: Run) -> Result<ExitCode> {
             container: run.container.into(),
             iommus: hardware::in_sysfs(&description),
             user: if run.root { User::Root } else { User::Own },
-            stores: if run.trap_stores { Stores::Trapped } else { Stores::Polled },
+            stores: match run.trap_stores {
+                Switch::On => Stores::Trapped,
+                Switch::Off => Stores::Polled,
+            },
             ..view::Options::default()
         },
         iommu_of: description.devices.iter().map(|device| device.iommu).collect(),

@@ -17,6 +17,10 @@ impl Drop for Folder {
 
 /// A run of `traps HOW` on an NVMe device, in a folder of its own.
 fn run(how: &str, variables: &[(&str, &str)]) -> (Folder, Output) {
+    run_with(&["--device", "nvme,size=1M,image=disk.img"], how, variables)
+}
+
+fn run_with(options: &[&str], how: &str, variables: &[(&str, &str)]) -> (Folder, Output) {
     let path = format!("traps-{how}-{}-{}", variables.len(), std::process::id());
     let folder = Folder(Path::new(env!("CARGO_TARGET_TMPDIR")).join(path));
     std::fs::create_dir_all(&folder.0).expect("a folder under target");
@@ -25,10 +29,8 @@ fn run(how: &str, variables: &[(&str, &str)]) -> (Folder, Output) {
     let mut built = Command::new("gcc");
     built.args(["-O1", "-static", "-pthread", "-o"]).arg(&program).arg(source);
     assert!(built.status().expect("gcc is installed").success(), "traps.c does not compile");
-    let image = folder.0.join("disk.img");
-    let device = format!("nvme,size=1M,image={}", image.to_str().expect("an UTF-8 path"));
     let mut run = Command::new(env!("CARGO_BIN_EXE_ioasis"));
-    run.args(["run", "--trap-stores", "--device", &device, "--"]).arg(&program).arg(how);
+    run.arg("run").args(options).arg("--").arg(&program).arg(how);
     run.envs(variables.iter().copied()).current_dir(&folder.0);
     let output = run.output().expect("ioasis starts");
     (folder, output)
@@ -36,7 +38,10 @@ fn run(how: &str, variables: &[(&str, &str)]) -> (Folder, Output) {
 
 /// Runs it to its end, which is that of the program, and without a word of ours.
 fn passes(how: &str, variables: &[(&str, &str)]) {
-    let (_folder, output) = run(how, variables);
+    is_ok(&run(how, variables));
+}
+
+fn is_ok((_folder, output): &(Folder, Output)) {
     let text = String::from_utf8_lossy(&output.stdout);
     let silent = output.stderr.is_empty();
     assert!(output.status.success() && text == "ok\n" && silent, "{output:?}");
@@ -45,6 +50,22 @@ fn passes(how: &str, variables: &[(&str, &str)]) {
 #[test]
 fn the_device_sees_every_store_to_a_mapped_register_whatever_instruction_makes_it() {
     passes("every-store", &[]);
+}
+
+#[test]
+fn a_controller_that_failed_is_enabled_again_without_a_pause() {
+    passes("enable", &[]);
+}
+
+#[test]
+fn a_load_of_a_register_that_loads_change_takes_what_is_there_once() {
+    is_ok(&run_with(&["--device", "testdev,latch=on"], "latch", &[]));
+}
+
+#[test]
+fn a_program_whose_stores_are_not_to_be_trapped_is_not_traced() {
+    let device = ["--trap-stores=off", "--device", "nvme,size=1M,image=disk.img"];
+    is_ok(&run_with(&device, "polled", &[]));
 }
 
 #[test]
@@ -136,5 +157,5 @@ fn a_process_that_somebody_else_traces_cannot_map_registers_and_is_told_why() {
     let (_folder, output) = run("watched", &[]);
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && output.stdout == b"ok\n", "{output:?}");
-    assert!(said.contains("traced by another"), "{said}");
+    assert!(said.contains("traced by another") && said.contains("--trap-stores=off"), "{said}");
 }

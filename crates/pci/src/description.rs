@@ -86,8 +86,18 @@ impl Bar {
     /// The parts of `wanted` that are trapped.
     #[must_use]
     pub fn trapped(&self, wanted: &Range<u64>) -> Vec<Range<u64>> {
-        let trapped = self.mappable.iter().filter(|pages| pages.kind == PageKind::Trapped);
-        let parts = trapped
+        self.parts(wanted, |kind| kind != PageKind::Shared)
+    }
+
+    /// Those of which loads are trapped as well.
+    #[must_use]
+    pub fn trapped_loads(&self, wanted: &Range<u64>) -> Vec<Range<u64>> {
+        self.parts(wanted, |kind| kind == PageKind::TrappedLoads)
+    }
+
+    fn parts(&self, wanted: &Range<u64>, is: impl Fn(PageKind) -> bool) -> Vec<Range<u64>> {
+        let found = self.mappable.iter().filter(|pages| is(pages.kind));
+        let parts = found
             .map(|Pages { range, .. }| range.start.max(wanted.start)..range.end.min(wanted.end));
         parts.filter(|part| !part.is_empty()).collect()
     }
@@ -98,12 +108,15 @@ impl Bar {
 pub enum PageKind {
     /// Memory that program and model share, and that the model polls.
     Shared,
-    /// Each of them is a call of [`Model::load`](crate::Model::load) or [`Model::store`](crate::Model::store).
+    /// Each store is a call of [`Model::store`](crate::Model::store), and loads are of memory.
     ///
     /// There is memory behind the page all the same, in which the model shows what a load would give. A store that came past
     /// the calls, because whoever has the page mapped is not trapped or because another device did it, is found there by the
     /// next poll.
     Trapped,
+    /// Each load is a call of [`Model::load`](crate::Model::load), too: for registers that a load changes. Whoever has the page
+    /// mapped and is not trapped loads what the memory shows.
+    TrappedLoads,
 }
 
 /// Pages of a BAR that a program may map.
@@ -122,10 +135,16 @@ impl Pages {
         Self { range, kind: PageKind::Shared }
     }
 
-    /// Pages of which each load and store is a call.
+    /// Pages of which each store is a call.
     #[must_use]
     pub const fn trapped(range: Range<u64>) -> Self {
         Self { range, kind: PageKind::Trapped }
+    }
+
+    /// Pages of which each load is one as well.
+    #[must_use]
+    pub const fn trapped_loads(range: Range<u64>) -> Self {
+        Self { range, kind: PageKind::TrappedLoads }
     }
 }
 

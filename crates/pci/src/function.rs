@@ -16,7 +16,7 @@ use crate::config::{ConfigSpace, IrqMode, Window};
 use crate::description::{
     BARS, Bar, BarKind, Description, Ids, MsixTable, PageKind, Vectors, pba_bytes, table_bytes,
 };
-use crate::model::Model;
+use crate::model::{After, Model};
 use crate::msix::Handler;
 use crate::refusal::Refusal;
 use crate::windows::Windows;
@@ -314,14 +314,21 @@ impl Function {
     pub fn bar_write(&self, bar: usize, offset: u64, bytes: &[u8]) -> Result<()> {
         let (found, session) = self.admit(bar, offset, bytes.len())?;
         let (mut position, mut rest) = (offset, bytes);
+        let mut all = After::Settled;
         while !rest.is_empty() {
             let (piece, after) = rest.split_at(width(position, rest.len()));
             let owner = self.owner(found, bar, position);
-            self.store_piece(&session, owner, bar, position, piece)?;
+            if self.store_piece(&session, owner, bar, position, piece)? == After::Work {
+                all = After::Work;
+            }
             position += piece.len() as u64;
             rest = after;
         }
-        self.wake();
+        match (all, self.open.lock().as_ref()) {
+            (After::Work, Some(open)) => open.worker.wake(),
+            (After::Settled, Some(open)) => open.worker.expect_work(),
+            (_, None) => {}
+        }
         Ok(())
     }
 
@@ -389,10 +396,10 @@ impl Function {
         bar: usize,
         offset: u64,
         piece: &[u8],
-    ) -> Result<()> {
+    ) -> Result<After> {
         match owner {
-            Owner::Table | Owner::Pending(_) => Ok(()),
-            Owner::Shared => store(pages(session, bar), offset, piece),
+            Owner::Table | Owner::Pending(_) => Ok(After::Work),
+            Owner::Shared => store(pages(session, bar), offset, piece).map(|()| After::Work),
             Owner::Model => self.device.store(session, bar, offset, piece),
         }
     }
@@ -424,7 +431,7 @@ impl Function {
         }
         match found.page_kind(offset) {
             Some(PageKind::Shared) => Owner::Shared,
-            Some(PageKind::Trapped) | None => Owner::Model,
+            Some(PageKind::Trapped | PageKind::TrappedLoads) | None => Owner::Model,
         }
     }
 }

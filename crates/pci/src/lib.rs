@@ -30,7 +30,7 @@ pub use description::{
 };
 pub use function::Function;
 pub use model::options::{ModelError, OptionInfo};
-pub use model::{Model, ModelInfo, Progress, create, models};
+pub use model::{After, Model, ModelInfo, Progress, create, models};
 pub use msix::Handler;
 pub use refusal::{Closed, ImageAccess, Refusal, Way, Witness};
 pub use windows::Windows;

@@ -27,6 +27,15 @@ pub enum Progress {
     Idle,
 }
 
+/// What a store leaves to be done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum After {
+    /// Something, or it is not known: the model is polled at once.
+    Work,
+    /// Nothing. The model is polled again within some ten microseconds, and then less and less often.
+    Settled,
+}
+
 /// A device.
 ///
 /// Calls are never concurrent. While no program has the device open there is none but [`Model::description`].
@@ -85,6 +94,13 @@ pub trait Model: Debug + Send {
     fn store(&mut self, bus: &Bus<'_>, bar: usize, offset: u64, bytes: &[u8]) -> Result<()> {
         let _ = (bus, bar, offset, bytes);
         Ok(())
+    }
+
+    /// What a store at `offset` has left to be done when [`Model::store`] has returned. Waking the worker takes longer than
+    /// most stores: a model whose registers do all of it says so.
+    fn after_store(&self, bar: usize, offset: u64) -> After {
+        let _ = (bar, offset);
+        After::Work
     }
 }
 

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use ioasis_sys::pace::Pace;
 use ioasis_sys::sync::{Mutex, MutexGuard};
@@ -11,7 +12,7 @@ use ioasis_uapi::{Errno, Error, Result};
 
 use crate::bus::{Bus, Line, Session, Wires};
 use crate::description::Description;
-use crate::model::{Model, Progress};
+use crate::model::{After, Model, Progress};
 
 /// What the worker and the callers of a function share.
 #[derive(Debug)]
@@ -74,12 +75,15 @@ impl Device {
         bar: usize,
         offset: u64,
         bytes: &[u8],
-    ) -> Result<()> {
-        self.live_or_die(|model| model.store(&self.bus(session), bar, offset, bytes))
+    ) -> Result<After> {
+        self.live_or_die(|model| {
+            model.store(&self.bus(session), bar, offset, bytes)?;
+            Ok(model.after_store(bar, offset))
+        })
     }
 
     /// Calls the model; a failure means that its BAR pages are gone.
-    fn live_or_die(&self, call: impl FnOnce(&mut dyn Model) -> Result<()>) -> Result<()> {
+    fn live_or_die<T>(&self, call: impl FnOnce(&mut dyn Model) -> Result<T>) -> Result<T> {
         let done = call(self.model().as_mut());
         if done.is_err() {
             self.dead.store(true, Ordering::Release);
@@ -114,7 +118,14 @@ impl Device {
 struct Signals {
     stop: AtomicBool,
     kicked: AtomicBool,
+    /// There may be work soon.
+    expected: AtomicBool,
+    /// The worker sleeps for longer than it should when there may be work soon.
+    sleeps_long: AtomicBool,
 }
+
+/// The longest sleep that [`Worker::expect_work`] leaves alone: a wake costs as much as ten trapped stores.
+const SHORT: Duration = Duration::from_millis(1);
 
 /// A running worker.
 #[derive(Debug)]
@@ -146,6 +157,14 @@ impl Worker {
         self.thread.thread().unpark();
     }
 
+    /// Makes the worker look again soon, and more often than before, at no cost if it does so anyway.
+    pub(crate) fn expect_work(&self) {
+        self.signals.expected.store(true, Ordering::SeqCst);
+        if self.signals.sleeps_long.swap(false, Ordering::SeqCst) {
+            self.thread.thread().unpark();
+        }
+    }
+
     /// Ends the worker after the poll it is in.
     pub(crate) fn stop(self) {
         self.signals.stop.store(true, Ordering::Release);
@@ -161,16 +180,31 @@ fn work(device: &Device, session: &Session, signals: &Signals) {
         if signals.kicked.swap(false, Ordering::AcqRel) {
             pace.worked();
         }
+        if signals.expected.swap(false, Ordering::SeqCst) {
+            pace.expects();
+        }
         let polled = device.poll(&bus);
         let Wires { gate, msix, .. } = &device.wires;
         // A program unmasks a vector with a store to the mapped table, of which nothing tells.
         msix.send_waiting(session, gate.may_send());
         match polled {
             Some(Progress::Worked) => pace.worked(),
-            Some(Progress::Idle) => pace.rest(),
+            Some(Progress::Idle) => match pace.pause() {
+                None => std::hint::spin_loop(),
+                Some(sleep) => sleep_for(sleep, signals),
+            },
             None => thread::park(),
         }
     }
+}
+
+fn sleep_for(sleep: Duration, signals: &Signals) {
+    signals.sleeps_long.store(sleep > SHORT, Ordering::SeqCst);
+    // Whoever expects work either sees the line above or is seen here.
+    if !signals.expected.load(Ordering::SeqCst) {
+        thread::park_timeout(sleep);
+    }
+    signals.sleeps_long.store(false, Ordering::SeqCst);
 }
 
 #[cfg(test)]

@@ -30,12 +30,22 @@ impl Pace {
         self.idle_since = None;
     }
 
+    /// There may be work soon, which nobody waits for: it is looked for often, and not without sleeping.
+    pub fn expects(&mut self) {
+        self.sleep = FIRST_SLEEP;
+    }
+
     /// There was nothing to do: returns when it is time to look again, or when the thread is unparked.
     pub fn rest(&mut self) {
-        match self.sleep_at(Instant::now()) {
+        match self.pause() {
             None => std::hint::spin_loop(),
             Some(sleep) => thread::park_timeout(sleep),
         }
+    }
+
+    /// There was nothing to do: how long to sleep, if at all.
+    pub fn pause(&mut self) -> Option<Duration> {
+        self.sleep_at(Instant::now())
     }
 
     /// How long to sleep, if at all, for whoever found nothing at `now`.
@@ -65,6 +75,9 @@ mod tests {
         let sleeps: Vec<_> =
             (0..9).map(|_| pace.sleep_at(after(200)).unwrap().as_micros()).collect();
         assert_eq!(sleeps, [50, 100, 200, 400, 800, 1600, 3200, 5000, 5000]);
+        pace.expects();
+        assert_eq!(pace.sleep_at(after(210)), Some(FIRST_SLEEP), "it does not spin");
+        assert_eq!(pace.sleep_at(after(220)), Some(FIRST_SLEEP * 2));
         pace.worked();
         assert_eq!(pace.sleep_at(after(300)), None, "it spins again");
         assert_eq!(pace.sleep_at(after(500)), Some(FIRST_SLEEP));

@@ -22,7 +22,7 @@
 
 #define PAGE 4096u
 /* Controller registers, NVMe 1.4, 3.1: two of which bits are set and cleared by stores of ones. */
-enum { INTMS = 0x0c, INTMC = 0x10, AQA = 0x24, ASQ = 0x28, ACQ = 0x30 };
+enum { INTMS = 0x0c, INTMC = 0x10, CC = 0x14, CSTS = 0x1c, AQA = 0x24, ASQ = 0x28, ACQ = 0x30 };
 
 static int device;
 static struct vfio_region_info bar = { .argsz = sizeof bar };
@@ -124,6 +124,48 @@ static void every_store(void)
 	puts("ok");
 }
 
+/* A controller that could not be enabled is reset and enabled, as fast as its program can store. */
+static void enable(void)
+{
+	uint32_t on = 1 | 6 << 16 | 4 << 20, off = on & ~1u;
+	page = map(PROT_READ | PROT_WRITE);
+	*(volatile uint64_t *)(page + ASQ) = 0x100000;
+	*(volatile uint64_t *)(page + ACQ) = 0x101000;
+	for (int round = 0; round < 30; round++) {
+		/* A submission queue of one entry is none. */
+		put(AQA, 31 << 16);
+		put(CC, on);
+		CHECK((get(CSTS) & 3) == 2);
+		put(CC, off);
+		if (round % 2)
+			CHECK((get(CSTS) & 3) == 0);
+		put(AQA, 31 | 31 << 16);
+		put(CC, on);
+		CHECK((get(CSTS) & 3) == 1);
+		put(CC, off);
+		CHECK((get(CSTS) & 3) == 0);
+		/* Nobody looks in between. */
+		put(CC, on);
+		put(CC, off);
+		put(AQA, 31 << 16);
+		put(CC, on);
+		put(CC, off);
+		CHECK((asked(CSTS) & 3) == 0);
+	}
+	puts("ok");
+}
+
+static void polled(void)
+{
+	page = map(PROT_READ | PROT_WRITE);
+	CHECK(traced() == 0);
+	put(INTMS, 6);
+	while (asked(INTMS) != 6)
+		usleep(100);
+	CHECK(traced() == 0);
+	puts("ok");
+}
+
 static volatile sig_atomic_t faults;
 static void *volatile fault_at;
 static int on_stack;
@@ -190,6 +232,72 @@ static void blocked(void)
 	CHECK(sigprocmask(SIG_SETMASK, &all, 0) == 0);
 	put(INTMC, 63);
 	CHECK(sigaction(SIGSEGV, 0, &found) == 0 && found.sa_handler == SIG_DFL && asked(INTMS) == 0);
+	puts("ok");
+}
+
+/* testdev's latch: a store sets bits, a load takes them. */
+static void latch(void)
+{
+	unsigned char plain[32] = { 0 };
+	int ends[2];
+	volatile unsigned char *wide;
+	page = wide = map(PROT_READ | PROT_WRITE);
+	CHECK(traced() != 0);
+	for (uint32_t round = 1; round < 200; round++) {
+		put(0, round);
+		CHECK(get(0) == round && get(0) == 0);
+	}
+	put(0, 1);
+	put(0, 2);
+	CHECK(get(0) == 3 && asked(0) == 0);
+	put(0, 0x0102);
+	CHECK(page[0] == 2 && page[1] == 1 && get(0) == 0);
+	/* Other instructions, which load as well, or by the way. */
+	put(0, 0x30);
+	uint32_t value = 4;
+	uint64_t left;
+	unsigned char same;
+	__asm__ volatile("addl %1, %0" : "+r"(value) : "m"(*(uint32_t *)page));
+	CHECK(value == 0x34 && asked(0) == 0);
+	put(0, 0x30);
+	__asm__ volatile("cmpl $0x30, %1; sete %0" : "=q"(same) : "m"(*(uint32_t *)page) : "cc");
+	CHECK(same && asked(0) == 0);
+	put(0, 0x77);
+	__asm__ volatile("movzwl %1, %0" : "=r"(value) : "m"(*(uint16_t *)page));
+	CHECK(value == 0x77);
+	put(0, 0x55);
+	__asm__ volatile("movdqu %1, %%xmm3; movdqu %%xmm3, %0" : "=m"(*(unsigned char(*)[16])plain) : "m"(*(unsigned char(*)[16])page) : "xmm3");
+	CHECK(plain[0] == 0x55 && plain[1] == 0 && asked(0) == 0);
+	put(0, 0x01020304);
+	void *from = (void *)page, *to = plain;
+	unsigned long count = 8;
+	__asm__ volatile("rep movsb" : "+S"(from), "+D"(to), "+c"(count) : : "memory");
+	CHECK(count == 0 && memcmp(plain, "\4\3\2\1\0\0\0\0", 8) == 0);
+	put(0, 0x40);
+	__asm__ volatile("pushq %1; popq %0" : "=r"(left) : "m"(*(uint64_t *)page));
+	CHECK(left == 0x40 && asked(0) == 0);
+	/* The kernel cannot reach it at all. */
+	put(0, 8);
+	CHECK(pipe(ends) == 0);
+	FAILS(write(ends[1], (void *)page, 4), EFAULT);
+	CHECK(get(0) == 8);
+	/* A child's. */
+	pid_t child = fork();
+	if (!child) {
+		put(0, 16);
+		_exit(get(0) == 16 && get(0) == 0 ? 3 : 4);
+	}
+	int status;
+	CHECK(waitpid(child, &status, 0) == child && status == 3 << 8);
+	/* What is not to be written, or not to be reached. */
+	with_handler();
+	page = map(PROT_READ);
+	*(volatile uint32_t *)wide = 32;
+	CHECK(get(0) == 32 && faults == 0);
+	page[2] = 1;
+	CHECK(faults == 1 && fault_at == page + 2 && asked(0) == 0);
+	page = map(PROT_NONE);
+	CHECK(page[1] == 0 && faults == 2 && fault_at == page + 1);
 	puts("ok");
 }
 
@@ -597,9 +705,17 @@ int main(int count, char **arguments)
 		puts("ok");
 		return 44;
 	}
+	if (strcmp(how, "latch") == 0)
+		bar.index = VFIO_PCI_BAR2_REGION_INDEX;
 	open_device();
 	if (strcmp(how, "every-store") == 0)
 		every_store();
+	else if (strcmp(how, "enable") == 0)
+		enable();
+	else if (strcmp(how, "polled") == 0)
+		polled();
+	else if (strcmp(how, "latch") == 0)
+		latch();
 	else if (strcmp(how, "blocked") == 0)
 		blocked();
 	else if (strcmp(how, "ignored") == 0)

@@ -395,7 +395,8 @@ fn trapped(target: &Target, wanted: Wanted) -> Option<Mapping> {
     let File::Device { device, .. } = &target.opened.file else { return None };
     let Wanted { offset, length, protection, .. } = wanted;
     let trapped = device.trapped(offset, length);
-    (!trapped.is_empty()).then_some(Mapping { offset, length, protection, trapped })
+    let trapped_loads = device.trapped_loads(offset, length);
+    (!trapped.is_empty()).then_some(Mapping { offset, length, protection, trapped, trapped_loads })
 }
 
 /// Judges a mapping of a file of ours.

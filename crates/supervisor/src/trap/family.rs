@@ -2,7 +2,7 @@
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, VecDeque};
-use std::ops::RangeInclusive;
+use std::ops::{Range, RangeInclusive};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, OnceLock};
 
@@ -15,7 +15,7 @@ use ioasis_uapi::{Errno, Error, Result};
 use rustix::process::Signal;
 
 use super::action::{self, Action, Kind, Mask};
-use super::fault::{self, Outcome};
+use super::fault::{self, Leave, Outcome};
 use super::space::Space;
 use super::{Mapping, Surroundings};
 
@@ -33,9 +33,8 @@ pub(super) enum Command {
 /// What a tracer knows of a process.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Known {
-    /// Trapped pages that it asked for, with leave to write or without: a store to the latter is its own mistake. The newest
-    /// last.
-    asked: Vec<(RangeInclusive<u64>, bool)>,
+    /// Trapped pages that it asked for, with what leave: another access is its own mistake. The newest last.
+    asked: Vec<(RangeInclusive<u64>, Leave)>,
     /// Where a system call instruction of its own lies.
     instruction: Option<u64>,
 }
@@ -44,7 +43,7 @@ impl Known {
     /// Whether the memory of thread `tid` has any of the trapped pages.
     pub(super) fn is_of(&self, tid: u32, surroundings: &dyn Surroundings) -> bool {
         let Ok(space) = Space::of(tid) else { return false };
-        let is_trapped = |(range, _): &(RangeInclusive<u64>, bool)| {
+        let is_trapped = |(range, _): &(RangeInclusive<u64>, Leave)| {
             fault::is_trapped(&space, *range.start(), surroundings)
         };
         self.asked.iter().any(is_trapped)
@@ -321,7 +320,8 @@ impl Tracing {
         let refused = |error: Error| match error.errno {
             Errno::EPERM => Error::at(
                 Errno::EINVAL,
-                "its stores cannot be trapped: the process is traced by another, as by gdb or strace, or forbids it",
+                "its stores cannot be trapped: the process is traced by another, as by gdb or strace, or forbids it; with \
+                 --trap-stores=off they are found by polling",
                 pid.into(),
             ),
             _ => error,
@@ -411,14 +411,22 @@ impl Tracing {
         {
             thread.jobs.push_back(Job::AskAction { at, saved });
         }
-        let writes = mapping.protection & PROT_WRITE != 0;
-        for range in &mapping.trapped {
-            let address = start + (range.start - mapping.offset);
-            let length = range.end - range.start;
-            process.known.asked.push((address..=address + (length - 1), writes));
-            if writes {
+        let leave = Leave {
+            load: mapping.protection & (PROT_READ | PROT_WRITE) != 0,
+            store: mapping.protection & PROT_WRITE != 0,
+        };
+        let of =
+            |range: &Range<u64>| (start + (range.start - mapping.offset), range.end - range.start);
+        for (address, length) in mapping.trapped.iter().map(of) {
+            process.known.asked.push((address..=address + (length - 1), leave));
+            if leave.store {
                 let protection = mapping.protection & !PROT_WRITE | PROT_READ;
                 thread.jobs.push_back(Job::Protect { address, length, protection });
+            }
+        }
+        for (address, length) in mapping.trapped_loads.iter().map(of) {
+            if leave.load {
+                thread.jobs.push_back(Job::Protect { address, length, protection: 0 });
             }
         }
         let surplus = process.known.asked.len().saturating_sub(ASKED);
@@ -500,16 +508,17 @@ impl Tracing {
         let Some(thread) = self.threads.get(&tid) else { return Ok(()) };
         let pid = thread.pid;
         let Some(process) = self.processes.get(&pid) else { return self.go_on(tid, SIGSEGV) };
-        let asked =
-            process.known.asked.iter().rev().find(|(range, _)| range.contains(&info.address));
-        if info.code != SEGV_ACCERR || asked.is_some_and(|(_, writes)| !writes) {
+        if info.code != SEGV_ACCERR {
             return self.go_on(tid, SIGSEGV);
         }
+        let asked = process.known.asked.iter().rev();
+        let leave = asked.clone().find(|(range, _)| range.contains(&info.address));
+        let leave = leave.map_or(Leave::ALL, |(_, leave)| *leave);
         let registers = self.tracer.registers(tid)?;
         let space = Arc::clone(&process.space);
         let vectors = || self.tracer.vectors(tid).ok();
         let around = (&*space, &*self.surroundings);
-        match fault::fault(&registers, info.address, around, vectors) {
+        match fault::fault(&registers, (info.address, leave), around, vectors) {
             Outcome::Done(done) => {
                 let (registers, vectors) = *done;
                 self.tracer.set_registers(tid, &registers)?;

@@ -29,12 +29,24 @@ pub(super) enum Outcome {
     Unknown(Vec<u8>),
 }
 
+/// What a program asked to do with trapped pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Leave {
+    pub(super) load: bool,
+    pub(super) store: bool,
+}
+
+impl Leave {
+    pub(super) const ALL: Self = Self { load: true, store: true };
+}
+
 /// The trapped pages around a fault. What is mapped where is asked of the kernel once for each page.
 struct Pages<'a> {
     space: &'a Space,
     surroundings: &'a dyn Surroundings,
     /// By page: the device and the offset in its file, or nothing.
     known: RefCell<Vec<(u64, Option<Place>)>>,
+    leave: Leave,
     /// The device refused.
     refused: bool,
 }
@@ -44,6 +56,8 @@ struct Place {
     device: Arc<DeviceFile>,
     /// Of the page, in the file.
     offset: u64,
+    /// Loads are trapped as well: what may be done there the mapping does not say.
+    loads: bool,
 }
 
 impl Pages<'_> {
@@ -52,7 +66,13 @@ impl Pages<'_> {
         if let Some((_, place)) = self.known.borrow().iter().find(|(known, _)| *known == page) {
             return place.clone();
         }
-        let place = self.space.vma(page).and_then(|vma| place(&vma, page, self.surroundings));
+        let vma = self.space.vma(page);
+        self.find(page, vma.as_ref())
+    }
+
+    /// The trapped page at `page`, if `vma`, which is mapped there, has one.
+    fn find(&self, page: u64, vma: Option<&Vma>) -> Option<Place> {
+        let place = vma.and_then(|vma| place(vma, page, self.surroundings));
         self.known.borrow_mut().push((page, place.clone()));
         place
     }
@@ -65,8 +85,9 @@ fn place(vma: &Vma, page: u64, surroundings: &dyn Surroundings) -> Option<Place>
     }
     let device = surroundings.device(vma.device, vma.inode)?;
     let offset = vma.offset.checked_add(page - vma.start)?;
-    let trapped = device.trapped(offset, PAGE);
-    (!trapped.is_empty()).then_some(Place { device, offset })
+    let is_trapped = !device.trapped(offset, PAGE).is_empty();
+    let loads = is_trapped && !device.trapped_loads(offset, PAGE).is_empty();
+    is_trapped.then_some(Place { device, offset, loads })
 }
 
 /// Whether a trapped page is mapped at `address`.
@@ -81,12 +102,14 @@ impl Bus for Pages<'_> {
     }
 
     fn load(&mut self, address: u64, bytes: &mut [u8]) -> Result<(), Fault> {
-        let Place { device, offset } = self.place(address).ok_or(Fault { address })?;
+        let place = self.place(address).filter(|_| self.leave.load);
+        let Place { device, offset, .. } = place.ok_or(Fault { address })?;
         device.load(offset + address % PAGE, bytes).map_err(|_| self.refuse(address))
     }
 
     fn store(&mut self, address: u64, bytes: &[u8]) -> Result<(), Fault> {
-        let Place { device, offset } = self.place(address).ok_or(Fault { address })?;
+        let place = self.place(address).filter(|_| self.leave.store);
+        let Place { device, offset, .. } = place.ok_or(Fault { address })?;
         device.store(offset + address % PAGE, bytes).map_err(|_| self.refuse(address))
     }
 }
@@ -98,19 +121,22 @@ impl Pages<'_> {
     }
 }
 
-/// Does the instruction at which a thread faulted at `address`. `vectors` reads its vector registers.
+/// Does the instruction at which a thread faulted at `address`, a page of which it has this leave. `vectors` reads its vector registers.
 pub(super) fn fault(
     registers: &Registers,
-    address: u64,
+    (address, leave): (u64, Leave),
     (space, surroundings): (&Space, &dyn Surroundings),
     vectors: impl FnOnce() -> Option<Vectors>,
 ) -> Outcome {
     let known = RefCell::default();
-    let mut pages = Pages { space, surroundings, known, refused: false };
-    match space.vma(address) {
-        // Loads of a page that may be read do not fault.
-        Some(vma) if vma.prot.write => return Outcome::Again,
-        Some(vma) if vma.prot.read && pages.place(address).is_some() => {}
+    let mut pages = Pages { space, surroundings, known, leave, refused: false };
+    let page = address & !(PAGE - 1);
+    let vma = space.vma(address);
+    let readable = vma.as_ref().is_some_and(|vma| vma.prot.read);
+    match pages.find(page, vma.as_ref()) {
+        _ if vma.as_ref().is_some_and(|vma| vma.prot.write) => return Outcome::Again,
+        // Code is not fetched from registers.
+        Some(place) if (readable || place.loads) && registers.rip & !(PAGE - 1) != page => {}
         _ => return Outcome::Theirs,
     }
     let code = space.code(registers.rip);

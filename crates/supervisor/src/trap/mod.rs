@@ -3,7 +3,8 @@
 //! A program that maps such a page is seized with all its threads, and the page is made read-only in it by an mprotect that the
 //! mapping thread is made to call before its mmap returns. Loads are plain ones then, of memory in which the model shows
 //! what a load would give. A store faults: the kernel stops the thread on its way to SIGSEGV, the instruction is done
-//! here ([`fault`]), and the thread goes on behind it, without having seen a signal.
+//! here ([`fault`]), and the thread goes on behind it, without having seen a signal. A page of registers that loads change is made
+//! inaccessible, and loads are done here as well.
 //!
 //! Linux binds tracees to the thread that seized them. Each process that is not a tracee's child has such a thread of its own,
 //! which serves it and whatever it forks (a [`family`]): a program that makes its tracer wait, by memory that does
@@ -24,7 +25,7 @@
 //! that the process may only read. Its registers are shared memory that the model polls.
 //!
 //! DIFFERS: a program that makes such a page writable again with an mprotect(2) of its own stores to shared memory, which
-//! the model polls.
+//! the model polls. One that makes a page inaccessible whose loads are trapped finds it as before.
 
 mod action;
 mod family;
@@ -67,6 +68,8 @@ pub(crate) struct Mapping {
     pub(crate) protection: u64,
     /// Which of it is trapped, by offset in the file.
     pub(crate) trapped: Vec<Range<u64>>,
+    /// Where of that loads are as well.
+    pub(crate) trapped_loads: Vec<Range<u64>>,
 }
 
 /// Every process that has mapped a trapped page.

@@ -229,7 +229,7 @@ impl Default for Options {
             fault_injection: FaultInjection::Absent,
             container: ContainerNode::Type1,
             user: User::Own,
-            stores: Stores::Polled,
+            stores: Stores::Trapped,
         }
     }
 }

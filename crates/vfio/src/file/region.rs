@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use ioasis_pci::{BARS, CONFIG_SIZE, PAGE_SIZE};
+use ioasis_pci::{BARS, Bar, CONFIG_SIZE, PAGE_SIZE};
 use ioasis_uapi::vfio;
 use ioasis_uapi::{Errno, Error, Result};
 
@@ -133,12 +133,27 @@ impl DeviceFile {
     /// BARs.
     #[must_use]
     pub fn trapped(&self, offset: u64, length: u64) -> Vec<Range<u64>> {
+        self.parts(offset, length, Bar::trapped)
+    }
+
+    /// Those of which loads are trapped as well.
+    #[must_use]
+    pub fn trapped_loads(&self, offset: u64, length: u64) -> Vec<Range<u64>> {
+        self.parts(offset, length, Bar::trapped_loads)
+    }
+
+    fn parts(
+        &self,
+        offset: u64,
+        length: u64,
+        of: impl FnOnce(&Bar, &Range<u64>) -> Vec<Range<u64>>,
+    ) -> Vec<Range<u64>> {
         let bar = region_index(offset).and_then(|index| usize::try_from(index).ok());
         let Some(bar) = bar.and_then(|bar| self.device.function().bar(bar)) else {
             return Vec::new();
         };
         let position = region_position(offset);
-        let parts = bar.trapped(&(position..position.saturating_add(length)));
+        let parts = of(bar, &(position..position.saturating_add(length)));
         let begin = offset - position;
         parts.into_iter().map(|part| begin + part.start..begin + part.end).collect()
     }

@@ -28,7 +28,7 @@ use self::identify::Identity;
 use self::registers::DOORBELLS;
 use super::image::{Image, Protection, Wanted};
 use super::options::{self, ModelError, OptionInfo, Options};
-use super::{Model, ModelInfo, Progress};
+use super::{After, Model, ModelInfo, Progress};
 use crate::bus::Bus;
 use crate::description::{Bar, BarKind, Description, Ids, MsixTable, Pages, Vectors};
 
@@ -185,6 +185,10 @@ impl Model for Nvme {
 
     fn store(&mut self, bus: &Bus<'_>, bar: usize, offset: u64, bytes: &[u8]) -> Result<()> {
         if bar == registers::BAR { self.0.store(bus, offset, bytes) } else { Ok(()) }
+    }
+
+    fn after_store(&self, bar: usize, offset: u64) -> After {
+        if bar == registers::BAR && offset < DOORBELLS { After::Settled } else { After::Work }
     }
 
     fn poll(&mut self, bus: &Bus<'_>) -> Result<Progress> {

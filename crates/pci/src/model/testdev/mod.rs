@@ -10,11 +10,13 @@
 //! | 0x18 | 32 | PASID: that of the next copies; 0 is none |
 //!
 //! MSI message 0 is sent when a copy ends. After a reset the device holds zeroes.
+//!
+//! With `latch=on`, BAR 2 is a page whose first 32-bit word is a latch: a store sets bits in it, and a load takes what is set.
 
 use ioasis_uapi::Result;
 
-use super::options::{ModelError, Options};
-use super::{Model, ModelInfo, Progress};
+use super::options::{ModelError, OptionInfo, Options};
+use super::{After, Model, ModelInfo, Progress};
 use crate::bus::{Bus, Segment};
 use crate::description::{Bar, BarKind, Description, Ids, Pages, Vectors};
 
@@ -22,7 +24,12 @@ use crate::description::{Bar, BarKind, Description, Ids, Pages, Vectors};
 pub(super) const INFO: ModelInfo = ModelInfo {
     name: "testdev",
     summary: "copies 4 KiB from memory into itself and back (1234:11e9)",
-    options: &[],
+    options: &[OptionInfo {
+        name: "latch",
+        meaning: "BAR 2, of a register that a load clears",
+        accepted: "on or off",
+        default: "off",
+    }],
     create,
 };
 
@@ -39,10 +46,17 @@ const CMD_FAULTED: u32 = 1 << 31;
 #[derive(Debug)]
 struct Testdev {
     buffer: Box<[u8; BYTES]>,
+    /// Bits that are set, where there is a latch.
+    latch: Option<u32>,
 }
 
-fn create(_options: &Options<'_>) -> Result<Box<dyn Model>, ModelError> {
-    Ok(Box::new(Testdev { buffer: Box::new([0; BYTES]) }))
+fn create(options: &Options<'_>) -> Result<Box<dyn Model>, ModelError> {
+    let has_latch = options.parsed("latch", false, |text| match text {
+        "on" => Some(true),
+        "off" => Some(false),
+        _ => None,
+    })?;
+    Ok(Box::new(Testdev { buffer: Box::new([0; BYTES]), latch: has_latch.then_some(0) }))
 }
 
 impl Model for Testdev {
@@ -52,7 +66,13 @@ impl Model for Testdev {
             size: page.end,
             kind: BarKind::Memory32,
             prefetchable: false,
-            mappable: vec![Pages::shared(page)],
+            mappable: vec![Pages::shared(page.clone())],
+        };
+        let latch = Bar {
+            size: page.end,
+            kind: BarKind::Memory32,
+            prefetchable: false,
+            mappable: vec![Pages::trapped_loads(page)],
         };
         Description {
             ids: Ids {
@@ -63,7 +83,7 @@ impl Model for Testdev {
                 class: 0x00_ff_00,
                 revision: 0,
             },
-            bars: [Some(registers), None, None, None, None, None],
+            bars: [Some(registers), None, self.latch.map(|_| latch), None, None, None],
             vectors: Vectors { intx: false, msi: 1, msix: 0 },
             msix: None,
             vendor: Vec::new(),
@@ -72,7 +92,33 @@ impl Model for Testdev {
 
     fn reset(&mut self, bus: &Bus<'_>) -> Result<()> {
         self.buffer.fill(0);
+        self.latch = self.latch.map(|_| 0);
         bus.pages(0).fill(0, BYTES, 0)
+    }
+
+    fn load(&mut self, _: &Bus<'_>, _: usize, offset: u64, bytes: &mut [u8]) -> Result<()> {
+        let mut word = [0; 8];
+        if let (0..4, Some(set)) = (offset, &mut self.latch) {
+            let at = usize::try_from(offset).expect("below 4");
+            word[..4 - at].copy_from_slice(&set.to_le_bytes()[at..]);
+            let taken = bytes.iter().enumerate().map(|(index, _)| 0xff_u64 << (8 * (at + index)));
+            *set &= !low(taken.fold(0, |all, byte| all | byte));
+        }
+        bytes.copy_from_slice(&word[..bytes.len()]);
+        Ok(())
+    }
+
+    fn store(&mut self, _: &Bus<'_>, _: usize, offset: u64, bytes: &[u8]) -> Result<()> {
+        if let (0..4, Some(set)) = (offset, &mut self.latch) {
+            for (index, byte) in (offset..4).zip(bytes) {
+                *set |= u32::from(*byte) << (8 * index);
+            }
+        }
+        Ok(())
+    }
+
+    fn after_store(&self, _: usize, _: u64) -> After {
+        After::Settled
     }
 
     fn poll(&mut self, bus: &Bus<'_>) -> Result<Progress> {
@@ -97,6 +143,10 @@ impl Model for Testdev {
         bus.raise(0);
         Ok(Progress::Worked)
     }
+}
+
+fn low(word: u64) -> u32 {
+    u32::try_from(word & u64::from(u32::MAX)).expect("a half")
 }
 
 #[cfg(test)]
