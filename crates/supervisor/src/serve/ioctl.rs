@@ -18,9 +18,6 @@ use crate::removal::Note;
 use crate::task::{low, signed};
 use crate::trace;
 
-/// What may take longer than other callers should wait.
-const SLOW: [u32; 3] = [vfio::DEVICE_RESET, vfio::DEVICE_PCI_HOT_RESET, vfio::GROUP_GET_DEVICE_FD];
-
 /// What can change a device's configuration space.
 const CHANGES_CONFIG: [u32; 5] = [
     vfio::DEVICE_SET_IRQS,
@@ -30,13 +27,26 @@ const CHANGES_CONFIG: [u32; 5] = [
     vfio::DEVICE_BIND_IOMMUFD,
 ];
 
-/// What no close changes.
-const STATELESS: [u32; 4] = [
-    vfio::GET_API_VERSION,
-    vfio::DEVICE_GET_INFO,
-    vfio::DEVICE_GET_REGION_INFO,
-    vfio::DEVICE_GET_IRQ_INFO,
-];
+/// Whether the call may take longer than other callers should wait. Commands of different files have the same numbers:
+/// DEVICE_PCI_HOT_RESET is MAP_DMA to a container.
+const fn is_slow(kind: trace::Kind, command: u32) -> bool {
+    match kind {
+        trace::Kind::Device => matches!(command, vfio::DEVICE_RESET | vfio::DEVICE_PCI_HOT_RESET),
+        trace::Kind::Group => command == vfio::GROUP_GET_DEVICE_FD,
+        _ => false,
+    }
+}
+
+/// Whether no close changes what the call answers.
+const fn is_stateless(kind: trace::Kind, command: u32) -> bool {
+    match command {
+        vfio::GET_API_VERSION => true,
+        vfio::DEVICE_GET_INFO | vfio::DEVICE_GET_REGION_INFO | vfio::DEVICE_GET_IRQ_INFO => {
+            matches!(kind, trace::Kind::Device)
+        }
+        _ => false,
+    }
+}
 
 pub(super) fn ioctl(caller: &Caller<'_>, call: &Notification) -> Decision {
     let (fd, command, argument) = (signed(call.args[0]), low(call.args[1]), call.args[2]);
@@ -46,12 +56,12 @@ pub(super) fn ioctl(caller: &Caller<'_>, call: &Notification) -> Decision {
         Ok(None) => return Decision::CONTINUE,
         Err(error) => return Decision::Answer(unknown(error)),
     };
-    if SLOW.contains(&command)
+    if is_slow(kind(&opened.file), command)
         && let Err(error) = caller.may_wait()
     {
         return Decision::error(error.errno);
     }
-    if !STATELESS.contains(&command) {
+    if !is_stateless(kind(&opened.file), command) {
         caller.see_closes();
     }
     caller.begin(&opened);
@@ -192,4 +202,28 @@ fn tell_triggers(caller: &Caller<'_>, inode: u64, device: &DeviceFile) {
     let triggers = device.device().removal_triggers();
     let eventfds = triggers.iter().filter_map(|eventfd| eventfd.as_fd().try_clone_to_owned().ok());
     caller.server.notes.tell(Note::Triggers { inode, eventfds: eventfds.collect() });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mapping_hands_nothing_over_though_a_reset_has_its_number() {
+        let map_dma = vfio::DEVICE_PCI_HOT_RESET;
+        assert_eq!(map_dma, vfio::IOMMU_MAP_DMA);
+        assert!(is_slow(trace::Kind::Device, map_dma));
+        assert!(!is_slow(trace::Kind::Container, map_dma));
+        assert!(!is_slow(trace::Kind::Iommufd, map_dma));
+        assert!(is_slow(trace::Kind::Group, vfio::GROUP_GET_DEVICE_FD));
+    }
+
+    #[test]
+    fn only_what_a_device_says_of_itself_is_said_without_a_look_at_what_was_closed() {
+        for command in [vfio::DEVICE_GET_REGION_INFO, vfio::DEVICE_GET_INFO] {
+            assert!(is_stateless(trace::Kind::Device, command));
+            assert!(!is_stateless(trace::Kind::Container, command));
+        }
+        assert!(!is_stateless(trace::Kind::Container, vfio::IOMMU_MAP_DMA));
+    }
 }
