@@ -26,6 +26,17 @@ pub trait Client {
     /// `EFAULT` unless all of it can be written.
     fn write(&self, address: u64, buf: &[u8]) -> Result<()>;
 
+    /// Copies `buf`, the last that the call has to say, back to where its argument is. Bytes that were there when the argument was
+    /// read need not be written once more, if they may be: then it is as if they had been written at that moment.
+    ///
+    // DIFFERS: what another thread or a device has put there during the call stays then; Linux writes last.
+    /// # Errors
+    ///
+    /// As [`write`](Self::write).
+    fn write_back(&self, address: u64, buf: &[u8]) -> Result<()> {
+        self.write(address, buf)
+    }
+
     /// The caller's own address space: what IOAS_MAP and MAP_DMA map.
     fn memory(&self) -> Arc<dyn AddressSpace>;
 
@@ -38,6 +49,11 @@ pub trait Client {
 
     /// Who pays for pinned pages.
     fn account(&self) -> Account;
+
+    /// The caller's thread group, as its account has it.
+    fn pid(&self) -> u32 {
+        self.account().pid
+    }
 
     /// Gives the caller a descriptor of `file` and returns its number. It cannot be taken back: what else may fail comes first, the
     /// proof that the reply can be written among it ([`write`](Self::write) of the bytes that are there).

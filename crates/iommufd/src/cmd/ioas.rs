@@ -177,7 +177,7 @@ pub(super) fn copy(call: &Call<'_>) -> Result<i64> {
 pub(super) fn unmap(call: &Call<'_>) -> Result<i64> {
     let mut cmd: abi::IoasUnmap = call.decode()?;
     let ioas = call.context.ioas(cmd.ioas_id)?;
-    let pid = call.client.account().pid;
+    let pid = call.client.pid();
     let unmapped = if cmd.iova == 0 && cmd.length == u64::MAX {
         ioas.unmap_all(pid)
     } else {

@@ -173,7 +173,7 @@ impl Call<'_> {
     /// Copies the struct back, as far as the client has room.
     pub(crate) fn reply<T: IntoBytes + Immutable>(&self, cmd: &T) -> Result<()> {
         let bytes = cmd.as_bytes();
-        self.client.write(self.arg, &bytes[..bytes.len().min(self.size)])
+        self.client.write_back(self.arg, &bytes[..bytes.len().min(self.size)])
     }
 
     /// Copies one field back.

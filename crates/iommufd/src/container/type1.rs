@@ -357,19 +357,19 @@ impl Type1 {
 
     pub(super) fn unmap_dma(&mut self, client: &dyn Client, arg: u64) -> Result<i64> {
         let (mut unmap, range, bitmap) = self.plan_unmap(client, arg)?;
-        let pid = client.account().pid;
+        let pid = client.pid();
         // Most unmaps are of one mapping, and cut none.
         if unmap.flags == 0
             && let Some(bytes) = self.ioas.unmap_just(range, pid)
         {
             self.forget(range);
             unmap.size = bytes;
-            client.write(arg, unmap.as_bytes())?;
+            client.write_back(arg, unmap.as_bytes())?;
             return Ok(0);
         }
         let Some(range) = self.under_version(range)? else {
             unmap.size = 0;
-            client.write(arg, unmap.as_bytes())?;
+            client.write_back(arg, unmap.as_bytes())?;
             return Ok(0);
         };
         unmap.size = match bitmap {
@@ -377,7 +377,7 @@ impl Type1 {
             Some(bitmap) => self.remove_logged(client, range, unmap.iova, bitmap, pid)?,
             None => self.remove(range, pid)?,
         };
-        client.write(arg, unmap.as_bytes())?;
+        client.write_back(arg, unmap.as_bytes())?;
         Ok(0)
     }
 

@@ -72,6 +72,11 @@ impl PrivateMemory {
         self.mm.read(address, &mut [0])
     }
 
+    /// The same where no file system is waited for.
+    fn is_in_memory(&self, address: u64) -> Result<()> {
+        self.mm.read(address, &mut [0]).or_else(|_| self.is_there(address))
+    }
+
     /// Whether any process still has this memory: asked of the kernel.
     pub(super) fn is_current(&self) -> bool {
         self.mm.is_live()
@@ -161,13 +166,17 @@ impl ProcessMemory {
         {
             return Ok(extent);
         }
-        // Device memory and the part of a mapping past the end of its file are mapped but not there. Plain private
-        // memory always is.
+        // Device memory, all of it, and the part of a mapping past the end of its file are mapped but not there: nothing
+        // of it is where the last byte is not. Plain private memory always is.
         let in_memory =
             vma.inode == 0 || self.memory.kernel_mounts.in_memory(&self.process, vma.device);
         if vma.inode != 0 || !vma.prot.write {
-            let there = |at| self.private.is_there(at).map_err(|_| not_there(at));
-            there(first).and_then(|()| there(last))?;
+            let is_there = if in_memory {
+                self.private.is_in_memory(last)
+            } else {
+                self.private.is_there(first).and_then(|()| self.private.is_there(last))
+            };
+            is_there.map_err(|error| not_there(error.at.unwrap_or(first)))?;
         }
         if vma.shared && in_memory {
             let backing = self.memory.unopened(FileId { device: vma.device, inode: vma.inode });

@@ -321,6 +321,14 @@ impl ioasis_iommufd::Client for Caller<'_> {
         self.task.write(address, buf)
     }
 
+    fn write_back(&self, address: u64, buf: &[u8]) -> Result<()> {
+        let is_there = self.ahead.borrow().get(address, buf.len()) == Some(buf);
+        if is_there {
+            return self.task.thread.may_write(address, buf.len());
+        }
+        self.write(address, buf)
+    }
+
     fn memory(&self) -> Arc<dyn AddressSpace> {
         match self.server.memory.of(&self.task.thread) {
             Ok(memory) => memory,
@@ -375,6 +383,10 @@ impl ioasis_iommufd::Client for Caller<'_> {
             Some(File::Made(made)) => Ok(Arc::clone(made)),
             _ => Err(Error::new(Errno::EBADFD, "no file that a command made")),
         }
+    }
+
+    fn pid(&self) -> u32 {
+        self.task.process.pid()
     }
 
     fn account(&self) -> Account {

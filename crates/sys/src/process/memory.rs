@@ -116,7 +116,7 @@ impl Mm {
 
     /// Whether the program itself may read, or write, all of `address..=last` by what is mapped there now, with the
     /// first address where it may not.
-    fn permits(&self, address: u64, last: u64, allows: impl Fn(&Vma) -> bool) -> Result<()> {
+    fn permits(&self, address: u64, last: u64, mut allows: impl FnMut(&Vma) -> bool) -> Result<()> {
         let refused = |at| Err(Error::at(Errno::EFAULT, NOT_SO, at));
         let mut next = address;
         for vma in
@@ -213,10 +213,18 @@ impl Thread {
         };
         let mm = self.mm().map_err(|error| Error::at(Errno::EFAULT, error.why, address))?;
         // What lies before the first address that may not be written is written.
-        let refused = mm.permits(address, last, |vma| vma.prot.write).err();
+        let mut has_files = false;
+        let refused = mm.permits(address, last, |vma| {
+            has_files |= vma.inode != 0;
+            vma.prot.write
+        });
+        let refused = refused.err();
         let length = refused.and_then(|error| error.at).map_or(buf.len() as u64, |at| at - address);
         let buf = &buf[..usize::try_from(length).expect("at most all of it")];
-        self.touch(address, buf.len());
+        // No file system is waited for where there is none, and a page that the program gives is asked for below.
+        if has_files {
+            self.touch(address, buf.len());
+        }
         for _ in 0..TRIES {
             match mm.write(address, buf) {
                 Ok(()) => return refused.map_or(Ok(()), Err),
@@ -226,6 +234,20 @@ impl Thread {
             }
         }
         Err(Error::at(Errno::EFAULT, "a page is taken away as often as it is given", address))
+    }
+
+    /// Finds out whether [`write`](Self::write) of `length` bytes would be permitted, by what is mapped there now.
+    ///
+    /// # Errors
+    ///
+    /// `EFAULT`, with the first address that may not be written.
+    pub fn may_write(&self, address: u64, length: usize) -> Result<()> {
+        let Some(span) = (length as u64).checked_sub(1) else { return Ok(()) };
+        let Some(last) = address.checked_add(span) else {
+            return Err(Error::at(Errno::EFAULT, "the range wraps", address));
+        };
+        let mm = self.mm().map_err(|error| Error::at(Errno::EFAULT, error.why, address))?;
+        mm.permits(address, last, |vma| vma.prot.write)
     }
 }
 

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use ioasis_uapi::{Errno, Error, Result};
 use rustix::fs::OFlags;
 
-use super::{Mm, Process, bad_fd, get_fd, gone, is_alive, open_file_at, open_folder};
+use super::{Mm, Process, bad_fd, get_fd, gone, open_file_at, open_folder};
 use crate::errno::last_errno;
 use crate::sync::Arc;
 
@@ -116,12 +116,12 @@ impl Thread {
         self.proc.as_fd()
     }
 
-    /// Whether its number is still its own: it runs, or has ended and was not reaped yet. Before Linux 6.9 the number may
-    /// have passed to another thread of the same process, though.
+    /// Whether its number is certainly still its own: it has not ended. Before Linux 6.9 the number may have passed to
+    /// another thread of the same process, though.
     #[must_use]
     pub fn is_alive(&self) -> bool {
         match self.kind {
-            PidfdKind::Thread => is_alive(self.pidfd.as_fd()),
+            PidfdKind::Thread => !has_ended(self.pidfd.as_fd()),
             PidfdKind::Group => {
                 // SAFETY: 1. tgkill(2) takes three integers, and signal 0 sends nothing.
                 let answer =
@@ -172,6 +172,14 @@ impl Thread {
         // Both there afterwards: the numbers were theirs.
         answer == 0 && self.is_alive() && other.is_alive()
     }
+}
+
+/// Whether the thread behind a pidfd of its own has ended, as poll(2) says: 0.36 us, where a signal of nothing takes 0.56.
+fn has_ended(pidfd: BorrowedFd<'_>) -> bool {
+    let mut polled = libc::pollfd { fd: pidfd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    // SAFETY: 1. one struct pollfd, which lives across the call; 2. a timeout of 0 waits for nothing.
+    let answer = unsafe { libc::poll(&raw mut polled, 1, 0) };
+    answer != 0
 }
 
 /// A pidfd of one thread; none before Linux 6.9.

@@ -160,7 +160,7 @@ fn unmap_dma(context: &Context, client: &dyn Client, arg: u64) -> Result<i64> {
         return refuse!(EINVAL, "unknown UNMAP_DMA flags", u64::from(unmap.flags));
     }
     let ioas = context.compat_ioas()?;
-    let pid = client.account().pid;
+    let pid = client.pid();
     let unmapped = if unmap.flags & abi::DMA_UNMAP_FLAG_ALL != 0 {
         if unmap.iova != 0 || unmap.size != 0 {
             return refuse!(EINVAL, "with ALL, iova and size must be 0", unmap.iova | unmap.size);
@@ -180,7 +180,7 @@ fn unmap_dma(context: &Context, client: &dyn Client, arg: u64) -> Result<i64> {
         }
     };
     unmap.size = unmapped.bytes;
-    client.write(arg, unmap.as_bytes())?;
+    client.write_back(arg, unmap.as_bytes())?;
     unmapped.result?;
     Ok(0)
 }
