@@ -37,6 +37,15 @@ pub trait Client {
         self.write(address, buf)
     }
 
+    /// The call takes long from here on, for the sake of its caller alone.
+    ///
+    /// # Errors
+    ///
+    /// `EAGAIN` if others would have to wait for it.
+    fn takes_long(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// The caller's own address space: what IOAS_MAP and MAP_DMA map.
     fn memory(&self) -> Arc<dyn AddressSpace>;
 

@@ -1,6 +1,6 @@
 //! A client and a machine for tests.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 
@@ -33,6 +33,8 @@ pub(crate) struct TestClient {
     pub(crate) account: Account,
     /// Nothing can be written back.
     pub(crate) read_only: bool,
+    /// A call said that it takes long.
+    pub(crate) took_long: Cell<bool>,
     /// Files that calls made.
     pub(crate) files: RefCell<Vec<Arc<dyn ClientFile>>>,
     /// Memory that calls made to be mapped.
@@ -84,6 +86,7 @@ impl TestClient {
             memory: Memory::new(BASE, SIZE).unwrap(),
             account: ACCOUNT,
             read_only: false,
+            took_long: Cell::new(false),
             files: RefCell::default(),
             regions: RefCell::default(),
         }
@@ -111,6 +114,11 @@ impl Client for TestClient {
             return refuse!(EFAULT, "the client's memory is read-only", address);
         }
         self.memory.write(address, buf)
+    }
+
+    fn takes_long(&self) -> Result<()> {
+        self.took_long.set(true);
+        Ok(())
     }
 
     fn memory(&self) -> Arc<dyn AddressSpace> {
@@ -191,7 +199,7 @@ impl crate::QueueWatcher for Bell {
 pub(crate) struct TestMachine {
     pub(crate) machine: Arc<Machine>,
     pub(crate) iommu: Arc<Iommu>,
-    groups: std::cell::Cell<u32>,
+    groups: Cell<u32>,
 }
 
 impl TestMachine {
@@ -200,7 +208,7 @@ impl TestMachine {
     }
 
     pub(crate) fn with(iommu: Iommu) -> Self {
-        Self { machine: Machine::new(), iommu: Arc::new(iommu), groups: std::cell::Cell::new(0) }
+        Self { machine: Machine::new(), iommu: Arc::new(iommu), groups: Cell::new(0) }
     }
 
     pub(crate) fn group(&self) -> Arc<Group> {

@@ -329,6 +329,10 @@ impl ioasis_iommufd::Client for Caller<'_> {
         self.write(address, buf)
     }
 
+    fn takes_long(&self) -> Result<()> {
+        self.may_wait()
+    }
+
     fn memory(&self) -> Arc<dyn AddressSpace> {
         match self.server.memory.of(&self.task.thread) {
             Ok(memory) => memory,

@@ -86,6 +86,20 @@ fn the_tail_is_read_in_order_so_that_whichever_comes_first_decides() {
 }
 
 #[test]
+fn who_has_a_long_tail_says_so_before_it_is_read() {
+    let fixture = Fixture::new();
+    for (size, is_long) in [(64 << 10, false), (128 << 10, true), (u32::MAX, true)] {
+        fixture.client.took_long.set(false);
+        let at = END - 4096;
+        let mut bytes = [0; 4096];
+        bytes[..4].copy_from_slice(&u32::to_ne_bytes(size));
+        fixture.client.memory.write(at, &bytes).unwrap();
+        fixture.context.ioctl(&fixture.client, abi::DESTROY, at).unwrap_err();
+        assert_eq!(fixture.client.took_long.get(), is_long, "{size}");
+    }
+}
+
+#[test]
 fn missing_fields_are_zero() {
     let fixture = Fixture::new();
     let bound = fixture.device();
