@@ -32,6 +32,8 @@ pub(crate) enum Stage {
     Doctests,
     /// Documentation builds without a warning
     Doc,
+    /// Every crate can be packaged for a registry
+    Package,
     /// crates/uapi against the kernel's headers
     UapiCheck,
     /// Linux's own VFIO selftests on our devices
@@ -45,13 +47,14 @@ pub(crate) enum Stage {
 }
 
 impl Stage {
-    const ALL: [Self; 11] = [
+    const ALL: [Self; 12] = [
         Self::Fmt,
         Self::Clippy,
         Self::Tests,
         Self::Schedules,
         Self::Doctests,
         Self::Doc,
+        Self::Package,
         Self::UapiCheck,
         Self::Selftests,
         Self::Conformance,
@@ -158,6 +161,11 @@ fn check(workspace: &Workspace, stage: Stage) -> Result<Tally> {
         Stage::Doc => {
             cargo.env("RUSTDOCFLAGS", "-D warnings");
             process::run(cargo.args(["doc", "--workspace", "--no-deps", "--locked"]))?;
+        }
+        // A working copy is packaged as it is: what is not committed is checked too.
+        Stage::Package => {
+            cargo.args(["package", "--workspace", "--no-verify", "--allow-dirty", "--locked"]);
+            process::run(cargo.args(["--quiet", "--exclude", "xtask"]))?;
         }
         Stage::UapiCheck => uapi_check::run(workspace, &uapi_check::Args::default())?,
         Stage::Selftests => {

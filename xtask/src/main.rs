@@ -8,6 +8,7 @@ mod conformance;
 mod coverage;
 mod debian;
 mod demo;
+mod dist;
 #[cfg(test)]
 mod docs;
 mod fuzz;
@@ -43,6 +44,8 @@ enum Task {
     Ci(ci::Args),
     /// Copy an image through NVMe over VFIO with qemu-img, compare, and say how fast it was
     Demo(demo::Args),
+    /// Make what people install: a static program, a tarball and a Debian package
+    Dist(dist::Args),
     /// Run the benches and say which performance goals are met
     Bench(bench::Args),
     /// Run the long tests at full counts, from where the last run stopped
@@ -77,6 +80,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Test => return ci::test(&workspace),
         Task::Ci(args) => return ci::run(&workspace, &args),
         Task::Demo(args) => demo::run(&workspace, &args)?,
+        Task::Dist(args) => dist::run(&workspace, &args)?,
         Task::Bench(args) => bench::run(&workspace, &args)?,
         Task::Soak(args) => soak::run(&workspace, &args)?,
         Task::Fuzz(args) => fuzz::run(&workspace, &args)?,

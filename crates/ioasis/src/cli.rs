@@ -17,6 +17,7 @@ use ioasis_supervisor::{Explain, Ledger, Leftovers, OnFaults, RunOptions, doctor
 use crate::entry::meant;
 use crate::hardware::{self, MockHardware};
 use crate::machine::{self, Description};
+use crate::man;
 
 /// Exit status when the client could not be started; the shells' 127 stays the client's own.
 pub(crate) const FAILED_TO_START: u8 = 125;
@@ -210,8 +211,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Action::Man { folder } => {
-            clap_mangen::generate_to(Arguments::command(), &folder)
-                .with_context(|| format!("cannot write manual pages into {}", folder.display()))?;
+            man::write(Arguments::command(), &folder)?;
             Ok(ExitCode::SUCCESS)
         }
     }

@@ -5,6 +5,7 @@ mod entry;
 mod hardware;
 mod iommu;
 mod machine;
+mod man;
 
 use std::process::ExitCode;
 
