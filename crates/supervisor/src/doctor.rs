@@ -181,21 +181,22 @@ fn view() -> Check {
     )
 }
 
-/// Whether fault and event queues can be files of a file system of the run's own.
+/// Whether device nodes, fault and event queues can be files of a file system of the run's own.
 fn file_system() -> Check {
     const NAME: &str = "FUSE";
     match tried(|| {
         let namespace = namespace::enter(namespace::User::Own)?;
-        ioasis_sys::fuse::mount()?;
+        ioasis_sys::fuse::mount(ioasis_sys::fuse::Users::Own)?;
         namespace.drop_capabilities()?;
-        Ok("fault and event queues are files as all others".to_owned())
+        Ok("device nodes have their numbers, fault and event queues are files as all others"
+            .to_owned())
     }) {
         Ok(detail) => Check::good(NAME, detail),
         Err(why) => Check::limited(
             NAME,
             format!(
-                "{why}: there are 64 fault and event queues at once, at the highest descriptors, \
-                 whose duplicates cannot be read"
+                "{why}: stat says 0:0 of device nodes, and there are 64 fault and event queues at once, at the \
+                 highest descriptors, whose duplicates cannot be read"
             ),
             "`modprobe fuse`, `chmod 666 /dev/fuse`; in a container, `--device /dev/fuse`",
         ),

@@ -1,6 +1,7 @@
 //! Files of the run's own file system: each read, write and poll of them arrives here, from whatever descriptor.
 //!
-//! A file is opened once, by this process, and given away; its inode is never used again. Requests are taken in a thread of
+//! A file is opened once, by this process, and given away; its inode is never used again. The device nodes of the view, which
+//! nobody opens, are files of it too ([`DeviceNodes`]). Requests are taken in a thread of
 //! its own, and by whoever calls [`FileSystem::serve`]: once that returns, everything that was asked before has been
 //! answered, so that a program that closed a file and makes another call finds it closed.
 //!
@@ -18,8 +19,8 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use ioasis_iommufd::{ClientFile, QueueFile, QueueWatcher};
 use ioasis_sys::because;
 use ioasis_sys::fuse::{
-    Answer, Attributes, Buffer, Connection, MAX_BYTES, Mounted, Operation, Owner, Positions, ROOT,
-    Request,
+    Answer, Attributes, Buffer, Changes, Connection, MAX_BYTES, Mounted, Operation, Owner,
+    Positions, ROOT, Request,
 };
 use ioasis_sys::sync::Mutex;
 use ioasis_uapi::{Errno, Error, Result};
@@ -27,6 +28,7 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
 
 use crate::closer::Closer;
+use crate::view::{self, DeviceNodes};
 
 /// The file system of a run.
 #[derive(Debug)]
@@ -39,6 +41,8 @@ pub(crate) struct FileSystem {
     root: OwnedFd,
     /// `st_dev` of every file. Immutable.
     dev: u64,
+    /// Files that are never opened: device nodes of the view.
+    devices: DeviceNodes,
     /// Files that have not been released yet.
     count: AtomicUsize,
     closer: Closer,
@@ -89,7 +93,6 @@ impl QueueWatcher for Bell {
 const MODE: u32 = 0o100_600;
 /// The same of a text in /sys that root may write.
 const TEXT_MODE: u32 = 0o100_644;
-const DIRECTORY_MODE: u32 = 0o040_700;
 /// Size of a file as the kernel knows it, so that io_uring and AIO do not take it for empty.
 const SIZE: u64 = 4096;
 /// A multiple of the size of every record. A call that moves more than one request may is cut somewhere, which its count must
@@ -102,20 +105,19 @@ impl FileSystem {
     /// # Errors
     ///
     /// `EMFILE`; `EAGAIN` if the system has no thread left.
-    pub(crate) fn start(mounted: Mounted, closer: &Closer) -> Result<Arc<Self>> {
-        let stat = rustix::fs::statx(
-            &mounted.root,
-            "",
-            AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC,
-            StatxFlags::empty(),
-        );
-        let stat = stat.map_err(because("the file system cannot be looked at"))?;
-        let state = State { last: ROOT, nodes: BTreeMap::new() };
+    pub(crate) fn start(
+        mounted: Mounted,
+        devices: DeviceNodes,
+        closer: &Closer,
+    ) -> Result<Arc<Self>> {
+        let dev = dev_of(&mounted)?;
+        let state = State { last: devices.last(), nodes: BTreeMap::new() };
         let served = Arc::new(Self {
             connection: Arc::new(Connection::new(mounted.device)),
             serving: Mutex::default(),
             root: mounted.root,
-            dev: rustix::fs::makedev(stat.stx_dev_major, stat.stx_dev_minor),
+            dev,
+            devices,
             count: AtomicUsize::new(0),
             closer: closer.clone(),
             state: Mutex::new(state),
@@ -139,6 +141,23 @@ impl FileSystem {
                 Err(error) => panic!("the file system cannot be served: {error}"),
             }
         }
+    }
+
+    /// `st_dev` of its files.
+    pub(crate) const fn dev(&self) -> u64 {
+        self.dev
+    }
+
+    /// The device nodes of the view, where they are files of this file system.
+    pub(crate) const fn devices(&self) -> &DeviceNodes {
+        &self.devices
+    }
+
+    /// The node of the view, by which it is judged who may open it.
+    pub(crate) fn device(&self, node: view::Node) -> Option<OwnedFd> {
+        let name = self.devices.inode(node)?.to_string();
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        rustix::fs::openat(&self.root, name, flags, Mode::empty()).ok()
     }
 
     /// Answers all that has been asked up to now.
@@ -212,6 +231,17 @@ impl FileSystem {
 
     fn decide<'a>(&self, request: &Request<'_>, bytes: &'a mut Vec<u8>) -> Result<Answer<'a>> {
         let number = request.node;
+        if self.devices.has(request) {
+            return self.devices.decide(request, bytes);
+        }
+        // ENOSYS would be the last answer for all files.
+        if let Operation::GetExtended { .. }
+        | Operation::SetExtended { .. }
+        | Operation::ListExtended { .. }
+        | Operation::RemoveExtended { .. } = request.operation
+        {
+            return Err(Error::new(Errno::EOPNOTSUPP, "the file has no extended attributes"));
+        }
         if number == ROOT {
             return self.decide_root(request);
         }
@@ -229,10 +259,10 @@ impl FileSystem {
         match request.operation {
             Operation::Attributes => Ok(Answer::Attributes(node.attributes(number))),
             // As of an attribute of sysfs, whose shell redirection truncates it.
-            Operation::SetAttributes { of_size: true } if queue.is_seekable() => {
+            Operation::SetAttributes(Changes { size: true, .. }) if queue.is_seekable() => {
                 Ok(Answer::Attributes(node.attributes(number)))
             }
-            Operation::SetAttributes { of_size: false } => {
+            Operation::SetAttributes(Changes { size: false, .. }) => {
                 Err(Error::new(Errno::EOPNOTSUPP, "the file has no attributes of its own"))
             }
             Operation::Read { offset, size } => {
@@ -252,7 +282,7 @@ impl FileSystem {
                 }
                 Ok(Answer::Events(events(queue)))
             }
-            Operation::Sync | Operation::Fill | Operation::SetAttributes { .. } => {
+            Operation::Sync | Operation::Fill | Operation::SetAttributes(_) => {
                 Err(Error::new(Errno::EINVAL, "the file holds no bytes"))
             }
             _ => Err(Error::new(Errno::ENOSYS, "the file has no such operation")),
@@ -270,13 +300,7 @@ impl FileSystem {
                 node.owner = request.owner;
                 Ok(Answer::Entry(node.attributes(number)))
             }
-            Operation::Attributes => Ok(Answer::Attributes(Attributes {
-                node: ROOT,
-                mode: DIRECTORY_MODE,
-                size: 0,
-                owner: request.owner,
-                rdev: 0,
-            })),
+            Operation::Attributes => Ok(Answer::Attributes(view::root(request.owner))),
             _ => Err(Error::new(Errno::ENOSYS, "the directory has no such operation")),
         }
     }
@@ -300,10 +324,22 @@ impl FileSystem {
     }
 }
 
+/// `st_dev` of every file of a file system.
+///
+/// # Errors
+///
+/// The errno of statx(2).
+pub(crate) fn dev_of(mounted: &Mounted) -> Result<u64> {
+    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+    let stat = rustix::fs::statx(&mounted.root, "", flags, StatxFlags::empty());
+    let stat = stat.map_err(because("the file system cannot be looked at"))?;
+    Ok(rustix::fs::makedev(stat.stx_dev_major, stat.stx_dev_minor))
+}
+
 impl Node {
     fn attributes(&self, node: u64) -> Attributes {
         let mode = if is_seekable(&*self.file) { TEXT_MODE } else { MODE };
-        Attributes { node, mode, size: SIZE, owner: self.owner, rdev: 0 }
+        Attributes { node, mode, size: SIZE, owner: self.owner, rdev: 0, times: Default::default() }
     }
 }
 

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-use ioasis_sys::fuse::Mounted;
+use ioasis_sys::fuse::{Mounted, Owner};
 use ioasis_sys::namespace::User;
 use ioasis_sys::notify::Listener;
 use ioasis_sys::seccomp;
@@ -14,9 +14,10 @@ use ioasis_sys::{message, signal};
 use ioasis_uapi::{Errno, Error};
 
 use crate::filter::{self, QueueFds};
+use crate::fuse;
 use crate::limits::Limits;
 use crate::removal::Failure;
-use crate::view::{self, Identity, View};
+use crate::view::{self, DeviceNodes, Identity, View};
 
 /// Descriptors whose read and write are stopped, at most: one for every queue.
 const QUEUES: u32 = 64;
@@ -28,8 +29,9 @@ pub(crate) struct Launched {
     pub(crate) listener: Listener,
     /// Root of the memory file system for the files it is given.
     pub(crate) files: OwnedFd,
-    /// The file system for those that are read and written, where /dev/fuse opens; taken when it is served.
-    fuse: Option<Mounted>,
+    /// The file system for those that are read and written, and for device nodes, where /dev/fuse opens; taken when it is
+    /// served.
+    fuse: Option<(Mounted, DeviceNodes)>,
     /// The numbers at which read and write are stopped, where there is none.
     pub(crate) queues: Option<QueueFds>,
     pub(crate) nodes: Vec<Identity>,
@@ -89,8 +91,15 @@ pub(crate) fn launch(
                 let _ = child.wait();
                 return Err(Failure::from_message(&bytes));
             };
-            let fuse = fds.next().zip(fds.next()).map(|(device, root)| Mounted { device, root });
-            let (nodes, lost) = read_identities(&bytes);
+            let (owner, nodes, lost) = read_identities(&bytes);
+            let mounted = fds.next().zip(fds.next());
+            let mounted = mounted.map(|(device, root)| Mounted { device, root, owner });
+            let fuse = mounted.map(|mounted| {
+                let dev = fuse::dev_of(&mounted).ok();
+                let bound = nodes.iter().any(|known| Some(known.dev) == dev);
+                let devices = if bound { view.device_nodes(owner) } else { DeviceNodes::default() };
+                (mounted, devices)
+            });
             Ok(Launched {
                 child,
                 listener: Listener::new(listener),
@@ -107,7 +116,7 @@ pub(crate) fn launch(
 
 impl Launched {
     /// The file system to be served.
-    pub(crate) fn take_fuse(&mut self) -> Option<Mounted> {
+    pub(crate) fn take_fuse(&mut self) -> Option<(Mounted, DeviceNodes)> {
         self.fuse.take()
     }
 
@@ -157,7 +166,8 @@ fn prepare(view: &View, queues: Option<QueueFds>, socket: &OwnedFd) -> Result<()
         installed => installed,
     }
     .map_err(failed)?;
-    let identities = write_identities(&entered.nodes, &entered.lost);
+    let owner = entered.fuse.as_ref().map_or_else(Owner::default, |fuse| fuse.owner);
+    let identities = write_identities(owner, &entered.nodes, &entered.lost);
     let mut fds = vec![entered.files.as_fd(), listener.as_fd()];
     if let Some(fuse) = &entered.fuse {
         fds.extend([fuse.device.as_fd(), fuse.root.as_fd()]);
@@ -185,8 +195,8 @@ fn execute(command: &[OsString], inherited: Inherited) -> Failure {
     }
 }
 
-fn write_identities(nodes: &[Identity], lost: &[String]) -> Vec<u8> {
-    let mut bytes = Vec::new();
+fn write_identities(owner: Owner, nodes: &[Identity], lost: &[String]) -> Vec<u8> {
+    let mut bytes = [owner.uid.to_ne_bytes(), owner.gid.to_ne_bytes()].concat();
     bytes.extend(u32::try_from(nodes.len()).expect("a few nodes").to_ne_bytes());
     for identity in nodes {
         bytes.extend(identity.to_bytes());
@@ -195,14 +205,17 @@ fn write_identities(nodes: &[Identity], lost: &[String]) -> Vec<u8> {
     bytes
 }
 
-fn read_identities(bytes: &[u8]) -> (Vec<Identity>, Vec<String>) {
-    let (count, rest) = bytes.split_first_chunk::<4>().expect("a count leads the nodes");
+fn read_identities(bytes: &[u8]) -> (Owner, Vec<Identity>, Vec<String>) {
+    let word = |bytes: &'_ [u8]| bytes.first_chunk().copied().map(u32::from_ne_bytes);
+    let owner = word(bytes).zip(bytes.get(4..).and_then(word)).expect("an owner leads");
+    let owner = Owner { uid: owner.0, gid: owner.1 };
+    let (count, rest) = bytes[8..].split_first_chunk::<4>().expect("a count leads the nodes");
     let count = usize::try_from(u32::from_ne_bytes(*count)).expect("64-bit usize");
     let (nodes, lost) = rest.split_at(count * 24);
     let identity = |bytes: &[u8; 24]| Identity::from_bytes(*bytes).expect("one that we wrote");
     let nodes = nodes.as_chunks().0.iter().map(identity);
     let lost = String::from_utf8_lossy(lost);
-    (nodes.collect(), lost.lines().map(str::to_owned).collect())
+    (owner, nodes.collect(), lost.lines().map(str::to_owned).collect())
 }
 
 #[cfg(test)]
@@ -224,10 +237,11 @@ mod tests {
             node(8, Node::Parameter(2)),
             node(9, Node::Config),
         ];
+        let owner = Owner { uid: 5, gid: 6 };
         let lost = ["/dev/a".to_owned(), "/dev/b".to_owned()];
         assert_eq!(
-            read_identities(&write_identities(&nodes, &lost)),
-            (nodes.to_vec(), lost.to_vec())
+            read_identities(&write_identities(owner, &nodes, &lost)),
+            (owner, nodes.to_vec(), lost.to_vec())
         );
     }
 }

@@ -8,8 +8,8 @@ use ioasis_uapi::Result;
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, OpenTreeFlags,
-    fsconfig_create, fsconfig_set_string, fsmount, fsopen, mount, mount_bind_recursive,
-    mount_remount, move_mount, open_tree,
+    UnmountFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen, mount,
+    mount_bind_recursive, mount_remount, move_mount, open_tree, unmount,
 };
 
 use crate::because;
@@ -94,7 +94,7 @@ pub fn clone_recursive(dir: impl AsFd) -> Result<OwnedFd> {
     open_tree(dir, "", flags).map_err(because("a mount cannot be copied"))
 }
 
-/// Mounts the detached `tree` on the directory `target`.
+/// Mounts the detached `tree`, which may have been made in another user namespace, on the directory `target`.
 ///
 /// # Errors
 ///
@@ -102,6 +102,15 @@ pub fn clone_recursive(dir: impl AsFd) -> Result<OwnedFd> {
 pub fn attach(tree: impl AsFd, target: &Path) -> Result<()> {
     move_mount(tree, "", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
         .map_err(because("a copied mount cannot be attached"))
+}
+
+/// Takes the mount at `target` away; descriptors that lead into it go on doing so.
+///
+/// # Errors
+///
+/// The errno of umount2(2).
+pub fn detach(target: &Path) -> Result<()> {
+    unmount(target, UnmountFlags::DETACH).map_err(because("a mount cannot be taken away"))
 }
 
 /// Makes the mount at `target` read-only; other mounts of the same file system stay as they are.

@@ -44,6 +44,8 @@ pub enum User {
 pub struct Namespace {
     /// Whether there is a user namespace around it.
     user: bool,
+    /// Whether that has one user and one group.
+    single: bool,
     /// What to go back to; `None` where nothing was gained, or what was gained is kept.
     before: Option<Before>,
 }
@@ -74,6 +76,12 @@ impl Namespace {
     #[must_use]
     pub const fn is_user(&self) -> bool {
         self.user
+    }
+
+    /// Whether nobody in it can be another user than who entered it.
+    #[must_use]
+    pub const fn has_one_user(&self) -> bool {
+        self.single
     }
 
     /// Gives up every capability that entering a user namespace brought. Whatever is executed afterwards does not
@@ -112,7 +120,7 @@ pub fn enter(user: User) -> Result<Namespace> {
         User::Root => geteuid().is_root() && known().all(|known| sets.effective.contains(known)),
     };
     let namespace = if suffices && unshare(UnshareFlags::NEWNS).is_ok() {
-        Namespace { user: false, before: None }
+        Namespace { user: false, single: false, before: None }
     } else {
         match user {
             User::Own => enter_user(sets)?,
@@ -132,18 +140,17 @@ fn enter_user(sets: CapabilitySets) -> Result<Namespace> {
     let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
     unshare_user()?;
     map_single(&format!("{uid} {uid} 1"), &format!("{gid} {gid} 1"))?;
-    Ok(Namespace { user: true, before: Some(Before { sets, bounding }) })
+    Ok(Namespace { user: true, single: true, before: Some(Before { sets, bounding }) })
 }
 
 /// Enters a user namespace as its root. Root of the namespace outside keeps all the ids that it has there; anybody else is
 /// root and nobody else.
 fn become_root(sets: CapabilitySets) -> Result<Namespace> {
-    let namespace = Namespace { user: true, before: None };
     let (uid, gid) = (geteuid(), getegid());
     if !uid.is_root() || !sets.effective.contains(CapabilitySet::SETUID | CapabilitySet::SETGID) {
         unshare_user()?;
         map_single(&format!("0 {} 1", uid.as_raw()), &format!("0 {} 1", gid.as_raw()))?;
-        return Ok(namespace);
+        return Ok(Namespace { user: true, single: true, before: None });
     }
     let maps = ["uid_map", "gid_map"].map(|name| (name, fs::read_to_string(proc_self(name))));
     // Only a process that stayed outside has the right to map more ids than its own (user_namespaces(7)).
@@ -169,7 +176,7 @@ fn become_root(sets: CapabilitySets) -> Result<Namespace> {
     if !written {
         return Err(Error::new(Errno::EPERM, "the ids of the user namespace cannot be mapped"));
     }
-    Ok(namespace)
+    Ok(Namespace { user: true, single: false, before: None })
 }
 
 /// The lines of a /proc/PID/uid_map or gid_map, with every id of the inner namespace mapped to itself.
@@ -294,7 +301,7 @@ mod tests {
         as_plain_user(|| {
             let before = (geteuid(), getegid());
             let namespace = enter(User::Own).unwrap();
-            assert!(namespace.is_user());
+            assert!(namespace.is_user() && namespace.has_one_user());
             mount::tmpfs(Path::new("/proc"), PAGE).unwrap();
             namespace.drop_capabilities().unwrap();
             assert_eq!((geteuid(), getegid()), before);
@@ -356,7 +363,7 @@ mod tests {
             set_capabilities(None, sets).unwrap();
             let ids = fs::read_to_string("/proc/self/uid_map").map(|map| to_themselves(&map));
             let namespace = enter(User::Root).unwrap();
-            assert!(namespace.is_user());
+            assert!(namespace.is_user() && !namespace.has_one_user());
             namespace.drop_capabilities().unwrap();
             assert_root_with_everything();
             let now = fs::read_to_string("/proc/self/uid_map").map(|map| to_themselves(&map));

@@ -57,6 +57,7 @@ errnos! {
     ELOOP = 40, "Too many symbolic links.";
     ENOMSG = 42, "No message of the desired kind.";
     EBADE = 52, "Invalid exchange.";
+    ENODATA = 61, "There is nothing of that name.";
     EOVERFLOW = 75, "A range wraps or a value does not fit.";
     EBADFD = 77, "A file of another kind.";
     EMSGSIZE = 90, "The array is too small.";

@@ -17,6 +17,7 @@ use rustix::fs::OFlags;
 use crate::closer::Closer;
 use crate::filter::QueueFds;
 use crate::fuse::FileSystem;
+use crate::view::DeviceNodes;
 pub(crate) use sockets::{Queue, Sockets};
 
 /// All such files of a run.
@@ -35,14 +36,21 @@ impl Queues {
     ///
     /// `EMFILE`; `EAGAIN` if the system has no thread left.
     pub(crate) fn new(
-        mounted: Option<Mounted>,
+        mounted: Option<(Mounted, DeviceNodes)>,
         fds: Option<QueueFds>,
         closer: &Closer,
     ) -> Result<Self> {
         match mounted {
-            Some(mounted) => FileSystem::start(mounted, closer).map(Self::Files),
+            Some((mounted, devices)) => {
+                FileSystem::start(mounted, devices, closer).map(Self::Files)
+            }
             None => Sockets::new(fds, closer).map(Self::Sockets),
         }
+    }
+
+    /// The file system, where there is one.
+    pub(crate) fn file_system(&self) -> Option<&FileSystem> {
+        if let Self::Files(files) = self { Some(files) } else { None }
     }
 
     /// The sockets, where that is what they are.

@@ -10,8 +10,8 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use ioasis_sys::because;
 use ioasis_sys::rights::{self, Access, Rights};
+use ioasis_sys::{because, fuse};
 use ioasis_uapi::{Errno, Error, Result};
 use rustix::fs::{AtFlags, Mode, OFlags, StatVfsMountFlags};
 
@@ -79,7 +79,7 @@ pub(super) fn judge(
             may_access(place, asked.access)
         })??;
     }
-    task.may_use(place, asked)
+    task.may_use(caller, place, asked)
 }
 
 const WAY: &str = "a directory or link on the way is not for this user";
@@ -178,11 +178,18 @@ impl TaskRights {
     }
 
     /// What is judged by more than the access: the mount, and `O_NOATIME` (`may_open`, fs/namei.c).
-    fn may_use(&self, file: BorrowedFd<'_>, asked: Asked) -> Result<()> {
+    ///
+    /// A node that is a file of the run's own file system lies on a nodev mount anyway; one that has the flags of that
+    /// mount is no mount of somebody else's.
+    fn may_use(&self, caller: &Caller<'_>, file: BorrowedFd<'_>, asked: Asked) -> Result<()> {
         let unknown = because("the mount of the file cannot be looked at");
-        if Seen::of(file).map_err(&unknown)?.kind.is_char_device() {
+        let seen = Seen::of(file).map_err(&unknown)?;
+        if seen.kind.is_char_device() {
             let mount = rustix::fs::fstatvfs(file).map_err(&unknown)?;
-            if mount.f_flag.contains(StatVfsMountFlags::NODEV) {
+            let files = caller.server.queues.file_system();
+            let is_own = files.is_some_and(|files| files.dev() == seen.dev)
+                && mount.f_flag.contains(fuse::mount_flags());
+            if mount.f_flag.contains(StatVfsMountFlags::NODEV) && !is_own {
                 return Err(Error::new(Errno::EACCES, "devices are not opened on a nodev mount"));
             }
         }

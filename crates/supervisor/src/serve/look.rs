@@ -1,5 +1,8 @@
 //! How our files look: fstat and the links in /proc/PID/fd say what Linux says of the device nodes.
 
+use std::os::fd::OwnedFd;
+
+use ioasis_sys::fuse::{Owner, Time};
 use ioasis_sys::notify::{Answer, Notification};
 use ioasis_uapi::{Errno, Result};
 use rustix::fs::Stat;
@@ -9,6 +12,7 @@ use super::{Decision, Server};
 use crate::filter::number;
 use crate::resolve::{self, From};
 use crate::task::signed;
+use crate::view;
 
 /// Bytes of `struct stat` on x86_64 (asm/stat.h).
 const STAT: usize = 144;
@@ -29,23 +33,61 @@ pub(super) fn stat(caller: &Caller<'_>, call: &Notification) -> Result<Decision>
     }
     let (file, identity) = caller.identified(signed(fd))?;
     let server = caller.server;
-    let (own, rdev, mode) = if let Some(opened) = server.files.get(identity.0, identity.1) {
-        let own =
-            rustix::fs::fstat(&opened.own()?).map_err(ioasis_sys::because("a file is gone"))?;
-        (own, opened.look.rdev, CHARACTER_DEVICE)
+    let of_file = |file: &OwnedFd| {
+        rustix::fs::fstat(file).map(of_own).map_err(ioasis_sys::because("a file is gone"))
+    };
+    let shown = if let Some(opened) = server.files.get(identity.0, identity.1) {
+        let rdev = opened.look.rdev;
+        let own = Shown { rdev, ..of_file(&opened.own()?)? };
+        match rdev {
+            (0, 0) => own,
+            _ => as_node(server, Shown { mode: CHARACTER_DEVICE, ..own }),
+        }
     } else if is_anonymous(server, identity) {
-        let own = rustix::fs::fstat(&file).map_err(ioasis_sys::because("a file is gone"))?;
-        (own, (0, 0), ANONYMOUS)
+        of_file(&file)?
     } else {
         return Ok(Decision::CONTINUE);
     };
     let (address, bytes) = match call.number {
-        number::FSTAT => (path, stat_bytes(&own, rdev, mode).to_vec()),
-        number::NEWFSTATAT => (third, stat_bytes(&own, rdev, mode).to_vec()),
-        _ => (fifth, statx_bytes(&own, rdev, mode).to_vec()),
+        number::FSTAT => (path, stat_bytes(&shown).to_vec()),
+        number::NEWFSTATAT => (third, stat_bytes(&shown).to_vec()),
+        _ => (fifth, statx_bytes(&shown).to_vec()),
     };
     caller.task.write(address, &bytes)?;
     Ok(Decision::Answer(Answer::Value(0)))
+}
+
+/// What is shown of a file; other fields are those of an empty one.
+#[derive(Clone, Copy, Debug)]
+struct Shown {
+    dev: u64,
+    ino: u64,
+    mode: u32,
+    owner: Owner,
+    rdev: (u32, u32),
+    /// Of the last access, of the last change of its content, of the last change of anything.
+    times: [Time; 3],
+}
+
+/// An anonymous file of this identity and owner.
+fn of_own(own: Stat) -> Shown {
+    let time = |seconds| Time { seconds, nanoseconds: 0 };
+    Shown {
+        dev: own.st_dev,
+        ino: own.st_ino,
+        mode: ANONYMOUS,
+        owner: Owner { uid: own.st_uid, gid: own.st_gid },
+        rdev: (0, 0),
+        times: [own.st_atime, own.st_mtime, own.st_ctime].map(time),
+    }
+}
+
+/// `own` as its node, which is one file with it on Linux.
+fn as_node(server: &Server, own: Shown) -> Shown {
+    let Some(files) = server.queues.file_system() else { return own };
+    let Some(of) = files.devices().with_number(own.rdev) else { return own };
+    let (dev, rdev) = (files.dev(), own.rdev);
+    Shown { dev, ino: of.node, mode: of.mode, owner: of.owner, rdev, times: of.times }
 }
 
 /// Whether it is a queue, which Linux has no type of file for (`alloc_anon_inode`, fs/libfs.c).
@@ -60,46 +102,43 @@ fn is_empty(caller: &Caller<'_>, address: u64) -> bool {
     address == 0 || caller.task.read(address, &mut first).is_ok() && first == [0]
 }
 
-fn stat_bytes(own: &Stat, rdev: (u32, u32), mode: u32) -> [u8; STAT] {
+fn stat_bytes(of: &Shown) -> [u8; STAT] {
     let mut bytes = [0; STAT];
     let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
-    put(0, &own.st_dev.to_ne_bytes());
-    put(8, &own.st_ino.to_ne_bytes());
+    put(0, &of.dev.to_ne_bytes());
+    put(8, &of.ino.to_ne_bytes());
     put(16, &1_u64.to_ne_bytes()); // st_nlink
-    put(24, &mode.to_ne_bytes());
-    put(28, &own.st_uid.to_ne_bytes());
-    put(32, &own.st_gid.to_ne_bytes());
-    put(40, &encoded(rdev).to_ne_bytes());
+    put(24, &of.mode.to_ne_bytes());
+    put(28, &of.owner.uid.to_ne_bytes());
+    put(32, &of.owner.gid.to_ne_bytes());
+    put(40, &u64::from(view::encoded(of.rdev)).to_ne_bytes());
     put(56, &4096_u64.to_ne_bytes()); // st_blksize
-    for (at, time) in [(72, own.st_atime), (88, own.st_mtime), (104, own.st_ctime)] {
-        put(at, &time.to_ne_bytes());
+    for (at, time) in [72, 88, 104].into_iter().zip(of.times) {
+        put(at, &time.seconds.to_ne_bytes());
+        put(at + 8, &u64::from(time.nanoseconds).to_ne_bytes());
     }
     bytes
 }
 
-fn statx_bytes(own: &Stat, rdev: (u32, u32), mode: u32) -> [u8; STATX] {
+fn statx_bytes(of: &Shown) -> [u8; STATX] {
     let mut bytes = [0; STATX];
     let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
-    let dev = (rustix::fs::major(own.st_dev), rustix::fs::minor(own.st_dev));
+    let dev = (rustix::fs::major(of.dev), rustix::fs::minor(of.dev));
     put(0, &BASIC.to_ne_bytes());
     put(4, &4096_u32.to_ne_bytes()); // stx_blksize
     put(16, &1_u32.to_ne_bytes()); // stx_nlink
-    put(20, &own.st_uid.to_ne_bytes());
-    put(24, &own.st_gid.to_ne_bytes());
-    put(28, &mode.to_ne_bytes()[..2]);
-    put(32, &own.st_ino.to_ne_bytes());
-    for (at, time) in [(64, own.st_atime), (96, own.st_ctime), (112, own.st_mtime)] {
-        put(at, &time.to_ne_bytes());
+    put(20, &of.owner.uid.to_ne_bytes());
+    put(24, &of.owner.gid.to_ne_bytes());
+    put(28, &of.mode.to_ne_bytes()[..2]);
+    put(32, &of.ino.to_ne_bytes());
+    for (at, time) in [64, 112, 96].into_iter().zip(of.times) {
+        put(at, &time.seconds.to_ne_bytes());
+        put(at + 8, &time.nanoseconds.to_ne_bytes());
     }
-    for (at, number) in [(128, rdev.0), (132, rdev.1), (136, dev.0), (140, dev.1)] {
+    for (at, number) in [(128, of.rdev.0), (132, of.rdev.1), (136, dev.0), (140, dev.1)] {
         put(at, &number.to_ne_bytes());
     }
     bytes
-}
-
-/// A device number as stat(2) gives it (`new_encode_dev`, linux/kdev_t.h).
-fn encoded((major, minor): (u32, u32)) -> u64 {
-    u64::from(minor & 0xff | major << 8 | (minor & !0xff) << 12)
 }
 
 /// readlink and readlinkat of a link in /proc/PID/fd.
@@ -126,15 +165,4 @@ pub(super) fn readlink(caller: &Caller<'_>, call: &Notification) -> Result<Decis
     let text = &text[..text.len().min(usize::try_from(size).expect("positive"))];
     caller.task.write(buffer, text)?;
     Ok(Decision::Answer(Answer::Value(text.len().try_into().expect("a short text"))))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_device_number_is_encoded_as_the_kernel_does() {
-        assert_eq!(encoded((10, 126)), 10 << 8 | 126);
-        assert_eq!(encoded((511, 0x345)), 0x0031_ff45);
-    }
 }

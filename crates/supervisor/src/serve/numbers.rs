@@ -5,10 +5,7 @@
 use std::collections::BTreeSet;
 
 use super::Server;
-use crate::view::{CONTAINER, ContainerNode, Node};
-
-/// Major number of /dev/iommu and /dev/vfio/vfio (`MISC_MAJOR`, linux/major.h).
-const MISC: u32 = 10;
+use crate::view::{CONTAINER, ContainerNode, MISC, Node};
 
 /// Numbers that the host's drivers have, unless they are of the kind that answers here.
 #[derive(Debug, Default)]

@@ -132,6 +132,17 @@ impl Caller<'_> {
     /// behind a descriptor, which has nobody's mode: there it is the node that was opened.
     fn place_of(&self, target: &Target, found: &Arc<OwnedFd>, seen: Seen) -> Arc<OwnedFd> {
         let Target::Node(node) = target else { return Arc::clone(found) };
+        if let Some(files) = self.server.queues.file_system() {
+            // Not kept open: who looks for those that hold a node must not find the supervisor.
+            if seen.dev == self.server.files.dev()
+                && let Some(place) = files.device(*node)
+            {
+                return Arc::new(place);
+            }
+            if seen.dev == files.dev() {
+                return Arc::clone(found);
+            }
+        }
         let mut places = self.server.places.lock();
         if seen.dev == self.server.files.dev() {
             return places.get(node).map_or_else(|| Arc::clone(found), Arc::clone);

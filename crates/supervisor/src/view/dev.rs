@@ -6,7 +6,9 @@ use super::tree::Dir;
 use super::{ContainerNode, Device, GroupKind, Node, Options};
 
 /// Major and minor number of /dev/vfio/vfio (drivers/vfio/container.c: a misc device with a fixed minor).
-pub(crate) const CONTAINER: (u32, u32) = (10, 196);
+pub(crate) const CONTAINER: (u32, u32) = (MISC, 196);
+/// Major number of /dev/iommu and /dev/vfio/vfio (`MISC_MAJOR`, linux/major.h).
+pub(crate) const MISC: u32 = 10;
 
 /// Name of a group's node in /dev/vfio (drivers/vfio/group.c).
 pub(super) fn group_name(device: &Device) -> String {
@@ -28,10 +30,10 @@ pub(super) fn groups(devices: &[Device]) -> impl Iterator<Item = &Device> {
 }
 
 pub(super) fn plan(dev: &mut Dir, devices: &[Device], options: &Options) {
-    dev.node("iommu", Node::Iommu, 0o660);
+    dev.node("iommu", Node::Iommu, 0o660, Some((MISC, options.iommu_minor)));
     let vfio = dev.dir("vfio");
     if options.container != ContainerNode::Absent {
-        vfio.node("vfio", Node::VfioContainer, 0o666);
+        vfio.node("vfio", Node::VfioContainer, 0o666, Some(CONTAINER));
     }
     vfio.dir("devices");
     for device in groups(devices) {
@@ -39,10 +41,12 @@ pub(super) fn plan(dev: &mut Dir, devices: &[Device], options: &Options) {
             GroupKind::Iommu | GroupKind::Emulated => Node::Group(device.group),
             GroupKind::NoIommu => Node::NoIommuGroup(device.group),
         };
-        vfio.node(&group_name(device), node, 0o600);
+        let number = (options.group_major, device.group);
+        vfio.node(&group_name(device), node, 0o600, Some(number));
     }
     for device in with_cdev(devices) {
-        vfio.dir("devices").node(&format!("vfio{}", device.vfio), Node::Cdev(device.vfio), 0o600);
+        let (name, node) = (format!("vfio{}", device.vfio), Node::Cdev(device.vfio));
+        vfio.dir("devices").node(&name, node, 0o600, Some(device.cdev));
     }
     links(dev.kept("char"), devices, options);
     pseudo_terminals(dev);
@@ -60,7 +64,7 @@ fn links(char: &mut Dir, devices: &[Device], options: &Options) {
     if options.container != ContainerNode::Absent {
         link(CONTAINER, "../vfio/vfio".to_owned());
     }
-    link((10, options.iommu_minor), "../iommu".to_owned());
+    link((MISC, options.iommu_minor), "../iommu".to_owned());
     for device in groups(devices) {
         link((options.group_major, device.group), format!("../vfio/{}", group_name(device)));
     }

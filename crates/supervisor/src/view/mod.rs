@@ -4,7 +4,8 @@
 //! and reports by which inode each device node can be recognised when it is opened. Nothing is mounted outside the
 //! client's own mount namespace, so nothing is left when its last process ends.
 //!
-//! Device nodes are placeholders (character device 0:0): an open that nobody answers fails. Sysfs files are plain
+//! Device nodes are files of the run's own file system where it has one ([`nodes`]), else character devices 0:0: an open that
+//! nobody answers fails either way. Sysfs files are plain
 //! files with Linux's texts, on read-only mounts; those that Linux lets root write are known to the supervisor as
 //! [`Node::Attribute`].
 //!
@@ -15,6 +16,7 @@ mod dev;
 mod function;
 mod host;
 mod mounts;
+mod nodes;
 mod proc;
 pub mod status;
 mod sysfs;
@@ -25,11 +27,12 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::os::fd::OwnedFd;
 
-use ioasis_sys::fuse::Mounted;
+use ioasis_sys::fuse::{Mounted, Owner, Time};
 pub use ioasis_sys::namespace::User;
 use ioasis_uapi::{Errno, Error, Result};
 
-pub(crate) use dev::CONTAINER;
+pub(crate) use dev::{CONTAINER, MISC};
+pub(crate) use nodes::{DeviceNodes, encoded, root};
 pub(crate) use proc::ProcFile;
 use topology::Topology;
 use tree::{Dir, Host};
@@ -334,6 +337,9 @@ pub struct Entered {
 #[derive(Clone, Debug)]
 pub struct View {
     root: Dir,
+    device_nodes: Vec<nodes::Planned>,
+    /// When they were made.
+    time: Time,
     attributes: Vec<String>,
     files_size: u64,
     user: User,
@@ -368,7 +374,13 @@ impl View {
         let mut attributes = Vec::new();
         root.number("", &mut attributes);
         let (files_size, user) = (options.files_size, options.user);
-        Ok(Self { root, attributes, files_size, user })
+        let device_nodes = root.device_nodes();
+        Ok(Self { root, device_nodes, time: Time::now(), attributes, files_size, user })
+    }
+
+    /// The device nodes as files of a file system of `owner`'s.
+    pub(crate) fn device_nodes(&self, owner: Owner) -> DeviceNodes {
+        DeviceNodes::new(&self.device_nodes, owner, self.time)
     }
 
     /// The path of the file known as [`Node::Attribute`] `number`.

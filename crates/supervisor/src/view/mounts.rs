@@ -8,13 +8,15 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use ioasis_sys::fuse::{self, Connection, Mounted, Users};
 use ioasis_sys::mount::{self, Tmpfs};
 use ioasis_sys::{because, namespace};
 use ioasis_uapi::{Errno, Error, Result};
-use rustix::fs::{AtFlags, CWD, Dir as Listing, FileType, Mode, OFlags};
+use rustix::event::{PollFd, PollFlags};
+use rustix::fs::{AtFlags, CWD, Dir as Listing, FileType, Mode, OFlags, StatxFlags};
 
 use super::tree::{Dir, Entry, File, Host};
-use super::{Entered, Identity, View};
+use super::{DeviceNodes, Entered, Identity, Node, View};
 
 /// More than every planned file needs, less than a client could use to fill memory.
 const LIMITS: Tmpfs = Tmpfs { size: 64 << 20, inodes: 65_536, mode: 0o755 };
@@ -32,22 +34,68 @@ impl View {
     /// that failed.
     pub fn enter(&self) -> Result<Entered> {
         let cwd = std::env::current_dir();
+        // Outside a user namespace, where that is allowed: for its users and for who answers them alike.
+        let outside = fuse::mount(Users::Namespace).ok();
         let namespace = namespace::enter(self.user)?;
         let files =
             mount::detached_tmpfs(Tmpfs { size: self.files_size, inodes: FILES, mode: 0o700 })?;
+        let for_everybody = outside.is_some() || namespace.has_one_user();
         // A run does without where it is refused: `ioasis doctor` says why.
-        let fuse = ioasis_sys::fuse::mount().ok();
+        let fuse = outside.or_else(|| fuse::mount(Users::Own).ok());
         let umask = rustix::process::umask(Mode::empty());
-        let mut work = Work { nodes: Vec::new(), lost: Vec::new() };
-        let made = work.root(&self.root);
+        let made = match &fuse {
+            Some(fuse) if for_everybody => {
+                let nodes = self.device_nodes(fuse.owner);
+                let devices = Devices { root: &fuse.root, nodes: &nodes };
+                served(fuse, &nodes, |served| Work::all(&self.root, served.then_some(devices)))
+            }
+            _ => Work::all(&self.root, None),
+        };
         rustix::process::umask(umask);
         // The same path again: what it leads to may be covered now. Where it led nowhere, it still does.
         let _ = cwd.and_then(std::env::set_current_dir);
-        made?;
+        let (nodes, lost) = made?;
         namespace.drop_capabilities()?;
-        Ok(Entered { nodes: work.nodes, files, fuse, lost: work.lost })
+        Ok(Entered { nodes, files, fuse, lost })
     }
 }
+
+/// Does `act` while a thread answers for `nodes`; it is told whether one does.
+fn served<T>(fuse: &Mounted, nodes: &DeviceNodes, act: impl FnOnce(bool) -> T) -> T {
+    let (Ok(device), Ok((over, end))) = (fuse.device.try_clone(), std::io::pipe()) else {
+        return act(false);
+    };
+    let connection = Connection::new(device);
+    let is_over = || {
+        let mut polled =
+            [PollFd::new(&connection, PollFlags::IN), PollFd::new(&over, PollFlags::IN)];
+        let _ = rustix::event::poll(&mut polled, None);
+        !polled[1].revents().is_empty()
+    };
+    std::thread::scope(|scope| {
+        let end = end;
+        let serve = || {
+            // Where it fails, the kernel fails what is asked.
+            let _ = nodes.serve(&connection, is_over);
+        };
+        let server = std::thread::Builder::new().spawn_scoped(scope, serve);
+        let done = act(server.is_ok());
+        drop(end);
+        done
+    })
+}
+
+/// The device nodes as files, while they are bound into the view.
+#[derive(Clone, Copy)]
+struct Devices<'a> {
+    /// The directory that they are in, mounted nowhere.
+    root: &'a OwnedFd,
+    nodes: &'a DeviceNodes,
+}
+
+/// Where they are mounted meanwhile, below the directory whose nodes they become: a mount that is nowhere cannot be bound
+/// from before Linux 6.15.
+const MEANWHILE: &str = ".ioasis-nodes";
 
 /// Why a step fails that only a host out of memory, or short of mounts, can fail.
 const FILL: &str = "the view cannot be filled";
@@ -57,14 +105,24 @@ const FILL: &str = "the view cannot be filled";
 struct Covered<'a> {
     path: &'a Path,
     original: &'a OwnedFd,
+    /// Where its device nodes are files.
+    source: Option<&'a Path>,
 }
 
-struct Work {
+struct Work<'a> {
     nodes: Vec<Identity>,
     lost: Vec<String>,
+    devices: Option<Devices<'a>>,
 }
 
-impl Work {
+impl<'a> Work<'a> {
+    /// Makes everything. What is returned is what can be recognised, and what is lost.
+    fn all(root: &Dir, devices: Option<Devices<'a>>) -> Result<(Vec<Identity>, Vec<String>)> {
+        let mut work = Self { nodes: Vec::new(), lost: Vec::new(), devices };
+        work.root(root)?;
+        Ok((work.nodes, work.lost))
+    }
+
     fn root(&mut self, root: &Dir) -> Result<()> {
         for (name, entry) in &root.entries {
             let Entry::Dir(dir) = entry else { unreachable!("the root holds /dev and /sys") };
@@ -106,8 +164,16 @@ impl Work {
             .transpose()?;
         mount::tmpfs(path, LIMITS)?;
         let target = open(CWD, path).map_err(because("a mount just made cannot be opened"))?;
-        let covered = Covered { path, original: &original };
-        self.fill(&target, path, dir, Some(&original), covered)?;
+        let covered = Covered { path, original: &original, source: None };
+        let source = self.devices.filter(|_| !dir.device_nodes().is_empty());
+        let source = source.and_then(|devices| place(&target, path, devices).ok());
+        let covered = Covered { source: source.as_deref(), ..covered };
+        let filled = self.fill(&target, path, dir, Some(&original), covered);
+        if let Some(source) = &source {
+            mount::detach(source)?;
+            rustix::fs::unlinkat(&target, MEANWHILE, AtFlags::REMOVEDIR).map_err(because(FILL))?;
+        }
+        filled?;
         if let Some((place, tree)) = whole {
             mount::attach(tree, &place)?;
         }
@@ -139,16 +205,46 @@ impl Work {
                 Entry::File(file) => self.file(target, name, file)?,
                 Entry::Link(link) => rustix::fs::symlinkat(link.as_str(), target, name.as_str())
                     .map_err(because(FILL))?,
-                Entry::Node { node, mode } => {
-                    mount::placeholder(target, name, *mode)?;
-                    let stat = rustix::fs::statat(target, name.as_str(), AtFlags::SYMLINK_NOFOLLOW)
-                        .map_err(because(FILL))?;
-                    self.nodes.push(Identity { dev: stat.st_dev, ino: stat.st_ino, node: *node });
+                Entry::Node { node, mode, .. } => {
+                    self.node(target, &path.join(name), (*node, *mode), covered.source)?;
                 }
                 Entry::Absent => {}
                 Entry::Moved(from) => self.moved(target, &path.join(name), from, covered)?,
                 Entry::Whole => make_directory(target, name)?,
             }
+        }
+        Ok(())
+    }
+
+    /// Makes a node at `path`, whose parent is `target`. A file bound over it leaves what is covered for nobody but who may
+    /// override modes: it shows through a bind mount of its directory alone, and keeps the mode it was made with.
+    fn node(
+        &mut self,
+        target: &OwnedFd,
+        path: &Path,
+        (node, mode): (Node, u32),
+        source: Option<&Path>,
+    ) -> Result<()> {
+        let Some(name) = path.file_name().and_then(|name| name.to_str()) else { return Ok(()) };
+        let identify = || {
+            rustix::fs::statat(target, name, AtFlags::SYMLINK_NOFOLLOW)
+                .map(|stat| Identity { dev: stat.st_dev, ino: stat.st_ino, node })
+                .map_err(because(FILL))
+        };
+        mount::placeholder(target, name, 0)?;
+        self.nodes.push(identify()?);
+        let inode = self.devices.and_then(|devices| devices.nodes.inode(node));
+        let bound = source.zip(inode).is_some_and(|(source, inode)| {
+            mount::bind_recursive(&source.join(inode.to_string()), path).is_ok()
+        });
+        if bound {
+            self.nodes.push(identify()?);
+            // Asked once for the time of birth, which it has not, the file system is not asked by whoever wants it later.
+            let flags = AtFlags::SYMLINK_NOFOLLOW;
+            let _ = rustix::fs::statx(target, name, flags, StatxFlags::BTIME);
+        } else {
+            let mode = Mode::from_raw_mode(mode);
+            rustix::fs::chmodat(target, name, mode, AtFlags::empty()).map_err(because(FILL))?;
         }
         Ok(())
     }
@@ -212,6 +308,16 @@ impl Work {
         }
         Ok(())
     }
+}
+
+/// Mounts the device nodes in the directory `target`, found at `path`.
+fn place(target: &OwnedFd, path: &Path, devices: Devices<'_>) -> Result<PathBuf> {
+    make_directory(target, MEANWHILE)?;
+    let place = path.join(MEANWHILE);
+    mount::attach(devices.root, &place).inspect_err(|_| {
+        let _ = rustix::fs::unlinkat(target, MEANWHILE, AtFlags::REMOVEDIR);
+    })?;
+    Ok(place)
 }
 
 /// Makes the entry `name` of `original`, which is the current directory, appear in `target`.

@@ -49,7 +49,7 @@ fn fault_injection(sys: &mut Dir) {
         ("failslab", &["ignore-gfp-wait", "verbose"]),
     ] {
         for setting in settings {
-            debug.dir(name).node(setting, Node::FaultSetting, 0o600);
+            debug.dir(name).node(setting, Node::FaultSetting, 0o600, None);
         }
     }
 }

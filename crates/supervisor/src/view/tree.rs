@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use super::Node;
+use super::nodes::Planned;
 
 /// What becomes of the host's own entries in a directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +31,8 @@ pub(super) enum Entry {
     Node {
         node: Node,
         mode: u32,
+        /// Its device number, where Linux has a device node there.
+        number: Option<(u32, u32)>,
     },
     /// Nothing, whatever the host has.
     Absent,
@@ -141,8 +144,20 @@ impl Dir {
     }
 
     /// A device node.
-    pub(super) fn node(&mut self, name: &str, node: Node, mode: u32) {
-        self.insert(name, Entry::Node { node, mode });
+    pub(super) fn node(&mut self, name: &str, node: Node, mode: u32, number: Option<(u32, u32)>) {
+        self.insert(name, Entry::Node { node, mode, number });
+    }
+
+    /// Every device node that has a number.
+    pub(super) fn device_nodes(&self) -> Vec<Planned> {
+        let below = |entry: &Entry| match *entry {
+            Entry::Dir(ref dir) => dir.device_nodes(),
+            Entry::Node { node, mode, number: Some(number) } => {
+                vec![Planned { node, mode, number }]
+            }
+            _ => Vec::new(),
+        };
+        self.entries.values().flat_map(below).collect()
     }
 
     /// The host's directory in whose place this one stands; only where a mount is made, not further down.

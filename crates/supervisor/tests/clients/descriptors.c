@@ -260,7 +260,7 @@ static long cut_by_path(void)
 	CALL("F_ADD_SEALS, F_GET_SEALS", fcntl(fd, F_ADD_SEALS, F_SEAL_GROW) < 0 ? fcntl(fd, F_GET_SEALS) : 1) \
 	CALL("F_SETOWN, F_SETSIG", fcntl(fd, F_SETOWN, getpid()) | fcntl(fd, F_SETSIG, 0))    \
 	CALL("F_GETPIPE_SZ", fcntl(fd, F_GETPIPE_SZ))                                         \
-	CALL("fstat: the type", status(0))                                                    \
+	CALL("fstat: the type is a character device", status(0))                                                    \
 	CALL("fstatfs: the type", status(1))                                                  \
 	CALL("fchmod, fchown, futimens", fchmod(fd, 0600) | fchown(fd, -1, -1) | futimens(fd, NULL)) \
 	CALL("fgetxattr", fgetxattr(fd, "user.x", bytes, 64))                                 \

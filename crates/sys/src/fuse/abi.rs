@@ -16,6 +16,10 @@ pub(super) const WRITE: u32 = 16;
 pub(super) const STATFS: u32 = 17;
 pub(super) const RELEASE: u32 = 18;
 pub(super) const FSYNC: u32 = 20;
+pub(super) const SETXATTR: u32 = 21;
+pub(super) const GETXATTR: u32 = 22;
+pub(super) const LISTXATTR: u32 = 23;
+pub(super) const REMOVEXATTR: u32 = 24;
 pub(super) const INIT: u32 = 26;
 pub(super) const INTERRUPT: u32 = 36;
 pub(super) const POLL: u32 = 40;
@@ -25,6 +29,7 @@ pub(super) const BATCH_FORGET: u32 = 42;
 // Flags of an INIT.
 pub(super) const ATOMIC_O_TRUNC: u32 = 1 << 3;
 pub(super) const BIG_WRITES: u32 = 1 << 5;
+pub(super) const POSIX_ACL: u32 = 1 << 20;
 pub(super) const MAX_PAGES: u32 = 1 << 22;
 
 /// A READ that says who reads: one of read(2) and its like. One without fills the page cache.
@@ -127,6 +132,32 @@ pub(super) struct AttrOut {
 pub(super) struct SetattrIn {
     pub(super) valid: u32,
     pub(super) padding: u32,
+    pub(super) fh: u64,
+    pub(super) size: u64,
+    pub(super) lock_owner: u64,
+    pub(super) times: [u64; 3],
+    pub(super) times_nsec: [u32; 3],
+    pub(super) mode: u32,
+    pub(super) unused4: u32,
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+    pub(super) unused5: u32,
+}
+
+/// Of a GETXATTR, LISTXATTR (where the second word is padding) and SETXATTR.
+#[derive(Clone, Copy, Debug, FromBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub(super) struct ExtendedIn {
+    pub(super) size: u32,
+    pub(super) flags: u32,
+}
+
+/// Of a GETXATTR and LISTXATTR that ask how many bytes there are.
+#[derive(Clone, Copy, Debug, Default, IntoBytes, Immutable)]
+#[repr(C)]
+pub(super) struct SizeOut {
+    pub(super) size: u32,
+    pub(super) padding: u32,
 }
 
 #[derive(Clone, Copy, Debug, FromBytes, KnownLayout, Immutable)]
@@ -193,6 +224,7 @@ pub(super) struct StatfsOut {
 
 const _: () = assert!(size_of::<InHeader>() == 40 && size_of::<OutHeader>() == 16);
 const _: () = assert!(size_of::<InitOut>() == 64 && size_of::<StatfsOut>() == 80);
+const _: () = assert!(size_of::<SetattrIn>() == 88 && size_of::<ExtendedIn>() == 8);
 const _: () = assert!(size_of::<Attr>() == 88 && size_of::<EntryOut>() == 128);
 const _: () = assert!(size_of::<AttrOut>() == 104 && size_of::<TransferIn>() == 40);
 const _: () = assert!(size_of::<PollIn>() == 24 && size_of::<OpenOut>() == 16);

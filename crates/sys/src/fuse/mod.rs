@@ -14,10 +14,11 @@ use std::io::IoSlice;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use ioasis_uapi::{Errno, Error, Result};
+use rustix::fs::StatVfsMountFlags;
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_string, fsmount,
-    fsopen,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_flag,
+    fsconfig_set_string, fsmount, fsopen,
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -27,42 +28,73 @@ use crate::because;
 pub const MAX_BYTES: u32 = PAGES as u32 * 4096;
 const PAGES: u16 = 256;
 
-/// A file system that is mounted nowhere: it lives as long as its root, or a file opened in it, does.
+/// A file system that is mounted nowhere yet: it lives as long as its root, or a file opened in it, does.
 #[derive(Debug)]
 pub struct Mounted {
     /// Where its requests arrive.
     pub device: OwnedFd,
     /// Its root, below which files are opened.
     pub root: OwnedFd,
+    /// Who made it, in the ids of the file system's user namespace.
+    pub owner: Owner,
 }
 
-/// Makes a file system for the caller's user and nobody else. The device is opened here, since the kernel wants it opened
-/// in the user namespace of the mount (`fuse_get_tree`, fs/fuse/inode.c).
+/// Who may use a file system by path; an open file is for whoever has it (`fuse_allow_current_process`, fs/fuse/dir.c).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Users {
+    /// The user who makes it, in whatever namespace.
+    Own,
+    /// Everybody in the caller's user namespace and those below it.
+    Namespace,
+}
+
+/// Makes a file system whose modes, owners and access control lists the kernel judges. The device is opened here, since the
+/// kernel wants it opened in the user namespace of the mount (`fuse_get_tree`, fs/fuse/inode.c).
 ///
 /// # Errors
 ///
 /// `ENOENT` or `EACCES` where /dev/fuse cannot be opened; `EPERM` without `CAP_SYS_ADMIN` in this user namespace, or what else
 /// fsopen(2), fsconfig(2) or fsmount(2) say.
-pub fn mount() -> Result<Mounted> {
+pub fn mount(users: Users) -> Result<Mounted> {
     let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let device = openat(CWD, "/dev/fuse", flags, Mode::empty())
         .map_err(because("/dev/fuse cannot be opened"))?;
+    let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
     let make = || {
         let context = fsopen("fuse", FsOpenFlags::FSOPEN_CLOEXEC)?;
         fsconfig_set_string(&context, "source", "ioasis")?;
         fsconfig_set_string(&context, "fd", device.as_raw_fd().to_string())?;
         fsconfig_set_string(&context, "rootmode", "40000")?;
-        let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
         fsconfig_set_string(&context, "user_id", uid.as_raw().to_string())?;
         fsconfig_set_string(&context, "group_id", gid.as_raw().to_string())?;
+        fsconfig_set_flag(&context, "default_permissions")?;
+        if users == Users::Namespace {
+            fsconfig_set_flag(&context, "allow_other")?;
+        }
         fsconfig_create(&context)?;
         let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID
             | MountAttrFlags::MOUNT_ATTR_NODEV
-            | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+            | MountAttrFlags::MOUNT_ATTR_NOEXEC
+            | MountAttrFlags::from_bits_retain(NOSYMFOLLOW);
         fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
     };
     let root = make().map_err(because("a FUSE file system cannot be made"))?;
-    Ok(Mounted { device, root })
+    Ok(Mounted { device, root, owner: Owner { uid: uid.as_raw(), gid: gid.as_raw() } })
+}
+
+/// `MOUNT_ATTR_NOSYMFOLLOW` of linux/mount.h.
+const NOSYMFOLLOW: u32 = 0x0020_0000;
+
+/// Flags by which statvfs(3) tells a mount of such a file system, as [`mount`] made it, from one that somebody mounted again
+/// with flags of his own.
+#[must_use]
+pub const fn mount_flags() -> StatVfsMountFlags {
+    /// `ST_NOSYMFOLLOW` of linux/statfs.h.
+    const NOSYMFOLLOW: StatVfsMountFlags = StatVfsMountFlags::from_bits_retain(0x2000);
+    StatVfsMountFlags::NOSUID
+        .union(StatVfsMountFlags::NODEV)
+        .union(StatVfsMountFlags::NOEXEC)
+        .union(NOSYMFOLLOW)
 }
 
 /// The root directory's number.
@@ -79,9 +111,32 @@ pub enum Operation<'a> {
     /// What stat(2) says.
     Attributes,
     /// Other attributes.
-    SetAttributes {
-        /// Whether its size is one of them.
-        of_size: bool,
+    SetAttributes(Changes),
+    /// The value of an extended attribute.
+    GetExtended {
+        /// Without its NUL.
+        name: &'a [u8],
+        /// At most so many bytes of it; none to be told how many there are.
+        size: u32,
+    },
+    /// Another value of an extended attribute.
+    SetExtended {
+        /// Without its NUL.
+        name: &'a [u8],
+        /// The value.
+        value: &'a [u8],
+        /// `XATTR_*` of setxattr(2).
+        flags: u32,
+    },
+    /// The names of the extended attributes, each with a NUL.
+    ListExtended {
+        /// At most so many bytes of them; none to be told how many there are.
+        size: u32,
+    },
+    /// No such extended attribute any more.
+    RemoveExtended {
+        /// Without its NUL.
+        name: &'a [u8],
     },
     /// An open file.
     Open {
@@ -117,6 +172,51 @@ pub enum Operation<'a> {
     Other,
 }
 
+/// Attributes to be set; the others stay.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Whether the size is one of them.
+    pub size: bool,
+    /// Type and permissions.
+    pub mode: Option<u32>,
+    /// Owner.
+    pub user: Option<u32>,
+    /// Group.
+    pub group: Option<u32>,
+    /// Of the last access.
+    pub accessed: Option<Stamp>,
+    /// Of the last change of its content.
+    pub modified: Option<Stamp>,
+}
+
+/// A time to be set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stamp {
+    /// The present one.
+    Now,
+    /// This one.
+    At(Time),
+}
+
+/// Seconds since 1970, and nanoseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Time {
+    /// Before 1970 negative.
+    pub seconds: i64,
+    /// Less than a second.
+    pub nanoseconds: u32,
+}
+
+impl Time {
+    /// The present one.
+    #[must_use]
+    pub fn now() -> Self {
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
+        let nanoseconds = u32::try_from(now.tv_nsec).expect("less than a second");
+        Self { seconds: now.tv_sec, nanoseconds }
+    }
+}
+
 /// A request that waits for its answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Request<'a> {
@@ -139,7 +239,7 @@ pub struct Owner {
     pub gid: u32,
 }
 
-/// What the kernel knows of a file, for good.
+/// What the kernel knows of a file, until somebody changes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Attributes {
     /// Its number; never that of an earlier file.
@@ -150,8 +250,10 @@ pub struct Attributes {
     pub size: u64,
     /// Whose it is.
     pub owner: Owner,
-    /// Device number of a device node, as the kernel encodes it.
+    /// Device number of a device node, as stat(2) encodes it (`new_encode_dev`, linux/kdev_t.h).
     pub rdev: u32,
+    /// Of the last access, of the last change of its content, of the last change of anything.
+    pub times: [Time; 3],
 }
 
 /// How an open file is read.
@@ -173,10 +275,12 @@ pub enum Answer<'a> {
     /// To [`Operation::Open`]. Every read and write of the open file arrives here, and its descriptors are closed without a
     /// word until the last.
     Opened(Positions),
-    /// To [`Operation::Read`].
+    /// To [`Operation::Read`], [`Operation::GetExtended`] and [`Operation::ListExtended`].
     Bytes(&'a [u8]),
     /// To [`Operation::Write`].
     Written(u32),
+    /// To [`Operation::GetExtended`] and [`Operation::ListExtended`]: how many bytes there are.
+    Size(u32),
     /// To [`Operation::Poll`]: `POLL*`.
     Events(u32),
     /// To what has no other answer.
@@ -253,6 +357,9 @@ impl Connection {
             Ok(Answer::Written(size)) => {
                 self.send(unique, 0, abi::WriteOut { size, padding: 0 }.as_bytes())
             }
+            Ok(Answer::Size(size)) => {
+                self.send(unique, 0, abi::SizeOut { size, padding: 0 }.as_bytes())
+            }
             Ok(Answer::Events(revents)) => {
                 self.send(unique, 0, abi::PollOut { revents, padding: 0 }.as_bytes())
             }
@@ -275,7 +382,7 @@ impl Connection {
             major: abi::MAJOR,
             minor: abi::MINOR,
             max_readahead: asked.max_readahead,
-            flags: asked.flags & (abi::ATOMIC_O_TRUNC | abi::BIG_WRITES | abi::MAX_PAGES),
+            flags: asked.flags & FEATURES,
             // Releases are such requests, and must not wait for each other.
             max_background: 4096,
             congestion_threshold: 3072,
@@ -303,6 +410,8 @@ impl AsFd for Connection {
 }
 
 const HEADER: usize = size_of::<abi::InHeader>();
+/// What an INIT agrees to.
+const FEATURES: u32 = abi::ATOMIC_O_TRUNC | abi::BIG_WRITES | abi::POSIX_ACL | abi::MAX_PAGES;
 // `FOPEN_*`.
 const DIRECT_IO: u32 = 1 << 0;
 const NOT_SEEKABLE: u32 = 1 << 2;
@@ -310,8 +419,15 @@ const STREAM: u32 = 1 << 4;
 const NO_FLUSH: u32 = 1 << 5;
 /// Seconds that nothing is asked again, which the kernel can still count in jiffies.
 const FOREVER: u64 = u32::MAX as u64;
-// Attributes to be set: `FATTR_SIZE`.
+// Attributes to be set: `FATTR_*`.
+const OF_MODE: u32 = 1 << 0;
+const OF_USER: u32 = 1 << 1;
+const OF_GROUP: u32 = 1 << 2;
 const OF_SIZE: u32 = 1 << 3;
+const OF_ACCESS: u32 = 1 << 4;
+const OF_CONTENT: u32 = 1 << 5;
+const OF_ACCESS_NOW: u32 = 1 << 7;
+const OF_CONTENT_NOW: u32 = 1 << 8;
 
 fn take<T: FromBytes + KnownLayout + Immutable>(bytes: &[u8]) -> Result<(T, &[u8])> {
     T::read_from_prefix(bytes)
@@ -320,15 +436,20 @@ fn take<T: FromBytes + KnownLayout + Immutable>(bytes: &[u8]) -> Result<(T, &[u8
 
 fn operation(opcode: u32, body: &[u8]) -> Result<Operation<'_>> {
     Ok(match opcode {
-        abi::LOOKUP => {
-            let end = body.iter().position(|&byte| byte == 0).unwrap_or(body.len());
-            Operation::Lookup { name: &body[..end] }
-        }
+        abi::LOOKUP => Operation::Lookup { name: text(body).0 },
         abi::GETATTR => Operation::Attributes,
-        abi::SETATTR => {
-            let (asked, _) = take::<abi::SetattrIn>(body)?;
-            Operation::SetAttributes { of_size: asked.valid & OF_SIZE != 0 }
+        abi::SETATTR => Operation::SetAttributes(changes(take::<abi::SetattrIn>(body)?.0)),
+        abi::GETXATTR => {
+            let (asked, rest) = take::<abi::ExtendedIn>(body)?;
+            Operation::GetExtended { name: text(rest).0, size: asked.size }
         }
+        abi::SETXATTR => {
+            let (asked, rest) = take::<abi::ExtendedIn>(body)?;
+            let (name, value) = text(rest);
+            Operation::SetExtended { name, value, flags: asked.flags }
+        }
+        abi::LISTXATTR => Operation::ListExtended { size: take::<abi::ExtendedIn>(body)?.0.size },
+        abi::REMOVEXATTR => Operation::RemoveExtended { name: text(body).0 },
         abi::OPEN => Operation::Open { flags: take::<abi::OpenIn>(body)?.0.flags },
         abi::READ => {
             let (asked, _) = take::<abi::TransferIn>(body)?;
@@ -352,8 +473,33 @@ fn operation(opcode: u32, body: &[u8]) -> Result<Operation<'_>> {
     })
 }
 
+/// A text up to its NUL, and what follows.
+fn text(body: &[u8]) -> (&[u8], &[u8]) {
+    let mut parts = body.splitn(2, |&byte| byte == 0);
+    (parts.next().unwrap_or_default(), parts.next().unwrap_or_default())
+}
+
+fn changes(asked: abi::SetattrIn) -> Changes {
+    let has = |bit: u32| asked.valid & bit != 0;
+    let stamp = |bit, now, (seconds, nanoseconds): (u64, u32)| match has(bit) {
+        true if has(now) => Some(Stamp::Now),
+        true => Some(Stamp::At(Time { seconds: seconds.cast_signed(), nanoseconds })),
+        false => None,
+    };
+    Changes {
+        size: has(OF_SIZE),
+        mode: has(OF_MODE).then_some(asked.mode),
+        user: has(OF_USER).then_some(asked.uid),
+        group: has(OF_GROUP).then_some(asked.gid),
+        accessed: stamp(OF_ACCESS, OF_ACCESS_NOW, (asked.times[0], asked.times_nsec[0])),
+        modified: stamp(OF_CONTENT, OF_CONTENT_NOW, (asked.times[1], asked.times_nsec[1])),
+    }
+}
+
 fn attr(of: Attributes) -> abi::Attr {
     abi::Attr {
+        times: of.times.map(|time| time.seconds.cast_unsigned()),
+        times_nsec: of.times.map(|time| time.nanoseconds),
         ino: of.node,
         size: of.size,
         mode: of.mode,

@@ -14,7 +14,7 @@ fn with_file_system(check: impl FnOnce(Mounted)) {
     let child = fork_with(|| {
         let run = || {
             let namespace = namespace::enter(User::Own).expect("a namespace");
-            match mount() {
+            match mount(Users::Own) {
                 Ok(mounted) => check(mounted),
                 Err(error) => {
                     let absent = [Errno::ENOENT, Errno::EACCES, Errno::EPERM, Errno::ENODEV];
@@ -39,6 +39,10 @@ enum Asked {
     Other,
 }
 
+fn attributes(node: u64, mode: u32, owner: Owner) -> Attributes {
+    Attributes { node, mode, size: 4096, owner, rdev: 0, times: Default::default() }
+}
+
 /// Answers for one file, `positions` or not: it holds "text", and polls readable once `ready`.
 fn serve(connection: &Connection, positions: Positions, told: &mpsc::Sender<Asked>) {
     let mut buffer = Buffer::default();
@@ -51,13 +55,15 @@ fn serve(connection: &Connection, positions: Positions, told: &mpsc::Sender<Aske
             Ok(None) => continue,
             Err(_) => return,
         };
-        let of =
-            Attributes { node: FILE, mode: 0o100_600, size: 4096, owner: request.owner, rdev: 0 };
+        let of = attributes(FILE, 0o100_600, request.owner);
         let gone = Error::new(Errno::ENOENT, "no such file");
         let refused = Error::new(Errno::EINVAL, "not possible");
         let (answer, asked) = match request.operation {
             Operation::Lookup { name: b"file" } => (Ok(Answer::Entry(of)), None),
             Operation::Lookup { .. } => (Err(gone), None),
+            Operation::Attributes if request.node == ROOT => {
+                (Ok(Answer::Attributes(attributes(ROOT, 0o040_700, request.owner))), None)
+            }
             Operation::Attributes => (Ok(Answer::Attributes(of)), None),
             Operation::Open { .. } => (Ok(Answer::Opened(positions)), None),
             Operation::Read { offset, size } => {
