@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::fmt::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use ioasis_supervisor::Machine;
-use ioasis_supervisor::trace::{Format, Trace};
+use ioasis_supervisor::trace::{Filter, Format, Stamp, Trace};
 use ioasis_supervisor::view::{self, FaultInjection, HostPci, Stores, User};
 use ioasis_supervisor::{Explain, Ledger, Leftovers, OnFaults, RunOptions, doctor};
 
@@ -34,6 +34,8 @@ pub(crate) struct Arguments {
 enum Action {
     /// Run CMD with the devices asked for
     Run(Run),
+    /// Run CMD as `run` does and trace it: `run --trace` with strace's options
+    Trace(TraceRun),
     /// List the device models and their options
     Models {
         /// Of this model alone
@@ -58,6 +60,41 @@ enum Action {
 }
 
 #[derive(Debug, Args)]
+struct TraceRun {
+    /// Write to FILE in place of standard error; json:FILE is a JSON object a line
+    #[arg(short, value_name = "FILE")]
+    output: Option<PathBuf>,
+
+    /// Show only these classes and calls, joined by commas, or all but these with ! before the first. Classes are map, irq, config, reset,
+    /// fault, event, open and failed; calls are openat, pread, pwrite, mmap, ioctl and requests as VFIO_IOMMU_MAP_DMA
+    #[arg(short = 'e', value_name = "CALL,..", value_parser = Filter::parse)]
+    expression: Option<Filter>,
+
+    /// Begin each line with the time of day, UTC; twice: in microseconds
+    #[arg(short = 't', action = clap::ArgAction::Count)]
+    time: u8,
+
+    /// Begin each line with the time since the line before
+    #[arg(short = 'r', conflicts_with = "time")]
+    relative: bool,
+
+    /// Show a table at the end in place of lines: how often each call was made, and refused
+    #[arg(short = 'c')]
+    count: bool,
+
+    #[command(flatten)]
+    run: Run,
+}
+
+/// How a trace looks.
+#[derive(Debug, Default)]
+struct Look {
+    shown: Filter,
+    stamp: Stamp,
+    count: bool,
+}
+
+#[derive(Debug, Args)]
 struct Run {
     /// Add a device: a model and its options, e.g. nvme,image=disk.img; `ioasis models` lists them.
     /// Every model takes address=0000:01:00.0, group=N, iommu=N (or none, or emulated), pasid_bits=N, ats and pri; a comma in
@@ -78,7 +115,7 @@ struct Run {
     #[arg(long, value_enum, value_name = "WHO", default_value_t)]
     container: ContainerNode,
 
-    /// Print every VFIO and IOMMUFD call with its result and, on error, the reason in words
+    /// Print every VFIO and IOMMUFD call with its result and, on error, the reason in words; json:FILE has a JSON object a line
     #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true)]
     trace: Option<Option<PathBuf>>,
 
@@ -199,7 +236,18 @@ pub(crate) fn misplaced(arguments: &[OsString]) -> Option<String> {
 /// Does what the arguments ask for; the exit status of `run` is the client's.
 pub(crate) fn run(arguments: Arguments) -> Result<ExitCode> {
     match arguments.action {
-        Action::Run(run) => start(run),
+        Action::Run(run) => start(run, Look::default()),
+        Action::Trace(TraceRun { output, expression, time, relative, count, mut run }) => {
+            ensure!(run.trace.is_none(), "`ioasis trace` traces already: -o names the file");
+            run.trace = Some(output);
+            let stamp = match time {
+                _ if relative => Stamp::Since,
+                0 => Stamp::None,
+                1 => Stamp::Seconds,
+                _ => Stamp::Microseconds,
+            };
+            start(run, Look { shown: expression.unwrap_or_default(), stamp, count })
+        }
         Action::Models { name } => {
             print!("{}", models(name.as_deref())?);
             Ok(ExitCode::SUCCESS)
@@ -217,7 +265,24 @@ pub(crate) fn run(arguments: Arguments) -> Result<ExitCode> {
     }
 }
 
-fn start(run: Run) -> Result<ExitCode> {
+/// The trace to `to`, or to standard error.
+fn trace(to: Option<&Path>, look: Look) -> Result<Trace> {
+    let Look { shown, stamp, count } = look;
+    let json = to.and_then(|to| to.to_str()?.strip_prefix("json:"));
+    let (path, format) =
+        json.map_or((to, Format::Text), |path| (Some(Path::new(path)), Format::Json));
+    let trace = match path {
+        None => Trace::stderr(format)?,
+        Some(path) => Trace::file(path, format)
+            .with_context(|| format!("cannot write the trace {}", path.display()))?,
+    };
+    // Each object has its time: what reads them has use for it.
+    let stamp = if format == Format::Json { Stamp::Microseconds } else { stamp };
+    let trace = trace.with_lines(shown, stamp);
+    Ok(if count { trace.with_counts() } else { trace })
+}
+
+fn start(run: Run, look: Look) -> Result<ExitCode> {
     let mut description = Description::default();
     if let Some(path) = &run.machine {
         description.read(path)?;
@@ -231,14 +296,7 @@ fn start(run: Run) -> Result<ExitCode> {
     description.place()?;
     let host_pci = if run.host_devices { HostPci::Shown } else { HostPci::Hidden };
     let leftovers = if run.kill_on_exit { Leftovers::Kill } else { Leftovers::Await };
-    let trace = match run.trace {
-        None => None,
-        Some(None) => Some(Trace::stderr(Format::Text)?),
-        Some(Some(path)) => Some(
-            Trace::file(&path, Format::Text)
-                .with_context(|| format!("cannot write the trace {}", path.display()))?,
-        ),
-    };
+    let trace = run.trace.map(|to| trace(to.as_deref(), look)).transpose()?;
     let (mock, fault_injection) = if run.mock {
         (MockHardware::Present, FaultInjection::Present)
     } else {

@@ -181,6 +181,11 @@ fn lines() -> Vec<(&'static str, String)> {
             "ioasis: cannot write manual pages into /nonexistent: No such file or directory (os error 2)",
         ),
         ("completions tcsh", "error: invalid value 'tcsh' for '<SHELL>'"),
+        (
+            "trace -e maps -- true",
+            "error: invalid value 'maps' for '-e <CALL,..>': \"maps\" is no class and no call: classes are map, irq, config, reset, fault, event, open, failed; calls are ioctl, openat, pread, pwrite, mmap, read, write, and requests as VFIO_IOMMU_MAP_DMA",
+        ),
+        ("trace --trace=x -- true", "ioasis: `ioasis trace` traces already: -o names the file"),
         ("models nvme testdev", "error: unexpected argument 'testdev' found"),
         ("doctor --jsn", "error: unexpected argument '--jsn' found"),
     ];
@@ -197,7 +202,8 @@ fn lines() -> Vec<(&'static str, String)> {
         (
             "run --device testdev,adress=00:01.0 -- true",
             format!(
-                "ioasis: --device \"testdev,adress=00:01.0\": testdev has no option \"adress\" (did you mean address?); it has none of its own, and {EVERY}"
+                "ioasis: --device \"testdev,adress=00:01.0\": testdev has no option \"adress\" (did you mean address?); its options are {}, and {EVERY}",
+                options_of("testdev")
             ),
         ),
         (

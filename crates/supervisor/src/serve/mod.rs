@@ -292,9 +292,11 @@ impl Server {
         }
     }
 
-    /// What went wrong, in words, and how many faults there were.
+    /// Ends the trace: what went wrong, in words, and how many faults there were.
     pub(crate) fn findings(&self) -> (String, u64) {
-        self.trace.as_ref().map_or_else(Default::default, |trace| (trace.summary(), trace.faults()))
+        let Some(trace) = &self.trace else { return Default::default() };
+        trace.finish();
+        (trace.summary(), trace.faults())
     }
 
     /// Who pinned what.

@@ -11,6 +11,7 @@
 //! Tables say which ioctl has which fields; nothing here knows what a call does. The argument is read once before
 //! the call and once after it, for the line only: a client that changes it meanwhile confuses its own trace.
 
+mod choice;
 mod findings;
 mod iommufd;
 mod layout;
@@ -32,12 +33,14 @@ use ioasis_pci::Refusal;
 use ioasis_uapi::{Error, Result};
 use ioasis_vfio::{DeviceWatcher, InterruptKind};
 
+use choice::{Clock, Counts, Seen};
 use findings::Findings;
 use layout::Argument;
 use row::{Row, Shape};
 use sink::Sink;
 use value::Value;
 
+pub use choice::{CLASSES, Filter, Stamp};
 pub use line::{Access, Event, Interrupt, Map, Way};
 
 /// How lines are written.
@@ -100,6 +103,11 @@ pub struct Trace {
     sink: Option<Sink>,
     format: Format,
     findings: Option<Findings>,
+    shown: Filter,
+    stamp: Stamp,
+    clock: Clock,
+    /// Calls are counted in place of being shown.
+    counts: Option<Counts>,
 }
 
 /// Most bytes of an argument that are looked at.
@@ -112,7 +120,7 @@ impl Trace {
     ///
     /// `EBADF` if that is closed.
     pub fn stderr(format: Format) -> Result<Self> {
-        Ok(Self { sink: Some(Sink::stderr(missing(format))?), format, findings: None })
+        Ok(Self::to(Some(Sink::stderr(missing(format))?), format))
     }
 
     /// Lines go to the file `path`, which is emptied or made.
@@ -121,13 +129,46 @@ impl Trace {
     ///
     /// The errno of opening it.
     pub fn file(path: &Path, format: Format) -> Result<Self> {
-        Ok(Self { sink: Some(Sink::file(path, missing(format))?), format, findings: None })
+        Ok(Self::to(Some(Sink::file(path, missing(format))?), format))
     }
 
     /// Nothing is written.
     #[must_use]
-    pub const fn quiet() -> Self {
-        Self { sink: None, format: Format::Text, findings: None }
+    pub fn quiet() -> Self {
+        Self::to(None, Format::Text)
+    }
+
+    fn to(sink: Option<Sink>, format: Format) -> Self {
+        Self {
+            sink,
+            format,
+            findings: None,
+            shown: Filter::default(),
+            stamp: Stamp::None,
+            clock: Clock::default(),
+            counts: None,
+        }
+    }
+
+    /// Shows only what `shown` lets through, with `stamp` before each line.
+    #[must_use]
+    pub fn with_lines(self, shown: Filter, stamp: Stamp) -> Self {
+        Self { shown, stamp, ..self }
+    }
+
+    /// Counts calls, for a table at the end, in place of showing them.
+    #[must_use]
+    pub fn with_counts(self) -> Self {
+        Self { counts: Some(Counts::default()), ..self }
+    }
+
+    /// Writes what is to be said at the end: the table of counts, and how many lines are missing.
+    pub fn finish(&self) {
+        let Some(sink) = &self.sink else { return };
+        if let Some(counts) = &self.counts {
+            sink.write(&counts.table());
+        }
+        sink.finish();
     }
 
     /// Keeps what goes wrong, too, for [`Trace::summary`].
@@ -154,8 +195,14 @@ impl Trace {
     }
 
     fn write(&self, line: &str) {
-        if let Some(sink) = &self.sink {
-            sink.write(line);
+        let Some(sink) = &self.sink else { return };
+        match (self.stamp, self.format) {
+            (Stamp::None, _) => sink.write(line),
+            (stamp, Format::Text) => sink.write(&format!("{}{line}", self.clock.text(stamp))),
+            (stamp, Format::Json) => {
+                let rest = line.strip_prefix('{').unwrap_or(line);
+                sink.write(&format!("{{{}{rest}", Clock::json(stamp)));
+            }
         }
     }
 
@@ -270,7 +317,7 @@ impl Trace {
         if let Some(findings) = &self.findings {
             findings.event(device, event);
         }
-        if self.sink.is_none() {
+        if self.sink.is_none() || self.counts.is_some() || !self.shown.shows_event(event) {
             return;
         }
         let mut line = String::new();
@@ -291,18 +338,24 @@ impl Trace {
         result: Result<i64>,
         returned: Returned,
     ) {
+        let plain = |index: usize| {
+            let mut text = String::new();
+            if let Some((_, value)) = arguments.get(index) {
+                value.text(&mut text);
+            }
+            text
+        };
+        let is_ioctl = call == "ioctl";
+        let name = if is_ioctl { plain(1) } else { call.to_owned() };
         if let (Some(findings), Err(error)) = (&self.findings, result) {
-            let plain = |index: usize| {
-                let mut text = String::new();
-                if let Some((_, value)) = arguments.get(index) {
-                    value.text(&mut text);
-                }
-                text
-            };
-            let name = if call == "ioctl" { plain(1) } else { call.to_owned() };
             findings.call(pid, (&name, &plain(0)), error);
         }
-        if self.sink.is_none() {
+        if let Some(counts) = &self.counts {
+            counts.add(&name, result.is_err());
+        }
+        let is_config = matches!(call, "pread" | "pwrite") && plain(1).starts_with("CONFIG");
+        let seen = Seen { call: &name, is_ioctl, is_config, failed: result.is_err() };
+        if self.sink.is_none() || self.counts.is_some() || !self.shown.shows_call(seen) {
             return;
         }
         let mut line = String::with_capacity(256);

@@ -73,6 +73,16 @@ impl Sink {
         // A reader that is gone takes nothing: not an event for the client.
         let _ = output.file.write_all(format!("{lost}{line}").as_bytes());
     }
+
+    /// Says how many of the last lines are missing, if some are, to a reader that takes it within [`PATIENCE`].
+    pub(crate) fn finish(&self) {
+        let mut output = self.file.lock();
+        let lost = std::mem::take(&mut output.dropped);
+        let mut polled = [PollFd::new(&output.file, PollFlags::OUT)];
+        if lost != 0 && poll(&mut polled, Some(&PATIENCE)) == Ok(1) {
+            let _ = output.file.write_all((self.missing)(lost).as_bytes());
+        }
+    }
 }
 
 #[cfg(test)]
@@ -103,5 +113,18 @@ mod tests {
         let mut rest = String::new();
         reader.read_to_string(&mut rest).unwrap();
         assert_eq!(rest, "84 lost\nthe end\n");
+    }
+
+    #[test]
+    fn lines_that_are_missing_at_the_end_are_told_too() {
+        let (read, write) = rustix::pipe::pipe().unwrap();
+        let sink = Sink::new(File::from(write), |lost| format!("{lost} lost\n"));
+        sink.file.lock().dropped = 3;
+        sink.finish();
+        sink.finish();
+        drop(sink);
+        let mut rest = String::new();
+        File::from(read).read_to_string(&mut rest).unwrap();
+        assert_eq!(rest, "3 lost\n");
     }
 }
