@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use ioasis_sys::mapping::Mapping;
 
+use crate::alarm::Alarm;
 use crate::description::{BARS, Description};
 use crate::gate::Gate;
 use crate::msix::Msix;
@@ -136,12 +137,14 @@ pub(crate) struct Wires {
     /// The level of the interrupt pin.
     pub(crate) line: AtomicBool,
     pub(crate) msix: Msix,
+    /// What wakes the thread that polls the model.
+    pub(crate) alarm: Alarm,
 }
 
 impl Wires {
     pub(crate) fn new(description: &Description) -> Self {
         let (gate, line) = (Gate::default(), AtomicBool::new(false));
-        Self { gate, line, msix: Msix::new(description) }
+        Self { gate, line, msix: Msix::new(description), alarm: Alarm::default() }
     }
 }
 
@@ -237,6 +240,12 @@ impl<'a> Bus<'a> {
         } else {
             self.tell(&Refusal::Message { vector, closed: gate.silence() });
         }
+    }
+
+    /// What wakes the device's thread; good as long as the model.
+    #[must_use]
+    pub fn alarm(&self) -> Alarm {
+        self.wires.alarm.clone()
     }
 
     /// Whether MSI-X is enabled.

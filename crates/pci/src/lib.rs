@@ -6,6 +6,7 @@
 //! a [`Session`], and while there is none it does nothing.
 
 mod address;
+mod alarm;
 mod bridge;
 mod bus;
 mod capability;
@@ -21,6 +22,7 @@ mod windows;
 mod worker;
 
 pub use address::{Bdf, NotAnAddress};
+pub use alarm::Alarm;
 pub use bridge::{Bridge, Opening};
 pub use bus::{Bus, Dma, DmaFault, Heard, Irq, Line, Segment, Session};
 pub use config::{CONFIG_SIZE, IrqMode};

@@ -117,7 +117,7 @@ pub struct ModelInfo {
 }
 
 /// Every kind of device, in the order of the list.
-const MODELS: &[ModelInfo] = &[ioat::INFO, nvme::INFO, testdev::INFO, virtio::BLK];
+const MODELS: &[ModelInfo] = &[ioat::INFO, nvme::INFO, testdev::INFO, virtio::BLK, virtio::NET];
 
 /// The kinds of devices there are.
 #[must_use]

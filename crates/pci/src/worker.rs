@@ -10,6 +10,7 @@ use ioasis_sys::pace::Pace;
 use ioasis_sys::sync::{Mutex, MutexGuard};
 use ioasis_uapi::{Errno, Error, Result};
 
+use crate::alarm::Alarm;
 use crate::bus::{Bus, Line, Session, Wires};
 use crate::description::Description;
 use crate::model::{After, Model, Progress};
@@ -117,7 +118,6 @@ impl Device {
 #[derive(Debug, Default)]
 struct Signals {
     stop: AtomicBool,
-    kicked: AtomicBool,
     /// There may be work soon.
     expected: AtomicBool,
     /// The worker sleeps for longer than it should when there may be work soon.
@@ -131,6 +131,7 @@ const SHORT: Duration = Duration::from_millis(1);
 #[derive(Debug)]
 pub(crate) struct Worker {
     signals: Arc<Signals>,
+    alarm: Alarm,
     thread: JoinHandle<()>,
 }
 
@@ -142,19 +143,18 @@ impl Worker {
     /// What starting a thread answers: `EAGAIN` when there are too many.
     pub(crate) fn start(name: String, device: Arc<Device>, session: Arc<Session>) -> Result<Self> {
         let signals = Arc::new(Signals::default());
-        let watched = Arc::clone(&signals);
+        let (watched, alarm) = (Arc::clone(&signals), device.wires.alarm.clone());
         let run = move || work(&device, &session, &watched);
         let thread = thread::Builder::new().name(name).spawn(run).map_err(|error| {
             let errno = error.raw_os_error().map_or(Errno::EAGAIN, Errno::from_raw);
             Error::new(errno, "no thread for the device")
         })?;
-        Ok(Self { signals, thread })
+        Ok(Self { signals, alarm, thread })
     }
 
     /// Makes the worker look at once, as after a trapped call.
     pub(crate) fn wake(&self) {
-        self.signals.kicked.store(true, Ordering::Release);
-        self.thread.thread().unpark();
+        self.alarm.ring();
     }
 
     /// Makes the worker look again soon, and more often than before, at no cost if it does so anyway.
@@ -176,8 +176,9 @@ impl Worker {
 fn work(device: &Device, session: &Session, signals: &Signals) {
     let bus = device.bus(session);
     let mut pace = Pace::default();
+    device.wires.alarm.watch();
     while !signals.stop.load(Ordering::Acquire) {
-        if signals.kicked.swap(false, Ordering::AcqRel) {
+        if device.wires.alarm.take() {
             pace.worked();
         }
         if signals.expected.swap(false, Ordering::SeqCst) {

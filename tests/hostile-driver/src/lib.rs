@@ -9,8 +9,12 @@ use std::os::fd::AsRawFd;
 use ioasis_pci::fake::Rig;
 
 /// The devices, with their options.
-const DEVICES: [(&str, &[(&str, &str)]); 2] =
-    [("virtio-blk", &[("queues", "2")]), ("virtio-blk", &[("ro", "on"), ("lba", "4096")])];
+const DEVICES: [(&str, &[(&str, &str)]); 4] = [
+    ("virtio-blk", &[("queues", "2")]),
+    ("virtio-blk", &[("ro", "on"), ("lba", "4096")]),
+    ("virtio-net", &[("loop", "on")]),
+    ("virtio-net", &[("loop", "on"), ("queues", "2"), ("transitional", "on")]),
+];
 
 const MEMORY: u64 = 0x1_0000;
 const MEMORY_BYTES: usize = 0x1_0000;
@@ -46,7 +50,10 @@ fn device(input: &mut Input<'_>) -> Rig {
     let image = image.expect("a file in memory");
     rustix::fs::ftruncate(&image, IMAGE).expect("room for the image");
     let (name, extra) = DEVICES[usize::from(input.byte()) % DEVICES.len()];
-    let mut options = vec![("image".to_owned(), format!("/proc/self/fd/{}", image.as_raw_fd()))];
+    let mut options = Vec::new();
+    if name == "virtio-blk" {
+        options.push(("image".to_owned(), format!("/proc/self/fd/{}", image.as_raw_fd())));
+    }
     options.extend(extra.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())));
     let model = ioasis_pci::create(name, &options).expect("its options are right");
     Rig::new(model, MEMORY, MEMORY_BYTES)
@@ -80,9 +87,11 @@ pub fn run(input: &[u8]) -> u64 {
 fn step(rig: &mut Rig, input: &mut Input<'_>) {
     match input.byte() % 10 {
         0 => {
-            let (at, length) = (input.number(1) & 0x3f, usize::from(input.byte() % 8) + 1);
+            let (at, length) = (input.number(1), usize::from(input.byte() % 8) + 1);
             let value = input.number(8).to_le_bytes();
-            rig.store(BAR, at, &value[..length]);
+            // Ports of the legacy interface lie in BAR 0; a device without them takes no notice.
+            let bar = if at & 0x80 == 0 { BAR } else { 0 };
+            rig.store(bar, at & 0x3f, &value[..length]);
         }
         1 => {
             let (at, length) = (input.number(2) % BAR_BYTES, usize::from(input.byte() % 8) + 1);

@@ -2,10 +2,11 @@
 //!
 //! One file a chapter: `queue` is the split virtqueue (2.7), `transport` the PCI transport (4.1) with its registers in
 //! `registers`, `feature` the bits that all devices share (6). A device, [`Device`], knows its own feature bits, its
-//! configuration and its requests (5): `blk`.
+//! configuration and its requests (5): `blk`, `net`. `legacy` is the interface that a transitional device has beside.
 //!
 //! | BAR | pages | what is there |
 //! |---|---|---|
+//! | 0 | I/O ports | the legacy interface of a transitional device |
 //! | 1 | shared | MSI-X table and pending bits |
 //! | 4 | 0, trapped | common configuration |
 //! | 4 | 1, trapped | ISR status |
@@ -18,6 +19,8 @@
 
 mod blk;
 mod feature;
+mod legacy;
+mod net;
 mod queue;
 mod registers;
 mod transport;
@@ -29,9 +32,11 @@ use std::fmt::Debug;
 
 use self::queue::{Queue, Wrong};
 use super::Progress;
+use crate::alarm::Alarm;
 use crate::bus::{Bus, DmaFault};
 
 pub(super) use blk::INFO as BLK;
+pub(super) use net::INFO as NET;
 
 /// What a device is, beside its number of queues.
 #[derive(Clone, Copy, Debug)]
@@ -66,6 +71,17 @@ impl From<Wrong> for Stop {
 /// The queue because of which a device stops, and why.
 type Stopped<T> = Result<T, (u16, Stop)>;
 
+/// What became of a device's configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Change {
+    /// Nothing.
+    None,
+    /// The driver changed it by a request.
+    Asked,
+    /// It changed by itself, and the driver is to hear of it.
+    News,
+}
+
 /// One kind of device, behind the transport.
 trait Device: Debug + Send {
     fn identity(&self) -> Identity;
@@ -99,6 +115,16 @@ trait Device: Debug + Send {
     /// A queue of it was reset: what was taken from it and not put back is the driver's again.
     fn reset_queue(&mut self, index: u16) {
         let _ = index;
+    }
+
+    /// What wakes the device's thread, for what comes from outside.
+    fn attach(&mut self, alarm: Alarm) {
+        let _ = alarm;
+    }
+
+    /// What became of its configuration since this was last asked, other than by [`Device::store`].
+    fn change(&mut self) -> Change {
+        Change::None
     }
 
     /// Does requests of the queues that have some, as much as does not keep others waiting. What was done is put into them, and published.

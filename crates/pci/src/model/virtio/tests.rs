@@ -1,5 +1,5 @@
 //! Virtio devices as their drivers find them.
 
 mod disk;
-mod driver;
+pub(super) mod driver;
 mod transport;

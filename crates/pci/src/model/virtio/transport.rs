@@ -9,12 +9,13 @@
 
 use ioasis_uapi::Result;
 
+use super::legacy;
 use super::queue::{ENTRIES_MAX, Queue, Rules, Wrong};
 use super::registers::{self as registers, BAR, COMMON_BYTES, NO_VECTOR};
-use super::{Device, Identity, Stop, feature};
+use super::{Change, Device, Identity, Stop, feature};
 use crate::bus::{Bus, DmaFault, Line};
 use crate::description::{Bar, BarKind, Description, Ids, MsixTable, Pages, Vectors};
-use crate::model::{Model, Progress};
+use crate::model::{After, Model, Progress};
 use crate::refusal::Refusal;
 
 /// Vendor of virtio devices, and what is added to a device's number (4.1.2).
@@ -30,30 +31,46 @@ const MSIX_PENDING: u32 = 0x800;
 /// What a queue's notification is while there is none.
 const QUIET: u32 = 0xffff_ffff;
 
+/// Which interfaces a device has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Interface {
+    /// That of Virtio 1.0 and later.
+    Modern,
+    /// The legacy one beside it.
+    Transitional,
+}
+
 /// A device behind PCI.
 #[derive(Debug)]
 pub(super) struct Transport {
-    device: Box<dyn Device>,
+    pub(super) device: Box<dyn Device>,
+    interface: Interface,
+    /// The driver uses the legacy interface since the last reset.
+    pub(super) legacy: bool,
     /// Vectors of MSI-X: one for each queue and one for changes of the configuration.
     vectors: u16,
     device_feature_select: u32,
     driver_feature_select: u32,
-    driver_features: u64,
-    configuration_vector: u16,
-    status: u8,
+    pub(super) driver_features: u64,
+    pub(super) configuration_vector: u16,
+    pub(super) status: u8,
     generation: u8,
-    queue_select: u16,
-    queues: Vec<Queue>,
+    pub(super) queue_select: u16,
+    pub(super) queues: Vec<Queue>,
     isr: u8,
+    /// The page of the configuration shows an older one.
+    configuration_is_new: bool,
     /// What the page of the common configuration was last seen to hold.
     shown: [u8; COMMON_BYTES],
 }
 
 impl Transport {
-    pub(super) fn new(device: Box<dyn Device>) -> Self {
+    pub(super) fn new(device: Box<dyn Device>, interface: Interface) -> Self {
         let mut transport = Self {
             vectors: device.queues() + 1,
             device,
+            interface,
+            legacy: false,
             device_feature_select: 0,
             driver_feature_select: 0,
             driver_features: 0,
@@ -63,6 +80,7 @@ impl Transport {
             queue_select: 0,
             queues: Vec::new(),
             isr: 0,
+            configuration_is_new: false,
             shown: [0; COMMON_BYTES],
         };
         transport.drop_state();
@@ -70,8 +88,9 @@ impl Transport {
     }
 
     /// What a reset takes away (2.4).
-    fn drop_state(&mut self) {
+    pub(super) fn drop_state(&mut self) {
         self.device.reset();
+        self.legacy = false;
         self.device_feature_select = 0;
         self.driver_feature_select = 0;
         self.driver_features = 0;
@@ -82,7 +101,7 @@ impl Transport {
         self.isr = 0;
     }
 
-    fn offered(&self) -> u64 {
+    pub(super) fn offered(&self) -> u64 {
         feature::TRANSPORT | self.device.features()
     }
 
@@ -127,6 +146,9 @@ impl Transport {
             pages.write(registers::COMMON, &common)?;
             self.shown = common;
         }
+        if std::mem::take(&mut self.configuration_is_new) {
+            self.show_configuration(bus)?;
+        }
         let mut isr = [0];
         pages.read(registers::ISR, &mut isr)?;
         if isr[0] != self.isr {
@@ -135,7 +157,7 @@ impl Transport {
         Ok(())
     }
 
-    fn show_configuration(&self, bus: &Bus<'_>) -> Result<()> {
+    pub(super) fn show_configuration(&self, bus: &Bus<'_>) -> Result<()> {
         bus.pages(BAR).write(registers::DEVICE, &self.device.configuration())
     }
 
@@ -162,22 +184,8 @@ impl Transport {
 
     /// A store to the common configuration of `bytes` from `offset`, register by register.
     fn store_common(&mut self, bus: &Bus<'_>, offset: u64, bytes: &[u8]) -> Result<()> {
-        let end = offset + bytes.len() as u64;
-        for (register, length) in registers::WRITABLE {
-            if register >= end || offset >= register + length as u64 {
-                continue;
-            }
-            let at = usize::try_from(register).expect("inside the structure");
-            let mut value = [0; 4];
-            value[..length].copy_from_slice(&self.common()[at..at + length]);
-            for (place, byte) in (register..).zip(&mut value[..length]) {
-                if let Some(stored) = place.checked_sub(offset).and_then(|from| {
-                    bytes.get(usize::try_from(from).expect("no longer than the structure"))
-                }) {
-                    *byte = *stored;
-                }
-            }
-            self.store_register(bus, register, u32::from_le_bytes(value))?;
+        for (register, value) in overlay(&registers::WRITABLE, &self.common(), offset, bytes) {
+            self.store_register(bus, register, value)?;
         }
         Ok(())
     }
@@ -199,7 +207,7 @@ impl Transport {
     }
 
     /// The vector itself if there is one of that number.
-    fn vector(&self, vector: u16) -> u16 {
+    pub(super) fn vector(&self, vector: u16) -> u16 {
         if vector < self.vectors { vector } else { NO_VECTOR }
     }
 
@@ -290,12 +298,14 @@ impl Transport {
     }
 
     fn runs(&self) -> bool {
-        let needed = registers::FEATURES_OK | registers::DRIVER_OK;
+        // A legacy driver knows no FEATURES_OK (3.1.2).
+        let features = if self.legacy { 0 } else { registers::FEATURES_OK };
+        let needed = features | registers::DRIVER_OK;
         self.status & (needed | registers::NEEDS_RESET) == needed
     }
 
     /// The device does nothing more before it is reset.
-    fn stop(&mut self, bus: &Bus<'_>, queue: u16, stop: Stop) {
+    pub(super) fn stop(&mut self, bus: &Bus<'_>, queue: u16, stop: Stop) {
         let (why, value) = match stop {
             Stop::Fault(DmaFault { iova }) => ("the queue cannot be reached", iova),
             Stop::Wrong(Wrong { why, value }) => (why, value),
@@ -339,6 +349,14 @@ impl Transport {
                 self.interrupt(bus, self.queues[index].vector, registers::ISR_QUEUE);
             }
         }
+        let change = self.device.change();
+        if change != Change::None {
+            self.generation = self.generation.wrapping_add(1);
+            self.configuration_is_new = true;
+        }
+        if change == Change::News {
+            self.interrupt(bus, self.configuration_vector, registers::ISR_CONFIGURATION);
+        }
         served.unwrap_or_else(|(queue, stop)| {
             self.stop(bus, queue, stop);
             Progress::Worked
@@ -346,18 +364,52 @@ impl Transport {
     }
 
     /// A load of the ISR status, which takes it away (4.1.4.5).
-    fn take_isr(&mut self, bus: &Bus<'_>) -> u8 {
+    pub(super) fn take_isr(&mut self, bus: &Bus<'_>) -> u8 {
         bus.set_line(Line::Deasserted);
         std::mem::take(&mut self.isr)
     }
 }
 
+/// What a store of `bytes` from `offset` makes of the registers it reaches, which now read as `current` says.
+pub(super) fn overlay(
+    registers: &[(u64, usize)],
+    current: &[u8],
+    offset: u64,
+    bytes: &[u8],
+) -> Vec<(u64, u32)> {
+    let end = offset + bytes.len() as u64;
+    let reached = registers
+        .iter()
+        .filter(|(register, length)| *register < end && offset < register + *length as u64);
+    let value = |&(register, length): &(u64, usize)| {
+        let at = usize::try_from(register).expect("inside the structure");
+        let mut value = [0; 4];
+        value[..length].copy_from_slice(&current[at..at + length]);
+        for (place, byte) in (register..).zip(&mut value[..length]) {
+            let stored = place.checked_sub(offset).and_then(|from| usize::try_from(from).ok());
+            *byte = stored.and_then(|from| bytes.get(from)).copied().unwrap_or(*byte);
+        }
+        (register, u32::from_le_bytes(value))
+    };
+    reached.map(value).collect()
+}
+
 impl Model for Transport {
     fn description(&self) -> Description {
         let Identity { id, class } = self.device.identity();
+        let transitional = self.interface == Interface::Transitional;
+        let ports = transitional.then(|| Bar {
+            size: legacy::BAR_BYTES,
+            kind: BarKind::Io,
+            prefetchable: false,
+            mappable: Vec::new(),
+        });
         let memory = |size, kind, mappable| Some(Bar { size, kind, prefetchable: false, mappable });
         let pages = vec![
-            Pages::trapped(0..registers::NOTIFY),
+            Pages::trapped(registers::COMMON..registers::ISR),
+            // Only a load takes the status away.
+            Pages::trapped_loads(registers::ISR..registers::DEVICE),
+            Pages::trapped(registers::DEVICE..registers::NOTIFY),
             Pages::shared(registers::NOTIFY..registers::BAR_BYTES),
         ];
         let registers = memory(registers::BAR_BYTES, BarKind::Memory64, pages);
@@ -366,13 +418,14 @@ impl Model for Transport {
         Description {
             ids: Ids {
                 vendor: VENDOR,
-                device: MODERN + id,
+                // 4.1.2.3: the number of a transitional device is its subsystem's, and its revision is 0.
+                device: if transitional { legacy::device_id(id) } else { MODERN + id },
                 subsystem_vendor: VENDOR,
-                subsystem_device: SUBSYSTEM,
+                subsystem_device: if transitional { id } else { SUBSYSTEM },
                 class,
-                revision: 1,
+                revision: u8::from(!transitional),
             },
-            bars: [None, msix, None, None, registers, None],
+            bars: [ports, msix, None, None, registers, None],
             vectors: Vectors { intx: true, msi: 0, msix: self.vectors },
             msix: Some(MsixTable {
                 table_bar: MSIX_BAR,
@@ -388,6 +441,7 @@ impl Model for Transport {
     }
 
     fn reset(&mut self, bus: &Bus<'_>) -> Result<()> {
+        self.device.attach(bus.alarm());
         self.drop_state();
         self.generation = 0;
         let pages = bus.pages(BAR);
@@ -412,8 +466,18 @@ impl Model for Transport {
         Ok(progress)
     }
 
+    fn after_store(&self, bar: usize, offset: u64) -> After {
+        // Work begins with a queue's notification, by a port or as soon as the driver lets device and queue run.
+        let begins = matches!(offset, registers::DEVICE_STATUS | registers::QUEUE_ENABLE);
+        if bar != BAR || begins { After::Work } else { After::Settled }
+    }
+
     fn load(&mut self, bus: &Bus<'_>, bar: usize, offset: u64, bytes: &mut [u8]) -> Result<()> {
         bytes.fill(0);
+        if bar == legacy::BAR {
+            self.load_legacy(bus, offset, bytes);
+            return self.show(bus);
+        }
         if bar != BAR {
             return Ok(());
         }
@@ -435,6 +499,10 @@ impl Model for Transport {
     }
 
     fn store(&mut self, bus: &Bus<'_>, bar: usize, offset: u64, bytes: &[u8]) -> Result<()> {
+        if bar == legacy::BAR {
+            self.store_legacy(bus, offset, bytes)?;
+            return self.show(bus);
+        }
         if bar != BAR {
             return Ok(());
         }

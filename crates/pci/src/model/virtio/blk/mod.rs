@@ -6,7 +6,7 @@ use std::path::Path;
 
 use self::request::{Executor, SECTOR};
 use super::queue::Queue;
-use super::transport::Transport;
+use super::transport::{Interface, Transport};
 use super::{Device, Identity, Stopped};
 use crate::bus::Bus;
 use crate::model::image::{Image, Protection, Wanted};
@@ -109,7 +109,7 @@ fn create(options: &Options<'_>) -> Result<Box<dyn Model>, ModelError> {
     id[..serial.len()].copy_from_slice(serial.as_bytes());
     let executor = Executor::new(image, id);
     let disk = Disk { executor, queues, block, accepted: 0, writeback: true };
-    Ok(Box::new(Transport::new(Box::new(disk))))
+    Ok(Box::new(Transport::new(Box::new(disk), Interface::Modern)))
 }
 
 /// An ID string that stays the same as long as the image is the same file.
