@@ -4,14 +4,17 @@
 
 mod dpdk;
 mod guest;
+mod uml;
 
 use std::ffi::OsString;
-use std::fs;
-use std::path::PathBuf;
-use std::process::Command;
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 
+use crate::debian::Tree;
 use crate::process;
 use crate::workspace::Workspace;
 
@@ -22,6 +25,8 @@ pub(crate) enum Client {
     Qemu,
     /// dpdk-testpmd, and a program with a driver of its own on DPDK's VFIO code
     Dpdk,
+    /// User-mode Linux, whose own drivers drive our NVMe and virtio devices
+    Uml,
 }
 
 /// Run QEMU with a Linux guest, and DPDK, with our devices
@@ -91,6 +96,9 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<(u32, u32)> {
     if wanted(Client::Dpdk) {
         dpdk::run(&mut bench)?;
     }
+    if wanted(Client::Uml) {
+        uml::run(&mut bench)?;
+    }
     println!("\n{}", bench.lines.join("\n"));
     Ok((u32::try_from(bench.lines.len())?, bench.failed))
 }
@@ -99,4 +107,24 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<(u32, u32)> {
 fn ensure_says(text: &str, words: &str) -> Result<()> {
     ensure!(text.contains(words), "it did not say {words:?}");
     Ok(())
+}
+
+/// Packs busybox and the script into the archive a kernel starts from.
+fn initramfs(tree: &Tree, work: &Path, init: &str) -> Result<PathBuf> {
+    let (root, path) = (work.join("initramfs"), work.join("initramfs.cpio"));
+    for folder in ["bin", "proc", "sys", "dev", "mnt"] {
+        fs::create_dir_all(root.join(folder))?;
+    }
+    let busybox = [tree.path("bin/busybox"), tree.path("usr/bin/busybox")];
+    let busybox = busybox.iter().find(|path| path.is_file()).context("no busybox")?;
+    fs::copy(busybox, root.join("bin/busybox"))?;
+    fs::copy(busybox, root.join("init"))?; // with its permission to be run
+    fs::write(root.join("init"), init)?;
+    let mut cpio = Command::new(busybox);
+    cpio.args(["cpio", "-o", "-H", "newc"]).current_dir(&root).stdin(Stdio::piped());
+    let mut cpio = cpio.stdout(File::create(&path)?).stderr(Stdio::null()).spawn()?;
+    let list = "init\nbin\nbin/busybox\nproc\nsys\ndev\nmnt\n";
+    cpio.stdin.take().context("a pipe")?.write_all(list.as_bytes())?;
+    ensure!(cpio.wait()?.success(), "busybox could not pack the initramfs");
+    Ok(path)
 }

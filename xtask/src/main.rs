@@ -19,6 +19,7 @@ mod soak;
 mod tools;
 mod tsan;
 mod uapi_check;
+mod uml;
 mod workspace;
 
 use std::process::ExitCode;
@@ -54,7 +55,7 @@ enum Task {
     Fuzz(fuzz::Args),
     /// Run Linux's own VFIO selftests on our devices
     Selftests(selftests::Args),
-    /// Run QEMU with a Linux guest, and DPDK, unmodified, with our devices
+    /// Run QEMU with a Linux guest, DPDK and user-mode Linux, unmodified, with our devices
     Clients(clients::Args),
     /// Run Linux's own IOMMUFD tests, unmodified, on the mock hardware
     Conformance(conformance::Args),
@@ -62,6 +63,8 @@ enum Task {
     Tsan(tsan::Args),
     /// Say how many lines of a crate its tests run
     Coverage(coverage::Args),
+    /// Build a user-mode Linux with drivers of our devices
+    Uml(uml::Args),
     /// Compare crates/uapi with the headers of Linux 7.2
     UapiCheck(uapi_check::Args),
 }
@@ -94,6 +97,7 @@ fn run(task: Task) -> Result<ExitCode> {
         }
         Task::Tsan(args) => tsan::run(&workspace, &args)?,
         Task::Coverage(args) => coverage::run(&workspace, &args)?,
+        Task::Uml(args) => uml::run(&workspace, &args)?,
         Task::UapiCheck(args) => uapi_check::run(&workspace, &args)?,
     }
     Ok(ExitCode::SUCCESS)

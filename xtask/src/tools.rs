@@ -17,6 +17,15 @@ pub(crate) struct Program {
 
 /// The C compiler.
 pub(crate) const GCC: Program = Program { name: "gcc", package: "gcc" };
+/// What builds a kernel.
+pub(crate) const MAKE: Program = Program { name: "make", package: "make" };
+/// Its configuration is parsed with these.
+pub(crate) const FLEX: Program = Program { name: "flex", package: "flex" };
+pub(crate) const BISON: Program = Program { name: "bison", package: "bison" };
+/// Its timer constants are made with this.
+pub(crate) const BC: Program = Program { name: "bc", package: "bc" };
+/// Its sources are packed with this.
+pub(crate) const XZ: Program = Program { name: "xz", package: "xz-utils" };
 /// QEMU's image tool, the client of the demo.
 pub(crate) const QEMU_IMG: Program = Program { name: "qemu-img", package: "qemu-utils" };
 /// QEMU's image shell.

@@ -1,14 +1,13 @@
 //! QEMU with a Linux guest: it makes a file system on our NVMe device, reboots, and finds there what it wrote; the
 //! image on the host holds the same.
 
-use std::fs::{self, File};
-use std::io::Write;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 
-use super::{Bench, DEVICE, command, ensure_says};
+use super::{Bench, DEVICE, command, ensure_says, initramfs};
 use crate::debian::{self, Archive, Tree};
 use crate::process;
 
@@ -163,33 +162,13 @@ pub(super) fn run(bench: &mut Bench<'_>) -> Result<()> {
     let backports = Archive::of(bench.workspace, debian::BACKPORTS)?;
     let backports = backports.tree(&["qemu-system-x86"])?;
     let kernel = bookworm.one("boot", "vmlinuz-")?;
-    let initramfs = initramfs(&bookworm, &bench.work)?;
+    let initramfs = initramfs(&bookworm, &bench.work, INIT)?;
     let parts = Parts { bookworm, backports, kernel, initramfs };
     for guest in &GUESTS {
         let outcome = boot(bench, &parts, guest);
         bench.note(guest.name, outcome);
     }
     Ok(())
-}
-
-/// Packs busybox and the script into the archive a kernel starts from.
-fn initramfs(tree: &Tree, work: &Path) -> Result<PathBuf> {
-    let (root, path) = (work.join("initramfs"), work.join("initramfs.cpio"));
-    for folder in ["bin", "proc", "sys", "dev", "mnt"] {
-        fs::create_dir_all(root.join(folder))?;
-    }
-    let busybox = [tree.path("bin/busybox"), tree.path("usr/bin/busybox")];
-    let busybox = busybox.iter().find(|path| path.is_file()).context("no busybox")?;
-    fs::copy(busybox, root.join("bin/busybox"))?;
-    fs::copy(busybox, root.join("init"))?; // with its permission to be run
-    fs::write(root.join("init"), INIT)?;
-    let mut cpio = Command::new(busybox);
-    cpio.args(["cpio", "-o", "-H", "newc"]).current_dir(&root).stdin(Stdio::piped());
-    let mut cpio = cpio.stdout(File::create(&path)?).stderr(Stdio::null()).spawn()?;
-    let list = "init\nbin\nbin/busybox\nproc\nsys\ndev\nmnt\n";
-    cpio.stdin.take().context("a pipe")?.write_all(list.as_bytes())?;
-    ensure!(cpio.wait()?.success(), "busybox could not pack the initramfs");
-    Ok(path)
 }
 
 /// Runs the guest to its end and looks at its image.
