@@ -18,6 +18,7 @@ use crate::entry::meant;
 use crate::hardware::{self, MockHardware};
 use crate::machine::{self, Description};
 use crate::man;
+use crate::serve::{self, Serve};
 
 /// Exit status when the client could not be started; the shells' 127 stays the client's own.
 pub(crate) const FAILED_TO_START: u8 = 125;
@@ -36,6 +37,8 @@ enum Action {
     Run(Run),
     /// Run CMD as `run` does and trace it: `run --trace` with strace's options
     Trace(TraceRun),
+    /// Serve a device to clients of the vfio-user protocol, QEMU among them, until SIGTERM or SIGINT
+    Serve(Serve),
     /// List the device models and their options
     Models {
         /// Of this model alone
@@ -248,6 +251,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<ExitCode> {
             };
             start(run, Look { shown: expression.unwrap_or_default(), stamp, count })
         }
+        Action::Serve(serve) => serve::run(&serve),
         Action::Models { name } => {
             print!("{}", models(name.as_deref())?);
             Ok(ExitCode::SUCCESS)

@@ -12,7 +12,7 @@ use crate::entry::{self, Entry, File, Section, meant, split_at_commas};
 use crate::iommu::{self, Iommu};
 
 /// Options that are paths; in a machine file they are relative to it.
-const PATHS: [&str; 1] = ["image"];
+const PATHS: [&str; 2] = ["image", "socket"];
 
 /// The machine as described, every device placed.
 #[derive(Debug, Default)]

@@ -6,6 +6,7 @@ mod hardware;
 mod iommu;
 mod machine;
 mod man;
+mod serve;
 
 use std::process::ExitCode;
 

@@ -169,6 +169,15 @@ impl Function {
         done
     }
 
+    /// Brings what the device keeps to where it is kept.
+    ///
+    /// # Errors
+    ///
+    /// What the system answers.
+    pub fn flush(&self) -> std::io::Result<()> {
+        self.device.model().flush()
+    }
+
     /// How many resets there were.
     #[must_use]
     pub fn resets(&self) -> u64 {

@@ -72,6 +72,15 @@ pub trait Model: Debug + Send {
         Ok(())
     }
 
+    /// Brings what the device keeps to where it is kept, as a disk's cache to the disk: the machine is about to end.
+    ///
+    /// # Errors
+    ///
+    /// What the system answers.
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+
     /// A load of `bytes.len()` bytes (1, 2, 4 or 8, aligned) of BAR `bar`, outside its shared pages and the MSI-X
     /// structures: by a system call, or by an instruction on a trapped page. What it gives is in `bytes` before the
     /// program goes on.

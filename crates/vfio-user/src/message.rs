@@ -11,9 +11,8 @@ pub const MAJOR: u16 = 0;
 /// The newest minor version.
 pub const MINOR: u16 = 1;
 
-/// Descriptors one message may bring. Linux passes 253; what a message needs is one for a region and one a vector, of which
-/// a client sends several messages.
-pub const MAX_FDS: usize = 64;
+/// Descriptors one message may bring: the most that QEMU lets a peer say (`VFIO_USER_MAX_MAX_FDS`).
+pub const MAX_FDS: usize = 16;
 /// Bytes of data that one READ or WRITE moves, which is the specification's default.
 pub const MAX_DATA: usize = 1 << 20;
 /// Bytes of a whole message: the most data, and room for what stands before it.

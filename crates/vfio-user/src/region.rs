@@ -76,10 +76,13 @@ impl Region {
         }
         let need = INFO + caps.len();
         info.argsz = u32::try_from(need).unwrap_or(u32::MAX).into();
+        if !caps.is_empty() {
+            // Said also where they do not fit: QEMU takes no answer with the flag and without the offset.
+            info.cap_offset = u32::try_from(INFO).unwrap_or(u32::MAX).into();
+        }
         if caps.is_empty() || room < need {
             return info.as_bytes().to_vec();
         }
-        info.cap_offset = u32::try_from(INFO).unwrap_or(u32::MAX).into();
         [info.as_bytes(), &caps].concat()
     }
 

@@ -29,6 +29,7 @@ mod kvm;
 mod machine;
 mod name;
 mod reset;
+mod served;
 mod watch;
 
 pub use client::{Client, DeviceMemory, IommuFile, VfioFile};
@@ -41,3 +42,4 @@ pub use kvm::{
     KVM_SET_DEVICE_ATTR, KvmCreateDevice, KvmDevice,
 };
 pub use machine::{Machine, Placement};
+pub use served::{Served, ServedIrqs};

@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use anyhow::{Result, ensure};
 
@@ -168,7 +168,83 @@ pub(super) fn run(bench: &mut Bench<'_>) -> Result<()> {
         let outcome = boot(bench, &parts, guest);
         bench.note(guest.name, outcome);
     }
+    let outcome = served(bench, &parts);
+    bench.note(SERVED, outcome);
     Ok(())
+}
+
+/// The guest whose disk `ioasis serve` is.
+const SERVED: &str = "QEMU of trixie-backports, vfio-user-pci on ioasis serve";
+
+/// Ends the server when the guest is done with.
+struct Server(Child);
+
+impl Server {
+    /// What clients may connect to by now.
+    fn start(bench: &Bench<'_>, image: &Path, socket: &Path) -> Result<Self> {
+        let mut serve = Command::new(&bench.ioasis);
+        serve.args(["serve", "--device", &format!("nvme,image={},size=64M", image.display())]);
+        serve.arg("--socket").arg(socket).stdin(Stdio::null());
+        let mut server = Self(serve.spawn()?);
+        while !socket.exists() {
+            ensure!(server.0.try_wait()?.is_none(), "ioasis serve ended at once");
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+        Ok(server)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Runs a guest without a machine of ours: its QEMU connects to a server of the disk.
+fn served(bench: &Bench<'_>, parts: &Parts) -> Result<()> {
+    println!("\n-- {SERVED}");
+    let (image, socket) = (bench.work.join("disk.img"), bench.work.join("vfio-user"));
+    for old in [&image, &socket] {
+        if old.exists() {
+            fs::remove_file(old)?;
+        }
+    }
+    let server = Server::start(bench, &image, &socket)?;
+    let mut run = Command::new("timeout");
+    run.args(["--kill-after=10", "600"]);
+    qemu(&mut run, &parts.backports, MEMFD)?;
+    let socket = socket.display();
+    run.args([
+        "-device",
+        &format!(r#"{{"driver":"vfio-user-pci","socket":{{"type":"unix","path":"{socket}"}}}}"#),
+    ]);
+    let (succeeded, console) = process::tee(boots(run, parts, ""))?;
+    ensure!(succeeded, "QEMU failed or did not come to its end");
+    for shown in ["GUEST REBOOTS", "GUEST FOUND WHAT IT WROTE", "PCI-MSI"] {
+        ensure_says(&console, shown)?;
+    }
+    drop(server);
+    look(parts, &image, &bench.work)
+}
+
+/// The program of `tree` and its machine.
+fn qemu(run: &mut Command, tree: &Tree, machine: &[&str]) -> Result<()> {
+    run.args(tree.program("qemu-system-x86_64")?).args(machine);
+    run.env("QEMU_MODULE_DIR", tree.path("usr/lib/x86_64-linux-gnu/qemu"));
+    for data in ["usr/share/qemu", "usr/share/seabios"] {
+        run.arg("-L").arg(tree.path(data));
+    }
+    Ok(())
+}
+
+/// What a guest starts from.
+fn boots(mut run: Command, parts: &Parts, kernel: &str) -> Command {
+    run.args(["-m", "256", "-display", "none", "-nodefaults", "-serial", "stdio"]);
+    run.arg("-kernel").arg(&parts.kernel).arg("-initrd").arg(&parts.initramfs);
+    run.args(["-append", &format!("{KERNEL} {kernel}")]);
+    run.stdin(Stdio::null());
+    run
 }
 
 /// Runs the guest to its end and looks at its image.
@@ -186,11 +262,7 @@ fn boot(bench: &Bench<'_>, parts: &Parts, guest: &Guest) -> Result<()> {
     };
     let mut run = bench.ioasis(&format!("nvme,image={},size=64M", image.display()), 600);
     run.arg(format!("--trace={}", trace.display())).arg("--");
-    run.args(tree.program("qemu-system-x86_64")?).args(guest.machine);
-    run.env("QEMU_MODULE_DIR", tree.path("usr/lib/x86_64-linux-gnu/qemu"));
-    for data in ["usr/share/qemu", "usr/share/seabios"] {
-        run.arg("-L").arg(tree.path(data));
-    }
+    qemu(&mut run, tree, guest.machine)?;
     let device = format!("vfio-pci,host={DEVICE}{}", guest.device);
     match guest.qemu {
         Qemu::Container => run.args(["-device", &device]),
@@ -199,11 +271,7 @@ fn boot(bench: &Bench<'_>, parts: &Parts, guest: &Guest) -> Result<()> {
             run.args(["-device", &format!("{device},iommufd=iommufd0")])
         }
     };
-    run.args(["-m", "256", "-display", "none", "-nodefaults", "-serial", "stdio"]);
-    run.arg("-kernel").arg(&parts.kernel).arg("-initrd").arg(&parts.initramfs);
-    run.args(["-append", &format!("{KERNEL} {}", guest.kernel)]);
-    run.stdin(Stdio::null());
-    let (succeeded, console) = process::tee(run)?;
+    let (succeeded, console) = process::tee(boots(run, parts, guest.kernel))?;
     ensure!(succeeded, "QEMU failed or did not come to its end");
     ensure_says(&console, "GUEST REBOOTS")?;
     ensure_says(&console, "GUEST FOUND WHAT IT WROTE")?;

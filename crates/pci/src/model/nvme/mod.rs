@@ -174,6 +174,10 @@ impl Model for Nvme {
         self.0.update_line(bus)
     }
 
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.0.image.sync()
+    }
+
     fn load(&mut self, bus: &Bus<'_>, bar: usize, offset: u64, bytes: &mut [u8]) -> Result<()> {
         if bar == registers::BAR {
             self.0.load(bus, offset, bytes)
