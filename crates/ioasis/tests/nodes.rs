@@ -89,7 +89,7 @@ fn stat_of_a_node_says_the_number_of_its_device_and_keeps_what_is_set() {
     let folder = Folder::new("numbers");
     let program = folder.client();
     for options in [&[][..], &["--root"]] {
-        for part in ["numbers", "kept"] {
+        for part in ["numbers", "kept", "held"] {
             assert_eq!(succeeded(&run(options, &[&program, part])), "ok\n", "{options:?}");
         }
     }
@@ -104,7 +104,7 @@ fn a_plain_users_nodes_have_their_numbers_where_dev_fuse_opens() {
     let folder = Folder::new("plain-numbers");
     let (program, before) = (folder.client(), for_all(&folder));
     for options in ["", "--root"] {
-        for part in ["numbers", "kept"] {
+        for part in ["numbers", "kept", "held"] {
             let command = format!("{program} {part}");
             let output = run_after(&before, NOBODY, options, &command);
             assert_eq!(succeeded(&output), "ok\n", "{options}");
@@ -182,4 +182,23 @@ fn nodes_outlive_a_supervisor_that_is_killed() {
     let text = String::from_utf8_lossy(&output.stdout);
     let file = "character special file\n";
     assert_eq!(text, format!("{file}{file}there\n"), "{output:?}");
+}
+
+#[test]
+fn fuser_names_who_holds_a_node_and_nobody_else() {
+    if !opens_fuse() {
+        return;
+    }
+    let script = "sleep 100 3<>/dev/vfio/vfio & one=$!; sleep 100 4<>/dev/vfio/devices/vfio0 & other=$!; \
+                  until test -e /proc/$one/fd/3 && test -e /proc/$other/fd/4; do :; done; \
+                  for n in vfio/vfio vfio/devices/vfio0 vfio/1; do \
+                  for p in $(fuser /dev/$n 2>/dev/null); do case $p in $one) echo $n one;; $other) echo $n other;; \
+                  *) echo $n $p;; esac; done; done; kill $one $other";
+    for options in [&[][..], &["--root"]] {
+        if !Path::new("/usr/bin/fuser").exists() {
+            return;
+        }
+        let text = succeeded(&run(options, &["sh", "-c", script]));
+        assert_eq!(text, "vfio/vfio one\nvfio/devices/vfio0 other\n", "{options:?}");
+    }
 }

@@ -144,6 +144,8 @@ pub(crate) const O_NOFOLLOW: u32 = 0o400_000;
 pub(crate) const O_CLOEXEC: u32 = 0o2_000_000;
 pub(crate) const O_PATH: u32 = 0o10_000_000;
 pub(crate) const AT_EMPTY_PATH: u32 = 0x1000;
+/// `AT_STATX_DONT_SYNC`, with which fuser(1) looks at the files of others, and hardly anybody at anything.
+pub(crate) const AT_STATX_DONT_SYNC: u32 = 0x4000;
 /// `S_IFMT` and `S_IFCHR` (linux/stat.h).
 const KIND: u32 = 0o170_000;
 const CHARACTER_DEVICE: u32 = 0o020_000;
@@ -291,6 +293,7 @@ pub(crate) fn filter(queues: Option<QueueFds>, more: &[Rule<'static>]) -> Filter
     let (third, fifth, first, second) = (far(3), far(5), opened(1), opened(2));
     let (named, named_at) = (made(1), made(2));
     let (stat_flags, statx_flags) = (empty_path(3), empty_path(2));
+    let cached = [low(2, AT_STATX_DONT_SYNC, Is::Equal(AT_STATX_DONT_SYNC))];
     let x86 = |number, when| Rule { arch: Arch::X86_64, number, when };
     let mut rules = vec![x86(IOCTL, typed.as_slice()), x86(IOCTL, of_kvm.as_slice())];
     // A file of a FUSE file system is not asked about it, and the kernel says 0 by itself.
@@ -309,7 +312,12 @@ pub(crate) fn filter(queues: Option<QueueFds>, more: &[Rule<'static>]) -> Filter
         [PREAD64, PWRITE64, PREADV, PWRITEV, PREADV2, PWRITEV2].map(|number| x86(number, &third)),
     );
     rules.extend(FILE_CALLS);
-    rules.extend([x86(STATX, &statx_flags), x86(OPEN, &first), x86(SECCOMP, &listens)]);
+    rules.extend([
+        x86(STATX, &statx_flags),
+        x86(STATX, &cached),
+        x86(OPEN, &first),
+        x86(SECCOMP, &listens),
+    ]);
     rules.extend([FSTAT, READLINK, READLINKAT, OPENAT2, CREAT].map(|number| x86(number, &[])));
     rules.extend(more);
     rules.extend([x86(number::MKNOD, &named), x86(number::MKNODAT, &named_at)]);
@@ -533,6 +541,7 @@ mod tests {
         assert!(!stops(number::NEWFSTATAT, [3, 0, 0, 0, 0, 0]));
         assert!(stops(number::STATX, [3, 0, 0x1000, 0, 0, 0]));
         assert!(!stops(number::STATX, [3, 0, 0x100, 0, 0, 0]));
+        assert!(stops(number::STATX, [0, 0, 0x4800, 0x100, 0, 0]), "as fuser asks");
     }
 
     #[test]

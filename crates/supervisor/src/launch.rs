@@ -1,5 +1,6 @@
 //! Starts the client: its view of the machine, its filter, its program.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
@@ -35,6 +36,8 @@ pub(crate) struct Launched {
     /// The numbers at which read and write are stopped, where there is none.
     pub(crate) queues: Option<QueueFds>,
     pub(crate) nodes: Vec<Identity>,
+    /// Below /sys, the directory of each device, by its address.
+    pub(crate) directories: BTreeMap<String, String>,
     /// Entries of /dev and /sys it does not see.
     pub(crate) lost: Vec<String>,
     start: OwnedFd,
@@ -107,6 +110,7 @@ pub(crate) fn launch(
                 queues: queues.filter(|_| fuse.is_none()),
                 fuse,
                 nodes,
+                directories: view.directories().clone(),
                 lost,
                 start: ours,
             })

@@ -2,6 +2,7 @@
  * have them, "kept" for who owns the nodes, "placeholders" where nodes have no numbers. */
 #define _GNU_SOURCE
 #include <fcntl.h>
+#include <limits.h>
 #include <stdint.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
@@ -90,6 +91,59 @@ static void kept(void)
 	}
 }
 
+#ifndef AT_STATX_DONT_SYNC
+#define AT_STATX_DONT_SYNC 0x4000
+#endif
+
+/* A text of /proc of an open file of ours. */
+static const char *info(int fd)
+{
+	static char path[64], text[4096];
+	sprintf(path, "/proc/self/fdinfo/%d", fd);
+	int file = open(path, O_RDONLY);
+	CHECK(file >= 0);
+	ssize_t length = read(file, text, sizeof text - 1);
+	CHECK(length > 0 && close(file) == 0);
+	text[length] = 0;
+	return text;
+}
+
+/* Who looks for the holders of a node, through /proc, as fuser does. */
+static void held(void)
+{
+	struct statx of_node, behind, link;
+	char path[64], syspath[PATH_MAX];
+	CHECK(realpath("/sys/bus/pci/devices/0000:01:00.0", syspath));
+	for (int i = 0; i < NODES; i++) {
+		int fd = open(nodes[i].node, O_RDWR), flags = AT_STATX_DONT_SYNC | AT_NO_AUTOMOUNT;
+		sprintf(path, "/proc/%d/fd/%d", getpid(), fd);
+		CHECK(fd >= 0 && statx(0, nodes[i].node, flags, STATX_INO, &of_node) == 0);
+		CHECK(statx(0, path, flags, STATX_INO, &behind) == 0);
+		CHECK(S_ISCHR(behind.stx_mode));
+		CHECK(behind.stx_ino == of_node.stx_ino && behind.stx_dev_minor == of_node.stx_dev_minor);
+		CHECK(behind.stx_rdev_major == of_node.stx_rdev_major && behind.stx_rdev_minor == of_node.stx_rdev_minor);
+		CHECK(statx(0, path, flags | AT_SYMLINK_NOFOLLOW, STATX_INO, &link) == 0 && S_ISLNK(link.stx_mode));
+		CHECK(statx(0, "/etc/passwd", flags, STATX_INO, &link) == 0 && S_ISREG(link.stx_mode));
+		/* At its start, not appending, and a device says where it is in /sys. */
+		CHECK(strstr(info(fd), "pos:\t0\nflags:\t0100002\n") && strstr(info(fd), "mnt_id:"));
+		const char *said = strstr(info(fd), "vfio-device-syspath: ");
+		CHECK(!said == !strstr(nodes[i].node, "devices"));
+		if (strcmp(nodes[i].node, "/dev/vfio/devices/vfio0") == 0)
+			CHECK(strncmp(said + 21, syspath, strlen(syspath)) == 0 && said[21 + strlen(syspath)] == '\n');
+		CHECK(close(fd) == 0);
+	}
+	/* Through its group, a device is no node's, and says the same. */
+	int container = open("/dev/vfio/vfio", O_RDWR), group = open("/dev/vfio/1", O_RDWR);
+	CHECK(ioctl(group, _IO(';', 104), &container) == 0 && ioctl(container, _IO(';', 102), 3) == 0);
+	int device = ioctl(group, _IO(';', 106), "0000:01:00.0");
+	CHECK(device >= 0 && strstr(info(device), syspath));
+	sprintf(path, "/proc/self/fd/%d", device);
+	CHECK(statx(0, path, AT_STATX_DONT_SYNC, STATX_INO, &behind) == 0 && (behind.stx_mode & S_IFMT) == 0);
+	/* Other files have their own texts. */
+	int other = open("/etc/passwd", O_RDONLY);
+	CHECK(lseek(other, 5, SEEK_SET) == 5 && strstr(info(other), "pos:\t5\n") && close(other) == 0);
+}
+
 static void placeholders(void)
 {
 	struct stat stat_;
@@ -108,6 +162,8 @@ int main(int argc, char **argv)
 		numbers();
 	else if (strcmp(argv[1], "kept") == 0)
 		kept();
+	else if (strcmp(argv[1], "held") == 0)
+		held();
 	else if (strcmp(argv[1], "placeholders") == 0)
 		placeholders();
 	else

@@ -1,6 +1,6 @@
 //! How our files look: fstat and the links in /proc/PID/fd say what Linux says of the device nodes.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 
 use ioasis_sys::fuse::{Owner, Time};
 use ioasis_sys::notify::{Answer, Notification};
@@ -9,9 +9,9 @@ use rustix::fs::Stat;
 
 use super::client::Caller;
 use super::{Decision, Server};
-use crate::filter::number;
-use crate::resolve::{self, From};
-use crate::task::signed;
+use crate::filter::{AT_STATX_DONT_SYNC, number};
+use crate::resolve::{self, From, Last, Seen};
+use crate::task::{low, signed};
 use crate::view;
 
 /// Bytes of `struct stat` on x86_64 (asm/stat.h).
@@ -20,18 +20,27 @@ const STAT: usize = 144;
 const STATX: usize = 256;
 /// `STATX_BASIC_STATS`.
 const BASIC: u32 = 0x7ff;
+/// `AT_SYMLINK_NOFOLLOW` of linux/fcntl.h.
+const AT_SYMLINK_NOFOLLOW: u32 = 0x100;
 /// `S_IFCHR`, and what the nodes' permissions are.
 const CHARACTER_DEVICE: u32 = 0o020_600;
 /// The same of an anonymous inode.
 const ANONYMOUS: u32 = 0o600;
 
-/// fstat, newfstatat and statx of a descriptor.
+/// fstat, newfstatat and statx of a descriptor, and statx of the link to one that does not wait for file systems.
 pub(super) fn stat(caller: &Caller<'_>, call: &Notification) -> Result<Decision> {
     let [fd, path, third, _, fifth, _] = call.args;
-    if call.number != number::FSTAT && !is_empty(caller, path) {
-        return Ok(Decision::CONTINUE);
-    }
-    let (file, identity) = caller.identified(signed(fd))?;
+    let (file, identity) = if call.number == number::FSTAT || is_empty(caller, path) {
+        caller.identified(signed(fd))?
+    } else {
+        let flags = low(third);
+        let followed = flags & AT_STATX_DONT_SYNC != 0 && flags & AT_SYMLINK_NOFOLLOW == 0;
+        let linked = call.number == number::STATX && followed;
+        match linked.then(|| behind_link(caller, signed(fd), path)).transpose()?.flatten() {
+            Some(behind) => behind,
+            None => return Ok(Decision::CONTINUE),
+        }
+    };
     let server = caller.server;
     let of_file = |file: &OwnedFd| {
         rustix::fs::fstat(file).map(of_own).map_err(ioasis_sys::because("a file is gone"))
@@ -55,6 +64,39 @@ pub(super) fn stat(caller: &Caller<'_>, call: &Notification) -> Result<Decision>
     };
     caller.task.write(address, &bytes)?;
     Ok(Decision::Answer(Answer::Value(0)))
+}
+
+/// The file behind the link in /proc/PID/fd that `path` leads to. What the supervisor and the watchdog hold, Linux has in no
+/// process.
+fn behind(caller: &Caller<'_>, from: From<'_>, path: &[u8]) -> Result<Option<(OwnedFd, Seen)>> {
+    let behind = caller.find(|wait| resolve::behind_descriptor_link(from, path, wait))?;
+    let Some((file, seen)) = behind else { return Ok(None) };
+    let split = path.iter().rposition(|&byte| byte == b'/').map_or(0, |slash| slash + 1);
+    let directory = if split == 0 { b"." } else { &path[..split] };
+    let find = |wait| resolve::resolve(from, directory, Last::Follow, wait);
+    let Some((directory, _)) = caller.find(find)? else { return Ok(None) };
+    let link = format!("/proc/self/fd/{}", directory.as_raw_fd());
+    let directory = rustix::fs::readlink(link, Vec::new());
+    let directory = directory.map_err(ioasis_sys::because("a directory of /proc is gone"))?;
+    let parent = rustix::process::getppid().map_or(0, |pid| pid.as_raw_nonzero().get());
+    let own = [std::process::id().to_string(), parent.to_string()];
+    let is_own = |part: &[u8]| own.iter().any(|pid| pid.as_bytes() == part);
+    let ours = directory.as_bytes().split(|&byte| byte == b'/').any(is_own);
+    Ok((!ours).then_some((file, seen)))
+}
+
+/// The file behind such a link, if it is ours. As its name ([`readlink`]), its number is told to whoever can name the process.
+fn behind_link(
+    caller: &Caller<'_>,
+    dirfd: i32,
+    path: u64,
+) -> Result<Option<(OwnedFd, (u64, u64))>> {
+    let path = caller.task.path(path)?;
+    let from = From { process: &caller.task.process, tid: caller.task.tid, dirfd };
+    let Some((file, seen)) = behind(caller, from, &path)? else { return Ok(None) };
+    let (server, identity) = (caller.server, (seen.dev, seen.ino));
+    let ours = seen.dev == server.files.dev() || server.queues.get(identity).is_some();
+    Ok(ours.then_some((file, identity)))
 }
 
 /// What is shown of a file; other fields are those of an empty one.
@@ -150,8 +192,7 @@ pub(super) fn readlink(caller: &Caller<'_>, call: &Notification) -> Result<Decis
     };
     let path = caller.task.path(path)?;
     let from = From { process: &caller.task.process, tid: caller.task.tid, dirfd };
-    let behind = caller.find(|wait| resolve::behind_descriptor_link(from, &path, wait))?;
-    let Some((_, behind)) = behind else { return Ok(Decision::CONTINUE) };
+    let Some((_, behind)) = behind(caller, from, &path)? else { return Ok(Decision::CONTINUE) };
     let (dev, inode) = (behind.dev, behind.ino);
     let server = caller.server;
     let name = server.files.get(dev, inode).map(|opened| opened.look.path.clone());

@@ -17,6 +17,7 @@ mod absent;
 mod access;
 mod behind;
 mod client;
+mod fdinfo;
 mod holders;
 mod ioctl;
 mod judge;
@@ -165,6 +166,8 @@ pub(crate) struct Server {
     traps: Traps,
     machine: Machine,
     nodes: Vec<Identity>,
+    /// Below /sys, the directory of each device, by its address.
+    directories: BTreeMap<String, String>,
     /// Nodes that programs made, by device and inode.
     made: Mutex<BTreeMap<(u64, u64), Node>>,
     host_numbers: HostNumbers,
@@ -220,6 +223,7 @@ impl Server {
             memlock,
             machine,
             nodes: launched.nodes.clone(),
+            directories: launched.directories.clone(),
             places: Mutex::default(),
             made: Mutex::default(),
             host_numbers: HostNumbers::find(),

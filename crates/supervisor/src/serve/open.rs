@@ -13,7 +13,7 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use super::client::Caller;
 use super::ioctl::open_device;
 use super::judge::{Asked, judge};
-use super::{Decision, File, Gift, Line, limits};
+use super::{Decision, File, Gift, Line, fdinfo, limits};
 use crate::files::Look;
 use crate::filter::{O_ACCMODE, O_CLOEXEC, O_DIRECT};
 use crate::injection::{self, FailNth};
@@ -51,7 +51,8 @@ pub(super) fn open(caller: &Caller<'_>, call: &Notification) -> Decision {
     };
     let Some(target) = node(caller, seen) else {
         let answer = process_text(caller, &open, (&found, seen))
-            .or_else(|| machine_text(caller, &open, (&found, seen)));
+            .or_else(|| machine_text(caller, &open, (&found, seen)))
+            .or_else(|| fdinfo::answer(caller, &open, (&found, seen)));
         return answer.unwrap_or(Decision::CONTINUE);
     };
     if !caller.is_there() || is_the_kernels(caller, &target, open.flags) {
@@ -266,7 +267,7 @@ fn with_charges(caller: &Caller<'_>, text: &[u8]) -> Option<Vec<u8>> {
 }
 
 /// The text of the file `name` in a directory of /proc, unless it is longer than any needs to be.
-fn read_text(directory: &OwnedFd, name: &str) -> Option<Vec<u8>> {
+pub(super) fn read_text(directory: &OwnedFd, name: &str) -> Option<Vec<u8>> {
     use std::io::Read;
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
     let file = rustix::fs::openat(directory, name, flags, Mode::empty()).ok()?;
@@ -311,14 +312,14 @@ fn parameter(caller: &Caller<'_>, open: &OpenCall<'_>, number: u32) -> Decision 
 }
 
 /// A file of the kernel's own that holds `text`, open for reading.
-fn text_file(caller: &Caller<'_>, text: &[u8]) -> Result<OwnedFd> {
+pub(super) fn text_file(caller: &Caller<'_>, text: &[u8]) -> Result<OwnedFd> {
     let blank = caller.server.files.blank()?;
     rustix::io::pwrite(&blank.file, text, 0)
         .map_err(because("a file for the program cannot be filled"))?;
     caller.server.files.reopen(&blank, OFlags::RDONLY)
 }
 
-const fn on_exec(flags: u32) -> OnExec {
+pub(super) const fn on_exec(flags: u32) -> OnExec {
     if flags & O_CLOEXEC != 0 { OnExec::Close } else { OnExec::Keep }
 }
 

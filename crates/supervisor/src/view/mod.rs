@@ -23,7 +23,7 @@ mod sysfs;
 mod topology;
 mod tree;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::os::fd::OwnedFd;
 
@@ -340,6 +340,8 @@ pub struct View {
     device_nodes: Vec<nodes::Planned>,
     /// When they were made.
     time: Time,
+    /// Below /sys, the directory of each device, by its address.
+    directories: BTreeMap<String, String>,
     attributes: Vec<String>,
     files_size: u64,
     user: User,
@@ -375,7 +377,15 @@ impl View {
         root.number("", &mut attributes);
         let (files_size, user) = (options.files_size, options.user);
         let device_nodes = root.device_nodes();
-        Ok(Self { root, device_nodes, time: Time::now(), attributes, files_size, user })
+        let directory = |device: &Device| (device.bdf.clone(), machine.directory(device));
+        let directories = devices.iter().map(directory).collect();
+        let time = Time::now();
+        Ok(Self { root, device_nodes, time, directories, attributes, files_size, user })
+    }
+
+    /// Below /sys, the directory of each device, by its address.
+    pub(crate) const fn directories(&self) -> &BTreeMap<String, String> {
+        &self.directories
     }
 
     /// The device nodes as files of a file system of `owner`'s.
