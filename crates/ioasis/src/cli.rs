@@ -6,19 +6,20 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Error, Result, bail, ensure};
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use ioasis_supervisor::Machine;
 use ioasis_supervisor::trace::{Filter, Format, Stamp, Trace};
 use ioasis_supervisor::view::{self, FaultInjection, HostPci, Stores, User};
-use ioasis_supervisor::{Explain, Ledger, Leftovers, OnFaults, RunOptions, doctor};
+use ioasis_supervisor::{Explain, Ledger, Leftovers, OnFaults, Rule, RunOptions, doctor};
 
 use crate::entry::meant;
 use crate::hardware::{self, MockHardware};
 use crate::machine::{self, Description};
 use crate::man;
 use crate::serve::{self, Serve};
+use crate::torture::{self, Torture};
 
 /// Exit status when the client could not be started; the shells' 127 stays the client's own.
 pub(crate) const FAILED_TO_START: u8 = 125;
@@ -39,6 +40,8 @@ enum Action {
     Trace(TraceRun),
     /// Serve a device to clients of the vfio-user protocol, QEMU among them, until SIGTERM or SIGINT
     Serve(Serve),
+    /// Run CMD again and again, each time with another call failing, and report what crashed, hung or was wrong
+    Torture(TortureRun),
     /// List the device models and their options
     Models {
         /// Of this model alone
@@ -89,6 +92,15 @@ struct TraceRun {
     run: Run,
 }
 
+#[derive(Debug, Args)]
+struct TortureRun {
+    #[command(flatten)]
+    torture: Torture,
+
+    #[command(flatten)]
+    run: Run,
+}
+
 /// How a trace looks.
 #[derive(Debug, Default)]
 struct Look {
@@ -121,6 +133,11 @@ struct Run {
     /// Print every VFIO and IOMMUFD call with its result and, on error, the reason in words; json:FILE has a JSON object a line
     #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true)]
     trace: Option<Option<PathBuf>>,
+
+    /// Have a call fail or wait: call=VFIO_IOMMU_MAP_DMA,errno=ENOMEM,nth=3. The call is openat or a request; errno=, delay=100ms or both;
+    /// nth=3 is the third alone, nth=3+ all from it, without it all; probability=0.1,seed=7; after=2s
+    #[arg(long = "inject", value_name = "call=NAME,..", value_parser = rule)]
+    rules: Vec<String>,
 
     /// At the end, say in at most ten lines what went wrong, worst first, and what to do about it
     #[arg(long)]
@@ -205,7 +222,7 @@ impl From<ContainerNode> for view::ContainerNode {
 }
 
 /// A time as `timeout(1)` takes it: a number of seconds, or one with ms, s, m or h behind it.
-fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let milliseconds = match &text[digits.len()..] {
         "ms" => 1,
@@ -218,6 +235,11 @@ fn duration(text: &str) -> Result<Duration, String> {
     let time = number.checked_mul(milliseconds).filter(|&time| time != 0);
     time.map(Duration::from_millis)
         .ok_or("a time is more than 0, and less than 584 million years".to_owned())
+}
+
+/// A rule that can be parsed.
+fn rule(text: &str) -> Result<String, String> {
+    Rule::parse(text).map(|_| text.to_owned())
 }
 
 /// Why `arguments` are not what was meant, where a file's name follows an option that takes it behind `=` only.
@@ -252,6 +274,11 @@ pub(crate) fn run(arguments: Arguments) -> Result<ExitCode> {
             start(run, Look { shown: expression.unwrap_or_default(), stamp, count })
         }
         Action::Serve(serve) => serve::run(&serve),
+        Action::Torture(TortureRun { torture, run }) => {
+            let options = run.machine_options()?;
+            let is_fine = torture::run(&torture, options, run.command)?;
+            Ok(if is_fine { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
         Action::Models { name } => {
             print!("{}", models(name.as_deref())?);
             Ok(ExitCode::SUCCESS)
@@ -266,6 +293,36 @@ pub(crate) fn run(arguments: Arguments) -> Result<ExitCode> {
             man::write(Arguments::command(), &folder)?;
             Ok(ExitCode::SUCCESS)
         }
+    }
+}
+
+impl Run {
+    /// The options that say what the machine is, for further runs on it.
+    fn machine_options(&self) -> Result<Vec<OsString>> {
+        let others = [
+            ("--trace", self.trace.is_some()),
+            ("--ledger", self.ledger.is_some()),
+            ("--timeout", self.timeout.is_some()),
+            ("--inject", !self.rules.is_empty()),
+        ];
+        if let Some((option, _)) = others.iter().find(|(_, given)| *given) {
+            bail!("`ioasis torture` sets {option} itself, in every run");
+        }
+        let mut words: Vec<OsString> = Vec::new();
+        for (option, values) in [("--iommu", &self.iommus), ("--device", &self.devices)] {
+            words.extend(values.iter().flat_map(|value| [option.into(), value.into()]));
+        }
+        if let Some(machine) = &self.machine {
+            words.extend(["--machine".into(), machine.into()]);
+        }
+        let container = self.container.to_possible_value().context("every value has a name")?;
+        words.push(format!("--container={}", container.get_name()).into());
+        for (option, given) in
+            [("--host-devices", self.host_devices), ("--mock", self.mock), ("--root", self.root)]
+        {
+            words.extend(given.then(|| option.into()));
+        }
+        Ok(words)
     }
 }
 
@@ -337,6 +394,11 @@ fn start(run: Run, look: Look) -> Result<ExitCode> {
         leftovers,
         limit: run.timeout,
         explain: if run.explain { Explain::Findings } else { Explain::Nothing },
+        rules: run
+            .rules
+            .iter()
+            .map(|text| Rule::parse(text).map_err(Error::msg))
+            .collect::<Result<_>>()?,
         faults: if run.fail_on_fault { OnFaults::Fail } else { OnFaults::Pass },
         machine,
         trace,

@@ -7,6 +7,7 @@ mod iommu;
 mod machine;
 mod man;
 mod serve;
+mod torture;
 
 use std::process::ExitCode;
 

@@ -126,6 +126,7 @@ fn supervised(client: &[String]) {
         limit: None,
         explain: Explain::Nothing,
         faults: OnFaults::Pass,
+        rules: Vec::new(),
         machine,
         trace: None,
         ledger: None,

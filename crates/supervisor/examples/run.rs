@@ -50,6 +50,7 @@ fn main() {
         limit,
         explain,
         faults,
+        rules: Vec::new(),
         machine: machine(&devices, view),
         trace,
         ledger: None,

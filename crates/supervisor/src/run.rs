@@ -23,6 +23,7 @@ use crate::machine::Machine;
 use crate::notes::Notes;
 use crate::other::{LOOK, Other};
 use crate::removal::{Failure, Marks, Note, Removal};
+use crate::rules::Rule;
 use crate::serve::Server;
 use crate::trace::Trace;
 use crate::view::{self, View};
@@ -41,6 +42,8 @@ pub struct RunOptions {
     pub machine: Machine,
     /// Where a line for every call on our files goes.
     pub trace: Option<Trace>,
+    /// Calls that are to fail or wait.
+    pub rules: Vec<Rule>,
     /// Whether it is printed at the end what went wrong.
     pub explain: Explain,
     /// Whether a run in which a device could not reach memory or send a message ends with status 121, if its program ended with 0.
@@ -200,7 +203,7 @@ fn prepare(
     inherited: Inherited,
 ) -> Result<(Arc<Server>, Launched), Failure> {
     let failed = |error: Error| Failure::before_start(error.why);
-    let RunOptions { command, machine, trace, explain, faults, .. } = options;
+    let RunOptions { command, machine, trace, rules, explain, faults, .. } = options;
     let trace = if (explain, faults) == (Explain::Nothing, OnFaults::Pass) {
         trace
     } else {
@@ -216,7 +219,8 @@ fn prepare(
         say(&format!("ioasis: {entry} is not in the program's view\n"));
     }
     confine().map_err(failed)?;
-    let server = Server::new(&mut launched, (machine, trace), shared, notes).map_err(failed)?;
+    let server =
+        Server::new(&mut launched, (machine, trace, rules), shared, notes).map_err(failed)?;
     let marks = Marks::new(server.files_dev(), &launched.nodes);
     let listener = launched.listener.try_clone().map_err(failed)?;
     let client = launched.child.as_fd().try_clone_to_owned();

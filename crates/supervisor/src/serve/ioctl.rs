@@ -66,6 +66,10 @@ pub(super) fn ioctl(caller: &Caller<'_>, call: &Notification) -> Decision {
     }
     caller.begin(&opened);
     let line = Line::begin(caller, &opened, (fd, command, argument));
+    let named = || trace::request_name(kind(&opened.file), command);
+    if let Err(error) = caller.injected(named) {
+        return refuse(caller, line, error);
+    }
     match answer(caller, &opened, command, argument) {
         Ok(Reply::Value(value)) => {
             caller.server.write_line(line, Ok(value));

@@ -60,6 +60,7 @@ use crate::memory::Memory;
 use crate::notes::Notes;
 use crate::queues::Queues;
 use crate::removal::Note;
+use crate::rules::{Rule, Rules};
 use crate::task::{Task, Tasks, low, signed};
 use crate::trace::{self, Trace};
 use crate::trap::{Executes, Surroundings, Traps};
@@ -178,6 +179,7 @@ pub(crate) struct Server {
     /// The user namespace the program was started in.
     user_namespace: Option<(u64, u64)>,
     trace: Option<Arc<Trace>>,
+    rules: Rules,
     pool: Arc<Pool>,
     /// Readable when the main thread has to look at the files again.
     left: EventFd,
@@ -186,7 +188,7 @@ pub(crate) struct Server {
 impl Server {
     pub(crate) fn new(
         launched: &mut Launched,
-        (machine, trace): (Machine, Option<Trace>),
+        (machine, trace, rules): (Machine, Option<Trace>, Vec<Rule>),
         shared: &Arc<Shared>,
         notes: &Arc<Notes>,
     ) -> Result<Arc<Self>> {
@@ -228,6 +230,7 @@ impl Server {
             made: Mutex::default(),
             host_numbers: HostNumbers::find(),
             trace,
+            rules: Rules::new(rules),
             left,
             pool: Arc::new(Pool::new(0..shared.slots.count())),
         }))
@@ -298,6 +301,7 @@ impl Server {
 
     /// Ends the trace: what went wrong, in words, and how many faults there were.
     pub(crate) fn findings(&self) -> (String, u64) {
+        say(&self.rules.idle());
         let Some(trace) = &self.trace else { return Default::default() };
         trace.finish();
         (trace.summary(), trace.faults())

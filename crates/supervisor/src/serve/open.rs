@@ -19,6 +19,7 @@ use crate::filter::{O_ACCMODE, O_CLOEXEC, O_DIRECT};
 use crate::injection::{self, FailNth};
 use crate::parameters;
 use crate::resolve::{self, Last, Seen};
+use crate::rules::Injected;
 use crate::task::OpenCall;
 use crate::view::status::Charges;
 use crate::view::{self, CONTAINER, ContainerNode, FaultInjection, Node, ProcFile};
@@ -71,6 +72,9 @@ pub(super) fn open(caller: &Caller<'_>, call: &Notification) -> Decision {
         return refuse(caller, line, error);
     }
     drop(place);
+    if let Err(error) = caller.injected(|| Some("openat")) {
+        return refuse(caller, line, error);
+    }
     let opened = match target {
         Target::Node(Node::Config) if open.flags & O_ACCMODE == 0 => header(caller, &found),
         Target::Node(Node::Parameter(number)) => return parameter(caller, &open, number),
@@ -129,6 +133,20 @@ fn header(caller: &Caller<'_>, file: &OwnedFd) -> Result<OwnedFd> {
 }
 
 impl Caller<'_> {
+    /// Fails or waits, if a rule says so for a call of this name.
+    pub(super) fn injected<'a>(&self, name: impl FnOnce() -> Option<&'a str>) -> Result<()> {
+        let mut called = "";
+        let named = || name().inspect(|name| called = name);
+        let Some(Injected { error, delay }) = self.server.rules.of(named) else { return Ok(()) };
+        if !delay.is_zero() && self.may_wait().is_ok() {
+            if let Some(trace) = &self.server.trace {
+                trace.delayed(self.task.process.pid(), called, delay);
+            }
+            std::thread::sleep(delay);
+        }
+        error.map_or(Ok(()), Err)
+    }
+
     /// The file whose mode says who may open `target`, which was found as `found`. Through /proc/PID/fd that is the file
     /// behind a descriptor, which has nobody's mode: there it is the node that was opened.
     fn place_of(&self, target: &Target, found: &Arc<OwnedFd>, seen: Seen) -> Arc<OwnedFd> {

@@ -26,6 +26,7 @@ mod vfio;
 
 use std::fmt::Write as _;
 use std::path::Path;
+use std::time::Duration;
 
 use ioasis_iommufd::faultlog::{FaultWatcher, RefusedDma};
 use ioasis_iommufd::{IovaRange, Prot};
@@ -312,6 +313,19 @@ impl Trace {
         self.write(&line);
     }
 
+    /// Writes the line of a call that was made to wait.
+    pub(crate) fn delayed(&self, pid: u32, call: &str, delay: Duration) {
+        let milliseconds = delay.as_millis();
+        self.write(&match self.format {
+            Format::Text => {
+                format!("[pid {pid}] {call} waits {milliseconds} ms: injected by --inject\n")
+            }
+            Format::Json => {
+                format!("{{\"pid\":{pid},\"injected\":\"{call}\",\"delay_ms\":{milliseconds}}}\n")
+            }
+        });
+    }
+
     /// Writes the line of something a device did; `device` is its BDF.
     pub fn event(&self, device: &str, event: &Event) {
         if let Some(findings) = &self.findings {
@@ -433,6 +447,18 @@ fn reason(error: Error) -> String {
         Some(at) => format!("{}: {at:#x}", error.why),
         None => error.why.to_owned(),
     }
+}
+
+/// Whether there is a request of that name.
+pub(crate) fn is_request(name: &str) -> bool {
+    let tables: [&[Row]; 5] =
+        [iommufd::TABLE, vfio::CONTAINER, vfio::GROUP, vfio::DEVICE, vfio::KVM];
+    tables.iter().flat_map(|table| table.iter()).any(|row| row.name == name)
+}
+
+/// What an ioctl's request is called on a file of some kind.
+pub(crate) fn request_name(kind: Kind, request: u32) -> Option<&'static str> {
+    find(kind, request).map(|row| row.name)
 }
 
 /// The row of an ioctl on a file of some kind.
