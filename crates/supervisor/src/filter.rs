@@ -3,6 +3,7 @@
 //! Only what may concern our files, as far as registers tell: a descriptor cannot be recognised here, since dup, fork
 //! and SCM_RIGHTS make copies nobody sees. The rest runs at full speed.
 
+use ioasis_sys::namespace::User;
 use ioasis_sys::notify::Notification;
 use ioasis_sys::seccomp::{Arch, Filter, Half, Is, Rule, Test, X32_BIT};
 
@@ -16,6 +17,10 @@ pub(crate) mod number {
     pub(crate) const LSEEK: u32 = 8;
     pub(crate) const MMAP: u32 = 9;
     pub(crate) const RT_SIGACTION: u32 = 13;
+    pub(crate) const PTRACE: u32 = 101;
+    pub(crate) const I386_PTRACE: u32 = 26;
+    pub(crate) const X32_PTRACE: u32 = 521;
+    pub(crate) const X32_RT_SIGACTION: u32 = 512;
     pub(crate) const IOCTL: u32 = 16;
     pub(crate) const PREAD64: u32 = 17;
     pub(crate) const PWRITE64: u32 = 18;
@@ -254,7 +259,71 @@ pub(crate) struct QueueFds {
 }
 
 /// `SIGSEGV` (asm/signal.h).
-const SIGSEGV: u32 = 11;
+pub(crate) const SIGSEGV: u32 = 11;
+
+/// Signals whose handlers are looked at, as ranges that do not hold their ends: a call of a thread that has one without
+/// SA_RESTART must not fail with EINTR where Linux's does not. SIGSEGV is that of a trapped store. The others are not here
+/// since they come once or say that the program itself is at fault, since the C library's own have SA_RESTART, or, as
+/// SIGCHLD, because every shell has a handler of it (docs/view.md).
+const HANDLED: [(u32, u32); 6] = [(10, 13), (14, 15), (16, 17), (18, 28), (29, 31), (34, 65)];
+const OF_SIGNALS: [[Test; 3]; 6] = {
+    // Who spawns a program asks for the handlers of all signals.
+    const fn within((first, end): (u32, u32)) -> [Test; 3] {
+        [whole(0, Is::AtLeast(first)), whole(0, Is::Below(end)), whole(1, Is::Not(0))]
+    }
+    [
+        within(HANDLED[0]),
+        within(HANDLED[1]),
+        within(HANDLED[2]),
+        within(HANDLED[3]),
+        within(HANDLED[4]),
+        within(HANDLED[5]),
+    ]
+};
+
+/// `PTRACE_TRACEME`, `PTRACE_ATTACH` and `PTRACE_SEIZE` (linux/ptrace.h).
+pub(crate) const TRACEME: u32 = 0;
+const ATTACH: u32 = 16;
+const SEIZE: u32 = 0x4206;
+const BY_A_TRACER: [[Test; 1]; 3] =
+    [[whole(0, Is::Equal(TRACEME))], [whole(0, Is::Equal(ATTACH))], [whole(0, Is::Equal(SEIZE))]];
+
+/// What becomes of signals, and who traces whom, by every entry.
+fn signal_rules() -> Vec<Rule<'static>> {
+    let actions = [
+        (Arch::X86_64, number::RT_SIGACTION),
+        (Arch::X86_64, X32_BIT | number::X32_RT_SIGACTION),
+        (Arch::I386, number::I386_RT_SIGACTION),
+    ];
+    let tracing = [
+        (Arch::X86_64, number::PTRACE),
+        (Arch::X86_64, X32_BIT | number::X32_PTRACE),
+        (Arch::I386, number::I386_PTRACE),
+    ];
+    let mut rules = Vec::new();
+    for (arch, number) in actions {
+        rules.extend(OF_SIGNALS.iter().map(|when| Rule { arch, number, when }));
+    }
+    for (arch, number) in tracing {
+        rules.extend(BY_A_TRACER.iter().map(|when| Rule { arch, number, when }));
+    }
+    rules
+}
+
+/// Whether a call of the filter's may wait and then fail with EINTR on Linux: to pipes, sockets and terminals.
+pub(crate) const fn may_be_interrupted(arch: u32, number: u32) -> bool {
+    use number::{COPY_FILE_RANGE, PTRACE, READ, READV, SENDFILE, SPLICE, WRITE, WRITEV};
+    arch == Arch::X86_64.raw()
+        && matches!(
+            number,
+            READ | WRITE | READV | WRITEV | SPLICE | SENDFILE | COPY_FILE_RANGE | PTRACE
+        )
+}
+
+/// The filter of a run whose program is `user`.
+pub(crate) fn of_run(queues: Option<QueueFds>, user: User) -> Filter {
+    filter(queues, if user == User::Root { &MEMLOCK_CALLS } else { &[] })
+}
 
 /// The one filter of a run, which stops `more` beside what is stopped in every run.
 pub(crate) fn filter(queues: Option<QueueFds>, more: &[Rule<'static>]) -> Filter {
@@ -283,6 +352,7 @@ pub(crate) fn filter(queues: Option<QueueFds>, more: &[Rule<'static>]) -> Filter
     ];
     // A tracer must know what becomes of a fault's signal.
     let of_faults = [low(0, u32::MAX, Is::Equal(SIGSEGV))];
+    let signals = signal_rules();
     // A file that another process may see written, which code and data of programs are not.
     let shared = [low(3, MAP_SHARED | MAP_ANONYMOUS, Is::Equal(MAP_SHARED))];
     let hides = [low(0, u32::MAX, Is::Equal(SET_DUMPABLE)), low(1, u32::MAX, Is::Equal(0))];
@@ -330,6 +400,7 @@ pub(crate) fn filter(queues: Option<QueueFds>, more: &[Rule<'static>]) -> Filter
     rules.extend(CREDENTIALS.map(|number| x86(X32_BIT | number, &[])));
     let i386 = |number, when| Rule { arch: Arch::I386, number, when };
     rules.extend([x86(RT_SIGACTION, &of_faults), i386(I386_RT_SIGACTION, &of_faults)]);
+    rules.extend(signals);
     // mmap2 counts in pages, and an offset of pread64 and preadv is two registers.
     let far_page = [low(5, u32::MAX, Is::AtLeast(1 << (ioasis_vfio::REGION_SHIFT - 12)))];
     let far_high = [low(4, u32::MAX, Is::AtLeast(FAR_HIGH))];
@@ -518,9 +589,41 @@ mod tests {
     }
 
     #[test]
-    fn a_handler_is_seen_for_the_signal_of_a_trapped_store_only() {
-        assert!(stops(number::RT_SIGACTION, [11, 0x1000, 0, 8, 0, 0]));
-        assert!(!stops(number::RT_SIGACTION, [7, 0x1000, 0, 8, 0, 0]));
+    fn a_handler_is_seen_for_signals_that_come_often_and_for_that_of_a_trapped_store() {
+        let stops = |arch: Arch, number, signal| {
+            let call = Call { arch: arch.raw(), number, args: [signal, 0x1000, 0, 8, 0, 0] };
+            filter(None, &[]).decide(&call) == Action::Notify
+        };
+        for signal in 1..65 {
+            let is_one =
+                signal == 11 || HANDLED.iter().any(|(first, end)| (*first..*end).contains(&signal));
+            let signal = u64::from(signal);
+            assert_eq!(stops(Arch::X86_64, number::RT_SIGACTION, signal), is_one, "{signal}");
+            assert_eq!(stops(Arch::I386, number::I386_RT_SIGACTION, signal), is_one, "{signal}");
+        }
+        assert!(stops(Arch::X86_64, X32_BIT | number::X32_RT_SIGACTION, 10));
+        let question =
+            Call { arch: Arch::X86_64.raw(), number: 13, args: [10, 0, 0x1000, 8, 0, 0] };
+        assert_eq!(filter(None, &[]).decide(&question), Action::Allow);
+        // HUP, INT, QUIT, TERM, CHLD and WINCH.
+        assert!([1, 2, 3, 15, 17, 28].iter().all(|&signal| !stops(Arch::X86_64, 13, signal)));
+    }
+
+    #[test]
+    fn tracing_is_stopped_where_it_begins() {
+        for (arch, number) in [
+            (Arch::X86_64, number::PTRACE),
+            (Arch::X86_64, X32_BIT | number::X32_PTRACE),
+            (Arch::I386, number::I386_PTRACE),
+        ] {
+            let stops = |request| {
+                let call = Call { arch: arch.raw(), number, args: [request, 1, 0, 0, 0, 0] };
+                filter(None, &[]).decide(&call) == Action::Notify
+            };
+            assert!([0, 16, 0x4206].into_iter().all(stops));
+            // PEEKTEXT, CONT, SYSCALL and INTERRUPT.
+            assert!(![1, 7, 24, 0x4207].into_iter().any(stops));
+        }
     }
 
     #[test]

@@ -7,7 +7,6 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use ioasis_sys::fuse::{Mounted, Owner};
-use ioasis_sys::namespace::User;
 use ioasis_sys::notify::Listener;
 use ioasis_sys::seccomp;
 use ioasis_sys::spawn::{self, Child, Fork};
@@ -161,8 +160,7 @@ impl Failure {
 fn prepare(view: &View, queues: Option<QueueFds>, socket: &OwnedFd) -> Result<(), Failure> {
     let failed = |error: Error| Failure::before_start(error.why);
     let entered = view.enter().map_err(failed)?;
-    let more = if view.user() == User::Root { &filter::MEMLOCK_CALLS[..] } else { &[] };
-    let filter = filter::filter(queues.filter(|_| entered.fuse.is_none()), more);
+    let filter = filter::of_run(queues.filter(|_| entered.fuse.is_none()), view.user());
     let listener = match filter.install() {
         Err(Error { errno: Errno::EACCES, .. }) => {
             seccomp::no_new_privileges().and_then(|()| filter.install())

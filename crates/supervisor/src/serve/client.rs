@@ -1,6 +1,6 @@
 //! The task that made a call, as `iommufd` and `vfio` ask for it.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ use ioasis_vfio::{Device, DeviceMemory, IommuFile, REGION_SHIFT, VfioFile};
 use rustix::fs::{FallocateFlags, OFlags};
 
 use super::pool::Hand;
-use super::{File, Server, holders};
+use super::{Decision, File, Server, holders};
 use crate::descriptors;
 use crate::files::{Blank, END, Look, Opened};
 use crate::memlock::{INFINITY, Limit};
@@ -48,6 +48,8 @@ pub(crate) struct Caller<'a> {
     blanks: RefCell<Vec<Blank>>,
     /// What was read last, and some bytes more: a struct is read by its size first.
     ahead: RefCell<Ahead>,
+    /// The kernel goes on with the call, and may wait in it.
+    waits: Cell<bool>,
 }
 
 fn seccomp_flag(on_exec: iommufd::OnExec) -> OnExec {
@@ -91,7 +93,19 @@ impl<'a> Caller<'a> {
             called: RefCell::default(),
             blanks: RefCell::default(),
             ahead: RefCell::default(),
+            waits: Cell::default(),
         }
+    }
+
+    /// The kernel goes on with the call, which may wait and be interrupted as it would on Linux.
+    pub(super) fn goes_on(&self) -> Decision {
+        self.waits.set(true);
+        Decision::CONTINUE
+    }
+
+    /// Whether that was said.
+    pub(super) fn waits(&self) -> bool {
+        self.waits.get()
     }
 
     /// Whether the task still waits for its answer. What was found by its number before this says yes is its own.

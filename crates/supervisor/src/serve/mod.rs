@@ -44,7 +44,7 @@ use ioasis_sys::eventfd::EventFd;
 use ioasis_sys::namespace::User;
 use ioasis_sys::notify::{Answer, Listener, Notification, OnExec};
 use ioasis_sys::process::Thread;
-use ioasis_sys::seccomp::{Arch, X32_BIT};
+use ioasis_sys::seccomp::{self, Arch, Call, Filter, X32_BIT};
 use ioasis_sys::sync::Mutex;
 use ioasis_uapi::{Errno, Error, Result};
 use ioasis_vfio::{DeviceFile, DeviceWatcher, GroupFile, KvmDevice};
@@ -63,8 +63,8 @@ use crate::removal::Note;
 use crate::rules::{Rule, Rules};
 use crate::task::{Task, Tasks, low, signed};
 use crate::trace::{self, Trace};
-use crate::trap::{Executes, Surroundings, Traps};
-use crate::view::{Identity, Node};
+use crate::trap::{Action, Executes, Surroundings, Traps};
+use crate::view::{Identity, Node, Stores};
 use crate::watchdog::{Shared, say};
 use client::Caller;
 use numbers::HostNumbers;
@@ -157,6 +157,8 @@ enum Line {
 #[derive(Debug)]
 pub(crate) struct Server {
     listener: Listener,
+    /// What it stops.
+    filter: Filter,
     shared: Arc<Shared>,
     notes: Arc<Notes>,
     files: Files<File>,
@@ -210,6 +212,7 @@ impl Server {
         let left = EventFd::create()?;
         Ok(Arc::new_cyclic(|this| Self {
             user_namespace,
+            filter: filter::of_run(launched.queues, machine.view.user),
             listener,
             shared: Arc::clone(shared),
             notes: Arc::clone(notes),
@@ -448,7 +451,7 @@ impl Server {
             let is_executing = || self.tasks.is_another_executing(task);
             self.traps.returns(task.tid, task.process.pid(), is_executing);
         }
-        match call.number {
+        let decision = match call.number {
             // Not the accesses to the setting itself.
             number::IOCTL | number::OPEN | number::OPENAT | number::OPENAT2 => {
                 let decide = || self.decide_for(&caller, call);
@@ -459,7 +462,11 @@ impl Server {
                 decision
             }
             _ => self.decide_for(&caller, call),
-        }
+        };
+        let waits = caller.waits() && self.traps.is_traced(task.process.pid());
+        let Notification { arch, number, args, .. } = *call;
+        self.traps.goes_on(task.tid, waits.then_some(Call { arch, number, args }));
+        decision
     }
 
     fn decide_for(&self, caller: &Caller<'_>, call: &Notification) -> Decision {
@@ -479,9 +486,10 @@ impl Server {
             None => {}
         }
         if call.arch == Arch::I386.raw() {
-            if call.number == number::I386_RT_SIGACTION {
-                self.acts(caller, call.args[1], ACTION_32);
-                return Decision::CONTINUE;
+            match call.number {
+                number::I386_RT_SIGACTION => return self.acts(caller, call, ACTION_32),
+                number::I386_PTRACE => return self.traced(caller, call),
+                _ => {}
             }
             return match filter::widened(call) {
                 Some(wide) if wide.number == number::IOCTL => foreign_ioctl(caller, &wide),
@@ -493,11 +501,15 @@ impl Server {
             };
         }
         if call.arch != Arch::X86_64.raw() || call.number & X32_BIT != 0 {
-            return foreign_ioctl(caller, call);
+            return match call.number & !X32_BIT {
+                number::X32_RT_SIGACTION => self.acts(caller, call, ACTION_32),
+                number::X32_PTRACE => self.traced(caller, call),
+                _ => foreign_ioctl(caller, call),
+            };
         }
         let decided = match call.number {
             number::IOCTL if absent::is_of_all_files(low(call.args[1])) => Ok(Decision::CONTINUE),
-            number::IOCTL => return ioctl::ioctl(caller, call),
+            number::IOCTL => return may_wait_natively(caller, ioctl::ioctl(caller, call)),
             number::OPEN | number::OPENAT | number::OPENAT2 | number::CREAT => {
                 return open::open(caller, call);
             }
@@ -509,10 +521,8 @@ impl Server {
                 access::vectored(caller, call, Words::Long)
             }
             number::MMAP => access::mmap(caller, call),
-            number::RT_SIGACTION => {
-                self.acts(caller, call.args[1], ACTION);
-                Ok(Decision::CONTINUE)
-            }
+            number::RT_SIGACTION => return self.acts(caller, call, ACTION),
+            number::PTRACE => return self.traced(caller, call),
             number::READ | number::WRITE => access::queue(caller, call),
             number::READV | number::WRITEV => access::queue_vectored(caller, call),
             number::MREMAP | number::MADVISE | number::REMAP_FILE_PAGES => {
@@ -550,16 +560,44 @@ impl Server {
         }
     }
 
-    /// A program sets what becomes of SIGSEGV: its tracer, if it has one, must know.
-    fn acts(&self, caller: &Caller<'_>, address: u64, length: usize) {
-        let pid = caller.task.process.pid();
+    /// A program sets what becomes of a signal. Its tracer, if it has one, must know it of SIGSEGV; a handler that lets calls
+    /// fail with EINTR has the process seized.
+    fn acts(&self, caller: &Caller<'_>, call: &Notification, length: usize) -> Decision {
+        let ([signal, address, ..], task) = (call.args, caller.task);
+        let pid = task.process.pid();
         let mut bytes = vec![0; length];
-        if address != 0
-            && self.traps.is_traced(pid)
-            && caller.task.thread.read(address, &mut bytes).is_ok()
-        {
-            self.traps.acts(pid, &bytes);
+        if address == 0 || task.thread.read(address, &mut bytes).is_err() {
+            return Decision::CONTINUE;
         }
+        if low(signal) == filter::SIGSEGV {
+            if self.traps.is_traced(pid) {
+                self.traps.acts(pid, &bytes);
+            }
+        } else if Action::of(&bytes).interrupts()
+            && self.machine.view.stores == Stores::Trapped
+            && !self.traps.is_traced(pid)
+            && caller.may_wait().is_ok()
+            && !Traps::runs_a_machine(pid)
+        {
+            self.traps.watch((task.tid, pid), || self.tasks.is_another_executing(task));
+        }
+        Decision::CONTINUE
+    }
+
+    /// A program is about to trace another, or itself to be traced: who traces it here gives way.
+    fn traced(&self, caller: &Caller<'_>, call: &Notification) -> Decision {
+        if self.traps.is_idle() {
+            return Decision::CONTINUE;
+        }
+        if low(call.args[0]) == filter::TRACEME {
+            return self.let_go(caller);
+        }
+        if let (Ok(tid), Ok(standing)) = (u32::try_from(call.args[1]), caller.task.standing())
+            && caller.may_wait().is_ok()
+        {
+            self.traps.let_go(tid, standing.credentials.uid);
+        }
+        Decision::CONTINUE
     }
 
     /// Says why a mapping fails that would succeed for a program nobody else traces.
@@ -603,6 +641,13 @@ impl Surroundings for Around {
         }
     }
 
+    fn was_missed(&self, tid: u32, call: &Call) -> bool {
+        let Some(server) = self.server.upgrade() else { return false };
+        server.filter.decide(call) == seccomp::Action::Notify
+            && !filter::may_be_interrupted(call.arch, call.number)
+            && !server.traps.is_native(tid, call)
+    }
+
     fn ended(&self, pid: u32, status: ExitStatus) {
         self.shared.note(pid, status);
     }
@@ -639,6 +684,14 @@ fn is_a_filter(caller: &Caller<'_>, address: u64) -> bool {
         && caller.task.read(code, &mut vec![0; 8 * usize::from(length)]).is_ok()
 }
 
+/// An ioctl that is not ours is one of a driver that may wait.
+fn may_wait_natively(caller: &Caller<'_>, decision: Decision) -> Decision {
+    match decision {
+        Decision::Answer(Answer::Continue) => caller.goes_on(),
+        other => other,
+    }
+}
+
 /// The decision that a result is.
 fn settled(decided: Result<Decision>) -> Decision {
     decided.unwrap_or_else(|error| match error.errno {
@@ -663,7 +716,7 @@ fn unknown(error: Error) -> Answer {
 fn foreign_ioctl(caller: &Caller<'_>, call: &Notification) -> Decision {
     let opened = match caller.opened(signed(call.args[0])) {
         Ok(Some(opened)) => opened,
-        Ok(None) => return Decision::CONTINUE,
+        Ok(None) => return caller.goes_on(),
         Err(error) => return Decision::Answer(unknown(error)),
     };
     match opened.file {

@@ -47,14 +47,14 @@ pub(super) fn open(caller: &Caller<'_>, call: &Notification) -> Decision {
     let resolve = |wait| resolve::resolve(open.from, &open.path, last, wait);
     let (found, seen) = match caller.find(resolve) {
         Ok(Some(found)) => found,
-        Ok(None) => return Decision::CONTINUE,
+        Ok(None) => return caller.goes_on(),
         Err(error) => return Decision::error(error.errno),
     };
     let Some(target) = node(caller, seen) else {
         let answer = process_text(caller, &open, (&found, seen))
             .or_else(|| machine_text(caller, &open, (&found, seen)))
             .or_else(|| fdinfo::answer(caller, &open, (&found, seen)));
-        return answer.unwrap_or(Decision::CONTINUE);
+        return answer.unwrap_or_else(|| kernels(caller, seen.kind));
     };
     if !caller.is_there() || is_the_kernels(caller, &target, open.flags) {
         return Decision::CONTINUE;
@@ -97,6 +97,14 @@ pub(super) fn open(caller: &Caller<'_>, call: &Notification) -> Decision {
         }
         Ok(file) => Decision::Give(Gift { file, on_exec: on_exec(open.flags), line }),
         Err(error) => refuse(caller, line, error),
+    }
+}
+
+/// The kernel opens what is not ours; whatever is no plain file may have it wait.
+fn kernels(caller: &Caller<'_>, kind: FileType) -> Decision {
+    match kind {
+        FileType::RegularFile | FileType::Directory => Decision::CONTINUE,
+        _ => caller.goes_on(),
     }
 }
 

@@ -19,7 +19,7 @@ const OTHER_FAULTS: u64 = 1 << 3 | 1 << 6 | 1 << 7;
 
 /// What becomes of SIGSEGV in a process: a `struct sigaction` as the kernel has it, of 64-bit or 32-bit code.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Action {
+pub(crate) struct Action {
     bytes: Vec<u8>,
 }
 
@@ -37,7 +37,7 @@ pub(super) const BYTES_32: usize = 20;
 
 impl Action {
     /// The action that the struct `bytes` says.
-    pub(super) fn of(bytes: &[u8]) -> Self {
+    pub(crate) fn of(bytes: &[u8]) -> Self {
         Self { bytes: bytes.to_vec() }
     }
 
@@ -47,20 +47,31 @@ impl Action {
 
     /// `SIG_DFL`, `SIG_IGN`, or the address of a handler: the struct's first word.
     pub(super) fn kind(&self) -> Kind {
+        match self.word(0) {
+            0 => Kind::Default,
+            1 => Kind::Ignore,
+            _ => Kind::Handler,
+        }
+    }
+
+    /// Whether a handler makes calls fail with EINTR that it interrupts. The flags are the struct's second word.
+    pub(crate) fn interrupts(&self) -> bool {
+        /// `SA_RESTART` (asm/signal.h).
+        const RESTART: u64 = 0x1000_0000;
+        self.kind() == Kind::Handler && self.word(1) & RESTART == 0
+    }
+
+    fn word(&self, index: usize) -> u64 {
         let width = match self.bytes.len() {
             BYTES => 8,
             BYTES_32 => 4,
             length => length,
         };
         let mut word = [0; 8];
-        if let Some(first) = self.bytes.get(..width) {
-            word[..width].copy_from_slice(first);
+        if let Some(bytes) = self.bytes.get(index * width..(index + 1) * width) {
+            word[..width].copy_from_slice(bytes);
         }
-        match u64::from_le_bytes(word) {
-            0 => Kind::Default,
-            1 => Kind::Ignore,
-            _ => Kind::Handler,
-        }
+        u64::from_le_bytes(word)
     }
 
     /// A handler of which nothing else is known yet.
@@ -127,6 +138,21 @@ mod tests {
             (Action::default().kind(), Action::ignore().kind()),
             (Kind::Default, Kind::Ignore)
         );
+    }
+
+    #[test]
+    fn a_handler_interrupts_calls_unless_its_flags_say_otherwise() {
+        let action = |width: usize, handler: u64, flags: u64| {
+            let words = [handler.to_le_bytes(), flags.to_le_bytes()];
+            let mut bytes = [&words[0][..width], &words[1][..width]].concat();
+            bytes.resize(if width == 8 { BYTES } else { BYTES_32 }, 0xff);
+            Action::of(&bytes).interrupts()
+        };
+        for width in [4, 8] {
+            assert!(action(width, 0x1000, 0) && action(width, 0x1000, 4));
+            assert!(!action(width, 0x1000, 0x1000_0000) && !action(width, 0x1000, 0x1400_0004));
+            assert!(!action(width, 0, 0) && !action(width, 1, 0));
+        }
     }
 
     #[test]

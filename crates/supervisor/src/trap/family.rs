@@ -10,6 +10,7 @@ use ioasis_sys::ptrace::{
     BUS_ADRERR, Event, Follow, Injection, Outcome as Injected, Registers, Resume, SEGV_ACCERR,
     SEGV_MAPERR, SignalInfo, Stop, SystemCall, Tracer, Waited, Waker,
 };
+use ioasis_sys::seccomp::{Arch, Call};
 use ioasis_sys::sync::Mutex;
 use ioasis_uapi::{Errno, Error, Result};
 use rustix::process::Signal;
@@ -24,6 +25,11 @@ use super::{Mapping, Surroundings};
 pub(super) enum Command {
     /// The thread is about to make this mapping.
     Map { tid: u32, pid: u32, mapping: Mapping, reply: Sender<Result<()>> },
+    /// The process has a handler that does not begin calls anew.
+    Watch { tid: u32, pid: u32, reply: Sender<()> },
+    /// Somebody else is about to trace the process. The answer comes when none of its threads is traced here, if that
+    /// can be.
+    LetGo { pid: u32, reply: Sender<()> },
     /// The thread is about to execute a program. The answer is what is known of its process, if it is let go of.
     Release { tid: u32, reply: Sender<Option<Known>> },
     /// The thread was let go of and has not executed a program.
@@ -163,6 +169,9 @@ enum Job {
     },
 }
 
+/// `-ERESTARTSYS` (linux/errno.h): what a call that is stopped answers when a signal comes before it was received
+/// (`seccomp_do_user_notification`, kernel/seccomp.c). One that was received waits for its answer, whatever comes.
+const NOT_RECEIVED: i64 = -512;
 const PROT_READ: u64 = 1;
 const PROT_WRITE: u64 = 2;
 const SIGSEGV: i32 = Signal::SEGV.as_raw();
@@ -177,12 +186,14 @@ struct Tracing {
     families: Families,
     processes: BTreeMap<u32, Process>,
     threads: BTreeMap<u32, Thread>,
+    /// Who waits for a process to be let go of.
+    waiting: Vec<(u32, Sender<()>)>,
 }
 
 impl Tracing {
     fn new(family: Arc<Family>, surroundings: Arc<dyn Surroundings>, families: Families) -> Self {
-        let (processes, threads) = Default::default();
-        Self { tracer: Tracer::new(), family, surroundings, families, processes, threads }
+        let (processes, threads, waiting) = Default::default();
+        Self { tracer: Tracer::new(), family, surroundings, families, processes, threads, waiting }
     }
 
     fn run(mut self) {
@@ -220,6 +231,13 @@ impl Tracing {
             Command::Map { tid, pid, mapping, reply } => {
                 let _ = reply.send(self.map(tid, pid, mapping));
             }
+            Command::Watch { tid, pid, reply } => {
+                if !self.threads.contains_key(&tid) {
+                    let _ = self.seize_all(tid, pid);
+                }
+                let _ = reply.send(());
+            }
+            Command::LetGo { pid, reply } => self.let_go(pid, reply),
             Command::Release { tid, reply } => {
                 // Nobody may have waited so long.
                 if reply.send(self.release(tid)).is_err()
@@ -233,6 +251,17 @@ impl Tracing {
                 let _ = reply.send(());
             }
         }
+    }
+
+    /// Lets go of all threads of the process, unless it has trapped pages.
+    fn let_go(&mut self, pid: u32, reply: Sender<()>) {
+        if self.processes.get(&pid).is_none_or(|process| !process.known.asked.is_empty()) {
+            return;
+        }
+        for (tid, thread) in self.threads.iter_mut().filter(|(_, thread)| thread.pid == pid) {
+            thread.leaves = self.tracer.interrupt(*tid).is_ok();
+        }
+        self.waiting.push((pid, reply));
     }
 
     /// Lets go of the thread, which waits in a call, before that returns.
@@ -269,6 +298,9 @@ impl Tracing {
 
     fn forget_process(&mut self, pid: u32) {
         self.processes.remove(&pid);
+        for (_, reply) in self.waiting.extract_if(.., |(waited, _)| *waited == pid) {
+            let _ = reply.send(());
+        }
         self.family.actions.lock().remove(&pid);
         let mut families = self.families.lock();
         if families.get(&pid).is_some_and(|family| Arc::ptr_eq(family, &self.family)) {
@@ -344,8 +376,9 @@ impl Tracing {
         let Some(thread) = self.threads.get_mut(&tid) else { return Ok(()) };
         if thread.leaves && thread.running.is_none() {
             let signal = if let Event::Signal(signal) = event { signal } else { 0 };
+            let detached = self.tracer.detach(tid, signal);
             self.forget(tid);
-            return self.tracer.detach(tid, signal);
+            return detached;
         }
         if let Some((injection, _)) = &mut thread.running {
             return match injection.next(&self.tracer, event)? {
@@ -355,7 +388,10 @@ impl Tracing {
         }
         match event {
             Event::Signal(SIGSEGV) => self.segv(tid),
-            Event::Signal(signal) => self.tracer.resume(tid, Resume::Continue, signal),
+            Event::Signal(signal) => {
+                self.make_again(tid)?;
+                self.tracer.resume(tid, Resume::Continue, signal)
+            }
             Event::Interrupted | Event::Group(_) if thread.mapping.is_some() => {
                 thread.interrupt = matches!(event, Event::Group(_));
                 self.mapped(tid)
@@ -432,6 +468,28 @@ impl Tracing {
         let surplus = process.known.asked.len().saturating_sub(ASKED);
         process.known.asked.drain(..surplus);
         self.next_job(tid, &registers)
+    }
+
+    /// The thread is about to take a signal. A call that was stopped and that the signal interrupted before it was received, which
+    /// Linux never does, is made after the handler, as if the signal had come just before it.
+    fn make_again(&mut self, tid: u32) -> Result<()> {
+        let mut registers = self.tracer.registers(tid)?;
+        if registers.rax.cast_signed() != NOT_RECEIVED || registers.orig_rax.cast_signed() < 0 {
+            return Ok(());
+        }
+        let pid = self.threads.get(&tid).map_or(tid, |thread| thread.pid);
+        let Some(process) = self.processes.get(&pid) else { return Ok(()) };
+        let instruction = SystemCall::instruction_before(&registers);
+        if is_system_call(&process.space, instruction, &registers)
+            && self.surroundings.was_missed(tid, &call(&registers))
+        {
+            // As the kernel does where there is no handler (`arch_do_signal_or_restart`, arch/x86/kernel/signal.c).
+            registers.rip = instruction;
+            registers.rax = registers.orig_rax;
+            registers.orig_rax = u64::MAX;
+            self.tracer.set_registers(tid, &registers)?;
+        }
+        Ok(())
     }
 
     /// Begins the thread's next system call, or lets it go on.
@@ -602,6 +660,19 @@ impl Job {
     }
 }
 
+/// The call that a thread is coming out of.
+fn call(registers: &Registers) -> Call {
+    let Registers { rdi, rsi, rdx, r10, r8, r9, rbx, rcx, rbp, .. } = *registers;
+    let (arch, args) = if registers.is_32_bit() {
+        let low = |register| register & u64::from(u32::MAX);
+        (Arch::I386, [rbx, rcx, rdx, rsi, rdi, rbp].map(low))
+    } else {
+        (Arch::X86_64, [rdi, rsi, rdx, r10, r8, r9])
+    };
+    let number = u32::try_from(registers.orig_rax & u64::from(u32::MAX)).expect("a half");
+    Call { arch: arch.raw(), number, args }
+}
+
 /// Room below the thread's stack for a `struct sigaction`, and what lies there.
 fn scratch(space: &Space, registers: &Registers) -> Option<(u64, Vec<u8>)> {
     let length = if registers.is_32_bit() { action::BYTES_32 } else { action::BYTES };
@@ -630,6 +701,11 @@ fn status_field(path: &str, field: &str) -> Option<String> {
 
 pub(super) fn status_number(tid: u32, field: &str) -> Option<u32> {
     status_field(&format!("/proc/{tid}/status"), field)?.parse().ok()
+}
+
+/// The real user of a thread.
+pub(super) fn user(tid: u32) -> Option<u32> {
+    status_field(&format!("/proc/{tid}/status"), "Uid:")?.split_whitespace().next()?.parse().ok()
 }
 
 /// A set of signals in the status of a thread.

@@ -6,6 +6,10 @@
 //! here ([`fault`]), and the thread goes on behind it, without having seen a signal. A page of registers that loads change is made
 //! inaccessible, and loads are done here as well.
 //!
+//! A process with a handler that does not begin calls anew is seized as well ([`Traps::watch`]): a call that is stopped and that a
+//! signal interrupts before it was received would fail with EINTR, which Linux never answers there. Its tracer sees each signal
+//! before it is delivered, and has the call made again after the handler.
+//!
 //! Linux binds tracees to the thread that seized them. Each process that is not a tracee's child has such a thread of its own,
 //! which serves it and whatever it forks (a [`family`]): a program that makes its tracer wait, by memory that does
 //! not come or a device that is busy with it, keeps itself waiting and nobody else. What a tracer must know of a fault it asks
@@ -19,7 +23,8 @@
 //! A tracer keeps the supervisor's user and capabilities. With a program's own user for its real one it could seize without
 //! CAP_SYS_PTRACE, and that user could kill it, and the supervisor with it (`kill_ok_by_cred`, kernel/signal.c).
 //!
-//! No lock is held while a tracer works. `Traps::families` comes before a family's queue; `Traps::away` is a leaf.
+//! No lock is held while a tracer works. `Traps::families` comes before a family's queue; `Traps::away` and `Traps::native` are
+//! leaves.
 //!
 //! DIFFERS: a process that runs a virtual machine of KVM's is not seized, since the kernel would not let the machine store to a page
 //! that the process may only read. Its registers are shared memory that the model polls.
@@ -32,7 +37,7 @@ mod family;
 mod fault;
 mod space;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::ops::Range;
 use std::process::ExitStatus;
@@ -40,16 +45,21 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
+use ioasis_sys::seccomp::Call;
 use ioasis_sys::sync::Mutex;
 use ioasis_uapi::{Errno, Error, Result};
 use ioasis_vfio::DeviceFile;
 
+pub(crate) use action::Action;
 use family::{Command, Family, Known};
 
 /// What a tracer asks of the rest of the supervisor.
 pub(crate) trait Surroundings: fmt::Debug + Send + Sync {
     /// The device whose open file this is.
     fn device(&self, dev: u64, inode: u64) -> Option<Arc<DeviceFile>>;
+
+    /// Whether the call of thread `tid`, which a signal interrupted, was stopped and not received.
+    fn was_missed(&self, tid: u32, call: &Call) -> bool;
 
     /// A tracee ended and was reaped.
     fn ended(&self, pid: u32, status: ExitStatus);
@@ -82,6 +92,12 @@ pub(crate) struct Traps {
     away: Mutex<BTreeMap<u32, Known>>,
     /// Whether there are any.
     is_any_away: AtomicBool,
+    /// Calls of traced threads that the kernel went on with and that may be interrupted as on Linux.
+    native: Mutex<BTreeMap<u32, Call>>,
+    /// Whether there are any.
+    is_any_native: AtomicBool,
+    /// Whether a family has ever been started.
+    was_any: AtomicBool,
 }
 
 /// How a thread goes on with its execve.
@@ -93,6 +109,8 @@ pub(crate) enum Executes {
     Again,
 }
 
+/// Tracing threads that there are for the sake of handlers: each may be another client's.
+const WATCHED: usize = 256;
 /// Threads remembered that were let go of.
 const AWAY: usize = 256;
 
@@ -108,6 +126,9 @@ impl Traps {
             families: Arc::default(),
             away: Mutex::default(),
             is_any_away: AtomicBool::new(false),
+            native: Mutex::default(),
+            is_any_native: AtomicBool::new(false),
+            was_any: AtomicBool::new(false),
         }
     }
 
@@ -130,6 +151,42 @@ impl Traps {
             Some(family) => heard(&family, &answer)?,
             // The program is about to be another one. Until then its stores are found by polling.
             None => Ok(()),
+        }
+    }
+
+    /// The process `pid` is about to have a handler that makes calls fail with EINTR: each signal is looked at before it is
+    /// delivered, from here on. A process that somebody else traces is left alone.
+    pub(crate) fn watch(&self, (tid, pid): (u32, u32), is_executing: impl Fn() -> bool) {
+        if self.are_many() {
+            return;
+        }
+        let (reply, answer) = mpsc::channel();
+        if let Ok(Some(family)) = self.tell(pid, Command::Watch { tid, pid, reply }, is_executing) {
+            let _ = heard(&family, &answer);
+        }
+    }
+
+    /// Whether there are so many tracing threads that the next is kept for a program that maps trapped pages.
+    fn are_many(&self) -> bool {
+        let families = self.families.lock();
+        families.len() >= WATCHED
+            && families.values().map(Arc::as_ptr).collect::<BTreeSet<_>>().len() >= WATCHED
+    }
+
+    /// Somebody with the user id `uid` is about to trace the thread `tid`: lets go of its process, unless that has trapped
+    /// pages. The kernel judges whether he may; of another user's process it is known that he may not.
+    pub(crate) fn let_go(&self, tid: u32, uid: u32) {
+        if uid != 0 && family::user(tid) != Some(uid) {
+            return;
+        }
+        let Some(tracer) = family::status_number(tid, "TracerPid:") else { return };
+        let Some(pid) = family::status_number(tid, "Tgid:") else { return };
+        let families = self.families.lock().clone();
+        let Some(family) = families.values().find(|family| family.is(tracer)) else { return };
+        let (reply, answer) = mpsc::channel();
+        if family.tell(Command::LetGo { pid, reply }).is_ok() {
+            family.wake();
+            let _ = heard(family, &answer);
         }
     }
 
@@ -169,7 +226,29 @@ impl Traps {
 
     /// Whether nobody has ever been seized, or all have ended.
     pub(crate) fn is_idle(&self) -> bool {
-        self.families.lock().is_empty()
+        !self.was_any.load(Ordering::Acquire) || self.families.lock().is_empty()
+    }
+
+    /// The kernel goes on with the call of thread `tid`, which may wait and be interrupted as on Linux; or, with none, the thread
+    /// has made another.
+    pub(crate) fn goes_on(&self, tid: u32, call: Option<Call>) {
+        if call.is_none() && !self.is_any_native.load(Ordering::Acquire) {
+            return;
+        }
+        let mut native = self.native.lock();
+        if native.len() >= AWAY {
+            native.retain(|tid, _| std::fs::exists(format!("/proc/{tid}")).unwrap_or(true));
+        }
+        match call {
+            Some(call) => native.insert(tid, call),
+            None => native.remove(&tid),
+        };
+        self.is_any_native.store(!native.is_empty(), Ordering::Release);
+    }
+
+    /// Whether the kernel went on with this call of the thread's, and the thread has made no other since that was received.
+    pub(crate) fn is_native(&self, tid: u32, call: &Call) -> bool {
+        self.native.lock().get(&tid) == Some(call)
     }
 
     /// Whether the thread `tid` was let go of.
@@ -207,7 +286,7 @@ impl Traps {
     pub(crate) fn acts(&self, pid: u32, bytes: &[u8]) {
         let family = self.families.lock().get(&pid).cloned();
         if let Some(family) = family {
-            family.set_action(pid, action::Action::of(bytes));
+            family.set_action(pid, Action::of(bytes));
         }
     }
 
@@ -239,6 +318,7 @@ impl Traps {
             None => command,
         };
         let (surroundings, others) = (Arc::clone(&self.surroundings), Arc::clone(&self.families));
+        self.was_any.store(true, Ordering::Release);
         let family = Family::start(surroundings, others, command)?;
         families.insert(pid, Arc::clone(&family));
         Ok(Some(family))
