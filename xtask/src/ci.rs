@@ -10,7 +10,7 @@ use anyhow::Result;
 
 use crate::kselftest::Totals;
 use crate::workspace::Workspace;
-use crate::{clients, conformance, fuzz, process, selftests, tools, uapi_check};
+use crate::{clients, conformance, fuzz, process, selftests, structure, tools, uapi_check};
 
 /// Sequences each property test runs here, unless the environment says otherwise.
 const SEQUENCES: &str = "2000";
@@ -24,6 +24,8 @@ pub(crate) enum Stage {
     Fmt,
     /// Lints, warnings are errors
     Clippy,
+    /// How the code is laid out: circles of modules, the width of comments
+    Structure,
     /// Every test, optimised, with cargo-nextest
     Tests,
     /// The tests that run under many schedules of their threads
@@ -50,6 +52,7 @@ impl Stage {
     const ALL: [Self; 12] = [
         Self::Fmt,
         Self::Clippy,
+        Self::Structure,
         Self::Tests,
         Self::Schedules,
         Self::Doctests,
@@ -145,6 +148,7 @@ fn check(workspace: &Workspace, stage: Stage) -> Result<Tally> {
             let scope = ["clippy", "--workspace", "--all-targets", "--locked"];
             process::run(cargo.args(scope).args(["--", "-D", "warnings"]))?;
         }
+        Stage::Structure => structure::run(workspace, &structure::Args::default())?,
         Stage::Tests => {
             cargo.args(["nextest", "run", "--workspace", "--release", "--locked"]);
             cargo.args(["--no-fail-fast", "--color", "never"]);

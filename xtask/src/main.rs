@@ -16,6 +16,7 @@ mod kselftest;
 mod process;
 mod selftests;
 mod soak;
+mod structure;
 mod tools;
 mod tsan;
 mod uapi_check;
@@ -51,6 +52,8 @@ enum Task {
     Bench(bench::Args),
     /// Run the long tests at full counts, from where the last run stopped
     Soak(soak::Args),
+    /// Check circles of modules and the width of comments
+    Structure(structure::Args),
     /// Fuzz
     Fuzz(fuzz::Args),
     /// Run Linux's own VFIO selftests on our devices
@@ -95,6 +98,7 @@ fn run(task: Task) -> Result<ExitCode> {
             let (runs, failed) = clients::run(&workspace, &args)?;
             ensure!(failed == 0, "{failed} of {runs} failed");
         }
+        Task::Structure(args) => structure::run(&workspace, &args)?,
         Task::Tsan(args) => tsan::run(&workspace, &args)?,
         Task::Coverage(args) => coverage::run(&workspace, &args)?,
         Task::Uml(args) => uml::run(&workspace, &args)?,

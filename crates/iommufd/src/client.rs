@@ -10,6 +10,9 @@ use ioasis_iommupt::Prot;
 use ioasis_uapi::Result;
 use smallvec::SmallVec;
 
+/// Bytes of a page, the unit of pinning and charging.
+pub const PAGE_SIZE: u64 = 1 << 12;
+
 /// The task that issued a call. Its argument bytes are an allegation: read once, check, use.
 pub trait Client {
     /// Copies `buf.len()` bytes from the caller's `address`.

@@ -92,25 +92,22 @@ mod tests;
 
 pub use client::{
     Account, AddressSpace, Backing, Client, ClientFile, Destination, Extent, Extents, Importer,
-    Kind, MappableMemory, OnExec, Piece, QueueFile, QueueWatcher, Source,
+    Kind, MappableMemory, OnExec, PAGE_SIZE, Piece, QueueFile, QueueWatcher, Source,
 };
 pub use container as type1;
-pub use device::access::{AccessHandle, AccessKind, AccessUser};
-pub use device::{Bound, PageAsk};
+pub use device::PageAsk;
+pub use device::access::{AccessKind, AccessUser};
 pub use hw::dma::{DmaFault, DmaSection, PasidDma, Reached, Segment, Unreached};
+pub use hw::endpoint::{Endpoint, Silence};
 pub use hw::faultlog;
-pub use hw::iommu::{
-    Endpoint, EndpointConfig, Group, Iommu, Kind as IommuKind, ReservedKind, ReservedRegion,
-    Silence,
-};
+pub use hw::group::Group;
+pub use hw::iommu::{EndpointConfig, Iommu, Kind as IommuKind, ReservedKind, ReservedRegion};
 pub use hw::kinds::cmdqv::Cmdqv;
 pub use hw::machine::Machine;
 pub use hw::ops as driver;
 pub use hw::phys::{Phys, Window};
-pub use ioas::{Place, Unmapped};
+pub use ioas::{MapRequest, Place, Unmapped};
 pub use ioasis_iommupt::{Dirty, Iova, IovaRange, Pa, Prot, Run};
 pub use memory::Memory;
-pub use open::library::HwptFlags;
-pub use open::{Context, CopyRequest, MapRequest};
-pub use pages::PAGE_SIZE;
+pub use open::{AccessHandle, Bound, Context, CopyRequest, HwptFlags};
 pub use params::{Param, Params};

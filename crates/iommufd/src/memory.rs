@@ -6,8 +6,7 @@ use ioasis_iommupt::Prot;
 use ioasis_sys::mapping::Mapping;
 use ioasis_uapi::Result;
 
-use crate::pages::PAGE_SIZE;
-use crate::{AddressSpace, Backing, Extent, Extents, Kind, Piece};
+use crate::client::{AddressSpace, Backing, Extent, Extents, Kind, PAGE_SIZE, Piece};
 
 /// A stretch of memory under addresses of the caller's choice, a VMM's guest RAM for instance.
 #[derive(Clone, Debug)]

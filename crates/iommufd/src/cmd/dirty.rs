@@ -4,7 +4,7 @@ use ioasis_iommupt::{Dirty, Iova, IovaRange};
 use ioasis_uapi::Result;
 use ioasis_uapi::iommufd as abi;
 
-use super::Call;
+use super::call::Call;
 use crate::hw::domain::Domain;
 use crate::hwpt::Hwpt;
 use crate::ioas::dirty::Bitmap;

@@ -5,24 +5,16 @@ use std::sync::Arc;
 use ioasis_uapi::Result;
 use ioasis_uapi::iommufd as abi;
 
-use super::Call;
+use super::call::Call;
+use crate::client::PAGE_SIZE;
 use crate::device::Device;
 use crate::hw::ops::{Invalidated, UserArray, UserData};
 use crate::hwpt::Hwpt;
 use crate::hwpt::faultq::FaultQueue;
 use crate::hwpt::viommu::Viommu;
 use crate::ioas::Ioas;
-use crate::object::{Head, Held, Object, Reservation, Tracked};
+use crate::object::{Head, Held, Object, Reservation};
 use crate::open::Context;
-use crate::pages::PAGE_SIZE;
-
-/// What a HWPT is to follow.
-enum Parent {
-    Ioas(Held<Ioas>),
-    Hwpt(Held<Hwpt>),
-    Viommu(Held<Viommu>),
-    Other,
-}
 
 pub(super) fn alloc(call: &Call<'_>) -> Result<i64> {
     let mut cmd: abi::HwptAlloc = call.decode()?;
@@ -33,12 +25,8 @@ pub(super) fn alloc(call: &Call<'_>) -> Result<i64> {
         return refuse!(EINVAL, "data_len does not go with data_type", u64::from(cmd.data_len));
     }
     let device: Held<Device> = call.context.objects().get(cmd.dev_id)?;
-    let parent = call.context.objects().inspect(cmd.pt_id, |object| match object {
-        Object::Ioas(ioas) => Parent::Ioas(Held::new(ioas)),
-        Object::Hwpt(hwpt) if hwpt.nested.is_none() => Parent::Hwpt(Held::new(hwpt)),
-        Object::Viommu(viommu) => Parent::Viommu(Held::new(viommu)),
-        _ => Parent::Other,
-    });
+    let device = device.endpoint();
+    let parent = call.context.objects().any(cmd.pt_id).ok();
     let data = UserData {
         client: call.client,
         kind: cmd.data_type,
@@ -48,31 +36,27 @@ pub(super) fn alloc(call: &Call<'_>) -> Result<i64> {
     let sent = (cmd.data_len > 0).then_some(&data);
     let head = |reservation: &Reservation| Head::new(reservation.id());
     let reserve = || call.context.objects().reserve();
-    match parent.unwrap_or(Parent::Other) {
-        Parent::Ioas(ioas) => {
-            let (reservation, hwpt) = call.context.make_hwpt(&ioas, &device, cmd.flags, sent)?;
-            let finished = finish(call, &mut cmd, &hwpt);
-            if finished.is_err() {
-                Context::abort_hwpt(&hwpt);
-            }
-            finished.map(|()| reservation.publish(Object::Hwpt(hwpt)))?;
+    let none = || refuse!(EINVAL, "pt_id names nothing a HWPT can follow", u64::from(cmd.pt_id));
+    let Some(parent) = parent else { return none() };
+    if let Some(ioas) = parent.as_a::<Ioas>() {
+        let (reservation, hwpt) = call.context.make_hwpt(&ioas, device, cmd.flags, sent)?;
+        let finished = finish(call, &mut cmd, &hwpt);
+        if finished.is_err() {
+            Context::abort_hwpt(&hwpt);
         }
-        Parent::Hwpt(parent) => {
-            let reservation = reserve()?;
-            let hwpt = Hwpt::nested(head(&reservation), &parent, &device, cmd.flags, &data)?;
-            finish(call, &mut cmd, &hwpt)?;
-            reservation.publish(Object::Hwpt(hwpt));
-        }
-        Parent::Viommu(viommu) => {
-            let reservation = reserve()?;
-            let hwpt =
-                Hwpt::nested_in_viommu(head(&reservation), &viommu, &device, cmd.flags, &data)?;
-            finish(call, &mut cmd, &hwpt)?;
-            reservation.publish(Object::Hwpt(hwpt));
-        }
-        Parent::Other => {
-            return refuse!(EINVAL, "pt_id names nothing a HWPT can follow", u64::from(cmd.pt_id));
-        }
+        finished.map(|()| reservation.publish(hwpt))?;
+    } else if let Some(parent) = parent.as_a::<Hwpt>().filter(|hwpt| hwpt.nested.is_none()) {
+        let reservation = reserve()?;
+        let hwpt = Hwpt::nested(head(&reservation), &parent, device, cmd.flags, &data)?;
+        finish(call, &mut cmd, &hwpt)?;
+        reservation.publish(hwpt);
+    } else if let Some(viommu) = parent.as_a::<Viommu>() {
+        let reservation = reserve()?;
+        let hwpt = Hwpt::nested_in_viommu(head(&reservation), &viommu, device, cmd.flags, &data)?;
+        finish(call, &mut cmd, &hwpt)?;
+        reservation.publish(hwpt);
+    } else {
+        return none();
     }
     Ok(0)
 }
@@ -100,13 +84,6 @@ pub(super) fn invalidate(call: &Call<'_>) -> Result<i64> {
     result.map(|()| 0)
 }
 
-/// What takes invalidations.
-enum Target {
-    Nested(Held<Hwpt>),
-    Viommu(Held<Viommu>),
-    Other,
-}
-
 fn invalidate_all(call: &Call<'_>, cmd: &abi::HwptInvalidate) -> Result<Invalidated> {
     if cmd.__reserved != 0 {
         return refuse!(EOPNOTSUPP, "__reserved is set", u64::from(cmd.__reserved));
@@ -129,19 +106,15 @@ fn invalidate_all(call: &Call<'_>, cmd: &abi::HwptInvalidate) -> Result<Invalida
         entry_length: usize::try_from(cmd.entry_len).expect("32 bits fit usize"),
         entries: cmd.entry_num,
     };
-    let target = call.context.objects().inspect(cmd.hwpt_id, |object| match object {
-        Object::Hwpt(hwpt) if hwpt.nested.is_some() => Target::Nested(Held::new(hwpt)),
-        Object::Viommu(viommu) => Target::Viommu(Held::new(viommu)),
-        _ => Target::Other,
-    })?;
-    match target {
-        Target::Nested(hwpt) => {
-            Ok(hwpt.nested.as_ref().expect("a nested HWPT").table.carry_out(&requests))
-        }
-        Target::Viommu(viommu) => Ok(viommu.carry_out(&requests)),
-        Target::Other => {
-            refuse!(EINVAL, "the object takes no invalidations", u64::from(cmd.hwpt_id))
-        }
+    let target = call.context.objects().any(cmd.hwpt_id)?;
+    if let Some(hwpt) = target.as_a::<Hwpt>()
+        && let Some(nested) = &hwpt.nested
+    {
+        return Ok(nested.table.carry_out(&requests));
+    }
+    match target.as_a::<Viommu>() {
+        Some(viommu) => Ok(viommu.carry_out(&requests)),
+        None => refuse!(EINVAL, "the object takes no invalidations", u64::from(cmd.hwpt_id)),
     }
 }
 

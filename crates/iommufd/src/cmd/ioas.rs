@@ -1,15 +1,16 @@
 //! The IOAS commands. Linux: `drivers/iommu/iommufd/ioas.c`.
 
+use std::sync::Arc;
+
 use ioasis_iommupt::{Iova, IovaRange, Prot};
 use ioasis_uapi::Result;
 use ioasis_uapi::iommufd as abi;
 use zerocopy::{FromZeros, IntoBytes};
 
-use super::Call;
+use super::call::{Call, Extension};
 use crate::inject::step;
-use crate::ioas::Place;
-use crate::object::Object;
-use crate::open::{CopyRequest, MapRequest};
+use crate::ioas::{MapRequest, Place};
+use crate::open::CopyRequest;
 
 pub(super) fn alloc(call: &Call<'_>) -> Result<i64> {
     let mut cmd: abi::IoasAlloc = call.decode()?;
@@ -20,7 +21,7 @@ pub(super) fn alloc(call: &Call<'_>) -> Result<i64> {
     let ioas = call.context.make_ioas(&reservation)?;
     cmd.out_ioas_id = reservation.id();
     call.reply(&cmd)?;
-    reservation.publish(Object::Ioas(ioas));
+    reservation.publish(ioas);
     Ok(0)
 }
 
@@ -157,7 +158,7 @@ pub(super) fn map_file(call: &Call<'_>) -> Result<i64> {
 
 pub(super) fn copy(call: &Call<'_>) -> Result<i64> {
     let mut cmd: abi::IoasCopy = call.decode()?;
-    if let Some(extension) = call.context.machine().extension() {
+    if let Some(extension) = call.context.machine().added::<Arc<dyn Extension>>() {
         let (ioas, flags, iova) = (cmd.src_ioas_id, cmd.flags, cmd.src_iova);
         (cmd.flags, cmd.src_iova) = extension.copy_source(call.context, ioas, flags, iova);
     }

@@ -5,7 +5,7 @@ use std::mem::offset_of;
 use ioasis_uapi::Result;
 use ioasis_uapi::iommufd as abi;
 
-use super::Call;
+use super::call::Call;
 use crate::account::Mode;
 
 pub(super) fn destroy(call: &Call<'_>) -> Result<i64> {

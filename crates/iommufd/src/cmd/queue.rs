@@ -5,12 +5,12 @@ use std::sync::Arc;
 use ioasis_uapi::Result;
 use ioasis_uapi::iommufd as abi;
 
-use super::Call;
+use super::call::Call;
 use crate::hwpt::eventq::{DEPTH_MAX, EventQueue};
 use crate::hwpt::faultq::FaultQueue;
 use crate::hwpt::viommu::Viommu;
 use crate::inject::step;
-use crate::object::{Head, Held, Object};
+use crate::object::{Head, Held};
 use crate::open::files::{EventFile, FaultFile};
 use crate::{ClientFile, OnExec};
 
@@ -33,7 +33,7 @@ pub(super) fn fault_alloc(call: &Call<'_>) -> Result<i64> {
     call.prove_reply::<abi::FaultAlloc>()?;
     cmd.out_fault_fd = install(call, FaultFile::new(call.context, &queue))?;
     call.reply(&cmd)?;
-    reservation.publish(Object::Fault(queue));
+    reservation.publish(queue);
     Ok(0)
 }
 
@@ -63,6 +63,6 @@ pub(super) fn veventq_alloc(call: &Call<'_>) -> Result<i64> {
     call.prove_reply::<abi::VeventqAlloc>()?;
     cmd.out_veventq_fd = install(call, EventFile::new(call.context, &queue))?;
     call.reply(&cmd)?;
-    reservation.publish(Object::EventQueue(queue));
+    reservation.publish(queue);
     Ok(0)
 }

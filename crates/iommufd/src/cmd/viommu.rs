@@ -6,13 +6,15 @@ use ioasis_iommupt::Iova;
 use ioasis_uapi::Result;
 use ioasis_uapi::iommufd as abi;
 
-use super::Call;
+use super::call::Call;
 use crate::device::Device;
+use crate::device::hw_queue::HwQueue;
+use crate::device::vdevice::Vdevice;
 use crate::hw::ops::UserData;
 use crate::hwpt::Hwpt;
-use crate::hwpt::viommu::{HwQueue, Side, Vdevice, Viommu};
+use crate::hwpt::viommu::Viommu;
 use crate::inject::step;
-use crate::object::{Head, Held, Object};
+use crate::object::{Head, Held};
 
 pub(super) fn alloc(call: &Call<'_>) -> Result<i64> {
     let mut cmd: abi::ViommuAlloc = call.decode()?;
@@ -20,12 +22,8 @@ pub(super) fn alloc(call: &Call<'_>) -> Result<i64> {
         return refuse!(EOPNOTSUPP, "unknown flags, or no type", u64::from(cmd.flags));
     }
     let device: Held<Device> = call.context.objects().get(cmd.dev_id)?;
-    let (iommu, driver) = (device.endpoint().iommu(), device.endpoint().driver());
-    let known = driver.map_or_else(
-        || iommu.hardware().has_viommu(iommu, cmd.type_),
-        |driver| driver.has_viommu(cmd.type_),
-    );
-    if !known {
+    let iommu = device.endpoint().iommu();
+    if !iommu.ops().has_viommu(iommu, cmd.type_) {
         return refuse!(
             EOPNOTSUPP,
             "the device's IOMMU has no virtual IOMMU of this type",
@@ -50,14 +48,11 @@ pub(super) fn alloc(call: &Call<'_>) -> Result<i64> {
         length: usize::try_from(cmd.data_len).expect("32 bits fit usize"),
     };
     let sent = (cmd.data_len > 0).then_some(&data);
-    let side = match driver {
-        Some(driver) => Side::Driver(driver.alloc_viommu(cmd.type_, sent)?),
-        None => iommu.hardware().viommu_side(iommu, cmd.type_, sent)?,
-    };
-    let viommu = Viommu::new(Head::new(reservation.id()), iommu, hwpt, side);
+    let ops = iommu.ops().viommu_init(iommu, cmd.type_, sent)?;
+    let viommu = Viommu::new(Head::new(reservation.id()), iommu, hwpt, ops);
     cmd.out_viommu_id = reservation.id();
     call.reply(&cmd)?;
-    reservation.publish(Object::Viommu(viommu));
+    reservation.publish(viommu);
     Ok(0)
 }
 
@@ -73,17 +68,17 @@ pub(super) fn vdevice_alloc(call: &Call<'_>) -> Result<i64> {
     let vdevice = Vdevice::new(Head::new(reservation.id()), &viommu, device.arc(), cmd.virt_id)?;
     cmd.out_vdevice_id = reservation.id();
     if let Err(error) = call.reply(&cmd) {
-        vdevice.retire();
+        vdevice.take_id_back();
         return Err(error);
     }
     // Whoever unbinds the device meanwhile has looked for the object in vain, or waits for this lock.
     let slot = device.vdevice.lock();
     if slot.unbinding {
         drop(slot);
-        vdevice.retire();
+        vdevice.take_id_back();
         return refuse!(ENOENT, "the device is being unbound");
     }
-    reservation.publish(Object::Vdevice(vdevice));
+    reservation.publish(vdevice);
     drop(slot);
     Ok(0)
 }
@@ -100,7 +95,7 @@ pub(super) fn hw_queue_alloc(call: &Call<'_>) -> Result<i64> {
         return refuse!(EOVERFLOW, "the queue wraps", cmd.nesting_parent_iova);
     }
     let viommu: Held<Viommu> = call.context.objects().get(cmd.viommu_id)?;
-    if !viommu.has_queue(cmd.type_) {
+    if !viommu.ops().has_queue(cmd.type_) {
         return refuse!(
             EOPNOTSUPP,
             "the virtual IOMMU has no queues of this type",
@@ -116,6 +111,6 @@ pub(super) fn hw_queue_alloc(call: &Call<'_>) -> Result<i64> {
         queue.stop();
         return Err(error);
     }
-    reservation.publish(Object::HwQueue(queue));
+    reservation.publish(queue);
     Ok(0)
 }

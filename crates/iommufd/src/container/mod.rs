@@ -12,6 +12,7 @@ mod argument;
 pub(crate) mod compat;
 mod emulated;
 mod log;
+mod member;
 mod pins;
 mod type1;
 mod vaddr;
@@ -19,52 +20,17 @@ mod vaddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use ioasis_iommupt::IovaRange;
 use ioasis_sys::sync::Mutex;
 use ioasis_uapi::Result;
 use ioasis_uapi::vfio as abi;
 
+pub use member::{GroupKind, Member};
+
+use crate::client::{Account, Client};
 use crate::device::access::AccessUser;
-use crate::hw::iommu::{Endpoint, Group};
+use crate::hw::group::Group;
 use crate::hw::machine::Machine;
-use crate::{Account, Client};
 use type1::Type1;
-
-/// How a group's devices do DMA.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum GroupKind {
-    /// Through an IOMMU.
-    Iommu,
-    /// Without one, anywhere.
-    NoIommu,
-    /// Not at all: the driver moves their bytes.
-    Emulated,
-}
-
-/// A group as a container sees it.
-#[derive(Clone, Debug)]
-pub struct Member {
-    kind: GroupKind,
-    group: Arc<Group>,
-    /// Ranges its devices cannot use for memory.
-    reserved: Vec<IovaRange>,
-    /// Owner of the reserved ranges.
-    token: u64,
-}
-
-impl Member {
-    /// `group`, with all its devices.
-    #[must_use]
-    pub fn new(kind: GroupKind, group: &Arc<Group>, endpoints: &[Arc<Endpoint>]) -> Self {
-        let reserved =
-            endpoints.iter().flat_map(|endpoint| endpoint.reserved().collect::<Vec<_>>()).collect();
-        Self { kind, group: Arc::clone(group), reserved, token: group.token() }
-    }
-
-    fn is(&self, group: &Arc<Group>) -> bool {
-        Arc::ptr_eq(&self.group, group)
-    }
-}
 
 #[derive(Debug)]
 enum Driver {

@@ -9,8 +9,9 @@ use ioasis_iommupt::{Iova, IovaRange, Prot};
 use ioasis_uapi::Result;
 
 use super::type1::Type1;
+use crate::client::PAGE_SIZE;
 use crate::ioas::Area;
-use crate::pages::{PAGE_SIZE, PageRange};
+use crate::pages::PageRange;
 
 /// Pages of one call at most: `VFIO_PIN_PAGES_MAX_ENTRIES`.
 pub(super) const PIN_PAGES_MAX: u64 = PAGE_SIZE / 8;

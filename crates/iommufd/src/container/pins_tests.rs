@@ -2,7 +2,7 @@
 
 use std::sync::Weak;
 
-use ioasis_iommupt::Prot;
+use ioasis_iommupt::{IovaRange, Prot};
 use ioasis_uapi::Errno;
 use zerocopy::IntoBytes;
 

@@ -1,6 +1,6 @@
 use super::*;
 use crate::tests::rig::{ARG, BASE, TestClient, TestMachine};
-use crate::{Iommu, IommuKind, Iova, Segment};
+use crate::{Endpoint, Iommu, IommuKind, Iova, IovaRange, Segment};
 use ioasis_uapi::Errno;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 

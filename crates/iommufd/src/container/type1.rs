@@ -3,8 +3,8 @@
 //! Each area is one MAP_DMA, never cut. Linux: `drivers/vfio/vfio_iommu_type1.c`.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
 
 use ioasis_iommupt::{Iova, IovaRange, Prot};
 use ioasis_uapi::vfio as abi;
@@ -14,18 +14,19 @@ use zerocopy::IntoBytes;
 use super::argument::{Chain, read};
 use super::compat::push_ranges;
 use super::log::{DirtyLog, read_bitmap};
+use super::member::{GroupKind, Member};
 use super::pins::Pins;
-use super::{GroupKind, Member};
 use crate::Client;
 use crate::account::Rule;
+use crate::client::PAGE_SIZE;
+use crate::hw::attachment::Attachment;
 use crate::hw::domain::{Domain, DomainUse, LeafMax};
-use crate::hw::iommu::{Attachment, Group};
+use crate::hw::group::Group;
+use crate::hw::iommu::EndpointConfig;
 use crate::hw::machine::Machine;
 use crate::inject::step;
-use crate::ioas::{Ioas, Place};
+use crate::ioas::{Ioas, MapRequest, Place, map_pages};
 use crate::object::Head;
-use crate::open::{MapRequest, map_pages};
-use crate::pages::PAGE_SIZE;
 
 /// One page table and the groups that translate through it.
 #[derive(Debug)]
@@ -171,7 +172,8 @@ impl Type1 {
         let at = match self.domains.iter().position(suits) {
             Some(at) => at,
             None => {
-                let domain = Domain::new(&self.machine, iommu, wants)?;
+                let device = EndpointConfig::default();
+                let domain = Domain::new(&self.machine, iommu, &device, 0, None)?;
                 self.ioas.add_domain(&domain).map_err(conflict)?;
                 self.domains.push(GroupDomain { domain, groups: Vec::new() });
                 self.had_domain = true;
@@ -180,7 +182,7 @@ impl Type1 {
         };
         let entry = &mut self.domains[at];
         entry.groups.push(Arc::clone(&member.group));
-        let ioas = Arc::downgrade(&self.ioas);
+        let mappings: Weak<Ioas> = Arc::downgrade(&self.ioas);
         let token = self.machine.token();
         let domain = Arc::clone(&entry.domain);
         member.group.attach(Some(Attachment {
@@ -189,7 +191,7 @@ impl Type1 {
             nested: None,
             faults: None,
             guest: None,
-            ioas,
+            mappings,
         }));
         Ok(())
     }

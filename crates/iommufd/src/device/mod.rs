@@ -6,26 +6,27 @@
 //! Lock order: `Ioas::hwpts` -> `DeviceGroup::attaches` -> `Ioas::space`.
 
 pub(crate) mod access;
+pub(crate) mod hw_queue;
+pub(crate) mod vdevice;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 
 use ioasis_iommupt::Iova;
 use ioasis_sys::sync::Mutex;
-use ioasis_uapi::{Errno, Error, Result};
+use ioasis_uapi::Result;
 
-use crate::hw::iommu::{Attachment, Endpoint, Group, Guest};
-use crate::hw::ops::{AttachTo, Driver};
-use crate::hwpt::faultq::PageRequest;
-use crate::hwpt::viommu::{Vdevice, Viommu};
-use crate::hwpt::{Hwpt, Origin};
+use crate::hw::attachment::{Attachment, Guest};
+use crate::hw::endpoint::Endpoint;
+use crate::hw::group::Group;
+use crate::hw::iommu::NO_PASID;
+use crate::hw::ops::{AttachTo, Iotlb};
+use crate::hw::page_request::{FaultSink, PageRequest};
+use crate::hwpt::Hwpt;
+use crate::hwpt::viommu::Viommu;
 use crate::inject::step;
 use crate::ioas::Ioas;
-use crate::object::{Head, Held, Object, Table, Tracked};
-use crate::open::Context;
-
-/// The requester ID itself, without a PASID.
-pub(crate) const NO_PASID: u32 = 0;
+use crate::object::{Head, Held, Object, Tracked};
 
 /// What the devices of a group have attached under one PASID.
 #[derive(Debug)]
@@ -72,23 +73,34 @@ pub(crate) struct VdeviceSlot {
     pub(crate) unbinding: bool,
 }
 
-impl Tracked for Device {
-    const ABSENT: &'static str = "no device has this id";
-
+impl Object for Device {
     fn head(&self) -> &Head {
         &self.head
     }
+}
 
-    fn of(object: &Object) -> Option<&Arc<Self>> {
-        if let Object::Device(device) = object { Some(device) } else { None }
-    }
+impl Tracked for Device {
+    const ABSENT: &'static str = "no device has this id";
 }
 
 /// Whether an attachment is the first or takes the place of another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Change {
+pub(crate) enum Change {
     Attach,
     Replace,
+}
+
+/// A page that a device asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PageAsk {
+    /// The PASID it used; 0 is none.
+    pub pasid: u32,
+    /// The device's own number for requests that belong together.
+    pub group: u32,
+    /// The address.
+    pub iova: Iova,
+    /// `PGFAULT_PERM_*` bits of what it wanted.
+    pub perm: u32,
 }
 
 impl Device {
@@ -99,6 +111,11 @@ impl Device {
 
     pub(crate) fn endpoint(&self) -> &Arc<Endpoint> {
         &self.endpoint
+    }
+
+    /// The PASIDs of its group that are attached.
+    pub(crate) fn attached_pasids(&self) -> Vec<u32> {
+        self.group.attaches.lock().keys().copied().collect()
     }
 
     pub(crate) fn is_attached(&self, pasid: u32) -> bool {
@@ -137,7 +154,7 @@ impl Device {
     fn check_hardware(&self, hwpt: &Hwpt, pasid: u32, change: Change) -> Result<()> {
         let group = &self.group.group;
         if pasid == NO_PASID {
-            return hwpt.check_device(self);
+            return hwpt.check_device(&self.endpoint, self.head.id());
         }
         let kind = hwpt.domain.iommu().kind;
         if kind != group.iommu().kind {
@@ -146,7 +163,11 @@ impl Device {
         if change == Change::Attach && !group.all_have(pasid) {
             return refuse!(EINVAL, "the PASID is wider than the device sends", u64::from(pasid));
         }
-        if group.sends_pasids() { hwpt.check_device(self) } else { Ok(()) }
+        if group.sends_pasids() {
+            hwpt.check_device(&self.endpoint, self.head.id())
+        } else {
+            Ok(())
+        }
     }
 
     /// Points the hardware at `hwpt`; returns the attachment's number.
@@ -155,15 +176,14 @@ impl Device {
     ///
     /// What the device's driver refuses; nothing has changed then.
     fn switch(self: &Arc<Self>, pasid: u32, hwpt: &Hwpt) -> Result<u64> {
-        if let Some(driver) = self.driver_of(pasid) {
-            driver.attach(pasid, hwpt.attach_to())?;
-        }
+        self.tell_hardware(pasid, hwpt.attach_to())?;
         // A device table entry, context or stream that changes takes what was walked for it along.
         if let Some(nested) = &hwpt.nested {
             nested.table.invalidate(0, u64::MAX);
         }
         let token = self.endpoint.machine().token();
-        let faults = hwpt.faults.get().map(|queue| Arc::clone(queue.arc()));
+        let faults = hwpt.faults.get().map(|queue| Arc::clone(queue.arc()) as Arc<dyn FaultSink>);
+        let mappings = Arc::downgrade(hwpt.ioas.arc());
         self.switch_to(
             pasid,
             Some(Attachment {
@@ -172,7 +192,7 @@ impl Device {
                 nested: hwpt.nested.as_ref().map(|nested| Arc::clone(&nested.table)),
                 faults,
                 guest: hwpt.viommu().map(|viommu| self.guest_of(viommu, pasid)),
-                ioas: Arc::downgrade(hwpt.ioas.arc()),
+                mappings,
             }),
         );
         Ok(token)
@@ -182,19 +202,22 @@ impl Device {
     fn guest_of(&self, viommu: &Held<Viommu>, pasid: u32) -> Guest {
         let before = self.endpoint.attachment(pasid);
         let same = before.as_ref().and_then(|before| before.guest.as_ref());
-        let same = same.filter(|guest| guest.viommu.as_ptr() == Arc::as_ptr(viommu.arc()));
+        let same = same
+            .filter(|guest| std::ptr::addr_eq(guest.viommu.as_ptr(), Arc::as_ptr(viommu.arc())));
         let virtual_id = match same {
-            // mock_domain_nop_attach looks only when the virtual IOMMU is another.
-            Some(guest) if self.endpoint.driver().is_some() => guest.virtual_id,
-            _ => viommu.virtual_id(self),
+            Some(guest) if !self.endpoint.iommu().ops().judges_nested_attach() => guest.virtual_id,
+            _ => viommu.virtual_id(self.head.id()),
         };
-        Guest { viommu: Arc::downgrade(viommu.arc()), virtual_id }
+        let viommu: Weak<Viommu> = Arc::downgrade(viommu.arc());
+        Guest { viommu, virtual_id }
     }
 
-    /// Who answers for the IOMMU, where that is asked about this PASID.
-    fn driver_of(&self, pasid: u32) -> Option<&Arc<dyn Driver>> {
-        let asked = pasid == NO_PASID || self.endpoint.pasid_width() > 0;
-        self.endpoint.driver().filter(|_| asked)
+    /// Tells the IOMMU's driver, where that is asked about this PASID, what the device is about to translate through.
+    fn tell_hardware(&self, pasid: u32, to: AttachTo) -> Result<()> {
+        if pasid != NO_PASID && self.endpoint.pasid_width() == 0 {
+            return Ok(());
+        }
+        self.endpoint.iommu().ops().attach(self.endpoint.config(), pasid, to)
     }
 
     fn switch_to(&self, pasid: u32, attachment: Option<Attachment>) {
@@ -224,27 +247,8 @@ impl Device {
         true
     }
 
-    /// Tells the guest that owns the device of an event; `event` makes its bytes from the device's virtual id.
-    ///
-    /// # Errors
-    ///
-    /// `ENOENT` when the device has no virtual id, `EOPNOTSUPP` when nobody listens.
-    pub(crate) fn report_event(
-        &self,
-        objects: &Table,
-        kind: u32,
-        event: impl FnOnce(u64) -> Vec<u8>,
-    ) -> Result<()> {
-        let id = self.vdevice.lock().id;
-        let Some(id) = id else {
-            return refuse!(ENOENT, "the device has no virtual id");
-        };
-        let vdevice: Held<Vdevice> = objects.get(id)?;
-        let (viommu, virtual_id) = vdevice.identity();
-        viommu.report(kind, &event(virtual_id))
-    }
-
-    fn attach_hwpt(self: &Arc<Self>, pasid: u32, hwpt: &Held<Hwpt>) -> Result<()> {
+    /// Attaches the device, with its group if it is the first.
+    pub(crate) fn attach_hwpt(self: &Arc<Self>, pasid: u32, hwpt: &Held<Hwpt>) -> Result<()> {
         step("an attachment")?;
         let mut attaches = self.group.attaches.lock();
         let current = attaches.get(&pasid);
@@ -256,7 +260,7 @@ impl Device {
         }
         let first = current.is_none();
         if pasid == NO_PASID {
-            self.endpoint.reserve_in(&hwpt.ioas)?;
+            reserve_in(&self.endpoint, &hwpt.ioas)?;
         }
         if first {
             let switched = self
@@ -276,7 +280,11 @@ impl Device {
     }
 
     /// Moves the whole group to `hwpt`; returns what it was attached to before.
-    fn replace_hwpt(self: &Arc<Self>, pasid: u32, hwpt: &Held<Hwpt>) -> Result<Option<Held<Hwpt>>> {
+    pub(crate) fn replace_hwpt(
+        self: &Arc<Self>,
+        pasid: u32,
+        hwpt: &Held<Hwpt>,
+    ) -> Result<Option<Held<Hwpt>>> {
         step("an attachment")?;
         let mut attaches = self.group.attaches.lock();
         let Some(attach) = attaches.get(&pasid).filter(|attach| attach.has(self)) else {
@@ -309,15 +317,15 @@ impl Device {
         Ok(Some(old))
     }
 
-    fn detach_hwpt(&self, pasid: u32) -> Option<Held<Hwpt>> {
+    /// Detaches the device; the last one takes the group along. Returns what it was attached to.
+    pub(crate) fn detach_hwpt(&self, pasid: u32) -> Option<Held<Hwpt>> {
         let mut attaches = self.group.attaches.lock();
         let attach = attaches.get_mut(&pasid).filter(|attach| attach.has(self))?;
         attach.devices.retain(|device| device.head.id() != self.head.id());
         let hwpt = attach.hwpt.clone();
         if attach.devices.is_empty() {
-            if let Some(driver) = self.driver_of(pasid) {
-                driver.attach(pasid, AttachTo::Blocked).expect("a driver lets a device be blocked");
-            }
+            let blocked = self.tell_hardware(pasid, AttachTo::Blocked);
+            blocked.expect("a driver lets a device be blocked");
             self.switch_to(pasid, None);
             cancel(&hwpt, attach.token);
             attaches.remove(&pasid);
@@ -336,9 +344,24 @@ fn cancel(hwpt: &Hwpt, token: u64) {
     }
 }
 
+/// Keeps the reserved ranges of `endpoint` free in `ioas`. Linux: `iopt_table_enforce_dev_resv_regions`.
+///
+/// # Errors
+///
+/// `EADDRINUSE` where something is mapped or allowed; nothing is reserved then.
+fn reserve_in(endpoint: &Endpoint, ioas: &Ioas) -> Result<()> {
+    for range in endpoint.reserved() {
+        if let Err(error) = ioas.reserve(range, endpoint.token()) {
+            ioas.unreserve(endpoint.token());
+            return Err(error);
+        }
+    }
+    Ok(())
+}
+
 fn reserve_all(devices: &[Arc<Device>], ioas: &Ioas) -> Result<()> {
     for (index, device) in devices.iter().enumerate() {
-        if let Err(error) = device.endpoint.reserve_in(ioas) {
+        if let Err(error) = reserve_in(&device.endpoint, ioas) {
             devices[..index].iter().for_each(|done| ioas.unreserve(done.endpoint.token()));
             return Err(error);
         }
@@ -351,236 +374,3 @@ impl Attach {
         self.devices.iter().any(|other| other.head.id() == device.head.id())
     }
 }
-
-/// A page that a device asks for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PageAsk {
-    /// The PASID it used; 0 is none.
-    pub pasid: u32,
-    /// The device's own number for requests that belong together.
-    pub group: u32,
-    /// The address.
-    pub iova: Iova,
-    /// `PGFAULT_PERM_*` bits of what it wanted.
-    pub perm: u32,
-}
-
-/// A page table to attach to.
-enum Target {
-    Ioas(Held<Ioas>),
-    Hwpt(Held<Hwpt>),
-    Other,
-}
-
-/// A device bound to a context. Dropping it detaches and unbinds.
-#[derive(Debug)]
-pub struct Bound {
-    context: Arc<Context>,
-    device: Held<Device>,
-}
-
-impl Bound {
-    pub(crate) fn new(context: &Arc<Context>, device: &Arc<Device>) -> Self {
-        Self { context: Arc::clone(context), device: Held::new(device) }
-    }
-
-    pub(crate) fn device(&self) -> &Device {
-        &self.device
-    }
-
-    /// The device's object id.
-    #[must_use]
-    pub fn id(&self) -> u32 {
-        self.device.id()
-    }
-
-    /// The context it is bound to.
-    #[must_use]
-    pub fn context(&self) -> &Arc<Context> {
-        &self.context
-    }
-
-    /// The hardware's view of the device.
-    #[must_use]
-    pub fn endpoint(&self) -> &Arc<Endpoint> {
-        self.device.endpoint()
-    }
-
-    /// Whether it is attached without a PASID.
-    #[must_use]
-    pub fn is_attached(&self) -> bool {
-        self.device.is_attached(NO_PASID)
-    }
-
-    /// Attaches to an IOAS or HWPT; returns the id of the HWPT used.
-    ///
-    /// # Errors
-    ///
-    /// `ENOENT` without such an object, `EINVAL` for one of another type or a HWPT that does not fit the device, `EBUSY` when attached already,
-    /// `EADDRINUSE` over reserved ranges, `EFAULT` and `ENOMEM` of filling.
-    pub fn attach(&self, pt_id: u32) -> Result<u32> {
-        self.change(NO_PASID, pt_id, Change::Attach)
-    }
-
-    /// Moves from what it is attached to, with its whole group, in one step.
-    ///
-    /// # Errors
-    ///
-    /// `EINVAL` when not attached, else as [`attach`](Self::attach); the old attachment stays.
-    pub fn replace(&self, pt_id: u32) -> Result<u32> {
-        self.change(NO_PASID, pt_id, Change::Replace)
-    }
-
-    /// Detaches, if attached. No DMA reaches memory when it returns.
-    pub fn detach(&self) {
-        self.detach_pasid(NO_PASID);
-    }
-
-    /// Attaches one PASID. A device that sends none takes any, to no effect.
-    ///
-    /// # Errors
-    ///
-    /// `EINVAL` for a PASID wider than the device sends or a page table not made for PASIDs, else as [`attach`](Self::attach).
-    pub fn attach_pasid(&self, pasid: u32, pt_id: u32) -> Result<u32> {
-        self.change(pasid, pt_id, Change::Attach)
-    }
-
-    /// Moves one PASID.
-    ///
-    /// # Errors
-    ///
-    /// As [`attach_pasid`](Self::attach_pasid), and `EINVAL` when the PASID is not attached.
-    pub fn replace_pasid(&self, pasid: u32, pt_id: u32) -> Result<u32> {
-        self.change(pasid, pt_id, Change::Replace)
-    }
-
-    /// Whether the PASID is attached.
-    #[must_use]
-    pub fn is_pasid_attached(&self, pasid: u32) -> bool {
-        self.device.is_attached(pasid)
-    }
-
-    /// Detaches one PASID, if attached.
-    pub fn detach_pasid(&self, pasid: u32) {
-        if let Some(hwpt) = self.device.detach_hwpt(pasid) {
-            self.context.put_hwpt(hwpt);
-        }
-    }
-
-    /// Queues a page request for the client, and waits for no answer; says whether there is a queue.
-    #[must_use]
-    pub fn post_page_request(&self, request: &PageAsk) -> bool {
-        self.device.post_page_request(request)
-    }
-
-    /// Tells the guest that owns the device of an event; `event` makes its bytes from the device's virtual id.
-    ///
-    /// # Errors
-    ///
-    /// `ENOENT` when the device has no virtual id, `EOPNOTSUPP` when nobody listens.
-    pub fn report_event(&self, kind: u32, event: impl FnOnce(u64) -> Vec<u8>) -> Result<()> {
-        self.device.report_event(self.context.objects(), kind, event)
-    }
-
-    fn change(&self, pasid: u32, pt_id: u32, change: Change) -> Result<u32> {
-        let target = self.context.objects().inspect(pt_id, |object| match object {
-            Object::Ioas(ioas) => Target::Ioas(Held::new(ioas)),
-            Object::Hwpt(hwpt) => Target::Hwpt(Held::new(hwpt)),
-            _ => Target::Other,
-        })?;
-        match target {
-            Target::Hwpt(hwpt) => self.change_to(pasid, &hwpt, change).map(|()| hwpt.id()),
-            Target::Ioas(ioas) => self.change_to_ioas(pasid, &ioas, change),
-            Target::Other => refuse!(EINVAL, "the object is no page table", u64::from(pt_id)),
-        }
-    }
-
-    fn change_to(&self, pasid: u32, hwpt: &Held<Hwpt>, change: Change) -> Result<()> {
-        match change {
-            Change::Attach => self.device.arc().attach_hwpt(pasid, hwpt),
-            Change::Replace => {
-                let old = self.device.arc().replace_hwpt(pasid, hwpt)?;
-                if let Some(old) = old {
-                    self.context.put_hwpt(old);
-                }
-                Ok(())
-            }
-        }
-    }
-
-    /// Attaches to an automatic HWPT of `ioas` that suits the device, making one if there is none.
-    fn change_to_ioas(&self, pasid: u32, ioas: &Held<Ioas>, change: Change) -> Result<u32> {
-        let mut hwpts = ioas.hwpts.lock();
-        let candidates: Vec<Arc<Hwpt>> = hwpts.iter().filter_map(Weak::upgrade).collect();
-        let mut old = None;
-        for hwpt in candidates.iter().filter(|hwpt| hwpt.origin == Origin::Automatic) {
-            let held = Held::new(hwpt);
-            let attached = match change {
-                Change::Attach => self.device.arc().attach_hwpt(pasid, &held),
-                Change::Replace => {
-                    self.device.arc().replace_hwpt(pasid, &held).map(|replaced| old = replaced)
-                }
-            };
-            match attached {
-                // It does not suit the device; every other error is the client's.
-                Err(Error { errno: Errno::EINVAL, .. }) => {}
-                Err(error) => return Err(error),
-                Ok(()) => {
-                    drop(hwpts);
-                    if let Some(old) = old {
-                        self.context.put_hwpt(old);
-                    }
-                    return Ok(held.id());
-                }
-            }
-        }
-        let reservation = self.context.objects().reserve()?;
-        let head = Head::new(reservation.id());
-        let hwpt = Hwpt::paging(head, ioas.clone(), &self.device, 0, None, Origin::Automatic)?;
-        let held = Held::new(&hwpt);
-        if change == Change::Attach {
-            // Attached before it is filled, so that the device's reserved ranges are judged first.
-            self.device.arc().attach_hwpt(pasid, &held)?;
-            if let Err(error) = hwpt.join(&mut hwpts) {
-                self.device.detach_hwpt(pasid);
-                return Err(error);
-            }
-        } else {
-            hwpt.join(&mut hwpts)?;
-            match self.device.arc().replace_hwpt(pasid, &held) {
-                Ok(replaced) => old = replaced,
-                Err(error) => {
-                    hwpt.leave(&mut hwpts);
-                    return Err(error);
-                }
-            }
-        }
-        reservation.publish(Object::Hwpt(hwpt));
-        drop(hwpts);
-        if let Some(old) = old {
-            self.context.put_hwpt(old);
-        }
-        Ok(held.id())
-    }
-}
-
-impl Drop for Bound {
-    fn drop(&mut self) {
-        let pasids: Vec<u32> = self.device.group.attaches.lock().keys().copied().collect();
-        pasids.into_iter().for_each(|pasid| self.detach_pasid(pasid));
-        let vdevice = {
-            let mut slot = self.device.vdevice.lock();
-            slot.unbinding = true;
-            slot.id
-        };
-        if let Some(id) = vdevice {
-            self.context.evict_vdevice(id, &self.device);
-        }
-        let object = self.context.objects().evict(self.device.id());
-        drop(object);
-        self.device.group.group.disown();
-    }
-}
-
-#[cfg(test)]
-mod tests;

@@ -11,14 +11,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use ioasis_iommupt::{Dirty, Iova, IovaRange, Prot, Run, TableReader, TableWriter};
 use ioasis_sys::sync::Mutex;
 use ioasis_uapi::Result;
+use ioasis_uapi::iommufd as abi;
 
-use crate::hw::format::{Stage, make_table};
-use crate::hw::iommu::Iommu;
-use crate::hw::machine::Machine;
-use crate::hw::ops::PagingTable;
-use crate::hw::sections::Users;
+use super::iommu::{EndpointConfig, Iommu};
+use super::machine::Machine;
+use super::ops::UserData;
+use super::sections::Users;
+use crate::client::PAGE_SIZE;
 use crate::inject::step;
-use crate::pages::PAGE_SIZE;
 
 /// The largest leaf a mapping may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,20 +38,6 @@ pub(crate) struct DomainUse {
     pub(crate) enforce_coherency: bool,
     /// Tables of the client's own are translated through it.
     pub(crate) nest_parent: bool,
-    /// PASIDs may be attached.
-    pub(crate) pasid: bool,
-}
-
-impl DomainUse {
-    /// Linux: `intel_iommu_domain_alloc_paging_flags`, `amd_iommu_domain_alloc_paging_flags`.
-    // DIFFERS: Linux takes VT-d's first stage for a HWPT without flags too; a client sees a narrower aperture there.
-    fn stage(self) -> Stage {
-        match self {
-            Self { nest_parent: true, .. } => Stage::NestParent,
-            Self { pasid: true, dirty_tracking: false, .. } => Stage::OfPasid,
-            _ => Stage::Single,
-        }
-    }
 }
 
 /// One hardware page table.
@@ -70,44 +56,29 @@ pub(crate) struct Domain {
 }
 
 impl Domain {
-    /// An empty table in the format of `iommu`.
+    /// An empty table for a HWPT with these HWPT_ALLOC flags, as `device`, behind `iommu`, has it. `data` is there if the client sent
+    /// any.
     ///
     /// # Errors
     ///
-    /// `ENOMEM` without table memory.
+    /// `EOPNOTSUPP` for flags or data the IOMMU has no use for, `ENOMEM` without table memory.
     pub(crate) fn new(
         machine: &Arc<Machine>,
         iommu: &Arc<Iommu>,
-        wants: DomainUse,
+        device: &EndpointConfig,
+        flags: u32,
+        data: Option<&UserData<'_>>,
     ) -> Result<Arc<Self>> {
-        step("a domain")?;
         let users = Users::new(machine.sections);
-        let writer = make_table(iommu, wants.stage(), Arc::<Users>::clone(&users))?;
-        let aperture =
-            writer.aperture().intersect(iommu.aperture).unwrap_or_else(|| writer.aperture());
-        let page_sizes = writer.page_sizes() & iommu.page_sizes;
-        let table = PagingTable { writer, aperture, page_sizes };
-        Ok(Self::make(machine, iommu, wants, table, users))
-    }
-
-    /// A domain that translates through `table`.
-    pub(crate) fn with_table(
-        machine: &Arc<Machine>,
-        iommu: &Arc<Iommu>,
-        wants: DomainUse,
-        table: PagingTable,
-    ) -> Arc<Self> {
-        Self::make(machine, iommu, wants, table, Users::new(machine.sections))
-    }
-
-    fn make(
-        machine: &Arc<Machine>,
-        iommu: &Arc<Iommu>,
-        wants: DomainUse,
-        table: PagingTable,
-        users: Arc<Users>,
-    ) -> Arc<Self> {
-        Arc::new(Self {
+        let quiesce = Arc::<Users>::clone(&users);
+        let table = iommu.ops().alloc_paging(iommu, device, flags, data, quiesce)?;
+        let has = |flag| flags & flag != 0;
+        let wants = DomainUse {
+            dirty_tracking: has(abi::HWPT_ALLOC_DIRTY_TRACKING),
+            enforce_coherency: iommu.enforce_coherency,
+            nest_parent: has(abi::HWPT_ALLOC_NEST_PARENT),
+        };
+        Ok(Arc::new(Self {
             token: machine.token(),
             machine: Arc::clone(machine),
             iommu: Arc::clone(iommu),
@@ -118,7 +89,7 @@ impl Domain {
             writer: Mutex::new(table.writer),
             tracking: AtomicBool::new(false),
             users,
-        })
+        }))
     }
 
     /// The groups whose devices translate through it.

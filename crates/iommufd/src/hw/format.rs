@@ -1,12 +1,14 @@
-//! Which page-table format an IOMMU walks.
+//! Page tables for the kinds of IOMMU: which of two stages one is, how large it may grow.
 
 use std::sync::Arc;
 
-use ioasis_iommupt::fmt::{AmdV1, AmdV2, ArmS1, ArmS2, Sv48, Sv48x4, VtdFs, VtdSs};
 use ioasis_iommupt::{Config, Format, PageTable, Quiesce, TableWriter};
 use ioasis_uapi::Result;
+use ioasis_uapi::iommufd as abi;
 
-use crate::hw::iommu::{Iommu, Kind};
+use super::iommu::Iommu;
+use super::ops::PagingTable;
+use crate::inject::step;
 
 /// Which of two stages a table is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,61 +21,68 @@ pub(crate) enum Stage {
     NestParent,
 }
 
-/// An empty page table in the format Linux would choose for `iommu`.
-pub(crate) fn make_table(
-    iommu: &Iommu,
-    stage: Stage,
-    quiesce: Arc<dyn Quiesce>,
-) -> Result<Box<dyn TableWriter>> {
-    let config = Config {
-        tables_max: TABLES_MAX,
-        page_sizes: iommu.page_sizes,
-        iova_lg2: u64::BITS - iommu.aperture.last().0.leading_zeros(),
-        quiesce,
-    };
-    match (iommu.kind, stage) {
-        (Kind::Vtd, Stage::OfPasid) => table::<VtdFs>(config),
-        (Kind::Vtd, _) => table::<VtdSs>(config),
-        (Kind::Amd, Stage::OfPasid) => table::<AmdV2>(config),
-        // 2.2.3: as many levels as the IOVAs need; five translate 57 bits, six all 64.
-        (Kind::Amd, _) => match config.iova_lg2 {
-            ..=48 => table::<AmdV1>(config),
-            49..=57 => table::<AmdV1<5>>(config),
-            _ => table::<AmdV1<6>>(config),
-        },
-        (Kind::Smmuv3, Stage::NestParent) => table::<ArmS2>(config),
-        (Kind::Smmuv3, _) => table::<ArmS1>(config),
-        (Kind::Riscv, Stage::NestParent) => table::<Sv48x4>(config),
-        (Kind::Riscv, _) => table::<Sv48>(config),
+impl Stage {
+    /// What HWPT_ALLOC flags ask for. Linux: `intel_iommu_domain_alloc_paging_flags`, `amd_iommu_domain_alloc_paging_flags`.
+    // DIFFERS: Linux takes VT-d's first stage for a HWPT without flags too; a client sees a narrower aperture there.
+    fn of(flags: u32) -> Self {
+        let has = |flag| flags & flag != 0;
+        if has(abi::HWPT_ALLOC_NEST_PARENT) {
+            Self::NestParent
+        } else if has(abi::HWPT_ALLOC_PASID) && !has(abi::HWPT_ALLOC_DIRTY_TRACKING) {
+            Self::OfPasid
+        } else {
+            Self::Single
+        }
     }
-}
-
-/// Bit `n` set: tables of this kind can have leaves of `1 << n` bytes.
-pub(crate) fn page_sizes(kind: Kind) -> u64 {
-    match kind {
-        Kind::Vtd => sizes::<VtdSs>(),
-        Kind::Amd => sizes::<AmdV1>(),
-        Kind::Smmuv3 => sizes::<ArmS1>() & sizes::<ArmS2>(),
-        Kind::Riscv => sizes::<Sv48>() & sizes::<Sv48x4>(),
-    }
-}
-
-fn sizes<F: Format>() -> u64 {
-    (0..=F::TOP_LEVEL).map(F::sizes).fold(0, |all, sizes| all | sizes)
-}
-
-fn table<F: Format>(config: Config) -> Result<Box<dyn TableWriter>> {
-    let (writer, _) = PageTable::<F>::new(config)?;
-    Ok(Box::new(writer))
 }
 
 /// Tables of 4 KiB one domain may have: 4 GiB, which map 2 TiB as single pages. Linux charges them to the client; ours
 /// are taken from the supervisor's memory.
 const TABLES_MAX: usize = 1 << 20;
 
+/// An empty page table for `iommu`, in the format that `format` chooses for a stage.
+///
+/// # Errors
+///
+/// `ENOMEM` without table memory.
+pub(crate) fn paging_table(
+    iommu: &Iommu,
+    flags: u32,
+    quiesce: Arc<dyn Quiesce>,
+    format: impl FnOnce(Stage, Config) -> Result<Box<dyn TableWriter>>,
+) -> Result<PagingTable> {
+    step("a domain")?;
+    let config = Config {
+        tables_max: TABLES_MAX,
+        page_sizes: iommu.page_sizes,
+        iova_lg2: u64::BITS - iommu.aperture.last().0.leading_zeros(),
+        quiesce,
+    };
+    let writer = format(Stage::of(flags), config)?;
+    let aperture = writer.aperture().intersect(iommu.aperture).unwrap_or_else(|| writer.aperture());
+    let page_sizes = writer.page_sizes() & iommu.page_sizes;
+    Ok(PagingTable { writer, aperture, page_sizes })
+}
+
+/// An empty table in format `F`.
+///
+/// # Errors
+///
+/// `ENOMEM` without table memory.
+pub(crate) fn table<F: Format>(config: Config) -> Result<Box<dyn TableWriter>> {
+    let (writer, _) = PageTable::<F>::new(config)?;
+    Ok(Box::new(writer))
+}
+
+/// Bit `n` set: format `F` has leaves of `1 << n` bytes.
+pub(crate) fn sizes<F: Format>() -> u64 {
+    (0..=F::TOP_LEVEL).map(F::sizes).fold(0, |all, sizes| all | sizes)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::hw::iommu::Kind;
     use crate::tests::rig::{ACCOUNT, BASE, RW, TestClient, TestMachine};
     use crate::{Context, HwptFlags, Iova, IovaRange, MapRequest, Place, Segment};
 

@@ -1,15 +1,15 @@
 //! What all opens of one simulated machine share.
 
+use std::any::Any;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use ioasis_sys::quiesce::Sections;
 
+use super::faultlog::FaultLog;
+use super::phys::Phys;
+use super::underway::Underway;
 use crate::account::Ledger;
-use crate::cmd::Extension;
-use crate::hw::faultlog::FaultLog;
-use crate::hw::phys::Phys;
-use crate::hw::underway::Underway;
 use crate::params::Params;
 
 /// The physical space, the ledger and the parameters of one simulated machine.
@@ -27,8 +27,8 @@ pub struct Machine {
     pub(crate) sections: &'static Sections,
     /// Where copies are noted that outlast their section.
     pub(crate) underway: Underway,
-    /// What it has beside IOMMUFD.
-    extension: Option<Arc<dyn Extension>>,
+    /// What a program added to it, for the storeys above: each finds its own by its type.
+    added: Vec<Box<dyn Any + Send + Sync>>,
     tokens: AtomicU64,
 }
 
@@ -36,16 +36,11 @@ impl Machine {
     /// An empty machine.
     #[must_use]
     pub fn new() -> Arc<Self> {
-        Self::make(None)
+        Self::with(Vec::new())
     }
 
-    /// An empty machine with a command of its own.
-    #[cfg_attr(not(feature = "mock"), expect(dead_code, reason = "the mock hardware is one"))]
-    pub(crate) fn with_extension(extension: Arc<dyn Extension>) -> Arc<Self> {
-        Self::make(Some(extension))
-    }
-
-    fn make(extension: Option<Arc<dyn Extension>>) -> Arc<Self> {
+    /// An empty machine to which a program added something.
+    pub(crate) fn with(added: Vec<Box<dyn Any + Send + Sync>>) -> Arc<Self> {
         Arc::new(Self {
             phys: Phys::default(),
             ledger: Ledger::default(),
@@ -53,14 +48,15 @@ impl Machine {
             faults: FaultLog::default(),
             sections: Sections::of_process(),
             underway: Underway::default(),
-            extension,
+            added,
             tokens: AtomicU64::new(1),
         })
     }
 
-    /// What it has beside IOMMUFD.
-    pub(crate) fn extension(&self) -> Option<&Arc<dyn Extension>> {
-        self.extension.as_ref()
+    /// What a program added of type `T`.
+    #[inline]
+    pub(crate) fn added<T: 'static>(&self) -> Option<&T> {
+        self.added.iter().find_map(|added| added.downcast_ref())
     }
 
     /// A number no one else on this machine has.

@@ -20,14 +20,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use ioasis_iommupt::{Changes, Fault, Iova, Prot, Run};
+use ioasis_sys::published::Held;
 use ioasis_sys::sync::Mutex;
 
-use crate::Piece;
-use crate::hw::domain::Domain;
-use crate::hw::kinds::{Stage1, Walked, bypass};
-use crate::hw::ops::{Invalidated, NestedDriver, UserArray};
-use crate::hw::phys::{Phys, Window};
-use ioasis_sys::published::Held;
+use super::domain::Domain;
+use super::ops::{Invalidated, Iotlb, NestedOps, UserArray, Walked};
+use super::phys::{Phys, Window};
+use crate::client::Piece;
 
 /// A translation that was walked.
 #[derive(Clone, Copy, Debug)]
@@ -81,22 +80,13 @@ impl Word<'_> {
 /// Translations kept; beyond, all are forgotten, as hardware may at any time.
 const CACHED_MAX: usize = 4096;
 
-/// Whose table it is.
-#[derive(Debug)]
-pub(crate) enum Source {
-    /// The client's, in a format known here.
-    Table(Box<dyn Stage1>),
-    /// What a driver makes of the client's data; devices then reach the parent untranslated.
-    Driver(Box<dyn NestedDriver>),
-}
-
 /// A client's own table over a nest parent.
 #[derive(Debug)]
 pub(crate) struct Nested {
     parent: Arc<Domain>,
     /// What was taken out of the parent's table.
     changes: Arc<Changes>,
-    source: Source,
+    ops: Box<dyn NestedOps>,
     cache: Mutex<Cache>,
 }
 
@@ -112,57 +102,25 @@ struct Cache {
 }
 
 impl Nested {
-    pub(crate) fn new(parent: &Arc<Domain>, source: Source) -> Arc<Self> {
-        Arc::new(Self::over(parent, source))
+    pub(crate) fn new(parent: &Arc<Domain>, ops: Box<dyn NestedOps>) -> Arc<Self> {
+        Arc::new(Self::over(parent, ops))
     }
 
-    fn over(parent: &Arc<Domain>, source: Source) -> Self {
+    fn over(parent: &Arc<Domain>, ops: Box<dyn NestedOps>) -> Self {
         let (parent, changes) = (Arc::clone(parent), parent.reader().changes());
-        Self { parent, changes, source, cache: Mutex::default() }
+        Self { parent, changes, ops, cache: Mutex::default() }
     }
 
-    /// The driver's side, where a driver answers for the IOMMU.
-    #[cfg_attr(not(feature = "mock"), expect(dead_code, reason = "the mock hardware asks"))]
-    pub(crate) fn driver(&self) -> Option<&dyn NestedDriver> {
-        match &self.source {
-            Source::Table(_) => None,
-            Source::Driver(driver) => Some(&**driver),
-        }
-    }
-
-    /// Whether a device can be attached only with a virtual id in the virtual IOMMU.
-    pub(crate) fn needs_vdevice(&self) -> bool {
-        match &self.source {
-            Source::Table(stage1) => stage1.needs_vdevice(),
-            Source::Driver(_) => true,
-        }
-    }
-
-    /// Whether it says where each PASID of the device leads.
-    pub(crate) fn has_pasids(&self) -> bool {
-        match &self.source {
-            Source::Table(stage1) => stage1.has_pasids(),
-            Source::Driver(_) => false,
-        }
+    /// What its words mean.
+    pub(crate) fn ops(&self) -> &dyn NestedOps {
+        &*self.ops
     }
 
     /// Carries out requests of HWPT_INVALIDATE. No DMA uses what they took away when it returns.
     pub(crate) fn carry_out(&self, requests: &UserArray<'_>) -> Invalidated {
-        match &self.source {
-            Source::Table(_) => {
-                let done = self.parent.iommu().hardware().invalidate_nested(self, requests);
-                self.parent.wait_for_nested();
-                done
-            }
-            Source::Driver(driver) => driver.invalidate(requests),
-        }
-    }
-
-    /// Forgets what was walked for addresses from `start` to `last`. DMA that has begun may still use it.
-    pub(crate) fn invalidate(&self, start: u64, last: u64) {
-        let mut cache = self.cache.lock();
-        cache.invalidations += 1;
-        cache.entries.retain(|&(_, first), cached| cached.last < start || last < first);
+        let done = self.ops.invalidate(self, requests);
+        self.parent.wait_for_nested();
+        done
     }
 
     /// Translates through both stages, as [`TableReader::translate`](ioasis_iommupt::TableReader::translate) does through one; says
@@ -248,10 +206,7 @@ impl Nested {
         before: (u64, u64),
         read: &mut dyn FnMut(u64) -> Option<u64>,
     ) -> Option<(u64, Cached)> {
-        let (walked, remembered) = match &self.source {
-            Source::Table(stage1) => (stage1.walk(pasid, iova.0, read), stage1.is_invalidated()),
-            Source::Driver(_) => (bypass(iova.0), true),
-        };
+        let (walked, remembered) = (self.ops.walk(pasid, iova.0, read), self.ops.is_invalidated());
         let Walked::Leaf { ipa, lg2, prot } = walked else { return None };
         let mask = (1 << lg2) - 1;
         let first = iova.0 & !mask;
@@ -276,13 +231,20 @@ impl Nested {
     }
 }
 
+impl Iotlb for Nested {
+    fn invalidate(&self, start: u64, last: u64) {
+        let mut cache = self.cache.lock();
+        cache.invalidations += 1;
+        cache.entries.retain(|&(_, first), cached| cached.last < start || last < first);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::hw::domain::DomainUse;
-    use crate::hw::iommu::{Iommu, Kind};
-    use crate::hw::kinds::ReadWord;
+    use crate::hw::iommu::{EndpointConfig, Iommu, Kind};
     use crate::hw::machine::Machine;
+    use crate::hw::ops::ReadWord;
     use ioasis_sys::sync::atomic::{AtomicU64, Ordering};
     use std::sync::Weak;
 
@@ -293,7 +255,7 @@ mod tests {
         of: Weak<Nested>,
     }
 
-    impl Stage1 for Changing {
+    impl NestedOps for Changing {
         fn walk(&self, _pasid: u32, _iova: u64, _read: ReadWord<'_>) -> Walked {
             let ipa = self.page.fetch_add(PAGE, Ordering::SeqCst);
             if ipa == 0 {
@@ -308,10 +270,10 @@ mod tests {
     #[test]
     fn what_was_walked_before_an_invalidation_is_not_remembered_after_it() {
         let (machine, iommu) = (Machine::new(), Arc::new(Iommu::new(Kind::Vtd)));
-        let parent = Domain::new(&machine, &iommu, DomainUse::default()).unwrap();
+        let parent = Domain::new(&machine, &iommu, &EndpointConfig::default(), 0, None).unwrap();
         let nested = Arc::new_cyclic(|of| {
             let table = Changing { page: AtomicU64::new(0), of: of.clone() };
-            Nested::over(&parent, Source::Table(Box::new(table)))
+            Nested::over(&parent, Box::new(table))
         });
         let walk = || {
             let walked = match nested.remembered(0, Iova(0)) {

@@ -83,25 +83,6 @@ impl Quiesce for Users {
     }
 }
 
-/// All DMA of the process: for page tables that a driver makes before their domain is there.
-#[cfg_attr(not(feature = "mock"), expect(dead_code, reason = "only the mock hardware's do"))]
-#[derive(Debug)]
-pub(crate) struct AllDma(pub(crate) &'static Sections);
-
-impl Quiesce for AllDma {
-    fn enter(&self) {
-        self.0.enter(EVERYBODY);
-    }
-
-    fn exit(&self) {
-        self.0.exit();
-    }
-
-    fn wait(&self) {
-        self.0.wait(|_| true);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

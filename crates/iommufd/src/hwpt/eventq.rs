@@ -11,10 +11,10 @@ use ioasis_uapi::Result;
 use ioasis_uapi::iommufd as abi;
 use zerocopy::IntoBytes;
 
+use super::viommu::Viommu;
+use super::watchers::Watchers;
 use crate::client::Destination;
-use crate::hwpt::viommu::Viommu;
 use crate::object::{Head, Held, Object, Tracked};
-use crate::open::files::Watchers;
 
 /// One entry: an event, or (without data) the word that some were lost.
 #[derive(Clone, Debug)]
@@ -42,16 +42,18 @@ pub(crate) struct EventQueue {
     pub(crate) watchers: Watchers,
 }
 
-impl Tracked for EventQueue {
-    const ABSENT: &'static str = "no event queue has this id";
-
+impl Object for EventQueue {
     fn head(&self) -> &Head {
         &self.head
     }
 
-    fn of(object: &Object) -> Option<&Arc<Self>> {
-        if let Object::EventQueue(queue) = object { Some(queue) } else { None }
+    fn retire(self: Arc<Self>) {
+        self.viommu.remove_queue(&self);
     }
+}
+
+impl Tracked for EventQueue {
+    const ABSENT: &'static str = "no event queue has this id";
 }
 
 /// The largest depth, `VEVENTQ_MAX_DEPTH`.
@@ -74,10 +76,6 @@ impl EventQueue {
     /// What type of events it takes.
     pub(crate) fn kind(&self) -> u32 {
         self.kind
-    }
-
-    pub(crate) fn viommu(&self) -> &Held<Viommu> {
-        &self.viommu
     }
 
     /// Queues an event, or the word that it was lost.

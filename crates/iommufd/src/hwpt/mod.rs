@@ -6,22 +6,23 @@
 pub(crate) mod eventq;
 pub(crate) mod faultq;
 pub(crate) mod viommu;
+mod watchers;
 
+use std::any::Any;
 use std::sync::{Arc, OnceLock, Weak};
 
 use ioasis_uapi::Result;
 use ioasis_uapi::iommufd as abi;
 
-use crate::device::Device;
-use crate::hw::domain::{Domain, DomainUse};
-use crate::hw::iommu::Iommu;
-use crate::hw::nested::{Nested, Source};
+use crate::hw::domain::Domain;
+use crate::hw::endpoint::Endpoint;
+use crate::hw::nested::Nested;
 use crate::hw::ops::{AttachTo, UserData};
-use crate::hwpt::faultq::FaultQueue;
-use crate::hwpt::viommu::Viommu;
 use crate::inject::step;
 use crate::ioas::Ioas;
 use crate::object::{Head, Held, Object, Tracked};
+use faultq::FaultQueue;
+use viommu::Viommu;
 
 /// Who made a HWPT, and so who destroys it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,16 +56,21 @@ pub(crate) struct NestedIn {
     viommu: Option<Held<Viommu>>,
 }
 
-impl Tracked for Hwpt {
-    const ABSENT: &'static str = "no HWPT has this id";
-
+impl Object for Hwpt {
     fn head(&self) -> &Head {
         &self.head
     }
 
-    fn of(object: &Object) -> Option<&Arc<Self>> {
-        if let Object::Hwpt(hwpt) = object { Some(hwpt) } else { None }
+    fn retire(self: Arc<Self>) {
+        if self.nested.is_none() {
+            let mut hwpts = self.ioas.hwpts.lock();
+            self.leave(&mut hwpts);
+        }
     }
+}
+
+impl Tracked for Hwpt {
+    const ABSENT: &'static str = "no HWPT has this id";
 }
 
 /// Flags a paging HWPT may be made with.
@@ -82,37 +88,22 @@ impl Hwpt {
     pub(crate) fn paging(
         head: Head,
         ioas: Held<Ioas>,
-        device: &Device,
+        device: &Endpoint,
         flags: u32,
         data: Option<&UserData<'_>>,
         origin: Origin,
     ) -> Result<Arc<Self>> {
-        let iommu = device.endpoint().iommu();
         if flags & !PAGING_FLAGS != 0 {
             return refuse!(EOPNOTSUPP, "unknown HWPT_ALLOC flags", u64::from(flags));
         }
-        if flags & abi::HWPT_ALLOC_DIRTY_TRACKING != 0 && !device.endpoint().tracks_dirty() {
+        if flags & abi::HWPT_ALLOC_DIRTY_TRACKING != 0 && !device.tracks_dirty() {
             return refuse!(EOPNOTSUPP, "the device's IOMMU does not track dirty pages");
         }
         if flags & abi::HWPT_FAULT_ID_VALID != 0 && flags & abi::HWPT_ALLOC_NEST_PARENT != 0 {
             return refuse!(EOPNOTSUPP, "a nest parent takes no fault queue");
         }
         step("a HWPT")?;
-        let wants = DomainUse {
-            dirty_tracking: flags & abi::HWPT_ALLOC_DIRTY_TRACKING != 0,
-            enforce_coherency: iommu.enforce_coherency,
-            nest_parent: flags & abi::HWPT_ALLOC_NEST_PARENT != 0,
-            pasid: flags & abi::HWPT_ALLOC_PASID != 0,
-        };
-        let domain = match device.endpoint().driver() {
-            Some(driver) => {
-                Domain::with_table(ioas.machine(), iommu, wants, driver.alloc_paging(flags, data)?)
-            }
-            None => {
-                check_paging(iommu, flags, data)?;
-                Domain::new(ioas.machine(), iommu, wants)?
-            }
-        };
+        let domain = Domain::new(ioas.machine(), device.iommu(), device.config(), flags, data)?;
         Ok(Arc::new(Self {
             head,
             ioas,
@@ -133,13 +124,13 @@ impl Hwpt {
     pub(crate) fn nested(
         head: Head,
         parent: &Held<Self>,
-        device: &Device,
+        device: &Endpoint,
         flags: u32,
         data: &UserData<'_>,
     ) -> Result<Arc<Self>> {
         check_nested(flags, data)?;
-        let (iommu, driver) = (device.endpoint().iommu(), device.endpoint().driver());
-        if driver.is_none() && !iommu.hardware().nests_directly() {
+        let iommu = device.iommu();
+        if !iommu.ops().nests_directly() {
             return refuse!(
                 EOPNOTSUPP,
                 "the device's IOMMU takes no tables of the client's own on a HWPT"
@@ -160,13 +151,8 @@ impl Hwpt {
             );
         }
         step("a nested HWPT")?;
-        let source = match driver {
-            Some(driver) => {
-                Source::Driver(driver.alloc_nested(flags & !abi::HWPT_FAULT_ID_VALID, data)?)
-            }
-            None => Source::Table(iommu.hardware().nested(iommu, data)?),
-        };
-        let table = Nested::new(&parent.domain, source);
+        let ops = iommu.ops().alloc_nested(iommu, flags & !abi::HWPT_FAULT_ID_VALID, data)?;
+        let table = Nested::new(&parent.domain, ops);
         Ok(Self::nested_with(head, parent, None, flags, table))
     }
 
@@ -178,23 +164,17 @@ impl Hwpt {
     pub(crate) fn nested_in_viommu(
         head: Head,
         viommu: &Held<Viommu>,
-        device: &Device,
+        device: &Endpoint,
         flags: u32,
         data: &UserData<'_>,
     ) -> Result<Arc<Self>> {
-        if !Arc::ptr_eq(viommu.iommu(), device.endpoint().iommu()) {
+        if !Arc::ptr_eq(viommu.iommu(), device.iommu()) {
             return refuse!(EINVAL, "the device is behind another IOMMU than the virtual one");
         }
         check_nested(flags, data)?;
         step("a nested HWPT")?;
-        let iommu = viommu.iommu();
-        let source = match viommu.driver() {
-            Some(driver) => {
-                Source::Driver(driver.alloc_nested(flags & !abi::HWPT_FAULT_ID_VALID, data)?)
-            }
-            None => Source::Table(iommu.hardware().nested_in_viommu(iommu, flags, data)?),
-        };
-        let table = Nested::new(&viommu.parent.domain, source);
+        let ops = viommu.ops().alloc_nested(flags & !abi::HWPT_FAULT_ID_VALID, data)?;
+        let table = Nested::new(&viommu.parent.domain, ops);
         viommu.add_table(&table);
         Ok(Self::nested_with(head, &viommu.parent, Some(viommu.clone()), flags, table))
     }
@@ -222,17 +202,28 @@ impl Hwpt {
     /// # Errors
     ///
     /// As [`Ioas::add_domain`](crate::ioas::Ioas::add_domain).
-    pub(crate) fn join(self: &Arc<Self>, hwpts: &mut Vec<Weak<Self>>) -> Result<()> {
+    pub(crate) fn join(self: &Arc<Self>, hwpts: &mut Vec<Weak<dyn Object>>) -> Result<()> {
         self.ioas.add_domain(&self.domain)?;
-        hwpts.push(Arc::downgrade(self));
+        let hwpt: Weak<Self> = Arc::downgrade(self);
+        hwpts.push(hwpt);
         Ok(())
     }
 
     /// Undoes [`join`](Self::join); no device is attached any more.
-    pub(crate) fn leave(&self, hwpts: &mut Vec<Weak<Self>>) {
-        hwpts
-            .retain(|other| other.upgrade().is_some_and(|other| other.head.id() != self.head.id()));
+    pub(crate) fn leave(&self, hwpts: &mut Vec<Weak<dyn Object>>) {
+        let id = self.head.id();
+        hwpts.retain(|other| other.upgrade().is_some_and(|other| other.head().id() != id));
         self.ioas.remove_domain(&self.domain);
+    }
+
+    /// The HWPTs in the list of an IOAS.
+    pub(crate) fn listed(hwpts: &[Weak<dyn Object>]) -> Vec<Arc<Self>> {
+        let listed = hwpts.iter().filter_map(Weak::upgrade);
+        let hwpt = |object: Arc<dyn Object>| {
+            let object: Arc<dyn Any + Send + Sync> = object;
+            object.downcast().ok()
+        };
+        listed.filter_map(hwpt).collect()
     }
 
     /// The virtual IOMMU it is in, when it is nested there.
@@ -248,44 +239,32 @@ impl Hwpt {
         }
     }
 
-    /// Whether `device` may translate through the domain.
+    /// Whether `device`, which has this object id, may translate through the domain.
     ///
     /// # Errors
     ///
     /// `EINVAL` when it is behind another IOMMU, or one that cannot do what the domain was made for.
-    pub(crate) fn check_device(&self, device: &Device) -> Result<()> {
-        let iommu = device.endpoint().iommu();
+    pub(crate) fn check_device(&self, device: &Endpoint, device_id: u32) -> Result<()> {
+        let iommu = device.iommu();
         if !Arc::ptr_eq(iommu, self.domain.iommu()) {
             return refuse!(EINVAL, "the device is behind another IOMMU than the HWPT is for");
         }
-        // The drivers of hardware ask this of a nested table's parent too, the mock's does not (mock_domain_nop_attach).
-        let asked = self.nested.is_none() || device.endpoint().driver().is_none();
-        if asked && self.domain.wants().dirty_tracking && !device.endpoint().tracks_dirty() {
+        let asked = self.nested.is_none() || iommu.ops().judges_nested_attach();
+        if asked && self.domain.wants().dirty_tracking && !device.tracks_dirty() {
             return refuse!(EINVAL, "the device does not track dirty pages and the HWPT does");
         }
-        if self.faults.get().is_some() && device.endpoint().driver().is_none() {
-            iommu.hardware().check_faults(device.endpoint().config())?;
+        if self.faults.get().is_some() {
+            iommu.ops().check_faults(device.config())?;
         }
         if let Some(nested) = &self.nested
             && let Some(viommu) = &nested.viommu
-            && nested.table.needs_vdevice()
-            && viommu.virtual_id(device).is_none()
+            && nested.table.ops().needs_vdevice()
+            && viommu.virtual_id(device_id).is_none()
         {
             return refuse!(ENOENT, "the device has no virtual id in the virtual IOMMU");
         }
         Ok(())
     }
-}
-
-/// What a driver of one of the known kinds says to flags and data.
-fn check_paging(iommu: &Iommu, flags: u32, data: Option<&UserData<'_>>) -> Result<()> {
-    if let Some(data) = data {
-        return refuse!(EOPNOTSUPP, "a HWPT on an IOAS takes no data", u64::from(data.kind));
-    }
-    if flags & abi::HWPT_ALLOC_NEST_PARENT != 0 && !iommu.nesting {
-        return refuse!(EOPNOTSUPP, "the device's IOMMU cannot translate in two stages");
-    }
-    iommu.hardware().check_flags(iommu, flags)
 }
 
 fn check_nested(flags: u32, data: &UserData<'_>) -> Result<()> {

@@ -8,11 +8,74 @@ use ioasis_iommupt::{Iova, IovaRange, Prot, Run};
 use ioasis_uapi::Result;
 use smallvec::SmallVec;
 
-use super::{AREAS_MAX, Area, Ioas, Place, Slice, Space, wait_for_dma};
-use crate::Kind;
+use super::{AREAS_MAX, Area, Ioas, Slice, Space, wait_for_dma};
+use crate::account::Rule;
+use crate::client::{Account, AddressSpace, Kind, PAGE_SIZE};
 use crate::hw::domain::{Domain, LeafMax};
+use crate::hw::machine::Machine;
 use crate::inject::step;
-use crate::pages::{AreaPages, Fill, PAGE_SIZE, PageRange, Pages};
+use crate::pages::{AreaPages, Fill, Origin, PageRange, Pages, PagesWatcher};
+
+/// Where a mapping goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// At this IOVA.
+    Fixed(Iova),
+    /// Wherever there is room.
+    Anywhere,
+}
+
+/// What to map, and how.
+#[derive(Clone, Debug)]
+pub struct MapRequest {
+    /// The process or file.
+    pub space: Arc<dyn AddressSpace>,
+    /// First byte.
+    pub address: u64,
+    /// Bytes.
+    pub length: u64,
+    /// Where it goes.
+    pub place: Place,
+    /// What devices may do.
+    pub prot: Prot,
+    /// Who pays.
+    pub account: Account,
+}
+
+/// Maps `request` into `ioas`, charged under `rule`.
+#[inline]
+pub(crate) fn map_pages(
+    machine: &Arc<Machine>,
+    ioas: &Arc<Ioas>,
+    request: MapRequest,
+    rule: Rule,
+) -> Result<Iova> {
+    let kind = request.space.kind();
+    if kind == Kind::DmaBuf {
+        let end = request.address.checked_add(request.length);
+        if end.is_none_or(|end| request.space.length().is_some_and(|length| end > length)) {
+            return refuse!(EINVAL, "the dma-buf ends before", request.address);
+        }
+        // Before it is looked at, so that no revocation is missed.
+        request.space.import(Ioas::importer(ioas));
+        if request.space.is_revoked() {
+            return refuse!(ENODEV, "the dma-buf has been revoked");
+        }
+    }
+    let origin = Origin { space: request.space, address: request.address };
+    let pages = Pages::new(machine, origin, request.length, request.prot, request.account, rule)?;
+    let start_byte = pages.start_byte();
+    let mut pages = AreaPages::Own(pages);
+    if let Some(watcher) = machine.added::<Arc<dyn PagesWatcher>>() {
+        watcher.made(&pages.share());
+    }
+    // Whether device memory is accepted is the pages' business; what a leaf says of its memory follows from what it is.
+    let mut prot = request.prot & !Prot::MMIO;
+    if kind == Kind::DmaBuf {
+        prot |= Prot::MMIO;
+    }
+    ioas.map(Slice { pages, start_byte, length: request.length }, request.place, prot)
+}
 
 /// How a mapping looks to devices.
 #[derive(Clone, Copy)]

@@ -18,6 +18,7 @@ mod split;
 mod unmap;
 
 use std::collections::VecDeque;
+use std::fmt::Debug;
 use std::sync::{Arc, Weak};
 
 use ioasis_iommupt::areas::Ranges;
@@ -27,26 +28,19 @@ use ioasis_uapi::Result;
 use smallvec::SmallVec;
 
 pub(crate) use area::{Area, Areas};
+pub(crate) use map::map_pages;
+pub use map::{MapRequest, Place};
 use space::{ReservedSet, allow_list};
 pub use unmap::Unmapped;
 
-use crate::device::access::Access;
+use crate::client::PAGE_SIZE;
+use crate::hw::attachment::{Around, Mappings};
 use crate::hw::domain::{Domain, LeafMax};
 use crate::hw::machine::Machine;
 use crate::hw::sections::Users;
-use crate::hwpt::Hwpt;
 use crate::inject::step;
-use crate::object::Head;
-use crate::pages::{Fill, PAGE_SIZE, Pages};
-
-/// Where a mapping goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
-    /// At this IOVA.
-    Fixed(Iova),
-    /// Wherever there is room.
-    Anywhere,
-}
+use crate::object::{Head, Object, Tracked};
+use crate::pages::{Fill, Pages};
 
 /// A part of a pages object that is to be mapped.
 #[derive(Debug)]
@@ -76,7 +70,7 @@ pub(crate) struct Space {
     reserved: ReservedSet,
     allowed: Ranges,
     domains: Vec<Arc<Domain>>,
-    pub(crate) accesses: Vec<Arc<Access>>,
+    pub(crate) accesses: Vec<Arc<dyn IoasAccess>>,
     alignment: u64,
     huge_pages: bool,
     /// New mappings use leaves of one page, whatever else the IOAS allows: the type1 driver's `disable_hugepages`.
@@ -86,13 +80,25 @@ pub(crate) struct Space {
     runs: Vec<Run>,
 }
 
+/// An access, as the IOAS it is attached to knows it. Linux: `struct iommufd_access`.
+pub(crate) trait IoasAccess: Debug + Send + Sync {
+    /// A number no other access has.
+    fn token(&self) -> u64;
+
+    /// The alignment an IOAS must have while it is attached.
+    fn alignment(&self) -> u64;
+
+    /// The user must let go of `range`.
+    fn notify_unmap(&self, range: IovaRange);
+}
+
 /// One I/O address space.
 #[derive(Debug)]
 pub(crate) struct Ioas {
     pub(crate) head: Head,
     machine: Arc<Machine>,
     /// Every HWPT on this IOAS, in order of creation; also keeps two attaches from making two auto domains.
-    pub(crate) hwpts: Mutex<Vec<Weak<Hwpt>>>,
+    pub(crate) hwpts: Mutex<Vec<Weak<dyn Object>>>,
     space: Mutex<Space>,
 }
 
@@ -495,6 +501,28 @@ fn fill_domain_area(
         area.filled = true;
     }
     domain.map(area.range.start(), runs, area.prot, leaf_max)
+}
+
+impl Object for Ioas {
+    fn head(&self) -> &Head {
+        &self.head
+    }
+}
+
+impl Tracked for Ioas {
+    const ABSENT: &'static str = "no IOAS has this id";
+}
+
+impl Mappings for Ioas {
+    fn around(&self, iova: Iova) -> Option<Around> {
+        let space = self.try_lock()?;
+        let past = space.past_unmap(iova);
+        Some(Around {
+            nearest: space.areas.nearest(iova),
+            unmapped: past.map(|past| (past.range, past.pid)),
+            revoked: space.areas.at(iova).is_some_and(|area| area.pages.was_revoked()),
+        })
+    }
 }
 
 impl Drop for Ioas {

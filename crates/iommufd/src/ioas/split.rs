@@ -7,8 +7,9 @@ use ioasis_uapi::Result;
 
 use super::{Area, Ioas};
 use crate::Kind;
+use crate::client::PAGE_SIZE;
 use crate::inject::step;
-use crate::pages::{AreaPages, PAGE_SIZE};
+use crate::pages::AreaPages;
 
 impl Ioas {
     /// Makes `last` the last IOVA of the area it lies in; the rest becomes an area of its own. No area there: nothing to do, and as in

@@ -5,9 +5,8 @@ use std::sync::{Arc, Weak};
 use ioasis_iommupt::{Iova, IovaRange};
 use ioasis_uapi::{Errno, Error, Result};
 
-use super::{Ioas, PastUnmap, Space, wait_for_dma};
+use super::{Ioas, IoasAccess, PastUnmap, Space, wait_for_dma};
 use crate::Importer;
-use crate::device::access::Access;
 use crate::hw::domain::Domain;
 use crate::pages::GivenBack;
 
@@ -81,7 +80,7 @@ impl Ioas {
             if let Some(area) = space.areas.at_mut(held.start()) {
                 area.prevent_access = true;
             }
-            let accesses: Vec<Arc<Access>> = space.accesses.clone();
+            let accesses: Vec<Arc<dyn IoasAccess>> = space.accesses.clone();
             drop(space);
             accesses.iter().for_each(|access| access.notify_unmap(held));
         }

@@ -11,9 +11,11 @@ use ioasis_uapi::iommufd as abi;
 use ioasis_uapi::{Errno, Error, Result};
 
 use super::Test;
-use crate::device::access::{Access, AccessHandle, AccessKind, AccessUser};
+use crate::client::PAGE_SIZE;
+use crate::device::access::{Access, AccessKind, AccessUser};
 use crate::inject::step;
-use crate::pages::{PAGE_SIZE, Way};
+use crate::open::AccessHandle;
+use crate::pages::Way;
 use crate::{ClientFile, OnExec};
 
 /// Most bytes of one access.

@@ -6,9 +6,9 @@ use ioasis_uapi::iommufd as abi;
 
 use super::{Mock, Test};
 use crate::Extents;
+use crate::client::PAGE_SIZE;
 use crate::hw::phys::Phys;
 use crate::inject::step;
-use crate::pages::PAGE_SIZE;
 
 /// Most bits of a dirty bitmap.
 const DIRTY_BITS_MAX: u64 = (16 << 20) * 8;

@@ -5,7 +5,6 @@
 //!
 //! `MockDevice::state` is a leaf lock.
 
-use std::any::Any;
 use std::sync::Arc;
 
 use ioasis_iommupt::fmt::AmdV1;
@@ -17,13 +16,16 @@ use zerocopy::IntoBytes;
 
 use super::Test;
 use super::nested::{CACHES, MockNested, MockViommu};
-use crate::device::{Bound, Device};
-use crate::hw::iommu::{Attachment, Endpoint, EndpointConfig, Group};
-use crate::hw::ops::{AttachTo, Driver, NestedDriver, PagingTable, UserData, ViommuDriver};
-use crate::hw::sections::AllDma;
+use crate::device::Device;
+use crate::hw::attachment::Attachment;
+use crate::hw::endpoint::Endpoint;
+use crate::hw::group::Group;
+use crate::hw::iommu::{EndpointConfig, Iommu};
+use crate::hw::ops::{AttachTo, IommuOps, NestedOps, PagingTable, UserData, ViommuOps};
 use crate::hwpt::Hwpt;
 use crate::inject::step;
-use crate::object::{Custom, Head, Held, Object};
+use crate::object::{Head, Held, Object, Tracked};
+use crate::open::Bound;
 
 /// The format: five levels of 2 KiB pages, 56 bits.
 type Format = AmdV1<5, 11>;
@@ -44,13 +46,11 @@ struct State {
 pub(super) struct MockDevice {
     /// `MOCK_FLAGS_DEVICE_*`. Immutable.
     flags: u32,
-    /// Immutable.
-    quiesce: Arc<dyn Quiesce>,
     state: Mutex<State>,
 }
 
 impl MockDevice {
-    fn new(flags: u32, quiesce: Arc<dyn Quiesce>) -> Result<Arc<Self>> {
+    fn new(flags: u32) -> Result<Arc<Self>> {
         let known = abi::test::MOCK_FLAGS_DEVICE_NO_DIRTY | abi::test::MOCK_FLAGS_DEVICE_PASID;
         if flags & !known != 0 {
             return refuse!(EINVAL, "unknown flags of a mock device", u64::from(flags));
@@ -58,7 +58,7 @@ impl MockDevice {
         step("a mock device")?;
         let state =
             State { cache: [abi::test::TEST_DEV_CACHE_DEFAULT; CACHES], pasid_armed: false };
-        Ok(Arc::new(Self { flags, quiesce, state: Mutex::new(state) }))
+        Ok(Arc::new(Self { flags, state: Mutex::new(state) }))
     }
 
     /// Runs `with` on the device's cache.
@@ -66,22 +66,25 @@ impl MockDevice {
         with(&mut self.state.lock().cache);
     }
 
-    /// The mock device behind an endpoint.
+    /// The mock device that is described so.
     ///
     /// # Errors
     ///
     /// `EINVAL` for a device of another kind.
-    pub(super) fn of(endpoint: &Endpoint) -> Result<&Self> {
-        let driver = endpoint.driver().map(|driver| &**driver as &dyn Any);
-        match driver.and_then(|driver| driver.downcast_ref()) {
+    pub(super) fn of(device: &EndpointConfig) -> Result<&Self> {
+        match device.private.as_deref().and_then(|private| private.downcast_ref()) {
             Some(device) => Ok(device),
             None => refuse!(EINVAL, "the device is no mock device"),
         }
     }
 }
 
-impl Driver for MockDevice {
-    fn hw_info(&self, wanted: u32) -> Result<(u32, Vec<u8>)> {
+/// The operations of the mock IOMMU. Linux: `mock_ops` in `selftest.c`.
+#[derive(Debug)]
+pub(super) struct MockIommu;
+
+impl IommuOps for MockIommu {
+    fn hw_info(&self, _: &Iommu, _: &EndpointConfig, wanted: u32) -> Result<(u32, Vec<u8>)> {
         if wanted != abi::HW_INFO_TYPE_DEFAULT && wanted != abi::test::HW_INFO_TYPE_SELFTEST {
             return refuse!(EOPNOTSUPP, "the mock IOMMU has one description", u64::from(wanted));
         }
@@ -90,11 +93,19 @@ impl Driver for MockDevice {
         Ok((abi::test::HW_INFO_TYPE_SELFTEST, info.as_bytes().to_vec()))
     }
 
-    fn tracks_dirty(&self) -> bool {
-        self.flags & abi::test::MOCK_FLAGS_DEVICE_NO_DIRTY == 0
+    fn tracks_dirty(&self, _iommu: &Iommu, device: &EndpointConfig) -> bool {
+        MockDevice::of(device)
+            .is_ok_and(|device| device.flags & abi::test::MOCK_FLAGS_DEVICE_NO_DIRTY == 0)
     }
 
-    fn alloc_paging(&self, flags: u32, data: Option<&UserData<'_>>) -> Result<PagingTable> {
+    fn alloc_paging(
+        &self,
+        _iommu: &Iommu,
+        _device: &EndpointConfig,
+        flags: u32,
+        data: Option<&UserData<'_>>,
+        quiesce: Arc<dyn Quiesce>,
+    ) -> Result<PagingTable> {
         let known =
             abi::HWPT_ALLOC_DIRTY_TRACKING | abi::HWPT_ALLOC_NEST_PARENT | abi::HWPT_ALLOC_PASID;
         // What a fault queue is for is the core's business.
@@ -108,31 +119,45 @@ impl Driver for MockDevice {
             }
             Some(data) => data.read(abi::test::HWPT_DATA_SELFTEST, size_of::<u32>())?,
         };
-        make_table(config.pagetable_type, &self.quiesce)
+        make_table(config.pagetable_type, quiesce)
     }
 
-    fn alloc_nested(&self, flags: u32, data: &UserData<'_>) -> Result<Box<dyn NestedDriver>> {
+    fn nests_directly(&self) -> bool {
+        true
+    }
+
+    fn alloc_nested(
+        &self,
+        _iommu: &Iommu,
+        flags: u32,
+        data: &UserData<'_>,
+    ) -> Result<Box<dyn NestedOps>> {
         MockNested::make(flags, data)
     }
 
-    fn has_viommu(&self, kind: u32) -> bool {
+    fn has_viommu(&self, _iommu: &Iommu, kind: u32) -> bool {
         kind == abi::test::VIOMMU_TYPE_SELFTEST
     }
 
-    fn alloc_viommu(
+    fn viommu_init(
         &self,
+        _iommu: &Iommu,
         _kind: u32,
         data: Option<&UserData<'_>>,
-    ) -> Result<Box<dyn ViommuDriver>> {
+    ) -> Result<Box<dyn ViommuOps>> {
         step("a mock virtual IOMMU")?;
         MockViommu::make(data)
     }
 
-    fn attach(&self, pasid: u32, to: AttachTo) -> Result<()> {
+    fn judges_nested_attach(&self) -> bool {
+        false
+    }
+
+    fn attach(&self, device: &EndpointConfig, pasid: u32, to: AttachTo) -> Result<()> {
         if pasid != abi::test::TEST_PASID_RESERVED {
             return Ok(());
         }
-        let mut state = self.state.lock();
+        let mut state = MockDevice::of(device)?.state.lock();
         if to == AttachTo::Blocked {
             state.pasid_armed = false;
             return Ok(());
@@ -147,7 +172,7 @@ impl Driver for MockDevice {
 }
 
 /// An empty table of type `kind`. What is mapped as 4 KiB has two leaves of 2 KiB, because dirty state is told for 2 KiB.
-fn make_table(kind: u32, quiesce: &Arc<dyn Quiesce>) -> Result<PagingTable> {
+fn make_table(kind: u32, quiesce: Arc<dyn Quiesce>) -> Result<PagingTable> {
     let page = 1_u64 << 12;
     let huge = match kind {
         abi::test::MOCK_IOMMUPT_DEFAULT => false,
@@ -156,12 +181,7 @@ fn make_table(kind: u32, quiesce: &Arc<dyn Quiesce>) -> Result<PagingTable> {
     };
     step("a mock page table")?;
     let sizes = if huge { abi::test::MOCK_HUGE_PAGE_SIZE | page } else { !page };
-    let config = Config {
-        tables_max: TABLES_MAX,
-        page_sizes: sizes,
-        iova_lg2: 56,
-        quiesce: Arc::clone(quiesce),
-    };
+    let config = Config { tables_max: TABLES_MAX, page_sizes: sizes, iova_lg2: 56, quiesce };
     let (writer, _) = PageTable::<Format>::new(config)?;
     let writer: Box<dyn ioasis_iommupt::TableWriter> = Box::new(writer);
     let (aperture, page_sizes) = if huge {
@@ -174,6 +194,27 @@ fn make_table(kind: u32, quiesce: &Arc<dyn Quiesce>) -> Result<PagingTable> {
         (aperture.expect("an aperture is not empty"), writer.page_sizes() | page)
     };
     Ok(PagingTable { writer, aperture, page_sizes })
+}
+
+/// A mock device as an object: it holds the bound device, and so the context.
+#[derive(Debug)]
+struct MockObject {
+    head: Head,
+    bound: Bound,
+}
+
+impl Object for MockObject {
+    fn head(&self) -> &Head {
+        &self.head
+    }
+
+    fn holds_context(&self) -> bool {
+        true
+    }
+}
+
+impl Tracked for MockObject {
+    const ABSENT: &'static str = "no mock device has this id";
 }
 
 /// Whether an attachment is to `hwpt`.
@@ -194,7 +235,7 @@ impl Test<'_> {
         let context = self.call.context;
         let reservation = context.objects().reserve()?;
         let machine = context.machine();
-        let device = MockDevice::new(flags, Arc::new(AllDma(machine.sections)))?;
+        let device = MockDevice::new(flags)?;
         let number = self.mock.next_group();
         let config = EndpointConfig {
             name: format!("iommufd_mock{number}").into(),
@@ -205,27 +246,25 @@ impl Test<'_> {
                 abi::test::MOCK_PASID_WIDTH
             },
             pri: true,
+            private: Some(device),
             ..EndpointConfig::default()
         };
         let group = Group::new(machine, &self.mock.iommu, number);
-        let endpoint = Endpoint::with_driver(&group, config, device);
+        let endpoint = Endpoint::new(&group, config);
         let bound = context.bind(&endpoint)?;
         body.out_hwpt_id = bound.attach(self.cmd.id)?;
         body.out_stdev_id = reservation.id();
         body.out_idev_id = bound.id();
         self.reply(&body)?;
         let head = Head::new(reservation.id());
-        reservation.publish(Object::Custom(Custom::new(head, Box::new(bound))));
+        reservation.publish(Arc::new(MockObject { head, bound }));
         Ok(0)
     }
 
     /// The mock device with the object id `id`.
     fn with_device<R>(&self, id: u32, with: impl FnOnce(&Bound) -> Result<R>) -> Result<R> {
-        let object: Held<Custom> = self.call.context.objects().get(id)?;
-        match object.value::<Bound>() {
-            Some(bound) => with(bound),
-            None => refuse!(EINVAL, "the object is no mock device", u64::from(id)),
-        }
+        let object: Held<MockObject> = self.call.context.objects().get(id)?;
+        with(&object.bound)
     }
 
     pub(super) fn mock_domain_replace(&mut self) -> Result<i64> {
@@ -276,12 +315,8 @@ impl Test<'_> {
                     Some(_) => refuse!(EINVAL, "the PASID is attached", u64::from(body.pasid)),
                 };
             }
-            let hwpt =
-                self.call.context.objects().inspect(body.hwpt_id, |object| match object {
-                    Object::Hwpt(hwpt) => Some(Held::<Hwpt>::new(hwpt)),
-                    _ => None,
-                })?;
-            let Some(hwpt) = hwpt else {
+            let object = self.call.context.objects().any(body.hwpt_id)?;
+            let Some(hwpt) = object.as_a::<Hwpt>() else {
                 return refuse!(EINVAL, "the object is no HWPT", u64::from(body.hwpt_id));
             };
             match attached {
@@ -294,7 +329,7 @@ impl Test<'_> {
     pub(super) fn check_cache(&self) -> Result<i64> {
         let body: abi::test::TestCmdCheckDevCache = self.body();
         let device: Held<Device> = self.call.context.objects().get(self.cmd.id)?;
-        let state = MockDevice::of(device.endpoint())?.state.lock();
+        let state = MockDevice::of(device.endpoint().config())?.state.lock();
         let cache = usize::try_from(body.id).ok().and_then(|id| state.cache.get(id));
         if cache == Some(&body.cache) {
             Ok(0)

@@ -13,8 +13,8 @@ use ioasis_uapi::iommufd as abi;
 use ioasis_uapi::{Errno, Error, Result};
 
 use super::Test;
+use crate::client::PAGE_SIZE;
 use crate::inject::step;
-use crate::pages::PAGE_SIZE;
 use crate::{AddressSpace, Backing, ClientFile, Extent, Extents, Importer, Kind, OnExec, Piece};
 
 /// Most pages of a dma-buf.

@@ -29,7 +29,7 @@ use crate::hw::iommu::{Iommu, Kind};
 use crate::hw::machine::Machine;
 use crate::inject::step;
 use crate::open::Context;
-use crate::pages::Pages;
+use crate::pages::{Pages, PagesWatcher};
 
 /// Bytes of the struct's first version: up to and with `last`.
 const MIN_SIZE: usize = 68;
@@ -51,12 +51,19 @@ impl Machine {
     /// An empty machine with the mock hardware of Linux's tests.
     #[must_use]
     pub fn with_mock() -> Arc<Self> {
-        let iommu = Iommu { enforce_coherency: false, ..Iommu::new(Kind::Amd) };
-        Self::with_extension(Arc::new(Mock {
+        let iommu = Iommu {
+            brought: Some(&device::MockIommu),
+            enforce_coherency: false,
+            ..Iommu::new(Kind::Amd)
+        };
+        let mock = Arc::new(Mock {
             iommu: Arc::new(iommu),
             groups: AtomicU32::new(0),
             pages: Mutex::default(),
-        }))
+        });
+        let command: Arc<dyn Extension> = Arc::<Mock>::clone(&mock);
+        let watcher: Arc<dyn PagesWatcher> = mock;
+        Self::with(vec![Box::new(command), Box::new(watcher)])
     }
 }
 
@@ -73,14 +80,6 @@ impl Extension for Mock {
 
     fn min_size(&self) -> usize {
         MIN_SIZE
-    }
-
-    fn pages_made(&self, pages: &Arc<Pages>) {
-        let mut known = self.pages.lock();
-        if known.len() == known.capacity() {
-            known.retain(|pages| pages.strong_count() > 0);
-        }
-        known.push(Arc::downgrade(pages));
     }
 
     fn copy_source(&self, context: &Context, ioas: u32, flags: u32, iova: u64) -> (u32, u64) {
@@ -124,6 +123,16 @@ impl Extension for Mock {
             abi::test::TEST_OP_DMABUF_REVOKE => test.dmabuf_revoke(),
             op => refuse!(EOPNOTSUPP, "no such test operation", u64::from(op)),
         }
+    }
+}
+
+impl PagesWatcher for Mock {
+    fn made(&self, pages: &Arc<Pages>) {
+        let mut known = self.pages.lock();
+        if known.len() == known.capacity() {
+            known.retain(|pages| pages.strong_count() > 0);
+        }
+        known.push(Arc::downgrade(pages));
     }
 }
 

@@ -12,13 +12,14 @@ use ioasis_uapi::iommufd::{self as abi, test};
 
 use super::Test;
 use super::device::MockDevice;
-use crate::MappableMemory;
+use crate::client::{MappableMemory, PAGE_SIZE};
 use crate::device::{Device, PageAsk};
-use crate::hw::ops::{Driver, Invalidated, NestedDriver, UserArray, UserData, ViommuDriver};
+use crate::hw::ops::{
+    Invalidated, Iotlb, NestedOps, ReadWord, UserArray, UserData, ViommuCore, ViommuOps, Walked,
+};
 use crate::hwpt::Hwpt;
 use crate::inject::step;
 use crate::object::Held;
-use crate::pages::PAGE_SIZE;
 
 /// Words of a cache.
 pub(super) const CACHES: usize = 4;
@@ -55,7 +56,7 @@ pub(super) struct MockNested {
 }
 
 impl MockNested {
-    pub(super) fn make(flags: u32, data: &UserData<'_>) -> Result<Box<dyn NestedDriver>> {
+    pub(super) fn make(flags: u32, data: &UserData<'_>) -> Result<Box<dyn NestedOps>> {
         if flags & !abi::HWPT_ALLOC_PASID != 0 {
             return refuse!(EOPNOTSUPP, "flags a mock nested HWPT has no use for", flags.into());
         }
@@ -68,8 +69,17 @@ impl MockNested {
     }
 }
 
-impl NestedDriver for MockNested {
-    fn invalidate(&self, requests: &UserArray<'_>) -> Invalidated {
+impl NestedOps for MockNested {
+    // Devices reach the parent untranslated.
+    fn walk(&self, _pasid: u32, iova: u64, _read: ReadWord<'_>) -> Walked {
+        Walked::bypass(iova)
+    }
+
+    fn needs_vdevice(&self) -> bool {
+        true
+    }
+
+    fn invalidate(&self, _iotlb: &dyn Iotlb, requests: &UserArray<'_>) -> Invalidated {
         if requests.kind != test::HWPT_INVALIDATE_DATA_SELFTEST {
             let kind = u64::from(requests.kind);
             return Invalidated::refused(ioasis_uapi::Error::at(
@@ -101,7 +111,7 @@ pub(super) struct MockViommu {
 }
 
 impl MockViommu {
-    pub(super) fn make(data: Option<&UserData<'_>>) -> Result<Box<dyn ViommuDriver>> {
+    pub(super) fn make(data: Option<&UserData<'_>>) -> Result<Box<dyn ViommuOps>> {
         let page = data.map(Self::share).transpose()?;
         Ok(Box::new(Self { page, queues: Mutex::default() }))
     }
@@ -119,10 +129,7 @@ impl MockViommu {
         Ok(page)
     }
 
-    fn invalidate_all(
-        requests: &UserArray<'_>,
-        device: &dyn Fn(u64) -> Option<Arc<dyn Driver>>,
-    ) -> Result<Invalidated> {
+    fn invalidate_all(viommu: &dyn ViommuCore, requests: &UserArray<'_>) -> Result<Invalidated> {
         if requests.kind != test::VIOMMU_INVALIDATE_DATA_SELFTEST {
             return refuse!(EINVAL, "requests of another IOMMU", u64::from(requests.kind));
         }
@@ -132,35 +139,41 @@ impl MockViommu {
         Ok(Invalidated::each(requests.entries, |index| {
             let request = all[index as usize];
             check_request(request.flags, request.cache_id)?;
-            let driver = device(u64::from(request.vdev_id));
-            let driver = driver.as_deref().map(|driver| driver as &dyn Any);
-            let Some(device) = driver.and_then(|driver| driver.downcast_ref::<MockDevice>()) else {
+            let mut emptied = false;
+            viommu.with_device(u64::from(request.vdev_id), &mut |device| {
+                if let Ok(device) = MockDevice::of(device) {
+                    device.with_cache(|cache| empty(cache, request.flags, request.cache_id));
+                    emptied = true;
+                }
+            });
+            if !emptied {
                 return refuse!(EINVAL, "no device has this virtual id", request.vdev_id.into());
-            };
-            device.with_cache(|cache| empty(cache, request.flags, request.cache_id));
+            }
             Ok(())
         }))
     }
 }
 
-impl ViommuDriver for MockViommu {
-    fn alloc_nested(&self, flags: u32, data: &UserData<'_>) -> Result<Box<dyn NestedDriver>> {
+impl ViommuOps for MockViommu {
+    fn alloc_nested(&self, flags: u32, data: &UserData<'_>) -> Result<Box<dyn NestedOps>> {
         MockNested::make(flags, data)
     }
 
-    fn invalidate(
-        &self,
-        requests: &UserArray<'_>,
-        device: &dyn Fn(u64) -> Option<Arc<dyn Driver>>,
-    ) -> Invalidated {
-        Self::invalidate_all(requests, device).unwrap_or_else(Invalidated::refused)
+    fn invalidate(&self, viommu: &dyn ViommuCore, requests: &UserArray<'_>) -> Invalidated {
+        Self::invalidate_all(viommu, requests).unwrap_or_else(Invalidated::refused)
     }
 
     fn has_queue(&self, kind: u32) -> bool {
         kind == test::HW_QUEUE_TYPE_SELFTEST
     }
 
-    fn start_queue(&self, index: u32, _base: Pa) -> Result<()> {
+    fn start_queue(
+        &self,
+        _viommu: &Arc<dyn ViommuCore>,
+        index: u32,
+        _base: Pa,
+        _length: u64,
+    ) -> Result<()> {
         let mut queues = self.queues.lock();
         let at = index as usize;
         match queues.get(at) {
@@ -196,8 +209,7 @@ impl Test<'_> {
             return refuse!(EINVAL, "the HWPT is of no mock device", u64::from(self.cmd.id));
         };
         let table = &nested.nested.as_ref().expect("a nested HWPT").table;
-        let table = table.driver().map(|table| table as &dyn Any);
-        let mock = table.and_then(|table| table.downcast_ref::<MockNested>());
+        let mock = (table.ops() as &dyn Any).downcast_ref::<MockNested>();
         let entry = mock.and_then(|mock| mock.iotlb.lock().get(body.id as usize).copied());
         if entry == Some(body.iotlb) {
             Ok(0)
@@ -227,7 +239,7 @@ impl Test<'_> {
     pub(super) fn trigger_iopf(&self) -> Result<i64> {
         let body: test::TestCmdTriggerIopf = self.body();
         let device: Held<Device> = self.call.context.objects().get(body.dev_id)?;
-        MockDevice::of(device.endpoint())?;
+        MockDevice::of(device.endpoint().config())?;
         step("a page request")?;
         let request = PageAsk {
             pasid: body.pasid,

@@ -1,31 +1,18 @@
-//! Objects and their ids.
+//! Objects: what a client makes by calls and names by ids.
 //!
-//! An id is reserved first and published last: between the two the object is invisible and a failure leaves nothing. Ids are
-//! the lowest free ones from 1. Whoever keeps an object from being destroyed has a [`Held`]; DESTROY is refused while
-//! there is one. A lookup and the removal by DESTROY exclude each other, so that no call works on an object
-//! that is gone.
-//!
-//! `Table::slots` is a leaf lock; objects are dropped after it is released. Linux: `drivers/iommu/iommufd/main.c`.
+//! The storey knows no kind of object: each says for itself what keeps it and what it takes with it when it goes, as in Linux the
+//! `destroy` of its `struct iommufd_object_ops` does. Whoever keeps an object from being destroyed has a [`Held`]; DESTROY is
+//! refused while there is one. Linux: `drivers/iommu/iommufd/main.c`.
+
+mod table;
 
 use std::any::Any;
-use std::cmp::Reverse;
-use std::collections::BinaryHeap;
 use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use ioasis_sys::sync::Mutex;
-use ioasis_uapi::Result;
-
-use crate::device::Device;
-use crate::device::access::Access;
-use crate::hwpt::Hwpt;
-use crate::hwpt::eventq::EventQueue;
-use crate::hwpt::faultq::FaultQueue;
-use crate::hwpt::viommu::{HwQueue, Vdevice, Viommu};
-use crate::inject::step;
-use crate::ioas::Ioas;
+pub(crate) use table::{Reservation, Table};
 
 /// The id of an object, and how many keep it from being destroyed.
 #[derive(Debug)]
@@ -54,107 +41,34 @@ impl Head {
 }
 
 /// Something with an id in a [`Table`].
-pub(crate) trait Tracked: fmt::Debug + Sized {
-    /// What a failed lookup says.
-    const ABSENT: &'static str;
-
+pub(crate) trait Object: Any + fmt::Debug + Send + Sync {
     fn head(&self) -> &Head;
 
-    /// This type's object inside `object`.
-    fn of(object: &Object) -> Option<&Arc<Self>>;
-}
-
-/// An object of any type.
-#[derive(Clone, Debug)]
-pub(crate) enum Object {
-    Ioas(Arc<Ioas>),
-    Hwpt(Arc<Hwpt>),
-    Device(Arc<Device>),
-    Access(Arc<Access>),
-    Fault(Arc<FaultQueue>),
-    Viommu(Arc<Viommu>),
-    Vdevice(Arc<Vdevice>),
-    EventQueue(Arc<EventQueue>),
-    HwQueue(Arc<HwQueue>),
-    #[cfg_attr(
-        not(feature = "mock"),
-        expect(
-            dead_code,
-            reason = "only the mock hardware of Linux's tests has objects of its own"
-        )
-    )]
-    Custom(Arc<Custom>),
-}
-
-/// An object that a program brings along: dropped when it is destroyed.
-#[derive(Debug)]
-pub(crate) struct Custom {
-    head: Head,
-    value: Box<dyn CustomValue>,
-}
-
-/// What a [`Custom`] object is.
-pub(crate) trait CustomValue: Any + fmt::Debug + Send + Sync {}
-
-impl<T: Any + fmt::Debug + Send + Sync> CustomValue for T {}
-
-#[cfg_attr(not(feature = "mock"), expect(dead_code, reason = "the mock hardware has them"))]
-impl Custom {
-    pub(crate) fn new(head: Head, value: Box<dyn CustomValue>) -> Arc<Self> {
-        Arc::new(Self { head, value })
+    /// Whether something else than its holders keeps it. Asked by who would destroy it, last and under the lock of the table:
+    /// an object that is not busy is gone.
+    fn is_busy(&self) -> bool {
+        false
     }
 
-    /// What it is, if it is a `T`.
-    pub(crate) fn value<T: Any>(&self) -> Option<&T> {
-        (&*self.value as &dyn Any).downcast_ref()
+    /// What it takes with it once it is out of the table. Never fails.
+    fn retire(self: Arc<Self>) {}
+
+    /// Whether it holds the context it is in, which therefore never goes by itself: the close of the file destroys it.
+    fn holds_context(&self) -> bool {
+        false
     }
 }
 
-impl Tracked for Custom {
-    const ABSENT: &'static str = "no object of the program's own has this id";
-
-    fn head(&self) -> &Head {
-        &self.head
-    }
-
-    fn of(object: &Object) -> Option<&Arc<Self>> {
-        if let Object::Custom(custom) = object { Some(custom) } else { None }
-    }
-}
-
-impl Object {
-    pub(crate) fn head(&self) -> &Head {
-        match self {
-            Self::Ioas(ioas) => &ioas.head,
-            Self::Hwpt(hwpt) => hwpt.head(),
-            Self::Device(device) => device.head(),
-            Self::Access(access) => access.head(),
-            Self::Fault(queue) => queue.head(),
-            Self::Viommu(viommu) => viommu.head(),
-            Self::Vdevice(vdevice) => vdevice.head(),
-            Self::EventQueue(queue) => queue.head(),
-            Self::HwQueue(queue) => queue.head(),
-            Self::Custom(custom) => custom.head(),
-        }
-    }
-}
-
-impl Tracked for Ioas {
-    const ABSENT: &'static str = "no IOAS has this id";
-
-    fn head(&self) -> &Head {
-        &self.head
-    }
-
-    fn of(object: &Object) -> Option<&Arc<Self>> {
-        if let Object::Ioas(ioas) = object { Some(ioas) } else { None }
-    }
+/// An object of a type that calls ask for.
+pub(crate) trait Tracked: Object + Sized {
+    /// What a failed lookup says.
+    const ABSENT: &'static str;
 }
 
 /// An object that cannot be destroyed meanwhile.
-pub(crate) struct Held<T: Tracked>(Arc<T>);
+pub(crate) struct Held<T: Object + ?Sized>(Arc<T>);
 
-impl<T: Tracked> Held<T> {
+impl<T: Object + ?Sized> Held<T> {
     /// Holds an object that somebody else holds already, or that is not published yet.
     pub(crate) fn new(object: &Arc<T>) -> Self {
         object.head().holders.fetch_add(1, Ordering::AcqRel);
@@ -170,13 +84,21 @@ impl<T: Tracked> Held<T> {
     }
 }
 
-impl<T: Tracked> Clone for Held<T> {
+impl Held<dyn Object> {
+    /// The same as what it is, if that is a `T`.
+    pub(crate) fn as_a<T: Object>(&self) -> Option<Held<T>> {
+        let object: Arc<dyn Any + Send + Sync> = Arc::<dyn Object>::clone(&self.0);
+        object.downcast().ok().map(|object| Held::new(&object))
+    }
+}
+
+impl<T: Object + ?Sized> Clone for Held<T> {
     fn clone(&self) -> Self {
         Self::new(&self.0)
     }
 }
 
-impl<T: Tracked> Deref for Held<T> {
+impl<T: Object + ?Sized> Deref for Held<T> {
     type Target = T;
 
     fn deref(&self) -> &T {
@@ -184,299 +106,15 @@ impl<T: Tracked> Deref for Held<T> {
     }
 }
 
-impl<T: Tracked> Drop for Held<T> {
+impl<T: Object + ?Sized> Drop for Held<T> {
     fn drop(&mut self) {
         self.0.head().holders.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
-impl<T: Tracked> fmt::Debug for Held<T> {
+impl<T: Object + ?Sized> fmt::Debug for Held<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // The id only: objects hold each other, and printing all of them does not end.
         write!(f, "object {}", self.id())
-    }
-}
-
-#[derive(Debug)]
-enum Slot {
-    Free,
-    Reserved,
-    Live(Object),
-    /// Destroyed, but the id is never given out again.
-    Tombstone,
-}
-
-#[derive(Debug, Default)]
-struct Slots {
-    /// Slot of id 1 first.
-    slots: Vec<Slot>,
-    free: BinaryHeap<Reverse<u32>>,
-}
-
-/// Objects one context may have. Linux has no limit but the memory charged to the client; ours is the supervisor's.
-const OBJECTS_MAX: usize = 1 << 16;
-
-/// The objects of one context.
-#[derive(Debug, Default)]
-pub(crate) struct Table {
-    slots: Mutex<Slots>,
-}
-
-fn index(id: u32) -> Option<usize> {
-    usize::try_from(id.checked_sub(1)?).ok()
-}
-
-impl Table {
-    /// Takes the lowest free id.
-    ///
-    /// # Errors
-    ///
-    /// `ENOMEM` when there are too many objects.
-    pub(crate) fn reserve(self: &Arc<Self>) -> Result<Reservation> {
-        step("an object")?;
-        let mut slots = self.slots.lock();
-        let slots = &mut *slots;
-        let id = match slots.free.pop() {
-            Some(Reverse(id)) => id,
-            None if slots.slots.len() == OBJECTS_MAX => {
-                return refuse!(ENOMEM, "the context has as many objects as it can hold");
-            }
-            None => {
-                slots.slots.push(Slot::Free);
-                // Room for every id, so that giving one back never allocates.
-                slots.free.reserve(slots.slots.len());
-                u32::try_from(slots.slots.len()).expect("the number of objects is limited")
-            }
-        };
-        slots.slots[index(id).expect("ids start at 1")] = Slot::Reserved;
-        Ok(Reservation { table: Arc::clone(self), id, published: false })
-    }
-
-    /// The object `id`, held.
-    ///
-    /// # Errors
-    ///
-    /// `ENOENT` when there is none, or one of another type.
-    pub(crate) fn get<T: Tracked>(&self, id: u32) -> Result<Held<T>> {
-        let slots = self.slots.lock();
-        match slots.live(id).and_then(T::of) {
-            Some(object) => Ok(Held::new(object)),
-            None => refuse!(ENOENT, T::ABSENT, u64::from(id)),
-        }
-    }
-
-    /// Whatever object has `id`; `with` runs under the lock and should only take holds.
-    ///
-    /// # Errors
-    ///
-    /// `ENOENT` when there is none.
-    pub(crate) fn inspect<R>(&self, id: u32, with: impl FnOnce(&Object) -> R) -> Result<R> {
-        let slots = self.slots.lock();
-        match slots.live(id) {
-            Some(object) => Ok(with(object)),
-            None => refuse!(ENOENT, "no object has this id", u64::from(id)),
-        }
-    }
-
-    /// Removes an object that nobody holds; it is the caller's now.
-    ///
-    /// # Errors
-    ///
-    /// `ENOENT` when there is none, `EBUSY` when somebody holds it.
-    pub(crate) fn remove(&self, id: u32) -> Result<Object> {
-        let mut slots = self.slots.lock();
-        let Some(object) = slots.live(id) else {
-            return refuse!(ENOENT, "no object has this id", u64::from(id));
-        };
-        let is_busy = object.head().holders() > 0
-            || match object {
-                // Asked last: a queue that may stop has begun to.
-                Object::HwQueue(queue) => !queue.may_stop(),
-                Object::Viommu(viommu) => viommu.is_mapped(),
-                _ => false,
-            };
-        if is_busy {
-            return refuse!(
-                EBUSY,
-                "another object or a call in flight uses the object",
-                u64::from(id)
-            );
-        }
-        Ok(slots.take(id, Slot::Free))
-    }
-
-    /// Removes the object behind `held`, if nobody else holds it.
-    pub(crate) fn remove_held<T: Tracked>(&self, held: Held<T>) -> Option<Object> {
-        let mut slots = self.slots.lock();
-        // Nobody finds it without the lock, and so it is never there without a holder.
-        let removed = (held.head().holders() == 1).then(|| slots.take(held.id(), Slot::Free));
-        drop(slots);
-        drop(held);
-        removed
-    }
-
-    /// Removes `object`, if it is still there, and keeps its id from being used again.
-    pub(crate) fn entomb<T: Tracked>(
-        &self,
-        id: u32,
-        object: impl FnOnce(&T) -> bool,
-    ) -> Option<Object> {
-        let mut slots = self.slots.lock();
-        let found = slots.live(id).and_then(T::of).is_some_and(|found| object(found));
-        found.then(|| slots.take(id, Slot::Tombstone))
-    }
-
-    /// Removes an object that only its owner holds, whatever its holders.
-    pub(crate) fn evict(&self, id: u32) -> Object {
-        self.slots.lock().take(id, Slot::Free)
-    }
-
-    /// Whether there is nothing: no object, no reservation, no id that is kept.
-    pub(crate) fn is_empty(&self) -> bool {
-        let slots = self.slots.lock();
-        slots.free.len() == slots.slots.len()
-    }
-
-    /// The ids of all objects, ascending.
-    pub(crate) fn ids(&self) -> Vec<u32> {
-        let slots = self.slots.lock();
-        slots.objects().map(|object| object.head().id).collect()
-    }
-
-    /// All objects of one type, held, by ascending id.
-    pub(crate) fn all<T: Tracked>(&self) -> Vec<Held<T>> {
-        let slots = self.slots.lock();
-        slots.objects().filter_map(T::of).map(Held::new).collect()
-    }
-}
-
-impl Slots {
-    fn objects(&self) -> impl Iterator<Item = &Object> {
-        self.slots
-            .iter()
-            .filter_map(|slot| if let Slot::Live(object) = slot { Some(object) } else { None })
-    }
-
-    fn live(&self, id: u32) -> Option<&Object> {
-        match self.slots.get(index(id)?)? {
-            Slot::Live(object) => Some(object),
-            Slot::Free | Slot::Reserved | Slot::Tombstone => None,
-        }
-    }
-
-    fn take(&mut self, id: u32, with: Slot) -> Object {
-        let free = matches!(with, Slot::Free);
-        let slot = &mut self.slots[index(id).expect("ids start at 1")];
-        let Slot::Live(object) = std::mem::replace(slot, with) else {
-            unreachable!("only a live object is removed");
-        };
-        if free {
-            self.free.push(Reverse(id));
-        }
-        object
-    }
-}
-
-/// An id that is taken and has no object yet. Dropping it gives the id back.
-#[derive(Debug)]
-pub(crate) struct Reservation {
-    table: Arc<Table>,
-    id: u32,
-    published: bool,
-}
-
-impl Reservation {
-    pub(crate) fn id(&self) -> u32 {
-        self.id
-    }
-
-    /// Makes `object` visible. Cannot fail.
-    pub(crate) fn publish(mut self, object: Object) {
-        assert_eq!(object.head().id, self.id, "an object carries the id that was reserved for it");
-        let mut slots = self.table.slots.lock();
-        let slot = &mut slots.slots[index(self.id).expect("ids start at 1")];
-        assert!(matches!(slot, Slot::Reserved), "a reserved slot is empty");
-        *slot = Slot::Live(object);
-        self.published = true;
-    }
-}
-
-impl Drop for Reservation {
-    fn drop(&mut self) {
-        if !self.published {
-            let mut slots = self.table.slots.lock();
-            slots.slots[index(self.id).expect("ids start at 1")] = Slot::Free;
-            slots.free.push(Reverse(self.id));
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::hw::machine::Machine;
-    use ioasis_uapi::Errno;
-
-    fn ioas(reservation: Reservation) -> u32 {
-        let id = reservation.id();
-        reservation.publish(Object::Ioas(Arc::new(Ioas::new(&Machine::new(), Head::new(id)))));
-        id
-    }
-
-    #[test]
-    fn ids_are_the_lowest_free_ones_from_one() {
-        let table = Arc::new(Table::default());
-        let ids: Vec<u32> = (0..4).map(|_| ioas(table.reserve().unwrap())).collect();
-        assert_eq!(ids, [1, 2, 3, 4]);
-        table.remove(3).unwrap();
-        table.remove(2).unwrap();
-        assert_eq!(ioas(table.reserve().unwrap()), 2);
-        assert_eq!(ioas(table.reserve().unwrap()), 3);
-        assert_eq!(ioas(table.reserve().unwrap()), 5);
-    }
-
-    #[test]
-    fn a_reservation_is_invisible_and_gives_its_id_back() {
-        let table = Arc::new(Table::default());
-        let reservation = table.reserve().unwrap();
-        assert_eq!(table.get::<Ioas>(1).unwrap_err().errno, Errno::ENOENT);
-        assert_eq!(table.remove(1).unwrap_err().errno, Errno::ENOENT);
-        assert!(!table.is_empty());
-        drop(reservation);
-        assert!(table.is_empty());
-        assert_eq!(table.reserve().unwrap().id(), 1);
-    }
-
-    #[test]
-    fn a_held_object_is_not_destroyed() {
-        let table = Arc::new(Table::default());
-        let id = ioas(table.reserve().unwrap());
-        let held = table.get::<Ioas>(id).unwrap();
-        assert_eq!(table.remove(id).unwrap_err().errno, Errno::EBUSY);
-        drop(held);
-        assert!(table.remove(id).is_ok());
-    }
-
-    #[test]
-    fn a_kept_id_is_not_given_out_again() {
-        let table = Arc::new(Table::default());
-        let id = ioas(table.reserve().unwrap());
-        assert!(table.entomb(id, |_: &Ioas| false).is_none());
-        assert!(table.entomb(id, |_: &Device| true).is_none());
-        assert!(table.entomb(id, |_: &Ioas| true).is_some());
-        assert_eq!(table.remove(id).unwrap_err().errno, Errno::ENOENT);
-        assert!(table.entomb(id, |_: &Ioas| true).is_none());
-        assert!(!table.is_empty());
-        assert_eq!(table.reserve().unwrap().id(), id + 1);
-    }
-
-    #[test]
-    fn the_last_holder_takes_the_object_with_it_and_no_other_does() {
-        let table = Arc::new(Table::default());
-        let id = ioas(table.reserve().unwrap());
-        let [one, other] = [0, 1].map(|_| table.get::<Ioas>(id).unwrap());
-        assert!(table.remove_held(one).is_none());
-        assert!(table.remove_held(other).is_some());
-        assert_eq!(table.get::<Ioas>(id).unwrap_err().errno, Errno::ENOENT);
     }
 }

@@ -8,30 +8,16 @@ use std::sync::Arc;
 use ioasis_sys::sync::Mutex;
 use ioasis_uapi::Result;
 
+use super::Context;
 use crate::hwpt::eventq::EventQueue;
 use crate::hwpt::faultq::FaultQueue;
-use crate::object::{Held, Tracked};
-use crate::open::Context;
+use crate::object::{Held, Object};
 use crate::{ClientFile, Destination, QueueFile, QueueWatcher, Source};
-
-/// Who is told when a queue has something to read.
-#[derive(Debug, Default)]
-pub(crate) struct Watchers(Mutex<Vec<Arc<dyn QueueWatcher>>>);
-
-impl Watchers {
-    pub(crate) fn add(&self, watcher: Arc<dyn QueueWatcher>) {
-        self.0.lock().push(watcher);
-    }
-
-    pub(crate) fn tell(&self) {
-        self.0.lock().iter().for_each(|watcher| watcher.readable());
-    }
-}
 
 /// What a file holds while it is open.
 type Open<T> = Mutex<Option<(Held<T>, Arc<Context>)>>;
 
-fn hold<T: Tracked>(context: &Arc<Context>, queue: &Arc<T>) -> Open<T> {
+fn hold<T: Object>(context: &Arc<Context>, queue: &Arc<T>) -> Open<T> {
     Mutex::new(Some((Held::new(queue), Arc::clone(context))))
 }
 

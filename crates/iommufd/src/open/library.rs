@@ -7,11 +7,10 @@ use std::sync::Arc;
 use ioasis_iommupt::{Dirty, IovaRange};
 use ioasis_uapi::Result;
 
-use crate::device::Bound;
+use super::{Bound, Context};
 use crate::hwpt::Hwpt;
 use crate::ioas::Unmapped;
-use crate::object::{Held, Object};
-use crate::open::Context;
+use crate::object::Held;
 
 /// What a HWPT is made for: the flags of HWPT_ALLOC a library user may set.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -78,9 +77,9 @@ impl Context {
     /// of pinning.
     pub fn alloc_hwpt(&self, id: u32, device: &Bound, flags: HwptFlags) -> Result<u32> {
         let ioas = self.ioas(id)?;
-        let (reservation, hwpt) = self.make_hwpt(&ioas, device.device(), flags.0, None)?;
+        let (reservation, hwpt) = self.make_hwpt(&ioas, device.endpoint(), flags.0, None)?;
         let id = reservation.id();
-        reservation.publish(Object::Hwpt(hwpt));
+        reservation.publish(hwpt);
         Ok(id)
     }
 

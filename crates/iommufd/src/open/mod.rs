@@ -5,8 +5,10 @@
 //!
 //! Lock order: `Context::settings` and `Context::groups` are taken alone, or before `Table::slots`.
 
+mod access;
+mod bound;
 pub(crate) mod files;
-pub(crate) mod library;
+mod library;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
@@ -15,19 +17,21 @@ use ioasis_iommupt::{Iova, IovaRange, Prot};
 use ioasis_sys::sync::Mutex;
 use ioasis_uapi::Result;
 
+pub use access::AccessHandle;
+pub use bound::Bound;
+pub use library::HwptFlags;
+
 use crate::account::{Mode, Rule};
-use crate::device::access::{Access, AccessHandle, AccessKind};
-use crate::device::{Bound, Device, DeviceGroup};
-use crate::hw::iommu::{Endpoint, Group};
+use crate::client::{Account, Kind};
+use crate::device::DeviceGroup;
+use crate::hw::endpoint::Endpoint;
+use crate::hw::group::Group;
 use crate::hw::machine::Machine;
 use crate::hw::ops::UserData;
-use crate::hwpt::viommu::Vdevice;
 use crate::hwpt::{Hwpt, Origin};
 use crate::inject::step;
-use crate::ioas::{Ioas, Place, Slice};
-use crate::object::{Custom, Head, Held, Object, Reservation, Table};
-use crate::pages::{self, AreaPages, Pages};
-use crate::{Account, AddressSpace, Kind};
+use crate::ioas::{Ioas, MapRequest, Place, map_pages};
+use crate::object::{Head, Held, Reservation, Table};
 
 #[derive(Debug)]
 struct Settings {
@@ -46,23 +50,6 @@ pub struct Context {
     /// Pages are charged against the process's sum. Written with the settings locked.
     per_process: AtomicBool,
     groups: Mutex<Vec<Weak<DeviceGroup>>>,
-}
-
-/// What to map, and how.
-#[derive(Clone, Debug)]
-pub struct MapRequest {
-    /// The process or file.
-    pub space: Arc<dyn AddressSpace>,
-    /// First byte.
-    pub address: u64,
-    /// Bytes.
-    pub length: u64,
-    /// Where it goes.
-    pub place: Place,
-    /// What devices may do.
-    pub prot: Prot,
-    /// Who pays.
-    pub account: Account,
 }
 
 /// What to copy, and how.
@@ -150,7 +137,7 @@ impl Context {
         let reservation = self.objects.reserve()?;
         let id = reservation.id();
         let ioas = self.make_ioas(&reservation)?;
-        reservation.publish(Object::Ioas(ioas));
+        reservation.publish(ioas);
         Ok(id)
     }
 
@@ -207,44 +194,24 @@ impl Context {
     /// `ENOENT` without it, `EBUSY` while something uses it.
     pub fn destroy(&self, id: u32) -> Result<()> {
         let object = self.objects.remove(id)?;
-        self.retire(object);
+        self.forget_compat_ioas(id);
+        object.retire();
         Ok(())
     }
 
     /// The file was closed by everybody: destroys the objects of a program's own, which may hold the context.
     pub fn close(&self) {
-        for object in self.objects.all::<Custom>() {
-            let id = object.id();
-            drop(object);
+        for id in self.objects.holders_of_context() {
             // Busy means that a call in progress uses it, which nobody waits for.
             let _in_use = self.destroy(id);
         }
     }
 
-    /// What an object takes with it once it is out of the table.
-    fn retire(&self, object: Object) {
-        match object {
-            Object::Ioas(ioas) => {
-                let mut settings = self.settings.lock();
-                if settings.vfio_ioas == Some(ioas.head.id()) {
-                    settings.vfio_ioas = None;
-                }
-                drop(settings);
-                drop(ioas);
-            }
-            Object::Hwpt(hwpt) if hwpt.nested.is_some() => drop(hwpt),
-            Object::Hwpt(hwpt) => {
-                let mut hwpts = hwpt.ioas.hwpts.lock();
-                hwpt.leave(&mut hwpts);
-            }
-            Object::Access(access) => access.detach(),
-            Object::Device(device) => drop(device),
-            Object::Fault(queue) => queue.cancel_all(),
-            Object::Viommu(viommu) => drop(viommu),
-            Object::Vdevice(vdevice) => vdevice.retire(),
-            Object::HwQueue(queue) => queue.stop(),
-            Object::EventQueue(queue) => queue.viommu().remove_queue(&queue),
-            Object::Custom(custom) => drop(custom),
+    /// The object `id` is gone: if it was the IOAS of VFIO container calls, they have none. Linux: `iommufd_ioas_destroy`.
+    fn forget_compat_ioas(&self, id: u32) {
+        let mut settings = self.settings.lock();
+        if settings.vfio_ioas == Some(id) {
+            settings.vfio_ioas = None;
         }
     }
 
@@ -255,7 +222,7 @@ impl Context {
         }
         let ioas = hwpt.ioas.clone();
         let mut hwpts = ioas.hwpts.lock();
-        if let Some(Object::Hwpt(hwpt)) = self.objects.remove_held(hwpt) {
+        if let Some(hwpt) = self.objects.remove_held(hwpt) {
             hwpt.leave(&mut hwpts);
             drop(hwpts);
             drop(hwpt);
@@ -266,7 +233,7 @@ impl Context {
     pub(crate) fn make_hwpt(
         &self,
         ioas: &Held<Ioas>,
-        device: &Device,
+        device: &Endpoint,
         flags: u32,
         data: Option<&UserData<'_>>,
     ) -> Result<(Reservation, Arc<Hwpt>)> {
@@ -284,62 +251,7 @@ impl Context {
         hwpt.leave(&mut hwpts);
     }
 
-    /// Destroys the virtual device of a device that is unbound; its id stays taken.
-    pub(crate) fn evict_vdevice(&self, id: u32, device: &Device) {
-        // Gone if DESTROY has just taken it, whose id may be another object's by now.
-        let of_device = |vdevice: &Vdevice| vdevice.is_of(device);
-        if let Some(object) = self.objects.entomb(id, of_device) {
-            self.retire(object);
-        }
-    }
-
-    /// Makes an access object, which reads, writes and pins memory behind IOVAs without DMA.
-    ///
-    /// # Errors
-    ///
-    /// `ENOMEM`.
-    pub fn create_access(self: &Arc<Self>, kind: AccessKind) -> Result<AccessHandle> {
-        let reservation = self.objects.reserve()?;
-        let access = Access::new(Head::new(reservation.id()), self.machine.token(), kind);
-        let handle = AccessHandle::new(self, &access);
-        reservation.publish(Object::Access(access));
-        Ok(handle)
-    }
-
-    /// Binds a device: from then on it is this context that attaches it.
-    ///
-    /// # Errors
-    ///
-    /// `EINVAL` when its DMA is not coherent, `EPERM` when its interrupts are not isolated or somebody else owns its group.
-    pub fn bind(self: &Arc<Self>, endpoint: &Arc<Endpoint>) -> Result<Bound> {
-        let iommu = endpoint.iommu();
-        if !iommu.cache_coherent {
-            return refuse!(EINVAL, "the device's DMA is not cache coherent");
-        }
-        let params = &self.machine.params;
-        let unsafe_allowed = params.iommufd_allow_unsafe_interrupts.load(Ordering::Relaxed);
-        if !iommu.isolated_msi && !unsafe_allowed {
-            return refuse!(
-                EPERM,
-                "the group's interrupts are not isolated (allow_unsafe_interrupts is off)"
-            );
-        }
-        step("a device")?;
-        let group = self.group(endpoint.group());
-        endpoint.group().claim(self.token)?;
-        let reservation = match self.objects.reserve() {
-            Ok(reservation) => reservation,
-            Err(error) => {
-                endpoint.group().disown();
-                return Err(error);
-            }
-        };
-        let device = Device::new(Head::new(reservation.id()), endpoint, group);
-        let bound = Bound::new(self, &device);
-        reservation.publish(Object::Device(device));
-        Ok(bound)
-    }
-
+    /// `group` as this context sees it.
     fn group(&self, group: &Arc<Group>) -> Arc<DeviceGroup> {
         let mut groups = self.groups.lock();
         groups.retain(|known| known.strong_count() > 0);
@@ -435,41 +347,6 @@ impl Context {
     }
 }
 
-/// Maps `request` into `ioas`, charged under `rule`.
-#[inline]
-pub(crate) fn map_pages(
-    machine: &Arc<Machine>,
-    ioas: &Arc<Ioas>,
-    request: MapRequest,
-    rule: Rule,
-) -> Result<Iova> {
-    let kind = request.space.kind();
-    if kind == Kind::DmaBuf {
-        let end = request.address.checked_add(request.length);
-        if end.is_none_or(|end| request.space.length().is_some_and(|length| end > length)) {
-            return refuse!(EINVAL, "the dma-buf ends before", request.address);
-        }
-        // Before it is looked at, so that no revocation is missed.
-        request.space.import(Ioas::importer(ioas));
-        if request.space.is_revoked() {
-            return refuse!(ENODEV, "the dma-buf has been revoked");
-        }
-    }
-    let origin = pages::Origin { space: request.space, address: request.address };
-    let pages = Pages::new(machine, origin, request.length, request.prot, request.account, rule)?;
-    let start_byte = pages.start_byte();
-    let mut pages = AreaPages::Own(pages);
-    if let Some(extension) = machine.extension() {
-        extension.pages_made(&pages.share());
-    }
-    // Whether device memory is accepted is the pages' business; what a leaf says of its memory follows from what it is.
-    let mut prot = request.prot & !Prot::MMIO;
-    if kind == Kind::DmaBuf {
-        prot |= Prot::MMIO;
-    }
-    ioas.map(Slice { pages, start_byte, length: request.length }, request.place, prot)
-}
-
 impl Drop for Context {
     fn drop(&mut self) {
         // Holders first: each round destroys what nobody holds any more.
@@ -477,7 +354,7 @@ impl Drop for Context {
             let mut destroyed = false;
             for id in self.objects.ids() {
                 if let Ok(object) = self.objects.remove(id) {
-                    self.retire(object);
+                    object.retire();
                     destroyed = true;
                 }
             }

@@ -13,6 +13,7 @@ mod back;
 mod own;
 mod pins;
 
+use std::fmt::Debug;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 
@@ -25,14 +26,12 @@ pub(crate) use back::GivenBack;
 pub(crate) use own::{AreaPages, Fill};
 
 use crate::account::Rule;
+use crate::client::{Account, AddressSpace, Backing, Importer, Kind, PAGE_SIZE, Piece};
 use crate::hw::machine::Machine;
 use crate::hw::phys::Phys;
 use crate::inject::step;
-use crate::{Account, AddressSpace, Backing, Importer, Kind, Piece};
 
-/// Bytes of a page, the unit of pinning and charging.
-pub const PAGE_SIZE: u64 = 1 << PAGE_LG2;
-const PAGE_LG2: u32 = 12;
+const PAGE_LG2: u32 = PAGE_SIZE.trailing_zeros();
 
 /// Where the memory comes from.
 #[derive(Clone, Debug)]
@@ -104,6 +103,12 @@ pub(crate) enum Way {
     /// All or none.
     #[cfg_attr(not(feature = "mock"), expect(dead_code, reason = "only its operations write so"))]
     Pinned,
+}
+
+/// Is told of all memory that is mapped on a machine, if the machine has one.
+pub(crate) trait PagesWatcher: Debug + Send + Sync {
+    /// Memory was mapped.
+    fn made(&self, pages: &Arc<Pages>);
 }
 
 /// The memory behind one MAP call.

@@ -4,8 +4,8 @@ use ioasis_iommupt::{Pa, Run};
 use ioasis_uapi::Result;
 use smallvec::SmallVec;
 
-use super::{About, PAGE_LG2, PAGE_SIZE, PageRange, Pins, Span};
-use crate::Extent;
+use super::{About, PAGE_LG2, PageRange, Pins, Span};
+use crate::client::{Extent, PAGE_SIZE};
 use crate::hw::phys::Phys;
 use crate::inject::step;
 

@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 
 use super::viommu::{DATA, GUEST, Nest, STE, arm_tables};
 use super::*;
-use crate::object::Object;
 use crate::tests::rig::{ACCOUNT, ARG, Region};
 use crate::{
     Cmdqv, Iova, MapRequest, MappableMemory, Memory, Place, Prot, QueueFile, Segment, inject,
@@ -304,8 +303,7 @@ fn no_queue_follows_one_that_is_being_destroyed() {
     let taken = guest.nest.fixture.context.objects().remove(first).unwrap();
     let errno = |index| guest.queue(abi::HwQueueAlloc { index, ..guest.ask() }).unwrap_err().errno;
     assert_eq!((errno(1), errno(0)), (Errno::EIO, Errno::EEXIST));
-    let Object::HwQueue(taken) = taken else { unreachable!("it was one") };
-    taken.stop();
+    taken.retire();
     guest.start(0);
     guest.start(1);
 }

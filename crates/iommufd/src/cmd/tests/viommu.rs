@@ -1,4 +1,5 @@
 use super::*;
+use crate::hw::ops::ViommuCore;
 use crate::tests::rig::ARG;
 use crate::{Iova, Segment};
 
@@ -573,7 +574,6 @@ fn unbinding_takes_no_other_object_for_the_virtual_device_that_is_being_destroye
     let taken = fixture.context.objects().remove(vdevice).unwrap();
     assert_eq!(fixture.ioas(), vdevice);
     drop(bound);
-    let crate::object::Object::Vdevice(taken) = taken else { unreachable!("it was one") };
     taken.retire();
     fixture.destroy(vdevice).unwrap();
 }
@@ -586,8 +586,8 @@ fn unbinding_meets_a_virtual_device_that_is_being_made() {
     let reservation = objects.reserve().unwrap();
     let (head, viommu) = (crate::object::Head::new(reservation.id()), objects.get(viommu).unwrap());
     let device = objects.get::<crate::device::Device>(bound.id()).unwrap();
-    let made = crate::hwpt::viommu::Vdevice::new(head, &viommu, device.arc(), 5).unwrap();
+    let made = crate::device::vdevice::Vdevice::new(head, &viommu, device.arc(), 5).unwrap();
     drop(bound);
-    made.retire();
-    assert!(!viommu.has_vdevice(5));
+    made.take_id_back();
+    assert!(!viommu.with_device(5, &mut |_| ()), "nobody has the id");
 }

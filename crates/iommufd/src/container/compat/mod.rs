@@ -1,7 +1,7 @@
 //! The VFIO container ioctls on `/dev/iommu`: the rules of Linux's compatibility layer, gaps included, for its own tests pin
 //! them down. Linux: `drivers/iommu/iommufd/vfio_compat.c`.
 
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 
 use ioasis_iommupt::{Iova, IovaRange, Prot};
 use ioasis_uapi::Result;
@@ -10,10 +10,10 @@ use zerocopy::IntoBytes;
 
 use super::argument::{Chain, read};
 use crate::Client;
+use crate::client::PAGE_SIZE;
 use crate::hwpt::Hwpt;
-use crate::ioas::{Ioas, Place, Unmapped};
-use crate::open::{Context, MapRequest};
-use crate::pages::PAGE_SIZE;
+use crate::ioas::{Ioas, MapRequest, Place, Unmapped};
+use crate::open::Context;
 
 /// Carries out the container ioctl `cmd`.
 pub(crate) fn ioctl(
@@ -48,7 +48,7 @@ fn check_extension(context: &Context, arg: u64) -> Result<i64> {
             let ioas = context.compat_ioas()?;
             let hwpts = ioas.hwpts.lock();
             let coherent = |hwpt: Arc<Hwpt>| hwpt.domain.wants().enforce_coherency;
-            Ok(i64::from(hwpts.iter().filter_map(Weak::upgrade).all(coherent)))
+            Ok(i64::from(Hwpt::listed(&hwpts).into_iter().all(coherent)))
         }
         _ => Ok(0),
     }

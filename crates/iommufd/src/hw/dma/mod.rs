@@ -17,14 +17,15 @@ use ioasis_sys::published::Held;
 use ioasis_uapi::Result;
 use smallvec::SmallVec;
 
-use crate::device::NO_PASID;
-use crate::hw::faultlog::{Reason, RefusedDma};
-use crate::hw::iommu::{Attachment, Endpoint};
-use crate::hw::nested::{Ahead, Missed};
-use crate::hw::phys::{Phys, Window};
-use crate::hw::underway::Route;
-use crate::hwpt::faultq::{PageRequest, PageResponse, perm_of};
-use crate::{Backing, Piece};
+use super::attachment::Attachment;
+use super::endpoint::Endpoint;
+use super::faultlog::{Reason, RefusedDma};
+use super::iommu::NO_PASID;
+use super::nested::{Ahead, Missed};
+use super::page_request::{PageRequest, PageResponse, perm_of};
+use super::phys::{Phys, Window};
+use super::underway::Route;
+use crate::client::{Backing, Piece};
 
 pub use section::{DmaSection, Reached, Unreached};
 
@@ -430,7 +431,7 @@ impl Endpoint {
         // A request sent through an attachment that went meanwhile would wait for ever.
         let same = || self.attachment(pasid).is_some_and(|now| now.token == attachment.token);
         let stands = || !self.is_silenced() && same();
-        queue.request(request, stands) == PageResponse::Success
+        queue.request(request, &stands) == PageResponse::Success
     }
 
     fn refuse(
@@ -441,8 +442,8 @@ impl Endpoint {
         need: Prot,
     ) -> DmaFault {
         self.record(attachment, pasid, refusal, need);
-        if let Some(guest) = attachment.and_then(|attachment| attachment.guest.as_ref()) {
-            guest.report(refusal.iova, need, refusal.reason);
+        if let Some(attachment) = attachment {
+            attachment.report_refused(refusal.iova, need, refusal.reason);
         }
         DmaFault { iova: refusal.iova }
     }
@@ -454,21 +455,14 @@ impl Endpoint {
         refusal: Refusal,
         need: Prot,
     ) {
-        // The IOAS of a client's own table is its parent's, whose addresses are others.
+        // What is mapped below a client's own table is its parent's, whose addresses are others.
         let of_ioas = attachment.filter(|attachment| attachment.nested.is_none());
-        let ioas = of_ioas.and_then(|attachment| attachment.ioas.upgrade());
-        let mut reason = refusal.reason;
-        let (nearest, unmapped) = match ioas.as_ref().and_then(|ioas| ioas.try_lock()) {
-            Some(space) => {
-                let past = space.past_unmap(refusal.iova);
-                let area = space.areas.at(refusal.iova);
-                if area.is_some_and(|area| area.pages.was_revoked()) {
-                    reason = Reason::Revoked;
-                }
-                (space.areas.nearest(refusal.iova), past.map(|past| (past.range, past.pid)))
-            }
-            None => (None, None),
-        };
+        let mappings = of_ioas.and_then(|attachment| attachment.mappings.upgrade());
+        let around = mappings.and_then(|mappings| mappings.around(refusal.iova));
+        let revoked = around.is_some_and(|around| around.revoked);
+        let reason = if revoked { Reason::Revoked } else { refusal.reason };
+        let (nearest, unmapped) =
+            around.map_or((None, None), |around| (around.nearest, around.unmapped));
         self.machine().faults.record(RefusedDma {
             device: Arc::clone(&self.config().name),
             pasid,

@@ -9,9 +9,9 @@ use ioasis_uapi::Result;
 use smallvec::SmallVec;
 
 use super::{DmaFault, Refusal, Spot, refusal_of};
-use crate::Backing;
+use crate::client::Backing;
+use crate::hw::endpoint::Endpoint;
 use crate::hw::faultlog::Reason;
-use crate::hw::iommu::Endpoint;
 use crate::hw::nested::Missed;
 use crate::hw::phys::Phys;
 use crate::hw::underway::{NotedCopy, Route};

@@ -1,17 +1,28 @@
 //! AMD-Vi. Manual: *AMD I/O Virtualization Technology (IOMMU) Specification*. Linux: `drivers/iommu/amd/{iommufd,nested}.c`.
 
-use ioasis_iommupt::Context;
-use ioasis_iommupt::fmt::AmdV2;
+use std::sync::Arc;
+
+use ioasis_iommupt::fmt::{AmdV1, AmdV2};
+use ioasis_iommupt::{Context, Quiesce};
 use ioasis_uapi::Result;
 use ioasis_uapi::iommufd as abi;
 use zerocopy::IntoBytes;
 
-use super::{Hardware, ReadWord, Stage1, Walked, check_pasids, walk_table};
-use crate::hw::iommu::Iommu;
-use crate::hw::ops::UserData;
+use super::driver::{check_paging, check_pasids, walk_table};
+use crate::hw::format::{Stage, paging_table, sizes, table};
+use crate::hw::iommu::{EndpointConfig, Iommu};
+use crate::hw::ops::{IommuOps, NestedOps, PagingTable, ReadWord, UserData, ViommuOps, Walked};
 
 #[derive(Debug)]
 pub(super) struct Amd;
+
+/// A virtual IOMMU.
+#[derive(Debug)]
+struct AmdViommu;
+
+pub(super) fn page_sizes() -> u64 {
+    sizes::<AmdV1>()
+}
 
 /// 2.2.2.1, table 7: the fields of a guest's device table entry that guest translation uses.
 #[derive(Debug)]
@@ -30,13 +41,13 @@ const GCR3_LG2: u32 = 9;
 const GCR3_VALID: u64 = 1;
 const GCR3_ADDRESS: u64 = 0xf_ffff_ffff_f000;
 
-impl Stage1 for GuestTables {
+impl NestedOps for GuestTables {
     fn walk(&self, pasid: u32, iova: u64, read: ReadWord<'_>) -> Walked {
         if !self.valid {
             return Walked::Fault;
         }
         if !self.translates {
-            return super::bypass(iova);
+            return Walked::bypass(iova);
         }
         let mut table = self.gcr3;
         for level in (0..=self.glx).rev() {
@@ -63,15 +74,23 @@ impl Stage1 for GuestTables {
     }
 }
 
-impl Hardware for Amd {
-    fn info(&self, iommu: &Iommu, wanted: u32) -> Result<(u32, Vec<u8>)> {
+impl IommuOps for Amd {
+    fn hw_info(&self, iommu: &Iommu, _: &EndpointConfig, wanted: u32) -> Result<(u32, Vec<u8>)> {
         if wanted != abi::HW_INFO_TYPE_DEFAULT && wanted != abi::HW_INFO_TYPE_AMD {
             return refuse!(EOPNOTSUPP, "the IOMMU is an AMD-Vi", u64::from(wanted));
         }
         Ok((abi::HW_INFO_TYPE_AMD, registers(iommu).as_bytes().to_vec()))
     }
 
-    fn check_flags(&self, iommu: &Iommu, flags: u32) -> Result<()> {
+    fn alloc_paging(
+        &self,
+        iommu: &Iommu,
+        _device: &EndpointConfig,
+        flags: u32,
+        data: Option<&UserData<'_>>,
+        quiesce: Arc<dyn Quiesce>,
+    ) -> Result<PagingTable> {
+        check_paging(iommu, flags, data)?;
         // DIFFERS: Linux 7.2 makes such page tables and attaches none to a PASID, for want of a set_dev_pasid.
         check_pasids(iommu, flags)?;
         // amd_iommu_domain_alloc_paging_flags: PASIDs take guest tables, the others host tables.
@@ -83,16 +102,35 @@ impl Hardware for Amd {
                 u64::from(flags)
             );
         }
-        Ok(())
+        paging_table(iommu, flags, quiesce, |stage, config| match stage {
+            Stage::OfPasid => table::<AmdV2>(config),
+            // 2.2.3: as many levels as the IOVAs need; five translate 57 bits, six all 64.
+            Stage::Single | Stage::NestParent => match config.iova_lg2 {
+                ..=48 => table::<AmdV1>(config),
+                49..=57 => table::<AmdV1<5>>(config),
+                _ => table::<AmdV1<6>>(config),
+            },
+        })
     }
 
-    // DIFFERS: Linux 7.2 has the code for nesting in a virtual IOMMU of AMD's and does not offer it yet.
-    fn nested_in_viommu(
+    // Any type, as in Linux 7.2.
+    fn has_viommu(&self, iommu: &Iommu, _kind: u32) -> bool {
+        iommu.nesting
+    }
+
+    fn viommu_init(
         &self,
         _iommu: &Iommu,
-        _flags: u32,
-        data: &UserData<'_>,
-    ) -> Result<Box<dyn Stage1>> {
+        _kind: u32,
+        _data: Option<&UserData<'_>>,
+    ) -> Result<Box<dyn ViommuOps>> {
+        Ok(Box::new(AmdViommu))
+    }
+}
+
+impl ViommuOps for AmdViommu {
+    // DIFFERS: Linux 7.2 has the code for nesting in a virtual IOMMU of AMD's and does not offer it yet.
+    fn alloc_nested(&self, _flags: u32, data: &UserData<'_>) -> Result<Box<dyn NestedOps>> {
         if data.kind != abi::HWPT_DATA_AMD_GUEST {
             return refuse!(
                 EOPNOTSUPP,
@@ -103,11 +141,6 @@ impl Hardware for Amd {
         let guest: abi::HwptAmdGuest = data.read(data.kind, size_of::<abi::HwptAmdGuest>())?;
         parse(&guest.dte)
     }
-
-    // Any type, as in Linux 7.2.
-    fn has_viommu(&self, iommu: &Iommu, _kind: u32) -> bool {
-        iommu.nesting
-    }
 }
 
 fn field(word: u64, last: u32, first: u32) -> u64 {
@@ -115,7 +148,7 @@ fn field(word: u64, last: u32, first: u32) -> u64 {
 }
 
 /// Checks as `validate_gdte_nested` does.
-fn parse(dte: &[u64; 4]) -> Result<Box<dyn Stage1>> {
+fn parse(dte: &[u64; 4]) -> Result<Box<dyn NestedOps>> {
     let (valid, translates) = (dte[0] & 1 != 0, field(dte[0], 55, 55) != 0);
     // Mode (bits 11:9) and the host's root (bits 51:12) are the host's.
     if field(dte[0], 11, 9) != 0 || field(dte[0], 51, 12) != 0 {

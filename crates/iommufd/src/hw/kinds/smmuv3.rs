@@ -1,21 +1,34 @@
 //! Arm SMMUv3. Manual: *Arm System Memory Management Unit Architecture Specification, SMMU architecture version 3*. Linux:
 //! `drivers/iommu/arm/arm-smmu-v3/arm-smmu-v3-iommufd.c`.
 
-use ioasis_iommupt::fmt::ArmS1;
-use ioasis_iommupt::{Context, Iova, Prot};
+use std::sync::Arc;
+
+use ioasis_iommupt::fmt::{ArmS1, ArmS2};
+use ioasis_iommupt::{Context, Iova, Prot, Quiesce};
 use ioasis_uapi::Result;
 use ioasis_uapi::iommufd as abi;
 use zerocopy::IntoBytes;
 
 use super::cmdqv::{self, Vintf};
-use super::{Hardware, ReadWord, Stage1, Walked, bypass, each_request, walk_table};
+use super::driver::{check_paging, each_request, walk_table};
 use crate::hw::faultlog::Reason;
-use crate::hw::iommu::Iommu;
-use crate::hw::ops::{Invalidated, UserArray, UserData};
-use crate::hwpt::viommu::{Side, Viommu};
+use crate::hw::format::{Stage, paging_table, sizes, table};
+use crate::hw::iommu::{EndpointConfig, Iommu};
+use crate::hw::ops::{
+    Invalidated, IommuOps, NestedOps, PagingTable, ReadWord, UserArray, UserData, ViommuCore,
+    ViommuOps, Walked,
+};
 
 #[derive(Debug)]
 pub(super) struct Smmuv3;
+
+/// A virtual IOMMU.
+#[derive(Debug)]
+struct Smmuv3Viommu;
+
+pub(super) fn page_sizes() -> u64 {
+    sizes::<ArmS1>() & sizes::<ArmS2>()
+}
 
 /// 5.2: what a stream table entry says about stage 1.
 #[derive(Debug)]
@@ -56,11 +69,11 @@ pub(super) fn field(word: u64, last: u32, first: u32) -> u64 {
     (word >> first) & ((1 << (last - first + 1)) - 1)
 }
 
-impl Stage1 for Stream {
+impl NestedOps for Stream {
     fn walk(&self, pasid: u32, iova: u64, read: ReadWord<'_>) -> Walked {
         match *self {
             Self::Abort => Walked::Fault,
-            Self::Bypass => bypass(iova),
+            Self::Bypass => Walked::bypass(iova),
             Self::Translate { descriptors, cdmax, format } => {
                 if u64::from(pasid) >> cdmax != 0 {
                     return Walked::Fault;
@@ -122,8 +135,8 @@ fn walk_descriptor(descriptor: u64, iova: u64, read: ReadWord<'_>) -> Walked {
     walk_table::<ArmS1>(ttb0 & CD_ADDRESS, context(word), iova, read)
 }
 
-impl Hardware for Smmuv3 {
-    fn info(&self, iommu: &Iommu, wanted: u32) -> Result<(u32, Vec<u8>)> {
+impl IommuOps for Smmuv3 {
+    fn hw_info(&self, iommu: &Iommu, _: &EndpointConfig, wanted: u32) -> Result<(u32, Vec<u8>)> {
         match wanted {
             abi::HW_INFO_TYPE_DEFAULT | abi::HW_INFO_TYPE_ARM_SMMUV3 => {
                 Ok((abi::HW_INFO_TYPE_ARM_SMMUV3, registers(iommu).as_bytes().to_vec()))
@@ -135,7 +148,15 @@ impl Hardware for Smmuv3 {
         }
     }
 
-    fn check_flags(&self, _iommu: &Iommu, flags: u32) -> Result<()> {
+    fn alloc_paging(
+        &self,
+        iommu: &Iommu,
+        _device: &EndpointConfig,
+        flags: u32,
+        data: Option<&UserData<'_>>,
+        quiesce: Arc<dyn Quiesce>,
+    ) -> Result<PagingTable> {
+        check_paging(iommu, flags, data)?;
         // arm_smmu_domain_alloc_paging_flags: a nest parent is a second stage, the others are first stages.
         let first = abi::HWPT_ALLOC_DIRTY_TRACKING | abi::HWPT_ALLOC_PASID;
         if flags & abi::HWPT_ALLOC_NEST_PARENT != 0 && flags & first != 0 {
@@ -145,25 +166,10 @@ impl Hardware for Smmuv3 {
                 u64::from(flags)
             );
         }
-        Ok(())
-    }
-
-    fn nested_in_viommu(
-        &self,
-        _iommu: &Iommu,
-        flags: u32,
-        data: &UserData<'_>,
-    ) -> Result<Box<dyn Stage1>> {
-        if flags & !abi::HWPT_FAULT_ID_VALID != 0 {
-            return refuse!(
-                EOPNOTSUPP,
-                "an SMMUv3 keeps PASIDs in its context descriptors",
-                u64::from(flags)
-            );
-        }
-        let entry: abi::HwptArmSmmuv3 =
-            data.read(abi::HWPT_DATA_ARM_SMMUV3, size_of::<abi::HwptArmSmmuv3>())?;
-        Ok(Box::new(parse(entry.ste)?))
+        paging_table(iommu, flags, quiesce, |stage, config| match stage {
+            Stage::NestParent => table::<ArmS2>(config),
+            Stage::Single | Stage::OfPasid => table::<ArmS1>(config),
+        })
     }
 
     fn has_viommu(&self, iommu: &Iommu, kind: u32) -> bool {
@@ -175,12 +181,17 @@ impl Hardware for Smmuv3 {
         iommu.nesting && known
     }
 
-    fn viommu_side(&self, iommu: &Iommu, kind: u32, data: Option<&UserData<'_>>) -> Result<Side> {
+    fn viommu_init(
+        &self,
+        iommu: &Iommu,
+        kind: u32,
+        data: Option<&UserData<'_>>,
+    ) -> Result<Box<dyn ViommuOps>> {
         match &iommu.cmdqv {
             Some(cmdqv) if kind == abi::VIOMMU_TYPE_TEGRA241_CMDQV => {
-                Ok(Side::Cmdqv(Vintf::new(cmdqv, data)?))
+                Ok(Box::new(Vintf::new(cmdqv, data)?))
             }
-            _ => Ok(Side::Tables),
+            _ => Ok(Box::new(Smmuv3Viommu)),
         }
     }
 
@@ -198,14 +209,43 @@ impl Hardware for Smmuv3 {
         let event = abi::VeventArmSmmuv3 { evt: [number | virtual_id << 32, access, iova.0, 0] };
         Some((abi::VEVENTQ_TYPE_ARM_SMMUV3, event.as_bytes().to_vec()))
     }
+}
 
-    fn invalidate_viommu(&self, viommu: &Viommu, requests: &UserArray<'_>) -> Invalidated {
-        each_request(requests, abi::VIOMMU_INVALIDATE_DATA_ARM_SMMUV3, |index| {
-            let size = size_of::<abi::ViommuArmSmmuv3Invalidate>();
-            let request: abi::ViommuArmSmmuv3Invalidate = requests.read(index, size)?;
-            invalidate(viommu, request.cmd)
-        })
+impl ViommuOps for Smmuv3Viommu {
+    fn alloc_nested(&self, flags: u32, data: &UserData<'_>) -> Result<Box<dyn NestedOps>> {
+        nested_in_viommu(flags, data)
     }
+
+    fn invalidate(&self, viommu: &dyn ViommuCore, requests: &UserArray<'_>) -> Invalidated {
+        invalidate_all(viommu, requests)
+    }
+}
+
+/// A guest's stream table entry. Linux: `arm_vsmmu_alloc_domain_nested`.
+///
+/// # Errors
+///
+/// `EOPNOTSUPP` for flags, `EINVAL` and `EFAULT` for bad data, `EIO` for a bad entry.
+pub(super) fn nested_in_viommu(flags: u32, data: &UserData<'_>) -> Result<Box<dyn NestedOps>> {
+    if flags != 0 {
+        return refuse!(
+            EOPNOTSUPP,
+            "an SMMUv3 keeps PASIDs in its context descriptors",
+            u64::from(flags)
+        );
+    }
+    let entry: abi::HwptArmSmmuv3 =
+        data.read(abi::HWPT_DATA_ARM_SMMUV3, size_of::<abi::HwptArmSmmuv3>())?;
+    Ok(Box::new(parse(entry.ste)?))
+}
+
+/// Carries out the commands of HWPT_INVALIDATE. Linux: `arm_vsmmu_cache_invalidate`.
+pub(super) fn invalidate_all(viommu: &dyn ViommuCore, requests: &UserArray<'_>) -> Invalidated {
+    each_request(requests, abi::VIOMMU_INVALIDATE_DATA_ARM_SMMUV3, |index| {
+        let size = size_of::<abi::ViommuArmSmmuv3Invalidate>();
+        let request: abi::ViommuArmSmmuv3Invalidate = requests.read(index, size)?;
+        invalidate(viommu, request.cmd)
+    })
 }
 
 /// Checks as `arm_smmu_validate_vste` does.
@@ -257,7 +297,7 @@ pub(super) mod command {
 /// # Errors
 ///
 /// `EIO` for any other command, and for a stream id that no virtual device has.
-pub(super) fn invalidate(viommu: &Viommu, words: [u64; 2]) -> Result<()> {
+pub(super) fn invalidate(viommu: &dyn ViommuCore, words: [u64; 2]) -> Result<()> {
     match words[0] & 0xff {
         command::TLBI_NH_VA | command::TLBI_NH_VAA => {
             let page = words[1] & !0xfff;
@@ -273,7 +313,7 @@ pub(super) fn invalidate(viommu: &Viommu, words: [u64; 2]) -> Result<()> {
         }
         command::CFGI_CD | command::CFGI_CD_ALL | command::ATC_INV => {
             let stream = field(words[0], 63, 32);
-            if !viommu.has_vdevice(stream) {
+            if !viommu.with_device(stream, &mut |_| ()) {
                 return refuse!(EIO, "no virtual device has this stream id", stream);
             }
             viommu.invalidate(0, u64::MAX);

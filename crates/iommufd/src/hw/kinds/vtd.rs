@@ -1,17 +1,21 @@
 //! Intel VT-d in scalable mode. Manual: *Intel Virtualization Technology for Directed I/O Architecture Specification*. Linux:
 //! `drivers/iommu/intel/{iommu,nested}.c`.
 
-use ioasis_iommupt::Context;
-use ioasis_iommupt::fmt::VtdFs;
+use std::sync::Arc;
+
+use ioasis_iommupt::fmt::{VtdFs, VtdSs};
+use ioasis_iommupt::{Context, Quiesce};
 use ioasis_uapi::Result;
 use ioasis_uapi::iommufd as abi;
 use zerocopy::IntoBytes;
 
-use super::{Hardware, ReadWord, Stage1, Walked, each_request, walk_table};
+use super::driver::{check_paging, each_request, walk_table};
+use crate::client::PAGE_SIZE;
+use crate::hw::format::{Stage, paging_table, sizes, table};
 use crate::hw::iommu::{EndpointConfig, Iommu};
-use crate::hw::nested::Nested;
-use crate::hw::ops::{Invalidated, UserArray, UserData};
-use crate::pages::PAGE_SIZE;
+use crate::hw::ops::{
+    Invalidated, IommuOps, Iotlb, NestedOps, PagingTable, ReadWord, UserArray, UserData, Walked,
+};
 
 #[derive(Debug)]
 pub(super) struct Vtd;
@@ -23,7 +27,7 @@ struct FirstStage {
     five_levels: bool,
 }
 
-impl Stage1 for FirstStage {
+impl NestedOps for FirstStage {
     fn walk(&self, _pasid: u32, iova: u64, read: ReadWord<'_>) -> Walked {
         if self.five_levels {
             walk_table::<VtdFs<5>>(self.root, Context::all(), iova, read)
@@ -31,29 +35,60 @@ impl Stage1 for FirstStage {
             walk_table::<VtdFs>(self.root, Context::all(), iova, read)
         }
     }
+
+    fn invalidate(&self, iotlb: &dyn Iotlb, requests: &UserArray<'_>) -> Invalidated {
+        each_request(requests, abi::HWPT_INVALIDATE_DATA_VTD_S1, |index| {
+            let size = size_of::<abi::HwptVtdS1Invalidate>();
+            invalidate(iotlb, requests.read(index, size)?)
+        })
+    }
 }
 
-impl Hardware for Vtd {
-    fn info(&self, iommu: &Iommu, wanted: u32) -> Result<(u32, Vec<u8>)> {
+pub(super) fn page_sizes() -> u64 {
+    sizes::<VtdSs>()
+}
+
+impl IommuOps for Vtd {
+    fn hw_info(&self, iommu: &Iommu, _: &EndpointConfig, wanted: u32) -> Result<(u32, Vec<u8>)> {
         if wanted != abi::HW_INFO_TYPE_DEFAULT && wanted != abi::HW_INFO_TYPE_INTEL_VTD {
             return refuse!(EOPNOTSUPP, "the IOMMU is a VT-d", u64::from(wanted));
         }
         Ok((abi::HW_INFO_TYPE_INTEL_VTD, registers(iommu).as_bytes().to_vec()))
     }
 
+    fn alloc_paging(
+        &self,
+        iommu: &Iommu,
+        _device: &EndpointConfig,
+        flags: u32,
+        data: Option<&UserData<'_>>,
+        quiesce: Arc<dyn Quiesce>,
+    ) -> Result<PagingTable> {
+        check_paging(iommu, flags, data)?;
+        paging_table(iommu, flags, quiesce, |stage, config| match stage {
+            Stage::OfPasid => table::<VtdFs>(config),
+            Stage::Single | Stage::NestParent => table::<VtdSs>(config),
+        })
+    }
+
     fn nests_directly(&self) -> bool {
         true
     }
 
-    fn check_faults(&self, endpoint: &EndpointConfig) -> Result<()> {
+    fn check_faults(&self, device: &EndpointConfig) -> Result<()> {
         // intel_iommu_enable_iopf
-        if !endpoint.pri {
+        if !device.pri {
             return refuse!(ENODEV, "the HWPT has a fault queue and the device asks for no pages");
         }
         Ok(())
     }
 
-    fn nested(&self, iommu: &Iommu, data: &UserData<'_>) -> Result<Box<dyn Stage1>> {
+    fn alloc_nested(
+        &self,
+        iommu: &Iommu,
+        _flags: u32,
+        data: &UserData<'_>,
+    ) -> Result<Box<dyn NestedOps>> {
         if !iommu.nesting || data.kind != abi::HWPT_DATA_VTD_S1 {
             return refuse!(
                 EOPNOTSUPP,
@@ -73,16 +108,9 @@ impl Hardware for Vtd {
         }
         Ok(Box::new(FirstStage { root: table.pgtbl_addr & !(PAGE_SIZE - 1), five_levels }))
     }
-
-    fn invalidate_nested(&self, nested: &Nested, requests: &UserArray<'_>) -> Invalidated {
-        each_request(requests, abi::HWPT_INVALIDATE_DATA_VTD_S1, |index| {
-            let size = size_of::<abi::HwptVtdS1Invalidate>();
-            invalidate(nested, requests.read(index, size)?)
-        })
-    }
 }
 
-fn invalidate(nested: &Nested, request: abi::HwptVtdS1Invalidate) -> Result<()> {
+fn invalidate(iotlb: &dyn Iotlb, request: abi::HwptVtdS1Invalidate) -> Result<()> {
     if request.flags & !abi::VTD_INV_FLAGS_LEAF != 0 || request.__reserved != 0 {
         return refuse!(EOPNOTSUPP, "unknown invalidation flags", u64::from(request.flags));
     }
@@ -96,7 +124,7 @@ fn invalidate(nested: &Nested, request: abi::HwptVtdS1Invalidate) -> Result<()> 
     }
     let length = request.npages.saturating_mul(PAGE_SIZE);
     let last = request.addr.saturating_add(length).saturating_sub(1);
-    nested.invalidate(request.addr, last.max(request.addr));
+    iotlb.invalidate(request.addr, last.max(request.addr));
     Ok(())
 }
 

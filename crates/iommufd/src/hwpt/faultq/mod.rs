@@ -10,48 +10,15 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use ioasis_iommupt::{Iova, Prot};
 use ioasis_sys::sync::{Condvar, Mutex};
 use ioasis_uapi::Result;
 use ioasis_uapi::iommufd as abi;
 use zerocopy::{FromZeros, IntoBytes};
 
+use super::watchers::Watchers;
 use crate::client::{Destination, Source};
+use crate::hw::page_request::{FaultSink, PageRequest, PageResponse};
 use crate::object::{Head, Object, Tracked};
-use crate::open::files::Watchers;
-
-/// What became of a page request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum PageResponse {
-    /// The page is there now: try again.
-    Success,
-    /// The access is refused.
-    Invalid,
-}
-
-/// One page that a device asks for.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct PageRequest {
-    /// The attachment the device used.
-    pub(crate) attachment: u64,
-    /// The device's object id.
-    pub(crate) device: u32,
-    /// The PASID it used; 0 is none.
-    pub(crate) pasid: u32,
-    /// The device's own number for requests that belong together.
-    pub(crate) group: u32,
-    pub(crate) iova: Iova,
-    /// `PGFAULT_PERM_*` bits.
-    pub(crate) perm: u32,
-}
-
-/// `PGFAULT_PERM_*` for an access.
-pub(crate) fn perm_of(need: Prot) -> u32 {
-    let bit = |prot, perm| if need.contains(prot) { perm } else { 0 };
-    bit(Prot::READ, abi::PGFAULT_PERM_READ)
-        | bit(Prot::WRITE, abi::PGFAULT_PERM_WRITE)
-        | bit(Prot::EXEC, abi::PGFAULT_PERM_EXEC)
-}
 
 #[derive(Debug, Default)]
 struct Answer {
@@ -98,16 +65,18 @@ pub(crate) struct FaultQueue {
     pub(crate) watchers: Watchers,
 }
 
-impl Tracked for FaultQueue {
-    const ABSENT: &'static str = "no fault queue has this id";
-
+impl Object for FaultQueue {
     fn head(&self) -> &Head {
         &self.head
     }
 
-    fn of(object: &Object) -> Option<&Arc<Self>> {
-        if let Object::Fault(queue) = object { Some(queue) } else { None }
+    fn retire(self: Arc<Self>) {
+        self.cancel_all();
     }
+}
+
+impl Tracked for FaultQueue {
+    const ABSENT: &'static str = "no fault queue has this id";
 }
 
 const RECORD: usize = size_of::<abi::HwptPgfault>();
@@ -116,29 +85,6 @@ const RESPONSE: usize = size_of::<abi::HwptPageResponse>();
 impl FaultQueue {
     pub(crate) fn new(head: Head) -> Arc<Self> {
         Arc::new(Self { head, state: Mutex::default(), watchers: Watchers::default() })
-    }
-
-    /// Sends a page request and waits for the answer, unless the attachment it goes through no longer stands.
-    pub(crate) fn request(
-        &self,
-        request: PageRequest,
-        stands: impl FnOnce() -> bool,
-    ) -> PageResponse {
-        let answer = self.send(request);
-        // Whoever takes the attachment away, or stops the device, cancels what is queued; what is queued after that is
-        // cancelled here.
-        if !stands() {
-            self.cancel_where(|other| {
-                other.attachment == request.attachment && other.device == request.device
-            });
-        }
-        answer.wait()
-    }
-
-    /// Sends a page request for which nobody waits.
-    pub(crate) fn post(&self, request: PageRequest) {
-        // The answer goes to the queue's entry alone.
-        drop(self.send(request));
     }
 
     fn send(&self, request: PageRequest) -> Arc<Answer> {
@@ -151,11 +97,6 @@ impl FaultQueue {
     /// Answers every request that came through `attachment`: it is no longer there.
     pub(crate) fn cancel(&self, attachment: u64) {
         self.cancel_where(|request| request.attachment == attachment);
-    }
-
-    /// Answers every request of a device: it stops.
-    pub(crate) fn cancel_device(&self, device: u32) {
-        self.cancel_where(|request| request.device == device);
     }
 
     /// Answers every request.
@@ -222,6 +163,29 @@ impl FaultQueue {
             done += RESPONSE;
         }
         Ok(done)
+    }
+}
+
+impl FaultSink for FaultQueue {
+    fn request(&self, request: PageRequest, stands: &dyn Fn() -> bool) -> PageResponse {
+        let answer = self.send(request);
+        // Whoever takes the attachment away, or stops the device, cancels what is queued; what is queued after that is
+        // cancelled here.
+        if !stands() {
+            self.cancel_where(|other| {
+                other.attachment == request.attachment && other.device == request.device
+            });
+        }
+        answer.wait()
+    }
+
+    fn post(&self, request: PageRequest) {
+        // The answer goes to the queue's entry alone.
+        drop(self.send(request));
+    }
+
+    fn cancel_device(&self, device: u32) {
+        self.cancel_where(|request| request.device == device);
     }
 }
 

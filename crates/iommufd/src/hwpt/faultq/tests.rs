@@ -1,6 +1,8 @@
 use super::*;
 use crate::client::ClientBytes;
+use crate::hw::page_request::perm_of;
 use crate::tests::rig::{ARG, BASE, TestClient};
+use ioasis_iommupt::{Iova, Prot};
 
 const DATA: u64 = ARG;
 
@@ -104,5 +106,5 @@ fn an_attachment_that_goes_answers_its_own_requests_only() {
 #[test]
 fn a_request_through_an_attachment_that_is_gone_does_not_wait() {
     let (queue, _) = queue();
-    assert_eq!(queue.request(request(1, 0), || false), PageResponse::Invalid);
+    assert_eq!(queue.request(request(1, 0), &|| false), PageResponse::Invalid);
 }

@@ -1,5 +1,6 @@
 //! Everything that can be seen of the system, compared with the model.
 
+use std::any::Any;
 use std::collections::BTreeSet;
 
 use ioasis_iommupt::{Iova, IovaRange};
@@ -9,7 +10,15 @@ use super::model::{CONTEXTS, DEVICES, GUEST, Model, Object, PAGE};
 use super::step::Range;
 use super::system::System;
 use crate::Segment;
-use crate::object::{Object as Real, Tracked as _};
+use crate::device::Device;
+use crate::device::access::Access;
+use crate::device::vdevice::Vdevice;
+use crate::hwpt::Hwpt;
+use crate::hwpt::eventq::EventQueue;
+use crate::hwpt::faultq::FaultQueue;
+use crate::hwpt::viommu::Viommu;
+use crate::ioas::Ioas;
+use crate::object::Object as Real;
 
 type Checked = Result<(), TestCaseError>;
 
@@ -18,6 +27,22 @@ pub(super) const WINDOWS: [(u64, u64); 4] =
     [(0, 26), (0x7ff_e000, 4), (0xfedf_e000, 4), (1 << 50, 2)];
 /// PASIDs that are looked at.
 const PASIDS: u32 = 3;
+
+/// What an object is.
+fn kind_of(object: &dyn Real) -> &'static str {
+    let object = object as &dyn Any;
+    match () {
+        () if object.is::<Ioas>() => "ioas",
+        () if object.is::<Hwpt>() => "hwpt",
+        () if object.is::<Device>() => "device",
+        () if object.is::<Access>() => "access",
+        () if object.is::<FaultQueue>() => "fault",
+        () if object.is::<Viommu>() => "viommu",
+        () if object.is::<Vdevice>() => "vdevice",
+        () if object.is::<EventQueue>() => "veventq",
+        () => "another",
+    }
+}
 
 impl System {
     /// Whether the system is what the model says; `turn` chooses what is only sampled.
@@ -39,19 +64,8 @@ impl System {
         let expected: Vec<u32> = model.objects(context).map(|(id, _)| id).collect();
         prop_assert_eq!(table.ids(), &expected[..], "objects of context {}", context);
         for (id, object) in model.objects(context) {
-            let (kind, holders) = table
-                .inspect(id, |real| match real {
-                    Real::Ioas(ioas) => ("ioas", ioas.head().holders()),
-                    Real::Hwpt(hwpt) => ("hwpt", hwpt.head().holders()),
-                    Real::Device(device) => ("device", device.head().holders()),
-                    Real::Access(access) => ("access", access.head().holders()),
-                    Real::Fault(queue) => ("fault", queue.head().holders()),
-                    Real::Viommu(viommu) => ("viommu", viommu.head().holders()),
-                    Real::Vdevice(vdevice) => ("vdevice", vdevice.head().holders()),
-                    Real::EventQueue(queue) => ("veventq", queue.head().holders()),
-                    Real::HwQueue(_) | Real::Custom(_) => ("another", 0),
-                })
-                .unwrap();
+            let (kind, holders) =
+                table.inspect(id, |real| (kind_of(real), real.head().holders())).unwrap();
             let modelled = match object {
                 Object::Ioas(_) => "ioas",
                 Object::Hwpt(_) => "hwpt",

@@ -644,8 +644,12 @@ impl System {
         if map {
             let both = Rw { read: true, write: true };
             let bound = self.bound[super::dma::ASKER].as_ref().unwrap();
-            let ioas = bound.endpoint().attachment(0).and_then(|attached| attached.ioas.upgrade());
-            let ioas = ioas.expect("the device is attached").head.id();
+            let attached = bound.endpoint().attachment(0).expect("the device is attached");
+            let ioases = bound.context().objects().all::<crate::ioas::Ioas>();
+            let shown = |ioas: &&crate::object::Held<crate::ioas::Ioas>| {
+                std::ptr::addr_eq(Arc::as_ptr(ioas.arc()), attached.mappings.as_ptr())
+            };
+            let ioas = ioases.iter().find(shown).expect("it is attached to an IOAS").id();
             // Refused where the limit is reached; the device then asks in vain.
             let source = super::dma::asked_source(context);
             let _mapped = self.map(context, ioas, source, Some(iova), both);

@@ -8,9 +8,10 @@
 //!
 //! DIFFERS: STATUS follows CONFIG, and CONS follows PROD, within 5 ms: the page is polled.
 //!
-//! Lock order: `Vintf::used` -> `Vintf::lvcmdqs` -> what [`Viommu`] has. `Vintf::used` is taken under `Table::slots`: whoever
+//! Lock order: `Interface::used` -> `Interface::lvcmdqs` -> what the virtual IOMMU has. `Interface::used` is taken under `Table::slots`: whoever
 //! holds it does not wait for commands. A queue's lock is held for a turn, which may wait for DMA.
 
+mod interfaces;
 mod queue;
 
 use std::sync::Arc;
@@ -24,20 +25,20 @@ use ioasis_uapi::iommufd as abi;
 use ioasis_uapi::{Errno, Error, Result};
 use zerocopy::IntoBytes;
 
-use super::smmuv3::CMDQS_LG2;
-use crate::MappableMemory;
-use crate::hw::ops::UserData;
-use crate::hwpt::viommu::Viommu;
+pub use interfaces::Cmdqv;
+
+use super::smmuv3::{self, CMDQS_LG2};
+use crate::client::MappableMemory;
+use crate::hw::ops::{Invalidated, NestedOps, UserArray, UserData, ViommuCore, ViommuOps};
 use crate::inject::step;
+use interfaces::{Taken, VINTFS_LG2};
 use queue::{COMMAND_LG2, Lvcmdq, Memory, Registers, Turn};
 
-/// PARAM: lg2 of the interfaces, of all queues, of an interface's stream ids; the version.
-const VINTFS_LG2: u32 = 6;
+/// PARAM: lg2 of all queues, of an interface's stream ids; the version.
 const VCMDQS_LG2: u32 = 7;
 const VSIDS_LG2: u32 = 4;
 const VERSION: u8 = 1;
 
-const VINTFS: u32 = 1 << VINTFS_LG2;
 /// Queues of one interface.
 const LVCMDQS: usize = 1 << (VCMDQS_LG2 - VINTFS_LG2);
 /// Devices whose stream ids an interface replaces.
@@ -52,42 +53,6 @@ const ADDRESS: u64 = 0xffff_ffff_ffe0;
 const LENGTH_MIN: u64 = 32;
 const LENGTH_MAX: u64 = 1 << (CMDQS_LG2 + COMMAND_LG2);
 
-/// A CMDQ-V: which of its interfaces are in use. A clone is another one, all of whose interfaces are free.
-#[derive(Debug)]
-pub struct Cmdqv {
-    /// A bit for each interface. The first is the host's own.
-    vintfs: Arc<Mutex<u64>>,
-}
-
-impl Default for Cmdqv {
-    fn default() -> Self {
-        Self { vintfs: Arc::new(Mutex::new(1)) }
-    }
-}
-
-impl Clone for Cmdqv {
-    fn clone(&self) -> Self {
-        Self::default()
-    }
-}
-
-impl Cmdqv {
-    /// Takes a free interface.
-    ///
-    /// # Errors
-    ///
-    /// `ENOSPC` when there is none.
-    fn take(&self) -> Result<Taken> {
-        let mut vintfs = self.vintfs.lock();
-        let number = vintfs.trailing_ones();
-        if number == VINTFS {
-            return refuse!(ENOSPC, "all virtual interfaces are in use", u64::from(VINTFS - 1));
-        }
-        *vintfs |= 1 << number;
-        Ok(Taken { number, of: Arc::clone(&self.vintfs) })
-    }
-}
-
 /// What GET_HW_INFO shows.
 pub(super) fn info() -> abi::HwInfoTegra241Cmdqv {
     let lg2 = |value: u32| u8::try_from(value).expect("four bits");
@@ -101,7 +66,7 @@ pub(super) fn info() -> abi::HwInfoTegra241Cmdqv {
 }
 
 /// Judges the virtual id of a device that is to join an interface with `others`. Linux: `tegra241_vintf_init_vsid`.
-pub(crate) fn check_vsid(virtual_id: u64, others: usize) -> Result<()> {
+fn check_vsid(virtual_id: u64, others: usize) -> Result<()> {
     if virtual_id > VSID_MAX {
         return refuse!(EINVAL, "a virtual stream id has 20 bits", virtual_id);
     }
@@ -111,22 +76,12 @@ pub(crate) fn check_vsid(virtual_id: u64, others: usize) -> Result<()> {
     Ok(())
 }
 
-/// The number of an interface; free again when it is dropped.
+/// A virtual interface. Its thread has it too.
 #[derive(Debug)]
-struct Taken {
-    number: u32,
-    of: Arc<Mutex<u64>>,
-}
+pub(super) struct Vintf(Arc<Interface>);
 
-impl Drop for Taken {
-    fn drop(&mut self) {
-        *self.of.lock() &= !(1 << self.number);
-    }
-}
-
-/// A virtual interface.
 #[derive(Debug)]
-pub(crate) struct Vintf {
+struct Interface {
     // Before the number: another interface of this number has a page of its own.
     page: Arc<dyn MappableMemory>,
     taken: Taken,
@@ -172,23 +127,60 @@ impl Vintf {
         sent.out_vintf_mmap_offset = page.offset();
         sent.out_vintf_mmap_length = PAGE0;
         data.write(&sent)?;
-        Ok(Self {
+        Ok(Self(Arc::new(Interface {
             page,
             taken,
             used: Mutex::default(),
             lvcmdqs: Default::default(),
             errors: AtomicU64::new(0),
-        })
+        })))
+    }
+}
+
+impl ViommuOps for Vintf {
+    fn alloc_nested(&self, flags: u32, data: &UserData<'_>) -> Result<Box<dyn NestedOps>> {
+        smmuv3::nested_in_viommu(flags, data)
     }
 
-    /// Whether a client has the page mapped.
-    pub(crate) fn is_mapped(&self) -> bool {
-        self.page.is_mapped()
+    fn invalidate(&self, viommu: &dyn ViommuCore, requests: &UserArray<'_>) -> Invalidated {
+        smmuv3::invalidate_all(viommu, requests)
     }
 
+    fn vdevice_init(&self, virtual_id: u64, others: usize) -> Result<()> {
+        check_vsid(virtual_id, others)
+    }
+
+    fn has_queue(&self, kind: u32) -> bool {
+        kind == abi::HW_QUEUE_TYPE_TEGRA241_CMDQV
+    }
+
+    fn start_queue(
+        &self,
+        viommu: &Arc<dyn ViommuCore>,
+        index: u32,
+        base: Pa,
+        length: u64,
+    ) -> Result<()> {
+        self.0.start(viommu, index, base, length)
+    }
+
+    fn may_stop_queue(&self, index: u32) -> bool {
+        self.0.may_stop(index)
+    }
+
+    fn stop_queue(&self, index: u32) {
+        self.0.stop(index);
+    }
+
+    fn is_mapped(&self) -> bool {
+        self.0.page.is_mapped()
+    }
+}
+
+impl Interface {
     /// Whether queue `index` may go: the hardware lets go of queues in descending order. If so none follows it any more, and it
     /// has to be stopped.
-    pub(crate) fn may_stop(&self, index: u32) -> bool {
+    fn may_stop(&self, index: u32) -> bool {
         let (at, mut used) = (index as usize, self.used.lock());
         let may = used.queues.get(at + 1).is_none_or(|&next| next == Use::Free);
         if may {
@@ -203,9 +195,9 @@ impl Vintf {
     ///
     /// `EINVAL` for an index it does not have, `EEXIST` when it is in use, `EIO` when the one before it is not, `EINVAL` for a
     /// length that is no power of two, is too short or too long, and for a base that is not aligned to it.
-    pub(crate) fn start(
-        &self,
-        viommu: &Arc<Viommu>,
+    fn start(
+        self: &Arc<Self>,
+        viommu: &Arc<dyn ViommuCore>,
         index: u32,
         base: Pa,
         length: u64,
@@ -229,7 +221,7 @@ impl Vintf {
             return refuse!(EINVAL, "the queue's memory is not aligned to its length", base.0);
         }
         if used.worker.is_none() {
-            used.worker = Some(Worker::start(self.taken.number, viommu)?);
+            used.worker = Some(Worker::start(self, viommu)?);
         }
         let memory = Memory { base, lg2: length.trailing_zeros() - COMMAND_LG2 };
         queue.lock().begin(memory, self.registers(at));
@@ -239,7 +231,7 @@ impl Vintf {
     }
 
     /// Lets go of queue `index`: its memory is not read any more when this returns.
-    pub(crate) fn stop(&self, index: u32) {
+    fn stop(&self, index: u32) {
         let at = index as usize;
         self.lvcmdqs[at].lock().end(self.registers(at));
         let mut used = self.used.lock();
@@ -261,7 +253,7 @@ impl Vintf {
     /// # Errors
     ///
     /// `EFAULT` when the page is gone.
-    fn turn(&self, viommu: &Viommu) -> Result<bool> {
+    fn turn(&self, viommu: &dyn ViommuCore) -> Result<bool> {
         let mut worked = false;
         for (at, queue) in self.lvcmdqs.iter().enumerate() {
             let mut queue = queue.lock();
@@ -282,7 +274,7 @@ impl Vintf {
     }
 
     /// Tells the guest which queues are in error. Linux: `tegra241_vintf_user_handle_error`.
-    fn report(&self, viommu: &Viommu) {
+    fn report(&self, viommu: &dyn ViommuCore) {
         let map = self.errors.load(Ordering::Acquire).to_le();
         let event = abi::VeventTegra241Cmdqv { lvcmdq_err_map: [map, 0] };
         // Nobody listens: the guest finds the error in the page.
@@ -298,11 +290,13 @@ struct Worker {
 }
 
 impl Worker {
-    fn start(number: u32, viommu: &Arc<Viommu>) -> Result<Self> {
+    fn start(interface: &Arc<Interface>, viommu: &Arc<dyn ViommuCore>) -> Result<Self> {
         step("the thread of a virtual interface")?;
         let stop = Arc::new(AtomicBool::new(false));
-        let (stopped, viommu) = (Arc::clone(&stop), Arc::clone(viommu));
-        let run = move || work(&viommu, &stopped);
+        let number = interface.taken.number;
+        let (stopped, interface, viommu) =
+            (Arc::clone(&stop), Arc::clone(interface), Arc::clone(viommu));
+        let run = move || work(&interface, &*viommu, &stopped);
         let thread = thread::Builder::new().name(format!("vintf{number}")).spawn(run);
         let thread =
             thread.map_err(|_| Error::new(Errno::ENOMEM, "no thread for the virtual interface"))?;
@@ -321,11 +315,10 @@ impl Worker {
     }
 }
 
-fn work(viommu: &Viommu, stop: &AtomicBool) {
-    let vintf = viommu.vintf().expect("only an interface has the thread");
+fn work(interface: &Interface, viommu: &dyn ViommuCore, stop: &AtomicBool) {
     let mut pace = Pace::default();
     while !stop.load(Ordering::Acquire) {
-        match vintf.turn(viommu) {
+        match interface.turn(viommu) {
             Ok(true) => pace.worked(),
             Ok(false) => pace.rest(),
             // Without the page nobody can say anything any more.

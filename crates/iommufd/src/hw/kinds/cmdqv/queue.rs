@@ -10,9 +10,9 @@ use ioasis_iommupt::Pa;
 use ioasis_uapi::Result;
 
 use super::super::smmuv3::{self, command, field};
+use crate::client::{MappableMemory, Piece};
+use crate::hw::ops::ViommuCore;
 use crate::hw::phys::Phys;
-use crate::hwpt::viommu::Viommu;
-use crate::{MappableMemory, Piece};
 
 /// lg2 of the bytes of a command.
 pub(super) const COMMAND_LG2: u32 = 4;
@@ -142,7 +142,11 @@ impl Lvcmdq {
     /// # Errors
     ///
     /// `EFAULT` when the page is gone.
-    pub(super) fn turn(&mut self, registers: Registers<'_>, viommu: &Viommu) -> Result<Turn> {
+    pub(super) fn turn(
+        &mut self,
+        registers: Registers<'_>,
+        viommu: &dyn ViommuCore,
+    ) -> Result<Turn> {
         let Some(memory) = self.memory else { return Ok(Turn::Idle) };
         let enabled = registers.load(CONFIG)? & ENABLED != 0;
         let switched = enabled != self.enabled;
@@ -169,14 +173,14 @@ impl Lvcmdq {
         memory: Memory,
         pending: u32,
         registers: Registers<'_>,
-        viommu: &Viommu,
+        viommu: &dyn ViommuCore,
     ) -> Result<Turn> {
         let commands = 1 << memory.lg2;
         let index = self.cons & (commands - 1);
         let count = pending.min(BATCH).min(commands - index);
         let mut bytes = [0; BATCH as usize * COMMAND];
         let bytes = &mut bytes[..count as usize * COMMAND];
-        let phys = &viommu.parent.domain.machine().phys;
+        let phys = viommu.phys();
         let mut done = 0;
         let mut stopped = memory.fetch(phys, index, bytes);
         if stopped.is_ok() {
@@ -205,7 +209,7 @@ impl Lvcmdq {
 
 /// Carries out one command. Without HYP_OWN the hardware takes those that Linux's guest driver sends to a VCMDQ, and CMD_SYNC
 /// (`tegra241_guest_vcmdq_supports_cmd`); the VMID is the interface's, whatever the command says.
-fn execute(viommu: &Viommu, bytes: &[u8]) -> Result<(), Cause> {
+fn execute(viommu: &dyn ViommuCore, bytes: &[u8]) -> Result<(), Cause> {
     let (words, _) = bytes.as_chunks::<8>();
     let words = [words[0], words[1]].map(u64::from_le_bytes);
     match words[0] & 0xff {

@@ -1,7 +1,11 @@
 use super::*;
+use crate::device::access::AccessUser;
 use crate::tests::rig::{ACCOUNT, BASE, RW, TestClient, TestMachine};
-use crate::{MapRequest, Place};
+use crate::{Context, MapRequest, Place};
+use ioasis_iommupt::IovaRange;
+use ioasis_sys::sync::Mutex;
 use ioasis_uapi::Errno;
+use std::fmt::Debug;
 
 /// Keeps what it was told, and lets go of one pinned range when told so.
 #[derive(Debug, Default)]

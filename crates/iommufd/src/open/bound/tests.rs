@@ -1,6 +1,6 @@
 use super::*;
 use crate::tests::rig::{ACCOUNT, BASE, RW, TestClient, TestMachine};
-use crate::{Iommu, IommuKind, Iova, MapRequest, Place};
+use crate::{Group, Iommu, IommuKind, Iova, MapRequest, Place};
 
 fn errno<T>(result: Result<T>) -> Errno {
     match result {
@@ -43,11 +43,7 @@ fn unsafe_interrupts_need_the_parameter_and_incoherent_dma_has_none() {
     let machine = TestMachine::with(Iommu { isolated_msi: false, ..Iommu::new(IommuKind::Vtd) });
     let context = Context::new(&machine.machine);
     assert_eq!(errno(context.bind(&machine.endpoint())), Errno::EPERM);
-    machine
-        .machine
-        .params
-        .iommufd_allow_unsafe_interrupts
-        .store(true, std::sync::atomic::Ordering::Relaxed);
+    machine.machine.params.iommufd_allow_unsafe_interrupts.store(true, Ordering::Relaxed);
     context.bind(&machine.endpoint()).unwrap();
     let machine = TestMachine::with(Iommu { cache_coherent: false, ..Iommu::new(IommuKind::Vtd) });
     assert_eq!(errno(Context::new(&machine.machine).bind(&machine.endpoint())), Errno::EINVAL);
@@ -90,9 +86,9 @@ fn devices_of_one_group_follow_each_other_and_are_moved_together() {
     let hwpt = one.attach(ioas).unwrap();
     let manual = {
         let held = context.ioas(elsewhere).unwrap();
-        let (reservation, hwpt) = context.make_hwpt(&held, &one.device, 0, None).unwrap();
+        let (reservation, hwpt) = context.make_hwpt(&held, one.endpoint(), 0, None).unwrap();
         let id = reservation.id();
-        reservation.publish(Object::Hwpt(hwpt));
+        reservation.publish(hwpt);
         id
     };
     assert_eq!(errno(other.attach(manual)), Errno::EINVAL);
@@ -154,9 +150,9 @@ fn pasids_need_page_tables_made_for_them() {
     let bound = context.bind(&machine.endpoint()).unwrap();
     let make = |flags| {
         let held = context.ioas(ioas).unwrap();
-        let (reservation, hwpt) = context.make_hwpt(&held, &bound.device, flags, None).unwrap();
+        let (reservation, hwpt) = context.make_hwpt(&held, bound.endpoint(), flags, None).unwrap();
         let id = reservation.id();
-        reservation.publish(Object::Hwpt(hwpt));
+        reservation.publish(hwpt);
         id
     };
     let (plain, able) = (make(0), make(ioasis_uapi::iommufd::HWPT_ALLOC_PASID));

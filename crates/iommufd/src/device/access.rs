@@ -14,12 +14,11 @@ use ioasis_iommupt::{Iova, IovaRange, Prot, Run};
 use ioasis_sys::sync::Mutex;
 use ioasis_uapi::Result;
 
-use crate::Kind;
+use crate::client::{Kind, PAGE_SIZE};
 use crate::inject::step;
-use crate::ioas::{Area, Ioas, Space};
+use crate::ioas::{Area, Ioas, IoasAccess, Space};
 use crate::object::{Head, Held, Object, Tracked};
-use crate::open::Context;
-use crate::pages::{PAGE_SIZE, PageRange, Way};
+use crate::pages::{PageRange, Way};
 
 /// Whoever pins pages through an access.
 pub trait AccessUser: Debug + Send + Sync {
@@ -57,15 +56,36 @@ pub(crate) struct Access {
     state: Mutex<State>,
 }
 
-impl Tracked for Access {
-    const ABSENT: &'static str = "no access has this id";
-
+impl Object for Access {
     fn head(&self) -> &Head {
         &self.head
     }
 
-    fn of(object: &Object) -> Option<&Arc<Self>> {
-        if let Object::Access(access) = object { Some(access) } else { None }
+    fn retire(self: Arc<Self>) {
+        self.detach();
+    }
+}
+
+impl Tracked for Access {
+    const ABSENT: &'static str = "no access has this id";
+}
+
+impl IoasAccess for Access {
+    fn token(&self) -> u64 {
+        self.token
+    }
+
+    fn alignment(&self) -> u64 {
+        match self.kind {
+            AccessKind::ReadWrite => 1,
+            AccessKind::Pins(_) | AccessKind::Queue => PAGE_SIZE,
+        }
+    }
+
+    fn notify_unmap(&self, range: IovaRange) {
+        if let AccessKind::Pins(user) = &self.kind {
+            user.unmap(range);
+        }
     }
 }
 
@@ -76,21 +96,6 @@ fn range_of(iova: Iova, length: u64) -> Result<IovaRange> {
 impl Access {
     pub(crate) fn new(head: Head, token: u64, kind: AccessKind) -> Arc<Self> {
         Arc::new(Self { head, token, kind, state: Mutex::default() })
-    }
-
-    /// The alignment an IOAS must have while this is attached.
-    pub(crate) fn alignment(&self) -> u64 {
-        match self.kind {
-            AccessKind::ReadWrite => 1,
-            AccessKind::Pins(_) | AccessKind::Queue => PAGE_SIZE,
-        }
-    }
-
-    /// The user must let go of `range`.
-    pub(crate) fn notify_unmap(&self, range: IovaRange) {
-        if let AccessKind::Pins(user) = &self.kind {
-            user.unmap(range);
-        }
     }
 
     fn locks_areas(&self) -> bool {
@@ -124,14 +129,14 @@ impl Access {
                 state.ioas = old;
                 return Err(error);
             }
-            space.accesses.push(Arc::clone(self));
+            space.accesses.push(Arc::clone(self) as Arc<dyn IoasAccess>);
         }
         if let Some(old) = &old {
             drop(state);
             self.notify_unmap(IovaRange::ALL);
             state = self.state.lock();
             let mut space = old.lock();
-            space.accesses.retain(|access| access.token != self.token);
+            space.accesses.retain(|access| access.token() != self.token);
             space.relax_alignment();
         }
         state.ioas.clone_from(&ioas);
@@ -139,6 +144,11 @@ impl Access {
         drop(state);
         drop(old);
         Ok(())
+    }
+
+    /// Whether it is attached, and not on its way elsewhere.
+    pub(crate) fn is_attached(&self) -> bool {
+        self.state.lock().ioas.is_some()
     }
 
     /// Leaves its IOAS, if it has one.
@@ -262,107 +272,6 @@ impl Access {
     }
 }
 
-/// An access of a driver of ours. Dropping it detaches and destroys the object.
-#[derive(Debug)]
-pub struct AccessHandle {
-    context: Arc<Context>,
-    access: Held<Access>,
-}
-
-impl AccessHandle {
-    pub(crate) fn new(context: &Arc<Context>, access: &Arc<Access>) -> Self {
-        Self { context: Arc::clone(context), access: Held::new(access) }
-    }
-
-    /// The object's id.
-    #[must_use]
-    pub fn id(&self) -> u32 {
-        self.access.id()
-    }
-
-    /// Attaches to an IOAS.
-    ///
-    /// # Errors
-    ///
-    /// `EINVAL` when attached already, `ENOENT` without the IOAS, `EADDRINUSE` when its mappings are less aligned than pins need.
-    pub fn attach(&self, ioas: u32) -> Result<()> {
-        if self.access.state.lock().ioas.is_some() {
-            return refuse!(EINVAL, "the access is attached already");
-        }
-        self.access.arc().change_ioas(Some(self.context.ioas(ioas)?))
-    }
-
-    /// Moves to another IOAS; the user is asked to let go of all pins first.
-    ///
-    /// # Errors
-    ///
-    /// `ENOENT` when not attached or without the IOAS, `EADDRINUSE` as [`attach`](Self::attach).
-    pub fn replace(&self, ioas: u32) -> Result<()> {
-        if self.access.state.lock().ioas.is_none() {
-            return refuse!(ENOENT, "the access is not attached");
-        }
-        self.access.arc().change_ioas(Some(self.context.ioas(ioas)?))
-    }
-
-    /// Leaves the IOAS, if attached.
-    pub fn detach(&self) {
-        self.access.arc().detach();
-    }
-
-    /// Pins the pages of `length` bytes from `iova`, which begin on a page, and returns where the pages are.
-    ///
-    /// # Errors
-    ///
-    /// `EINVAL` for no bytes, bytes that do not begin on a page or go on within one in the next area, or a dma-buf; `EOVERFLOW` past the end; `ENOENT` where nothing is mapped or
-    /// the access is not attached; `EPERM` without the permission; `EFAULT` and `ENOMEM` of pinning.
-    pub fn pin(&self, iova: Iova, length: u64, need: Prot) -> Result<Vec<Run>> {
-        self.access.pin(iova, length, need)
-    }
-
-    /// Gives back what [`pin`](Self::pin) was called with.
-    ///
-    /// # Errors
-    ///
-    /// `EINVAL` unless exactly this range is pinned.
-    pub fn unpin(&self, iova: Iova, length: u64) -> Result<()> {
-        self.access.unpin(iova, length)
-    }
-
-    /// Fills `buf` from `iova`.
-    ///
-    /// # Errors
-    ///
-    /// As [`pin`](Self::pin), without the rule of whole pages.
-    pub fn read(&self, iova: Iova, buf: &mut [u8]) -> Result<()> {
-        self.access.read(iova, buf)
-    }
-
-    /// Writes `buf` to `iova`.
-    ///
-    /// # Errors
-    ///
-    /// As [`pin`](Self::pin), without the rule of whole pages.
-    pub fn write(&self, iova: Iova, buf: &[u8]) -> Result<()> {
-        self.access.write(iova, buf, Way::Copied)
-    }
-}
-
-#[cfg(feature = "mock")]
-impl AccessHandle {
-    /// The access itself.
-    pub(crate) fn access(&self) -> &Access {
-        self.access.arc()
-    }
-}
-
-impl Drop for AccessHandle {
-    fn drop(&mut self) {
-        self.access.arc().detach();
-        let object = self.context.objects().evict(self.access.id());
-        drop(object);
-    }
-}
-
 fn check_access(area: &Area, need: Prot) -> Result<()> {
     let at = area.range.start().0;
     if area.prevent_access {
@@ -426,6 +335,3 @@ impl Space {
         }
     }
 }
-
-#[cfg(test)]
-mod tests;
