@@ -71,8 +71,14 @@ pub(crate) struct Held<T: Object + ?Sized>(Arc<T>);
 impl<T: Object + ?Sized> Held<T> {
     /// Holds an object that somebody else holds already, or that is not published yet.
     pub(crate) fn new(object: &Arc<T>) -> Self {
+        Self::of(Arc::clone(object))
+    }
+
+    /// The same of an object that is handed over.
+    #[inline]
+    pub(crate) fn of(object: Arc<T>) -> Self {
         object.head().holders.fetch_add(1, Ordering::AcqRel);
-        Self(Arc::clone(object))
+        Self(object)
     }
 
     pub(crate) fn id(&self) -> u32 {
@@ -88,7 +94,7 @@ impl Held<dyn Object> {
     /// The same as what it is, if that is a `T`.
     pub(crate) fn as_a<T: Object>(&self) -> Option<Held<T>> {
         let object: Arc<dyn Any + Send + Sync> = Arc::<dyn Object>::clone(&self.0);
-        object.downcast().ok().map(|object| Held::new(&object))
+        object.downcast().ok().map(Held::of)
     }
 }
 
