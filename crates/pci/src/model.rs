@@ -1,10 +1,11 @@
-//! Device models: the trait they implement, and the list of those there are.
+//! Device models: the trait they implement; `list` has those there are.
 //!
 //! A model knows registers and its device's protocol, nothing else: configuration space, interrupts, who opened it
 //! and whose memory it reaches are the business of [`Function`](crate::Function). docs/models.md is the tutorial.
 
 mod image;
 mod ioat;
+mod list;
 mod nvme;
 pub(crate) mod options;
 mod testdev;
@@ -16,6 +17,7 @@ use ioasis_uapi::Result;
 
 use crate::bus::Bus;
 use crate::description::Description;
+pub use list::{create, models};
 use options::{ModelError, OptionInfo, Options};
 
 /// What a call of [`Model::poll`] found.
@@ -123,29 +125,4 @@ pub struct ModelInfo {
     /// What can be said about it.
     pub options: &'static [OptionInfo],
     create: fn(&Options<'_>) -> Result<Box<dyn Model>, ModelError>,
-}
-
-/// Every kind of device, in the order of the list.
-const MODELS: &[ModelInfo] = &[ioat::INFO, nvme::INFO, testdev::INFO, virtio::BLK, virtio::NET];
-
-/// The kinds of devices there are.
-#[must_use]
-pub fn models() -> &'static [ModelInfo] {
-    MODELS
-}
-
-/// Makes a device of kind `name`.
-///
-/// # Errors
-///
-/// A sentence for the person who wrote the options; it names the option and what it accepts.
-pub fn create(name: &str, options: &[(String, String)]) -> Result<Box<dyn Model>, ModelError> {
-    let Some(info) = MODELS.iter().find(|info| info.name == name) else {
-        let names: Vec<_> = MODELS.iter().map(|info| info.name).collect();
-        return Err(ModelError::new(format!(
-            "no device model is called {name:?}; there are {}",
-            names.join(", ")
-        )));
-    };
-    (info.create)(&Options::new(info.name, info.options, options)?)
 }

@@ -62,6 +62,7 @@ impl Machine {
                 pasid_privileged: true,
                 ats: true,
                 pri: true,
+                private: None,
             };
             Placement {
                 function: Function::new(address, model, &mut windows),
