@@ -1,7 +1,7 @@
 //! Reads the source of `uapi` and writes a table of its structs and constants for `uapi-check`.
 //!
-//! The names come from the source, sizes, offsets and values from the compiler: every entry of the table is an
-//! expression over `ioasis_uapi`.
+//! The names come from the source, sizes, offsets and values from the compiler: every entry of the
+//! table is an expression over `ioasis_uapi`.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -46,7 +46,8 @@ fn main() {
     fs::write(out.join("layout.rs"), table).expect("OUT_DIR is writable");
 }
 
-/// The files of a module: `place` itself, or every file in the folder but `test.rs`, a module of its own.
+/// The files of a module: `place` itself, or every file in the folder but `test.rs`, a module of
+/// its own.
 fn files_of(place: &Path) -> Vec<PathBuf> {
     if place.is_file() {
         return vec![place.to_owned()];

@@ -1,7 +1,7 @@
 //! `cargo xtask bench`: runs the benches and collects the line each performance goal prints.
 //!
-//! A bench prints `P4.map_4k.vtdss 1.12 <=1.2 met`, or `missed`: goal, figure, bound, verdict. A missed goal is a
-//! result, not a failure; a bench that cannot run is a failure.
+//! A bench prints `P4.map_4k.vtdss 1.12 <=1.2 met`, or `missed`: goal, figure, bound, verdict. A
+//! missed goal is a result, not a failure; a bench that cannot run is a failure.
 
 use std::fmt::Write as _;
 use std::fs;

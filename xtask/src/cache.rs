@@ -1,5 +1,6 @@
-//! Where what is fetched is kept: below the user's cache folder, so that clones share it, and so that it lies where no other
-//! user may write. DPDK loads no driver from below a folder that everybody may write to, and a clone may well lie in /tmp.
+//! Where what is fetched is kept: below the user's cache folder, so that clones share it, and so
+//! that it lies where no other user may write. DPDK loads no driver from below a folder that
+//! everybody may write to, and a clone may well lie in /tmp.
 
 use std::env;
 use std::fs;
@@ -11,7 +12,8 @@ use anyhow::{Context, Result, ensure};
 /// Everybody may write (S_IWOTH).
 const WORLD_WRITABLE: u32 = 0o002;
 
-/// The first folder that this user can have for itself: `ioasis` below $XDG_CACHE_HOME or ~/.cache, or else below `target`.
+/// The first folder that this user can have for itself: `ioasis` below $XDG_CACHE_HOME or ~/.cache,
+/// or else below `target`.
 pub(crate) fn folder(target: &Path) -> PathBuf {
     let set = |name: &str| env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     let homes = [set("XDG_CACHE_HOME"), set("HOME").map(|home| home.join(".cache"))];

@@ -1,7 +1,7 @@
 //! `cargo xtask ci` and `cargo xtask test`: the checks every change passes.
 //!
-//! Every stage runs even if one before it failed; the last line counts tests and checks, and the exit status is
-//! that of the worst.
+//! Every stage runs even if one before it failed; the last line counts tests and checks, and the
+//! exit status is that of the worst.
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -200,8 +200,8 @@ fn check(workspace: &Workspace, stage: Stage) -> Result<Tally> {
     Ok(Tally::PASSED)
 }
 
-/// Runs the tests whose names end in `in_any_schedule`, each with the scheduler of its package. Other tests do not run
-/// under such a scheduler.
+/// Runs the tests whose names end in `in_any_schedule`, each with the scheduler of its package.
+/// Other tests do not run under such a scheduler.
 fn schedules(workspace: &Workspace) -> Result<Tally> {
     let mut total = Tally::default();
     for (scheduler, packages) in &workspace.schedulers {
@@ -219,8 +219,9 @@ fn schedules(workspace: &Workspace) -> Result<Tally> {
     Ok(total)
 }
 
-/// How many sequences a property test runs and from which seed, for our own tests and for proptest's default
-/// configuration. The seed is the same each time, so that what fails is the change; `cargo xtask soak` tries others.
+/// How many sequences a property test runs and from which seed, for our own tests and for
+/// proptest's default configuration. The seed is the same each time, so that what fails is the
+/// change; `cargo xtask soak` tries others.
 fn sequences() -> [(&'static str, String); 4] {
     let number = |name, default: &str| std::env::var(name).unwrap_or_else(|_| default.to_owned());
     let (count, seed) = (number("IOASIS_SEQUENCES", SEQUENCES), number("IOASIS_SEED", SEED));
@@ -271,7 +272,8 @@ fn nextest_tally(text: &str) -> Option<Tally> {
     Some(tally)
 }
 
-/// Adds up `test result: ok. 5 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.1s`.
+/// Adds up `test result: ok. 5 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in
+/// 0.1s`.
 fn libtest_tally(text: &str) -> Option<Tally> {
     let mut tally = Tally::default();
     for line in text.lines().filter_map(|line| line.strip_prefix("test result: ")) {

@@ -1,6 +1,7 @@
 //! `cargo xtask clients`: Debian's own programs, unmodified, with our devices.
 //!
-//! They are unpacked in the user's cache with every library they need, and run from there; nothing is installed.
+//! They are unpacked in the user's cache with every library they need, and run from there; nothing
+//! is installed.
 
 mod dpdk;
 mod guest;
@@ -56,7 +57,8 @@ impl Bench<'_> {
     fn ioasis(&self, device: &str, seconds: u32) -> Command {
         let mut command = Command::new("timeout");
         command.args(["--kill-after=10", &seconds.to_string()]).arg(&self.ioasis);
-        // A guest's memory is more than a plain user may lock, and locked memory is not counted for root.
+        // A guest's memory is more than a plain user may lock, and locked memory is not counted for
+        // root.
         command.args(["run", "--root", "--kill-on-exit", "--device", device]);
         command
     }

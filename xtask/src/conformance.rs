@@ -1,8 +1,9 @@
 //! `cargo xtask conformance`: Linux's own IOMMUFD tests, unmodified, under `ioasis run --mock`.
 //!
 //! What passes is what passes on Linux: of the 246 cases of `iommufd` 241, and 5 skip by design; of
-//! `iommufd_fail_nth`, which fails every step of its calls in turn, all 8. Root runs them, three times in a row, and then
-//! a plain user, once; what fails for whom is what Linux asks more for ([`needs`]).
+//! `iommufd_fail_nth`, which fails every step of its calls in turn, all 8. Root runs them, three
+//! times in a row, and then a plain user, once; what fails for whom is what Linux asks more for
+//! ([`needs`]).
 
 mod needs;
 mod sweep;
@@ -132,7 +133,8 @@ const AS_NOBODY: [&str; 6] = [
     "--inh-caps=-all",
 ];
 
-/// Root, as which Linux's tests want to be run, and a plain user. Who is a plain user is root of the machine only.
+/// Root, as which Linux's tests want to be run, and a plain user. Who is a plain user is root of
+/// the machine only.
 fn users(huge_pages: bool) -> Result<[User; 2]> {
     let own = Rights::own(huge_pages)?;
     let is_root = tools::is_root()?;

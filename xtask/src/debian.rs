@@ -1,6 +1,8 @@
-//! Packages of Debian's archive, unpacked in the user's cache: nothing is installed, no apt setting changes.
+//! Packages of Debian's archive, unpacked in the user's cache: nothing is installed, no apt setting
+//! changes.
 //!
-//! Clones share them: whoever fetches holds a lock on the archive's folder, and what is unpacked never changes.
+//! Clones share them: whoever fetches holds a lock on the archive's folder, and what is unpacked
+//! never changes.
 
 use std::ffi::OsString;
 use std::fs::{self, File};

@@ -1,7 +1,7 @@
 //! `cargo xtask demo`: the main job on real input.
 //!
-//! An image of random bytes stands behind an NVMe device; an unmodified qemu-img reads it through its own NVMe driver
-//! over VFIO, on a machine that has neither; every byte is compared.
+//! An image of random bytes stands behind an NVMe device; an unmodified qemu-img reads it through
+//! its own NVMe driver over VFIO, on a machine that has neither; every byte is compared.
 
 use std::fs::{self, File};
 use std::io::{self, Read};

@@ -1,7 +1,8 @@
-//! `cargo xtask dist`: what people install, as files: a static program, a tarball, a Debian package, and their checksums.
+//! `cargo xtask dist`: what people install, as files: a static program, a tarball, a Debian
+//! package, and their checksums.
 //!
-//! The same commit gives the same bytes: paths are mapped away, times are the commit's, owners are root, and entries are in the order
-//! of their names. `--twice` builds in two folders and compares.
+//! The same commit gives the same bytes: paths are mapped away, times are the commit's, owners are
+//! root, and entries are in the order of their names. `--twice` builds in two folders and compares.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

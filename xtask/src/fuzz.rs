@@ -1,7 +1,7 @@
 //! `cargo xtask fuzz`: cargo-fuzz on the pinned toolchain.
 //!
-//! Inputs worth keeping are under fuzz/corpus/TARGET; what a run finds by itself goes to fuzz/corpus/generated/TARGET,
-//! which git ignores, and a failing input to fuzz/artifacts/TARGET.
+//! Inputs worth keeping are under fuzz/corpus/TARGET; what a run finds by itself goes to
+//! fuzz/corpus/generated/TARGET, which git ignores, and a failing input to fuzz/artifacts/TARGET.
 
 use std::fs;
 use std::path::Path;
@@ -44,7 +44,8 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<()> {
 /// Inputs one process of a soak is given.
 const INPUTS: u64 = 20_000;
 
-/// Goes on with every target until it has made `count` calls; one that counts none, until it had as many inputs.
+/// Goes on with every target until it has made `count` calls; one that counts none, until it had as
+/// many inputs.
 pub(crate) fn calls(workspace: &Workspace, count: u64, seed: u64) -> Result<()> {
     ensure!(!workspace.fuzz_targets.is_empty(), "there are no fuzz targets");
     crate::tools::ensure_subcommand(workspace, "cargo-fuzz")?;
@@ -86,7 +87,8 @@ pub(crate) fn share(workspace: &Workspace, time: Duration) -> Result<()> {
     Ok(())
 }
 
-/// Runs one target under libFuzzer with these options; it leaves the number of its calls in `counter`.
+/// Runs one target under libFuzzer with these options; it leaves the number of its calls in
+/// `counter`.
 fn fuzz(
     workspace: &Workspace,
     target: &str,

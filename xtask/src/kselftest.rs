@@ -1,7 +1,7 @@
 //! Linux's own selftests: their sources from Debian, and what they say at their end.
 //!
-//! The sources are those of Debian's linux-source-7.2, of which only the tests and what they include are unpacked, under
-//! the target folder.
+//! The sources are those of Debian's linux-source-7.2, of which only the tests and what they
+//! include are unpacked, under the target folder.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -230,8 +230,9 @@ impl std::fmt::Display for Totals {
 /// How often the host's caches are emptied for a page.
 const ATTEMPTS: u32 = 3;
 
-/// Gives the kernel's own memory back where it can be: a page of 1 GiB needs 1 GiB in which nothing is fixed, and one
-/// cached directory entry is enough to spoil it. What is refused leaves the memory as it is.
+/// Gives the kernel's own memory back where it can be: a page of 1 GiB needs 1 GiB in which nothing
+/// is fixed, and one cached directory entry is enough to spoil it. What is refused leaves the
+/// memory as it is.
 fn empty_caches() {
     println!("emptying the host's caches to make room");
     let _ = fs::write("/proc/sys/vm/drop_caches", "3");
@@ -250,8 +251,8 @@ pub(crate) struct HugePages {
 }
 
 impl HugePages {
-    /// Sees to `count` pages of `kib` KiB. Where the host has none to give, or does not let us ask, the cases that
-    /// map them are left out or fail, on Linux too.
+    /// Sees to `count` pages of `kib` KiB. Where the host has none to give, or does not let us ask,
+    /// the cases that map them are left out or fail, on Linux too.
     pub(crate) fn reserve(kib: u64, count: u64) -> Result<Self> {
         let folder = format!("/sys/kernel/mm/hugepages/hugepages-{kib}kB");
         let file = Path::new(&folder).join("nr_hugepages");

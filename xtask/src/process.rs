@@ -25,7 +25,8 @@ pub(crate) fn output(command: &mut Command) -> Result<String> {
     String::from_utf8(output.stdout).with_context(|| format!("{} printed no text", name(command)))
 }
 
-/// Runs a program, shows what it prints, and returns that too; whether it succeeded is the first part.
+/// Runs a program, shows what it prints, and returns that too; whether it succeeded is the first
+/// part.
 pub(crate) fn tee(mut command: Command) -> Result<(bool, String)> {
     announce(&command);
     let (reader, writer) = std::io::pipe()?;

@@ -1,7 +1,7 @@
 //! `cargo xtask selftests`: Linux's own VFIO selftests, unmodified, on our devices.
 //!
-//! The exported headers are those that uapi-check compares with. Each test runs every mode it has: both container types,
-//! on /dev/vfio/vfio and on /dev/iommu, and a device bound to an iommufd.
+//! The exported headers are those that uapi-check compares with. Each test runs every mode it has:
+//! both container types, on /dev/vfio/vfio and on /dev/iommu, and a device bound to an iommufd.
 
 use std::fs;
 use std::path::PathBuf;

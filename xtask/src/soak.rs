@@ -1,8 +1,9 @@
 //! `cargo xtask soak`: the long tests at full counts.
 //!
-//! A job runs in steps. Step number n runs its tests with `IOASIS_SEED` = seed + n and `IOASIS_SEQUENCES` = the step's
-//! size; after each step the count done is written to target/soak/JOB, where the next run goes on. A step that fails
-//! names its seed, which runs it again alone: `cargo xtask soak JOB --seed N`.
+//! A job runs in steps. Step number n runs its tests with `IOASIS_SEED` = seed + n and
+//! `IOASIS_SEQUENCES` = the step's size; after each step the count done is written to
+//! target/soak/JOB, where the next run goes on. A step that fails names its seed, which runs it
+//! again alone: `cargo xtask soak JOB --seed N`.
 
 use std::fs;
 use std::path::PathBuf;
@@ -22,7 +23,8 @@ enum Work {
     Kills(&'static [&'static str]),
     /// The same for tests that take random words, as many as `IOASIS_WORDS` says.
     Words(&'static [&'static str]),
-    /// The same for tests that start runs, as many as `IOASIS_RUNS` says and `IOASIS_TOGETHER` at once.
+    /// The same for tests that start runs, as many as `IOASIS_RUNS` says and `IOASIS_TOGETHER` at
+    /// once.
     Runs(&'static [&'static str]),
     /// Every fuzz target.
     Fuzz,
@@ -40,8 +42,8 @@ struct Job {
     step: u64,
 }
 
-/// Every job. A crate adds its own here. Tests on proptest's default configuration take count and seed from proptest's
-/// variables, others read `IOASIS_SEQUENCES` and `IOASIS_SEED`; both are set.
+/// Every job. A crate adds its own here. Tests on proptest's default configuration take count and
+/// seed from proptest's variables, others read `IOASIS_SEQUENCES` and `IOASIS_SEED`; both are set.
 const JOBS: &[Job] = &[
     Job {
         name: "properties",
@@ -236,7 +238,8 @@ fn step(workspace: &Workspace, job: &Job, seed: u64) -> Result<()> {
                 cargo.env(name, job.step.to_string());
             }
             cargo.env("IOASIS_TOGETHER", "64");
-            // Each sequence frees page tables of a megabyte: glibc would give them back and fault them in again.
+            // Each sequence frees page tables of a megabyte: glibc would give them back and fault
+            // them in again.
             cargo.env("MALLOC_TOP_PAD_", (64 << 20).to_string());
             for name in ["IOASIS_SEED", "PROPTEST_RNG_SEED"] {
                 cargo.env(name, seed.to_string());

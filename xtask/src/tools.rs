@@ -37,7 +37,8 @@ pub(crate) const STRACE: Program = Program { name: "strace", package: "strace" }
 /// What makes Debian packages.
 pub(crate) const DPKG_DEB: Program = Program { name: "dpkg-deb", package: "dpkg" };
 
-/// Installs the packages of missing programs with apt-get, if this is root on a Debian; otherwise says what to install.
+/// Installs the packages of missing programs with apt-get, if this is root on a Debian; otherwise
+/// says what to install.
 pub(crate) fn ensure_programs(programs: &[&Program]) -> Result<()> {
     let absent = programs.iter().filter(|program| !found(&search_path(), program.name));
     let mut packages: Vec<&str> = absent.map(|program| program.package).collect();

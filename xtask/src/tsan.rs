@@ -1,7 +1,8 @@
 //! `cargo xtask tsan`: commands and DMA at the same time, under ThreadSanitizer.
 //!
-//! The standard library comes without its instrumentation: with `--cfg ioasis_tsan` our locks wait outside it, and what is left
-//! of it is named in xtask/tsan.txt, each with its reason. Every other report fails the task.
+//! The standard library comes without its instrumentation: with `--cfg ioasis_tsan` our locks wait
+//! outside it, and what is left of it is named in xtask/tsan.txt, each with its reason. Every other
+//! report fails the task.
 
 use anyhow::Result;
 

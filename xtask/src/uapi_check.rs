@@ -1,7 +1,8 @@
 //! `cargo xtask uapi-check`: is `uapi` what the kernel's headers say, to the last byte and name?
 //!
-//! Gets Linux's headers from Debian, lets the C compiler tell every size, offset and value, and compares. What
-//! the headers have and `uapi` lacks fails with the pinned release; with another it is listed as an addition.
+//! Gets Linux's headers from Debian, lets the C compiler tell every size, offset and value, and
+//! compares. What the headers have and `uapi` lacks fails with the pinned release; with another it
+//! is listed as an addition.
 
 mod header;
 mod layout;
@@ -279,7 +280,8 @@ fn c_struct(names: &Names, ours: &Struct) -> Option<String> {
     candidates.into_iter().find(|name| names.structs.contains_key(name))
 }
 
-/// The C names of a field: its aliases, or its own name without the `_` that keeps it from being a keyword.
+/// The C names of a field: its aliases, or its own name without the `_` that keeps it from being a
+/// keyword.
 fn c_fields(field: &Field) -> Vec<&'static str> {
     if field.aliases.is_empty() {
         vec![field.name.strip_suffix('_').unwrap_or(field.name)]

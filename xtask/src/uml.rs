@@ -1,7 +1,8 @@
 //! `cargo xtask uml`: a user-mode Linux that drives PCI devices through VFIO, built once.
 //!
-//! The sources are those of Debian's linux-source-7.3, whose own user-mode-linux package has no CONFIG_UML_PCI_OVER_VFIO. The
-//! program is kept in the user's cache under a name made of version and configuration; sources and objects are removed again.
+//! The sources are those of Debian's linux-source-7.3, whose own user-mode-linux package has no
+//! CONFIG_UML_PCI_OVER_VFIO. The program is kept in the user's cache under a name made of version
+//! and configuration; sources and objects are removed again.
 
 use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hash, Hasher};

@@ -21,14 +21,15 @@ pub(crate) struct Workspace {
     pub(crate) cache: PathBuf,
     /// Every bench target as (package, bench).
     pub(crate) benches: Vec<(String, String)>,
-    /// The packages that are built with another scheduler behind their threads, by its configuration.
+    /// The packages that are built with another scheduler behind their threads, by its
+    /// configuration.
     pub(crate) schedulers: BTreeMap<&'static str, Vec<String>>,
     /// Every fuzz target, by name.
     pub(crate) fuzz_targets: Vec<String>,
 }
 
-/// The configurations that replace locks and threads. A package that has tests for one depends on the crate behind it
-/// under `[target.'cfg(..)'.dependencies]`.
+/// The configurations that replace locks and threads. A package that has tests for one depends on
+/// the crate behind it under `[target.'cfg(..)'.dependencies]`.
 const SCHEDULERS: [&str; 2] = ["ioasis_shuttle", "loom"];
 
 impl Workspace {

@@ -1,7 +1,9 @@
-//! The container's calls, from the bytes of the ioctl on: instructions of one, by the type1 rules and by those of Linux's
-//! compatibility layer, with one group attached. The bounds are what Linux 7.2 takes for the same, its system call included.
+//! The container's calls, from the bytes of the ioctl on: instructions of one, by the type1 rules
+//! and by those of Linux's compatibility layer, with one group attached. The bounds are what Linux
+//! 7.2 takes for the same, its system call included.
 //!
-//! UNMAP of everything is counted at 10 000 and at 100 000 mappings: each must not cost more when there are more.
+//! UNMAP of everything is counted at 10 000 and at 100 000 mappings: each must not cost more when
+//! there are more.
 
 #[path = "callgrind/mod.rs"]
 mod callgrind;

@@ -1,9 +1,10 @@
 //! Goals P11 (library) and P14: what one call of the library costs.
 //!
-//! P11 is time, beside one bare system call (FIONREAD on a pipe) in the same run, in turns, the median of nine. P14 is
-//! instructions, counted by callgrind where it is installed: this program runs itself under it twice and takes the
-//! difference. The memory is local: nothing is pinned in another process. The line with `#` says what it costs a transfer of 64 bytes
-//! that its memory may keep it waiting.
+//! P11 is time, beside one bare system call (FIONREAD on a pipe) in the same run, in turns, the
+//! median of nine. P14 is instructions, counted by callgrind where it is installed: this program
+//! runs itself under it twice and takes the difference. The memory is local: nothing is pinned in
+//! another process. The line with `#` says what it costs a transfer of 64 bytes that its memory may
+//! keep it waiting.
 
 #[path = "callgrind/mod.rs"]
 mod callgrind;
@@ -154,8 +155,8 @@ fn counted(name: &str, times: u64) {
     std::process::exit(0);
 }
 
-/// Instructions of one access. Callgrind counts a string move once a byte, a processor once: where half the bytes say that one
-/// was counted so, its bytes are taken off.
+/// Instructions of one access. Callgrind counts a string move once a byte, a processor once: where
+/// half the bytes say that one was counted so, its bytes are taken off.
 fn access_instructions() -> Option<f64> {
     let (whole, half) = (instructions("access", 10, 110)?, instructions("access_half", 10, 110)?);
     let bytes = f64::from(u32::try_from(ACCESS / 2).expect("few"));

@@ -1,6 +1,6 @@
-//! A VMM with an IOMMU of its own: guest memory is mapped, a device model does DMA through the page table, and the guest
-//! migrates while the device goes on writing: what it wrote is found and moved, until the device is stopped and goes on at the
-//! destination.
+//! A VMM with an IOMMU of its own: guest memory is mapped, a device model does DMA through the page
+//! table, and the guest migrates while the device goes on writing: what it wrote is found and
+//! moved, until the device is stopped and goes on at the destination.
 //!
 //! `cargo run -p ioasis-iommufd --example vmm`
 

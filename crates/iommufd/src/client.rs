@@ -1,4 +1,5 @@
-//! Who calls: what the core asks of the program behind an ioctl, and of the memory behind its addresses.
+//! Who calls: what the core asks of the program behind an ioctl, and of the memory behind its
+//! addresses.
 //!
 //! The supervisor implements these for another process, a VMM for itself.
 
@@ -29,10 +30,12 @@ pub trait Client {
     /// `EFAULT` unless all of it can be written.
     fn write(&self, address: u64, buf: &[u8]) -> Result<()>;
 
-    /// Copies `buf`, the last that the call has to say, back to where its argument is. Bytes that were there when the argument was
-    /// read need not be written once more, if they may be: then it is as if they had been written at that moment.
+    /// Copies `buf`, the last that the call has to say, back to where its argument is. Bytes that
+    /// were there when the argument was read need not be written once more, if they may be: then it
+    /// is as if they had been written at that moment.
     ///
-    // DIFFERS: what another thread or a device has put there during the call stays then; Linux writes last.
+    // DIFFERS: what another thread or a device has put there during the call stays then; Linux
+    // writes last.
     /// # Errors
     ///
     /// As [`write`](Self::write).
@@ -67,19 +70,22 @@ pub trait Client {
         self.account().pid
     }
 
-    /// Gives the caller a descriptor of `file` and returns its number. It cannot be taken back: what else may fail comes first, the
-    /// proof that the reply can be written among it ([`write`](Self::write) of the bytes that are there).
+    /// Gives the caller a descriptor of `file` and returns its number. It cannot be taken back:
+    /// what else may fail comes first, the proof that the reply can be written among it
+    /// ([`write`](Self::write) of the bytes that are there).
     ///
     /// # Errors
     ///
-    /// `EMFILE` when the caller can have no more descriptors; [`ClientFile::close`] was called then.
+    /// `EMFILE` when the caller can have no more descriptors; [`ClientFile::close`] was called
+    /// then.
     fn install(&self, file: Arc<dyn ClientFile>, on_exec: OnExec) -> Result<i32> {
         let _ = on_exec;
         file.close();
         refuse!(EMFILE, "the client has no descriptors")
     }
 
-    /// Makes `length` zeroed bytes, whole pages, that the caller can map from the file its call was made on.
+    /// Makes `length` zeroed bytes, whole pages, that the caller can map from the file its call was
+    /// made on.
     ///
     /// # Errors
     ///
@@ -119,7 +125,8 @@ pub trait MappableMemory: Debug + Send + Sync {
     /// `EFAULT` outside, or when the memory is gone.
     fn write(&self, at: u64, bytes: &[u8]) -> Result<()>;
 
-    /// One 32-bit load, acquire, of what the client or [`store`](Self::store) stored at `at`, a multiple of 4.
+    /// One 32-bit load, acquire, of what the client or [`store`](Self::store) stored at `at`, a
+    /// multiple of 4.
     ///
     /// # Errors
     ///
@@ -156,9 +163,11 @@ pub trait ClientFile: Debug + Send + Sync + Any {
     fn close(&self);
 }
 
-/// Where the bytes of a read(2) go: to the caller's memory, or into a buffer that the kernel copies from.
+/// Where the bytes of a read(2) go: to the caller's memory, or into a buffer that the kernel copies
+/// from.
 pub trait Destination {
-    /// Puts `bytes` at `at`, counted from the first byte of the read. What was refused counts as not read.
+    /// Puts `bytes` at `at`, counted from the first byte of the read. What was refused counts as
+    /// not read.
     ///
     /// # Errors
     ///
@@ -166,7 +175,8 @@ pub trait Destination {
     fn put(&mut self, at: u64, bytes: &[u8]) -> Result<()>;
 }
 
-/// Where the bytes of a write(2) come from: from the caller's memory, or from a buffer that the kernel copied them into.
+/// Where the bytes of a write(2) come from: from the caller's memory, or from a buffer that the
+/// kernel copied them into.
 pub trait Source {
     /// Fills `buf` with what is at `at`, counted from the first byte of the write.
     ///
@@ -215,8 +225,8 @@ impl Source for &[u8] {
 
 /// A file that is read record by record, or as a text.
 pub trait QueueFile {
-    /// One read(2) of `length` bytes at position `offset`, which is 0 for a file without positions; returns the bytes read,
-    /// 0 when there is nothing.
+    /// One read(2) of `length` bytes at position `offset`, which is 0 for a file without positions;
+    /// returns the bytes read, 0 when there is nothing.
     ///
     /// # Errors
     ///
@@ -262,7 +272,8 @@ pub trait QueueFile {
         false
     }
 
-    /// `bytes` were written to a duplicate of the descriptor whose writes nobody answers; known when the file is closed.
+    /// `bytes` were written to a duplicate of the descriptor whose writes nobody answers; known
+    /// when the file is closed.
     fn stray_write(&self, bytes: &[u8]) {
         let _ = bytes;
     }
@@ -275,7 +286,8 @@ pub trait QueueFile {
         true
     }
 
-    /// `watcher` is told whenever there begins to be something to read, from whatever thread, with locks of the core held.
+    /// `watcher` is told whenever there begins to be something to read, from whatever thread, with
+    /// locks of the core held.
     fn watch(&self, watcher: Arc<dyn QueueWatcher>);
 }
 
@@ -307,14 +319,15 @@ pub trait AddressSpace: Debug + Send + Sync {
     /// Equal for two handles of the same space, different otherwise, for as long as either lives.
     fn key(&self) -> u128;
 
-    /// The memory behind `length` bytes from `address`, in order and without gaps; both are multiples of 4 KiB. This is
-    /// the moment pages are pinned: shared memory found here stays reachable whatever its owner unmaps later. A `need`
-    /// with [`Prot::MMIO`] accepts device memory too, a client's mapping of a BAR for instance.
+    /// The memory behind `length` bytes from `address`, in order and without gaps; both are
+    /// multiples of 4 KiB. This is the moment pages are pinned: shared memory found here stays
+    /// reachable whatever its owner unmaps later. A `need` with [`Prot::MMIO`] accepts device
+    /// memory too, a client's mapping of a BAR for instance.
     ///
     /// # Errors
     ///
-    /// `EFAULT` where nothing is mapped, or not with `need`; `EINVAL` for a file that cannot be pinned or ends
-    /// before the range does.
+    /// `EFAULT` where nothing is mapped, or not with `need`; `EINVAL` for a file that cannot be
+    /// pinned or ends before the range does.
     fn pin(&self, address: u64, length: u64, need: Prot) -> Result<Extents>;
 
     /// What an address means here.
@@ -338,8 +351,9 @@ pub trait AddressSpace: Debug + Send + Sync {
 
 /// Who maps a dma-buf.
 pub trait Importer: Debug + Send + Sync {
-    /// The memory of the dma-buf with this [`AddressSpace::key`] was taken away, or given back: when this returns, no device reaches
-    /// what was mapped before. Called with no lock held that an access to the memory takes.
+    /// The memory of the dma-buf with this [`AddressSpace::key`] was taken away, or given back:
+    /// when this returns, no device reaches what was mapped before. Called with no lock held that
+    /// an access to the memory takes.
     fn invalidate(&self, key: u128);
 }
 
@@ -377,8 +391,8 @@ pub struct Piece {
     pub length: usize,
 }
 
-/// Bytes that can stand behind an IOVA: a shared file, a process's private memory by address, a BAR, a VMM's own
-/// memory. Two mappings reach the same page when key and offset are the same.
+/// Bytes that can stand behind an IOVA: a shared file, a process's private memory by address, a
+/// BAR, a VMM's own memory. Two mappings reach the same page when key and offset are the same.
 pub trait Backing: Debug + Send + Sync {
     /// Equal for two handles of the same backing, different otherwise, for as long as either lives.
     fn key(&self) -> u128;
@@ -390,9 +404,10 @@ pub trait Backing: Debug + Send + Sync {
     /// `EFAULT` when the memory is gone.
     fn read(&self, pieces: &[Piece], buf: &mut [u8]) -> Result<()>;
 
-    /// Whether [`read`](Self::read) and [`write`](Self::write) may wait for somebody who must give the page first: the program whose
-    /// memory it is, or a file system. Then only those wait for the copy who take away what it uses. Memory that is here, or that
-    /// nothing but the kernel's own memory stands behind, never waits: its copies cost a little less.
+    /// Whether [`read`](Self::read) and [`write`](Self::write) may wait for somebody who must give
+    /// the page first: the program whose memory it is, or a file system. Then only those wait for
+    /// the copy who take away what it uses. Memory that is here, or that nothing but the kernel's
+    /// own memory stands behind, never waits: its copies cost a little less.
     fn may_wait(&self) -> bool {
         true
     }

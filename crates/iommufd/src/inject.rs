@@ -1,8 +1,9 @@
 //! Failing the nth fallible step of a call, on purpose.
 //!
-//! Every step of the core that can fail for want of memory or of another resource passes [`step`] first. A test, or
-//! a client that asks for it, arms the calling thread with `n`; the nth step from there on then fails once, and what
-//! the call had built must be gone. The counter belongs to the thread, as Linux's `fail-nth` belongs to the task.
+//! Every step of the core that can fail for want of memory or of another resource passes [`step`]
+//! first. A test, or a client that asks for it, arms the calling thread with `n`; the nth step from
+//! there on then fails once, and what the call had built must be gone. The counter belongs to the
+//! thread, as Linux's `fail-nth` belongs to the task.
 
 use std::cell::Cell;
 
@@ -19,7 +20,8 @@ pub fn arm(nth: u32) {
     FAILED.set(None);
 }
 
-/// Disarms this thread and says how many steps were left before the failure: 0 when it happened, or nothing was armed.
+/// Disarms this thread and says how many steps were left before the failure: 0 when it happened, or
+/// nothing was armed.
 pub fn disarm() -> u32 {
     REMAINING.replace(0)
 }
@@ -52,8 +54,9 @@ pub fn step(what: &'static str) -> Result<()> {
 /// More steps than any call has.
 const STEPS: u32 = 1000;
 
-/// Calls with its first step failing, then with its second, and so on until the call has no step left to fail: the answer of that
-/// call, and how many steps can fail. `failed` hears of each call before, by the number of the step that failed, what it answered.
+/// Calls with its first step failing, then with its second, and so on until the call has no step
+/// left to fail: the answer of that call, and how many steps can fail. `failed` hears of each call
+/// before, by the number of the step that failed, what it answered.
 ///
 /// # Errors
 ///

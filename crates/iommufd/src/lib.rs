@@ -1,11 +1,14 @@
 //! IOMMUFD in user space: address spaces, page tables, accounting, the VFIO container.
 //!
-//! A [`Machine`] is what all opens share: one simulated physical space, one ledger. A [`Context`] is one open of `/dev/iommu`,
-//! a [`Container`](container::Container) one of `/dev/vfio/vfio`. Devices are [`Endpoint`]s behind an [`Iommu`]; what they do with addresses is
-//! [`Endpoint::read`] and [`Endpoint::write`]. Calls come as bytes through `ioctl` or typed through the methods beneath.
+//! A [`Machine`] is what all opens share: one simulated physical space, one ledger. A [`Context`]
+//! is one open of `/dev/iommu`, a [`Container`](container::Container) one of `/dev/vfio/vfio`.
+//! Devices are [`Endpoint`]s behind an [`Iommu`]; what they do with addresses is [`Endpoint::read`]
+//! and [`Endpoint::write`]. Calls come as bytes through `ioctl` or typed through the methods
+//! beneath.
 //!
-//! The crate knows no PCI device and no file descriptor: a VMM gives it memory of its own ([`Memory`], or whatever is an
-//! [`AddressSpace`]), a supervisor that of other processes ([`Client`]).
+//! The crate knows no PCI device and no file descriptor: a VMM gives it memory of its own
+//! ([`Memory`], or whatever is an [`AddressSpace`]), a supervisor that of other processes
+//! ([`Client`]).
 //!
 //! # In a VMM
 //!
@@ -55,11 +58,13 @@
 //! # Ok::<(), ioasis_uapi::Error>(())
 //! ```
 //!
-//! The example `vmm` migrates a guest whose device goes on writing. Device code that copies by itself borrows translations
-//! ([`Endpoint::section`]); the crate `ioasis-vm-memory` does that for code written for vm-memory.
+//! The example `vmm` migrates a guest whose device goes on writing. Device code that copies by
+//! itself borrows translations ([`Endpoint::section`]); the crate `ioasis-vm-memory` does that for
+//! code written for vm-memory.
 //!
-//! A guest's own IOMMU driver is served by the calls a kernel would get: [`Context::ioctl`] takes the bytes of HWPT_ALLOC with a
-//! guest's tables, of HWPT_INVALIDATE with the guest's commands, of a fault queue.
+//! A guest's own IOMMU driver is served by the calls a kernel would get: [`Context::ioctl`] takes
+//! the bytes of HWPT_ALLOC with a guest's tables, of HWPT_INVALIDATE with the guest's commands, of
+//! a fault queue.
 
 /// An error with the errno's C name: `refuse!(EINVAL, "why")` or `refuse!(EINVAL, "why", value)`.
 macro_rules! refuse {

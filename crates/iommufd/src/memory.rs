@@ -22,7 +22,8 @@ pub(crate) struct LocalBacking {
 }
 
 impl Memory {
-    /// `length` zeroed bytes at `start`; both are rounded to pages by the mapping that asks for them.
+    /// `length` zeroed bytes at `start`; both are rounded to pages by the mapping that asks for
+    /// them.
     ///
     /// # Errors
     ///

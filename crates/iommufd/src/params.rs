@@ -1,4 +1,5 @@
-//! Module parameters: what /sys/module/MODULE/parameters/NAME shows and takes. Linux: `kernel/params.c`.
+//! Module parameters: what /sys/module/MODULE/parameters/NAME shows and takes. Linux:
+//! `kernel/params.c`.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
@@ -7,7 +8,8 @@ use ioasis_uapi::Result;
 /// Module parameters that the core reads, each at the moment Linux reads it.
 #[derive(Debug)]
 pub struct Params {
-    /// `vfio_iommu_type1.allow_unsafe_interrupts`: whether groups whose interrupts are not isolated may be attached.
+    /// `vfio_iommu_type1.allow_unsafe_interrupts`: whether groups whose interrupts are not isolated
+    /// may be attached.
     pub allow_unsafe_interrupts: AtomicBool,
     /// `vfio_iommu_type1.dma_entry_limit`: mappings a container may have, read at SET_IOMMU.
     pub dma_entry_limit: AtomicU32,
@@ -107,7 +109,8 @@ fn parse_bool(text: &[u8]) -> Result<bool> {
     refuse!(EINVAL, "the parameter is Y or N")
 }
 
-/// `kstrtouint` with base 0 (lib/kstrtox.c): decimal, 0x or 0; one plus sign before and one newline after.
+/// `kstrtouint` with base 0 (lib/kstrtox.c): decimal, 0x or 0; one plus sign before and one newline
+/// after.
 fn parse_uint(text: &[u8]) -> Result<u32> {
     let text = text.strip_prefix(b"+").unwrap_or(text);
     let text = text.strip_suffix(b"\n").unwrap_or(text).to_ascii_lowercase();

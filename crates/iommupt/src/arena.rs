@@ -1,9 +1,9 @@
 //! Memory of the tables: append-only, so that a reader needs no lock to find a table.
 //!
-//! A table's address is what its parent's word holds: frame number times table size, in an address space of the
-//! table's own. Segments are added and never moved or freed before the arena is; which frames are in use is the
-//! writer's knowledge (`tables`). The root, at address 0, is always there and lies apart, so that a walk begins without
-//! looking for it.
+//! A table's address is what its parent's word holds: frame number times table size, in an address
+//! space of the table's own. Segments are added and never moved or freed before the arena is; which
+//! frames are in use is the writer's knowledge (`tables`). The root, at address 0, is always there
+//! and lies apart, so that a walk begins without looking for it.
 
 use alloc::boxed::Box;
 use core::fmt;
@@ -102,8 +102,8 @@ impl Arena {
         self.root.get(index).map_or(0, |word| word.load(Ordering::Acquire))
     }
 
-    /// The word `index` of the table at `address`, which is not the root, as a reader sees it. A table that does not exist
-    /// reads as zero.
+    /// The word `index` of the table at `address`, which is not the root, as a reader sees it. A
+    /// table that does not exist reads as zero.
     #[inline(always)]
     pub(crate) fn load(&self, address: u64, index: usize) -> u64 {
         self.below_root(address, index).map_or(0, |word| word.load(Ordering::Acquire))

@@ -1,12 +1,14 @@
 //! What a writer took back, for those who keep translations.
 //!
-//! A count and the last few ranges. Who keeps translations compares the count before each use, which is one load; when
-//! it moved, the ranges say what to forget, or that there were too many to tell.
+//! A count and the last few ranges. Who keeps translations compares the count before each use,
+//! which is one load; when it moved, the ranges say what to forget, or that there were too many to
+//! tell.
 //!
 //! Memory ordering: the writer stores a range, then the count with release, before it asks
-//! [`Quiesce::wait`](crate::Quiesce::wait); a section opened after that wait sees the count. A range is overwritten 64 changes
-//! later; the writer puts a release fence before it does, and the reader an acquire fence between reading ranges and
-//! reading the count again, so that whoever read an overwritten range also sees that it is too late.
+//! [`Quiesce::wait`](crate::Quiesce::wait); a section opened after that wait sees the count. A
+//! range is overwritten 64 changes later; the writer puts a release fence before it does, and the
+//! reader an acquire fence between reading ranges and reading the count again, so that whoever read
+//! an overwritten range also sees that it is too late.
 
 use crate::sync::atomic::{AtomicU64, Ordering, fence};
 use crate::sync::sized;
@@ -48,8 +50,8 @@ impl Changes {
         self.count.store(count + 1, Ordering::Release);
     }
 
-    /// Calls `forget` with every range changed since the count was `seen`, or with all there is, and returns the
-    /// count that this is up to.
+    /// Calls `forget` with every range changed since the count was `seen`, or with all there is,
+    /// and returns the count that this is up to.
     pub fn since(&self, seen: u64, mut forget: impl FnMut(IovaRange)) -> u64 {
         let count = self.count();
         if count - seen < RANGES as u64 {

@@ -1,9 +1,10 @@
 //! Reading, clearing and setting dirty state.
 //!
-//! The harvest looks only where the marks that readers leave say that a leaf became dirty ([`walk`](crate::walk)). A
-//! translation that was used before [`read_dirty`](crate::TableWriter::read_dirty) with [`Dirty::Clear`](crate::Dirty::Clear)
-//! may still write: who reports the result first waits ([`Quiesce::wait`](crate::Quiesce::wait)) and drops cached
-//! translations.
+//! The harvest looks only where the marks that readers leave say that a leaf became dirty
+//! ([`walk`](crate::walk)). A translation that was used before
+//! [`read_dirty`](crate::TableWriter::read_dirty) with [`Dirty::Clear`](crate::Dirty::Clear) may
+//! still write: who reports the result first waits ([`Quiesce::wait`](crate::Quiesce::wait)) and
+//! drops cached translations.
 
 use crate::format::{Entry, Format, low_bits};
 use crate::page_table::Writer;
@@ -55,7 +56,8 @@ impl Harvest<'_> {
 /// Words that are looked at together: a line of a cache.
 const CHUNK: usize = 8;
 
-/// Bit `n` set: the word `n` says that it is dirty. All are loaded before any is judged, and most often none is.
+/// Bit `n` set: the word `n` says that it is dirty. All are loaded before any is judged, and most
+/// often none is.
 #[inline(always)]
 fn dirty_among<F: Format>(words: &[AtomicU64]) -> u32 {
     let any = words.iter().fold(false, |any, word| any | F::is_dirty(word.load(Ordering::Acquire)));
@@ -70,8 +72,8 @@ fn dirty_among<F: Format>(words: &[AtomicU64]) -> u32 {
 impl<F: Format> Writer<F> {
     /// Calls `found` for every dirty range inside `range`, ascending and merged.
     ///
-    /// A dirty leaf that straddles an edge is split before its part is cleared; without memory for that it stays
-    /// dirty, so that nothing is lost.
+    /// A dirty leaf that straddles an edge is split before its part is cleared; without memory for
+    /// that it stays dirty, so that nothing is lost.
     pub fn read_dirty(&mut self, range: IovaRange, dirty: Dirty, found: &mut dyn FnMut(IovaRange)) {
         let Some((start, last)) = self.clip(range) else { return };
         if dirty == Dirty::Clear {
@@ -123,7 +125,8 @@ impl<F: Format> Writer<F> {
         }
         let first = F::index(harvest.start.max(node.base), node.level);
         let last = F::index(harvest.last.min(end), node.level);
-        // A write marks one item for its whole leaf: look at all items of a leaf that the range only touches.
+        // A write marks one item for its whole leaf: look at all items of a leaf that the range
+        // only touches.
         let (first, last) =
             (first & !(self.items_of(node, first) - 1), last | (self.items_of(node, last) - 1));
         if node.level == 0 {

@@ -11,7 +11,8 @@ use crate::walk::{Reader, output};
 pub enum Style {
     /// Indented lines, equal neighbours joined.
     Tree,
-    /// One JSON object: `{"format", "top_level", "items": [..]}`; an item is a table with `items` of its own or a leaf.
+    /// One JSON object: `{"format", "top_level", "items": [..]}`; an item is a table with `items`
+    /// of its own or a leaf.
     Json,
 }
 

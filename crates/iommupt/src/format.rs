@@ -17,20 +17,21 @@ pub enum Entry {
 }
 
 bitflags::bitflags! {
-    /// What the context of a table says of requests: the fields that stand beside its address, in a PASID table entry, a
-    /// context descriptor or a process context.
+    /// What the context of a table says of requests: the fields that stand beside its address, in a
+    /// PASID table entry, a context descriptor or a process context.
     #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
     pub struct Context: u32 {
-        /// Privileged requests may read and write what unprivileged ones may: SUM of a RISC-V process context, PAN clear in
-        /// an SMMUv3 context descriptor. x86-64 knows no other way.
+        /// Privileged requests may read and write what unprivileged ones may: SUM of a RISC-V
+        /// process context, PAN clear in an SMMUv3 context descriptor. x86-64 knows no other way.
         const OPEN = 1 << 0;
-        /// Privileged requests, too, do not write what is read-only: WPE of a VT-d PASID table entry. Only x86-64 knows
-        /// another way.
+        /// Privileged requests, too, do not write what is read-only: WPE of a VT-d PASID table
+        /// entry. Only x86-64 knows another way.
         const WRITE_PROTECT = 1 << 1;
-        /// The IOMMU sets accessed flags: SADE of a RISC-V process context, HA or AFFD of an SMMUv3 context descriptor. x86-64
-        /// knows no other way.
+        /// The IOMMU sets accessed flags: SADE of a RISC-V process context, HA or AFFD of an SMMUv3
+        /// context descriptor. x86-64 knows no other way.
         const ACCESSED = 1 << 2;
-        /// The IOMMU sets dirty state: SADE, and HD of an SMMUv3 context descriptor. x86-64 knows no other way.
+        /// The IOMMU sets dirty state: SADE, and HD of an SMMUv3 context descriptor. x86-64 knows
+        /// no other way.
         const DIRTY = 1 << 3;
     }
 }
@@ -40,8 +41,9 @@ pub(crate) const RWX: Prot = Prot::READ.union(Prot::WRITE).union(Prot::EXEC);
 
 /// A page table format. Level 0 holds only leaves; the root is at [`TOP_LEVEL`](Self::TOP_LEVEL).
 ///
-/// A leaf may span several items of one table (AMD's page sizes, Arm's contiguous hint, Svnapot): each of them is then
-/// a word that tells the whole leaf's address and size, and has dirty state of its own.
+/// A leaf may span several items of one table (AMD's page sizes, Arm's contiguous hint, Svnapot):
+/// each of them is then a word that tells the whole leaf's address and size, and has dirty state of
+/// its own.
 pub trait Format: Debug + Send + Sync + 'static {
     /// For people and file names.
     const NAME: &'static str;
@@ -55,11 +57,13 @@ pub trait Format: Debug + Send + Sync + 'static {
     const ROOT_ITEMS_LG2: u32 = Self::ITEMS_LG2;
     /// lg2 of the input addresses, from 0, that this table translates.
     const IOVA_LG2: u32;
-    /// Whether an input address repeats its top bit upwards, so that a second half exists at the very top.
+    /// Whether an input address repeats its top bit upwards, so that a second half exists at the
+    /// very top.
     const SIGN_EXTENDED: bool = false;
     /// lg2 of the output addresses that fit a word.
     const OA_LG2: u32;
-    /// Whether the manual demands that a leaf is made invalid before leaves of another size replace it.
+    /// Whether the manual demands that a leaf is made invalid before leaves of another size replace
+    /// it.
     const BREAK_BEFORE_MAKE: bool = false;
 
     /// Bit `n` set: a leaf of `1 << n` bytes can stand at `level`.
@@ -106,9 +110,10 @@ pub trait Format: Debug + Send + Sync + 'static {
         leaf
     }
 
-    /// What of `need` a leaf does not grant; empty lets the request pass. A `need` with [`Prot::PRIVILEGED`] is that of a
-    /// privileged request, and [`Prot::PRIVILEGED`] in the answer says that it would have to be one. Memory types in `need`
-    /// are not looked at. Formats without privileges take all requests for the same.
+    /// What of `need` a leaf does not grant; empty lets the request pass. A `need` with
+    /// [`Prot::PRIVILEGED`] is that of a privileged request, and [`Prot::PRIVILEGED`] in the answer
+    /// says that it would have to be one. Memory types in `need` are not looked at. Formats without
+    /// privileges take all requests for the same.
     #[must_use]
     #[inline]
     fn missing(word: u64, level: u32, need: Prot, context: Context) -> Prot {
@@ -116,8 +121,8 @@ pub trait Format: Debug + Send + Sync + 'static {
         (need & RWX).difference(Self::prot(word, level))
     }
 
-    /// Whether a request for `need` faults, whatever is granted, because the leaf's accessed or dirty flag is clear and the
-    /// IOMMU is not to set it.
+    /// Whether a request for `need` faults, whatever is granted, because the leaf's accessed or
+    /// dirty flag is clear and the IOMMU is not to set it.
     #[must_use]
     #[inline]
     fn is_flagless(word: u64, need: Prot, context: Context) -> bool {

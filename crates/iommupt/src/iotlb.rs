@@ -1,15 +1,17 @@
 //! The translations that one requester keeps.
 //!
-//! A requester is one thread's view of one device: its address space, and one more for each PASID. A hit costs a load of
-//! the table's change count and one or two entries; no locked instruction. What an unmap, a change of permission or a
-//! harvest of dirty state took back is forgotten before the next lookup, so with one
-//! [`Quiesce::wait`](crate::Quiesce::wait) after the change no translation made before it is used any more. Lookup and use
-//! of what it returned belong in one [`Section`](crate::Section).
+//! A requester is one thread's view of one device: its address space, and one more for each PASID.
+//! A hit costs a load of the table's change count and one or two entries; no locked instruction.
+//! What an unmap, a change of permission or a harvest of dirty state took back is forgotten before
+//! the next lookup, so with one [`Quiesce::wait`](crate::Quiesce::wait) after the change no
+//! translation made before it is used any more. Lookup and use of what it returned belong in one
+//! [`Section`](crate::Section).
 //!
-//! It is for emulators whose threads own their devices, and whose addresses come again: a hit takes 2 ns, a walk 6 to 8. It has
-//! 256 KiB of its own.
+//! It is for emulators whose threads own their devices, and whose addresses come again: a hit takes
+//! 2 ns, a walk 6 to 8. It has 256 KiB of its own.
 //!
-//! An entry that grants writing was marked dirty when it was made, and is forgotten when that mark is taken.
+//! An entry that grants writing was marked dirty when it was made, and is forgotten when that mark
+//! is taken.
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
@@ -85,7 +87,8 @@ impl Iotlb {
         }
     }
 
-    /// Gives `pasid` a page table; 0 is what requests without a PASID use. Another table of that PASID is detached.
+    /// Gives `pasid` a page table; 0 is what requests without a PASID use. Another table of that
+    /// PASID is detached.
     ///
     /// # Errors
     ///
@@ -139,7 +142,8 @@ impl Iotlb {
         }
     }
 
-    /// What [`TableReader::translate`] would return, except that the run may end with a page of 4 KiB or 2 MiB.
+    /// What [`TableReader::translate`] would return, except that the run may end with a page of 4
+    /// KiB or 2 MiB.
     ///
     /// # Errors
     ///

@@ -1,9 +1,10 @@
 //! I/O page tables: what stands between an IOVA and a byte.
 //!
-//! Three layers. A [`Format`] says what the words of a hardware table mean, in constants and pure functions; one file is
-//! one manual ([`fmt`]). A walker, generic over the format, maps, unmaps, splits, translates and harvests dirty state
-//! ([`Writer`], [`Reader`]). A user sees [`TableWriter`] and [`TableReader`] and no format at all. The crate knows
-//! neither ioctls nor clients nor threads; it serves an IOMMU driver, a vIOMMU or an emulator alike.
+//! Three layers. A [`Format`] says what the words of a hardware table mean, in constants and pure
+//! functions; one file is one manual ([`fmt`]). A walker, generic over the format, maps, unmaps,
+//! splits, translates and harvests dirty state ([`Writer`], [`Reader`]). A user sees
+//! [`TableWriter`] and [`TableReader`] and no format at all. The crate knows neither ioctls nor
+//! clients nor threads; it serves an IOMMU driver, a vIOMMU or an emulator alike.
 //!
 //! # A table
 //!
@@ -67,24 +68,29 @@
 //!
 //! # What it costs
 //!
-//! In words of tables read and written; a test counts them in every kind of space, and in each of 64 generations of holes.
+//! In words of tables read and written; a test counts them in every kind of space, and in each of
+//! 64 generations of holes.
 //!
-//! - Translating: one a level, and no more however much is mapped. The first write to a clean leaf: an exchange, and a walk
-//!   to the table of each level, to mark it.
-//! - Mapping, unmapping, protecting and splitting: a few walks, a few for each item that changes, and the words of a
-//!   table for each that is made. What was mapped before, and in which sizes, makes no difference.
+//! - Translating: one a level, and no more however much is mapped. The first write to a clean leaf:
+//!   an exchange, and a walk to the table of each level, to mark it.
+//! - Mapping, unmapping, protecting and splitting: a few walks, a few for each item that changes,
+//!   and the words of a table for each that is made. What was mapped before, and in which sizes,
+//!   makes no difference.
 //! - Harvesting: the tables below which something was written since the last harvest.
-//! - Memory: the least tables that can hold the leaves, and at most 64 that are empty and 64 that a reader might still walk.
+//! - Memory: the least tables that can hold the leaves, and at most 64 that are empty and 64 that a
+//!   reader might still walk.
 //! - Areas: O(log n) for n of them, in time; [`areas`] says what first fit adds.
 //!
 //! # Around the table
 //!
-//! - [`iotlb`] keeps a requester's translations, by PASID; [`WalkCache`] keeps the lowest tables a thread passed.
+//! - [`iotlb`] keeps a requester's translations, by PASID; [`WalkCache`] keeps the lowest tables a
+//!   thread passed.
 //! - [`nested`] puts a guest's first stage over a second stage.
 //! - [`areas`] holds the ranges of an address space and finds free ones by Linux's rule.
 //! - [`dump`] writes a table as a tree or as JSON.
 //!
-//! A new format is one file in `fmt` that implements [`Format`], one line in `fmt/mod.rs`, one in the test suite.
+//! A new format is one file in `fmt` that implements [`Format`], one line in `fmt/mod.rs`, one in
+//! the test suite.
 #![no_std]
 extern crate alloc;
 

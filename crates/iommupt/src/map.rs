@@ -37,8 +37,8 @@ impl<F: Format> Writer<F> {
     ///
     /// # Errors
     ///
-    /// See [`TableWriter::map`](crate::TableWriter::map); `EOPNOTSUPP` for a `prot` the format cannot say. Nothing
-    /// is changed then.
+    /// See [`TableWriter::map`](crate::TableWriter::map); `EOPNOTSUPP` for a `prot` the format
+    /// cannot say. Nothing is changed then.
     #[inline]
     pub fn map(&mut self, iova: Iova, runs: &[Run], prot: Prot) -> Result<()> {
         let attrs = F::attrs(prot)?;
@@ -151,8 +151,8 @@ impl<F: Format> Writer<F> {
         if bad { self.refuse(iova, runs) } else { Ok(()) }
     }
 
-    /// Finds the run that cannot be mapped. A total of exactly 2^64 bytes is refused too: no aperture is so large and no
-    /// mapping either.
+    /// Finds the run that cannot be mapped. A total of exactly 2^64 bytes is refused too: no
+    /// aperture is so large and no mapping either.
     #[cold]
     fn refuse(&self, iova: u64, runs: &[Run]) -> Result<()> {
         let mut at = iova;

@@ -1,9 +1,11 @@
-//! Nested translation: a first stage that a guest owns, in guest memory, over a second stage of ours.
+//! Nested translation: a first stage that a guest owns, in guest memory, over a second stage of
+//! ours.
 //!
-//! Every table of the first stage lies at an address that the second stage translates, and so does what its leaves
-//! lead to (VT-d 3.8, AMD IOMMU 2.2.6, SMMUv3 3.4, RISC-V privileged 21.5). The guest's words are read once, judged, and
-//! then used; the walk takes at most one step a level, whatever they say. Accessed and dirty bits of the guest's
-//! tables are left alone: what was written is told by the second stage.
+//! Every table of the first stage lies at an address that the second stage translates, and so does
+//! what its leaves lead to (VT-d 3.8, AMD IOMMU 2.2.6, SMMUv3 3.4, RISC-V privileged 21.5). The
+//! guest's words are read once, judged, and then used; the walk takes at most one step a level,
+//! whatever they say. Accessed and dirty bits of the guest's tables are left alone: what was
+//! written is told by the second stage.
 
 use core::fmt::Debug;
 use core::marker::PhantomData;
@@ -43,7 +45,8 @@ pub enum Stage {
 /// | `Flag` | F_ACCESS, F_PERMISSION | page fault | | |
 /// | `Unreadable` | F_WALK_EABT | access fault | | table address |
 ///
-/// In the second stage RISC-V calls a page fault a guest page fault, and SMMUv3 sets S2 in the same records.
+/// In the second stage RISC-V calls a page fault a guest page fault, and SMMUv3 sets S2 in the same
+/// records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
     /// The input address is none that the format translates.
@@ -52,7 +55,8 @@ pub enum Cause {
     Empty,
     /// A reserved bit is set, or a reserved encoding used.
     Reserved,
-    /// Not granted: what is missing; with [`Prot::PRIVILEGED`], by the guest to an unprivileged request.
+    /// Not granted: what is missing; with [`Prot::PRIVILEGED`], by the guest to an unprivileged
+    /// request.
     Permission(Prot),
     /// The leaf's accessed or dirty flag is clear, and nobody is to set it.
     Flag,
@@ -84,8 +88,8 @@ pub struct Nested<F: Format> {
 }
 
 impl<F: Format> Nested<F> {
-    /// With the root at the guest's address `root`. Bits below the root's size are ignored: the fields that guests write it
-    /// to have none, or treat them as zero (VT-d 9.6, SMMUv3 5.4).
+    /// With the root at the guest's address `root`. Bits below the root's size are ignored: the
+    /// fields that guests write it to have none, or treat them as zero (VT-d 9.6, SMMUv3 5.4).
     #[must_use]
     pub const fn new(root: u64) -> Self {
         let root = root & !low_bits(F::ROOT_ITEMS_LG2 + 3);
@@ -98,8 +102,8 @@ impl<F: Format> Nested<F> {
         Self { context, ..self }
     }
 
-    /// The longest contiguous run within one leaf of the first stage that starts at `iova`, at most `length` bytes, all
-    /// of it granting `need` in both stages.
+    /// The longest contiguous run within one leaf of the first stage that starts at `iova`, at most
+    /// `length` bytes, all of it granting `need` in both stages.
     ///
     /// # Errors
     ///
@@ -122,7 +126,8 @@ impl<F: Format> Nested<F> {
         })
     }
 
-    /// Walks the guest's tables to the guest's address behind `iova` and the bytes to the end of the leaf.
+    /// Walks the guest's tables to the guest's address behind `iova` and the bytes to the end of
+    /// the leaf.
     fn first(
         &self,
         iova: Iova,
@@ -160,8 +165,8 @@ pub struct GuestLeaf<F: Format> {
 }
 
 impl<F: Format> GuestLeaf<F> {
-    /// Follows the table whose root lies at the guest's address `root`. `read` reads a word of it by its guest address; what it
-    /// is granted is for the caller to judge.
+    /// Follows the table whose root lies at the guest's address `root`. `read` reads a word of it
+    /// by its guest address; what it is granted is for the caller to judge.
     ///
     /// # Errors
     ///

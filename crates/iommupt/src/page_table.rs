@@ -16,7 +16,8 @@ use ioasis_uapi::{Errno, Error, Result};
 pub struct Config {
     /// Tables it may have, the root among them; then `ENOMEM`.
     pub tables_max: usize,
-    /// Bit `n` set: leaves of `1 << n` bytes may be used, as far as the format has them. The format's smallest is always used.
+    /// Bit `n` set: leaves of `1 << n` bytes may be used, as far as the format has them. The
+    /// format's smallest is always used.
     pub page_sizes: u64,
     /// lg2 of the aperture, as far as the format reaches.
     pub iova_lg2: u32,
@@ -172,7 +173,8 @@ impl<F: Format> Writer<F> {
         self.hot = Hot { tag: iova >> F::item_lg2(1), frame };
     }
 
-    /// Finds or makes the table at `level` that translates `iova`. A table made for the last step is not linked.
+    /// Finds or makes the table at `level` that translates `iova`. A table made for the last step
+    /// is not linked.
     #[inline]
     pub(crate) fn place(&mut self, iova: u64, level: u32) -> Result<Place> {
         match self.hot(iova) {

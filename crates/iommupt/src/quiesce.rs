@@ -1,8 +1,9 @@
 //! Waiting until nobody uses what was taken away.
 //!
-//! A translating thread enters a section, translates, uses what it got, and leaves. Whoever changed a table waits
-//! once, after the change, and then knows that every section still open began after it: no translation made before
-//! is used any more. The page table itself waits before it uses the memory of a dropped table again.
+//! A translating thread enters a section, translates, uses what it got, and leaves. Whoever changed
+//! a table waits once, after the change, and then knows that every section still open began after
+//! it: no translation made before is used any more. The page table itself waits before it uses the
+//! memory of a dropped table again.
 
 use core::fmt::Debug;
 
@@ -11,8 +12,9 @@ use crate::sync::spin_loop;
 
 /// Sections of translating threads, and waiting for them.
 ///
-/// `enter` and `exit` come in pairs on one thread and may nest; they should cost no locked instruction. `wait` may be
-/// slow. It is never called inside a section, and sections never block on the caller of `wait`.
+/// `enter` and `exit` come in pairs on one thread and may nest; they should cost no locked
+/// instruction. `wait` may be slow. It is never called inside a section, and sections never block
+/// on the caller of `wait`.
 pub trait Quiesce: Debug + Send + Sync {
     /// Opens a section on this thread.
     fn enter(&self);
@@ -20,8 +22,8 @@ pub trait Quiesce: Debug + Send + Sync {
     /// Closes the section that this thread opened last.
     fn exit(&self);
 
-    /// Returns once every section that was open when the call began is closed. Stores made before the call are seen
-    /// by every section opened after it returns.
+    /// Returns once every section that was open when the call began is closed. Stores made before
+    /// the call are seen by every section opened after it returns.
     fn wait(&self);
 }
 
@@ -44,8 +46,9 @@ impl Drop for Section<'_> {
     }
 }
 
-/// Sections counted in one shared word: right everywhere, and slow, for each section costs two locked instructions
-/// and `wait` needs a moment without any section. For tests and for programs with one thread.
+/// Sections counted in one shared word: right everywhere, and slow, for each section costs two
+/// locked instructions and `wait` needs a moment without any section. For tests and for programs
+/// with one thread.
 #[derive(Debug, Default)]
 pub struct Counted {
     open: AtomicUsize,

@@ -38,7 +38,8 @@ impl<F: Format> Writer<F> {
         Ok(())
     }
 
-    /// How many tables it takes to split what straddles `at`, besides those for `other` that both share.
+    /// How many tables it takes to split what straddles `at`, besides those for `other` that both
+    /// share.
     fn tables_to_cut(&self, at: Option<u64>, other: Option<u64>) -> usize {
         let Some(at) = at else { return 0 };
         let Ok(spot) = self.shared.find(at) else { return 0 };
@@ -47,7 +48,8 @@ impl<F: Format> Writer<F> {
         let pair_lg2 = F::item_lg2(spot.level) + 1;
         let pair = F::leaf_lg2(spot.word, spot.level) >= pair_lg2 && !Self::leaf_of_one(spot.level);
         let lowest_of_pair = if pair { spot.level } else { spot.level + 1 };
-        // An item that an edge lies inside of becomes a table; of a pair that has no leaves of one item both do.
+        // An item that an edge lies inside of becomes a table; of a pair that has no leaves of one
+        // item both do.
         let mut tables = if pair && !together(pair_lg2) { 2 } else { 0 };
         for level in 1..lowest_of_pair {
             let done =
@@ -82,7 +84,8 @@ impl<F: Format> Writer<F> {
         }
     }
 
-    /// Replaces a leaf of two items, each of which is too small or too large for a leaf of its own, by two tables.
+    /// Replaces a leaf of two items, each of which is too small or too large for a leaf of its own,
+    /// by two tables.
     fn split_pair(&mut self, at: u64, spot: Spot) {
         let first = at & !low_bits(F::item_lg2(spot.level) + 1);
         let items = [first, first | 1 << F::item_lg2(spot.level)];
@@ -96,13 +99,13 @@ impl<F: Format> Writer<F> {
         }
     }
 
-    /// Gives every mapped leaf inside `range` the permissions `prot`; leaves that straddle an edge are split first.
-    /// Dirty state stays.
+    /// Gives every mapped leaf inside `range` the permissions `prot`; leaves that straddle an edge
+    /// are split first. Dirty state stays.
     ///
     /// # Errors
     ///
-    /// `ENOMEM` when splitting a leaf needs a table and there is none, `EOPNOTSUPP` for a `prot` the format cannot say. No
-    /// permission is changed then.
+    /// `ENOMEM` when splitting a leaf needs a table and there is none, `EOPNOTSUPP` for a `prot`
+    /// the format cannot say. No permission is changed then.
     pub fn protect(&mut self, range: IovaRange, prot: Prot) -> Result<()> {
         let attrs = F::attrs(prot)?;
         let Some((start, last)) = self.clip(range) else { return Ok(()) };
@@ -116,8 +119,8 @@ impl<F: Format> Writer<F> {
     ///
     /// # Errors
     ///
-    /// `EINVAL` when `last` is not the last byte of a page or lies outside the aperture, `EBUSY` when something beyond is
-    /// mapped.
+    /// `EINVAL` when `last` is not the last byte of a page or lies outside the aperture, `EBUSY`
+    /// when something beyond is mapped.
     pub fn cut_aperture(&mut self, last: Iova) -> Result<()> {
         let page = low_bits(F::GRANULE_LG2);
         if last.0 & page != page || last.0 > self.last {
@@ -187,8 +190,9 @@ impl<F: Format> Writer<F> {
         })
     }
 
-    /// Turns a leaf of several items into leaves of `1 << smaller` bytes. Each item is exchanged by itself: a reader finds the old
-    /// or the smaller leaf, and both translate alike; or, where the manual wants a break, waits for the smaller one.
+    /// Turns a leaf of several items into leaves of `1 << smaller` bytes. Each item is exchanged by
+    /// itself: a reader finds the old or the smaller leaf, and both translate alike; or, where the
+    /// manual wants a break, waits for the smaller one.
     fn split_group(&mut self, at: u64, spot: Spot, smaller: u32) {
         let leaf_lg2 = F::leaf_lg2(spot.word, spot.level);
         let item_lg2 = F::item_lg2(spot.level);
@@ -252,7 +256,8 @@ impl<F: Format> Writer<F> {
         }
     }
 
-    /// Fills a table with what the item of `at`, one level higher, maps; says whether that was dirty.
+    /// Fills a table with what the item of `at`, one level higher, maps; says whether that was
+    /// dirty.
     fn fill_from(&self, frame: u32, at: u64, spot: Spot) -> bool {
         let (old, level) = (spot.word, spot.level);
         assert_eq!(F::decode(old, level), Entry::Leaf, "only leaves are split");

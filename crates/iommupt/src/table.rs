@@ -43,8 +43,8 @@ pub struct Fault {
     pub iova: Iova,
     /// The level whose entry stopped the walk; 0 holds only leaves.
     pub level: u32,
-    /// What the leaf there does not grant; empty when nothing is mapped. With [`Prot::PRIVILEGED`] the leaf is for privileged
-    /// requests only, and this was none.
+    /// What the leaf there does not grant; empty when nothing is mapped. With [`Prot::PRIVILEGED`]
+    /// the leaf is for privileged requests only, and this was none.
     pub missing: Prot,
 }
 
@@ -59,18 +59,19 @@ pub enum Dirty {
 
 /// The lock-free side of a page table: any number of threads walk while one writer changes it.
 pub trait TableReader: Debug + Send + Sync {
-    /// The longest contiguous run that starts at `iova`, at most `length` bytes, all of it granting `need` as the format's
-    /// manual has it. `need` says what the request does, and with [`Prot::PRIVILEGED`] that it is a privileged one (PCIe's
-    /// Privileged Mode Requested beside a PASID, SMMUv3's PnU); without, it is kept off what is for privileged requests only.
-    /// A `need` with [`Prot::WRITE`] marks what it returns dirty in the same step.
+    /// The longest contiguous run that starts at `iova`, at most `length` bytes, all of it granting
+    /// `need` as the format's manual has it. `need` says what the request does, and with
+    /// [`Prot::PRIVILEGED`] that it is a privileged one (PCIe's Privileged Mode Requested beside a
+    /// PASID, SMMUv3's PnU); without, it is kept off what is for privileged requests only. A `need`
+    /// with [`Prot::WRITE`] marks what it returns dirty in the same step.
     ///
     /// # Errors
     ///
     /// The fault, when not even the first byte can be translated.
     fn translate(&self, iova: Iova, length: u64, need: Prot) -> Result<Run, Fault>;
 
-    /// The whole leaf that translates `iova`, and its first output address. A `need` with [`Prot::WRITE`] marks it
-    /// dirty in the same step.
+    /// The whole leaf that translates `iova`, and its first output address. A `need` with
+    /// [`Prot::WRITE`] marks it dirty in the same step.
     ///
     /// # Errors
     ///
@@ -92,17 +93,18 @@ pub trait TableWriter: Debug + Send {
     /// Bit `n` set: leaves of `1 << n` bytes exist.
     fn page_sizes(&self) -> u64;
 
-    /// Maps `runs`, one after another, from `iova`. Nothing may be mapped there yet. On failure the table is as
-    /// it was.
+    /// Maps `runs`, one after another, from `iova`. Nothing may be mapped there yet. On failure the
+    /// table is as it was.
     ///
     /// # Errors
     ///
-    /// `ENOMEM` without table memory, `ERANGE` outside the aperture or the output size, `EINVAL` when an address
-    /// or length is no multiple of the smallest page, `EADDRINUSE` over an existing mapping.
+    /// `ENOMEM` without table memory, `ERANGE` outside the aperture or the output size, `EINVAL`
+    /// when an address or length is no multiple of the smallest page, `EADDRINUSE` over an existing
+    /// mapping.
     fn map(&mut self, iova: Iova, runs: &[Run], prot: Prot) -> Result<()>;
 
-    /// Unmaps `range` and hands the old output runs, merged, in ascending order to `old`. Holes are skipped; a
-    /// leaf that straddles an edge is split first.
+    /// Unmaps `range` and hands the old output runs, merged, in ascending order to `old`. Holes are
+    /// skipped; a leaf that straddles an edge is split first.
     ///
     /// # Errors
     ///
@@ -119,21 +121,21 @@ pub trait TableWriter: Debug + Send {
     /// `ENOMEM` without table memory.
     fn cut(&mut self, at: Iova) -> Result<()>;
 
-    /// Gives every mapped leaf inside `range` the permissions `prot`; leaves that straddle an edge are split first. Dirty
-    /// state stays.
+    /// Gives every mapped leaf inside `range` the permissions `prot`; leaves that straddle an edge
+    /// are split first. Dirty state stays.
     ///
     /// # Errors
     ///
-    /// `ENOMEM` when splitting a leaf needs a table and there is none, `EOPNOTSUPP` for a `prot` the format cannot say;
-    /// nothing is changed then.
+    /// `ENOMEM` when splitting a leaf needs a table and there is none, `EOPNOTSUPP` for a `prot`
+    /// the format cannot say; nothing is changed then.
     fn protect(&mut self, range: IovaRange, prot: Prot) -> Result<()>;
 
     /// Makes the aperture end at `last`, for IOVAs that this table is never to translate.
     ///
     /// # Errors
     ///
-    /// `EINVAL` when `last` is not the last byte of a page or lies outside the aperture, `EBUSY` when something beyond is
-    /// mapped.
+    /// `EINVAL` when `last` is not the last byte of a page or lies outside the aperture, `EBUSY`
+    /// when something beyond is mapped.
     fn cut_aperture(&mut self, last: Iova) -> Result<()>;
 
     /// Calls `found` for every dirty range inside `range`, ascending.

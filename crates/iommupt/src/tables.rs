@@ -123,7 +123,8 @@ impl Tables {
         Ok(Blank { frame, zeroed: false })
     }
 
-    /// Makes sure that the next `count` tables can be allocated; on failure those that were found are kept for later.
+    /// Makes sure that the next `count` tables can be allocated; on failure those that were found
+    /// are kept for later.
     pub(crate) fn reserve(
         &mut self,
         count: usize,

@@ -72,8 +72,8 @@ impl<F: Format> Writer<F> {
     ///
     /// # Errors
     ///
-    /// `EINVAL` when an edge is no multiple of the smallest page, `ENOMEM` when splitting a leaf needs a table and
-    /// there is none; no translation is changed then.
+    /// `EINVAL` when an edge is no multiple of the smallest page, `ENOMEM` when splitting a leaf
+    /// needs a table and there is none; no translation is changed then.
     #[inline]
     pub fn unmap(&mut self, range: IovaRange, old: &mut dyn FnMut(Iova, Run)) -> Result<()> {
         let page = low_bits(F::GRANULE_LG2);
@@ -98,7 +98,8 @@ impl<F: Format> Writer<F> {
         Ok(())
     }
 
-    /// The level 0 table of `iova`, which is used next; none where a larger leaf or nothing is mapped.
+    /// The level 0 table of `iova`, which is used next; none where a larger leaf or nothing is
+    /// mapped.
     fn lowest(&mut self, iova: u64) -> Option<u32> {
         let (mut frame, mut level) = (0, F::TOP_LEVEL);
         while level > 0 {
@@ -238,8 +239,8 @@ impl<F: Format> Writer<F> {
         self.retire(node.frame);
     }
 
-    /// Hands on the leaves of a level 0 table that was unlinked. Most continue the one before: then the word is the
-    /// one that would have been made for it.
+    /// Hands on the leaves of a level 0 table that was unlinked. Most continue the one before: then
+    /// the word is the one that would have been made for it.
     fn look_at_leaves<S: Sink>(&self, node: Node, sink: &mut S) {
         let mut run = Same::<F>::starting(node.base);
         let (chunks, _) = self.table(node.frame).as_chunks::<CHUNK>();

@@ -2,22 +2,25 @@
 //!
 //! # Memory ordering
 //!
-//! - A table is filled, then its address is stored in the parent with release; a reader loads every word with acquire.
-//!   Who sees the address sees the words.
-//! - A leaf is stored with release and removed with a plain store of zero. A reader saw it before or after.
-//! - A reader that is to write marks the leaf dirty by compare-exchange on the word it judged. It fails when the
-//!   writer changed the word meanwhile, and the reader judges again; so a removed leaf is never marked, and a
-//!   cleared dirty bit is set again by whoever passes later.
-//! - After a leaf became dirty, the tables on the way to it are marked as touched, from the lowest up, with release. The
-//!   harvest takes the marks from the top down with acquire: a mark it finds shows it everything below; a mark it
-//!   came too early for is there for the next harvest, which is in time for a write that had not begun.
-//! - A removed table is used again only after [`Quiesce::wait`](crate::Quiesce::wait). A reader therefore stays in one
-//!   section from before the walk until it has used what the walk found.
+//! - A table is filled, then its address is stored in the parent with release; a reader loads every
+//!   word with acquire. Who sees the address sees the words.
+//! - A leaf is stored with release and removed with a plain store of zero. A reader saw it before
+//!   or after.
+//! - A reader that is to write marks the leaf dirty by compare-exchange on the word it judged. It
+//!   fails when the writer changed the word meanwhile, and the reader judges again; so a removed
+//!   leaf is never marked, and a cleared dirty bit is set again by whoever passes later.
+//! - After a leaf became dirty, the tables on the way to it are marked as touched, from the lowest
+//!   up, with release. The harvest takes the marks from the top down with acquire: a mark it finds
+//!   shows it everything below; a mark it came too early for is there for the next harvest, which
+//!   is in time for a write that had not begun.
+//! - A removed table is used again only after [`Quiesce::wait`](crate::Quiesce::wait). A reader
+//!   therefore stays in one section from before the walk until it has used what the walk found.
 //!
-//! `schedules` tries each of these sentences: the steps in every interleaving and with every value that the orderings let a
-//! load see, whole sequences in many schedules. A weaker store of a link, a leaf or a mark, marks set from the top down or taken
-//! with less than acquire, a mark taken after what it stands for was looked at, a wait or a fence left out, on either side of
-//! `changes`, and a change not noted each fail there.
+//! `schedules` tries each of these sentences: the steps in every interleaving and with every value
+//! that the orderings let a load see, whole sequences in many schedules. A weaker store of a link,
+//! a leaf or a mark, marks set from the top down or taken with less than acquire, a mark taken
+//! after what it stands for was looked at, a wait or a fence left out, on either side of `changes`,
+//! and a change not noted each fail there.
 
 use alloc::sync::Arc;
 use core::fmt;
@@ -49,7 +52,8 @@ impl<F: Format> fmt::Debug for Reader<F> {
     }
 }
 
-/// What stands for a leaf between break and make: no format takes it for valid, and software may choose the bit.
+/// What stands for a leaf between break and make: no format takes it for valid, and software may
+/// choose the bit.
 pub(crate) const BROKEN: u64 = 1 << 55;
 
 /// Where a walk ended.
@@ -92,7 +96,8 @@ impl<F: Format> Reader<F> {
         Spot { table: 0, level: F::TOP_LEVEL, word }
     }
 
-    /// Walks on from `spot`. Most leaves stand at level 0, which therefore has code of its own: the level is a constant there.
+    /// Walks on from `spot`. Most leaves stand at level 0, which therefore has code of its own: the
+    /// level is a constant there.
     #[inline(always)]
     pub(crate) fn descend<R>(
         &self,
@@ -205,8 +210,8 @@ impl<F: Format> Reader<F> {
         Run { pa: run.pa, length: run.length.min(length) }
     }
 
-    /// Walks from `start` to the leaf of `iova`, checks it against `need`, marks it dirty if it is to be written, and hands it
-    /// to `then`.
+    /// Walks from `start` to the leaf of `iova`, checks it against `need`, marks it dirty if it is
+    /// to be written, and hands it to `then`.
     #[inline(always)]
     fn grant<R>(
         &self,

@@ -1,5 +1,5 @@
-//! The lowest tables that one thread passed, so that it need not walk to them again, as an IOMMU's cache of paging
-//! structures keeps them.
+//! The lowest tables that one thread passed, so that it need not walk to them again, as an IOMMU's
+//! cache of paging structures keeps them.
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
@@ -25,8 +25,9 @@ struct Passed {
 
 const NONE: Passed = Passed { tag: u64::MAX, table: 0 };
 
-/// A reader that remembers the way: for a thread that translates far and wide and does little else, where a walk's 8 ns become 5. It
-/// has 72 KiB of its own, which are better left to the bytes where those are copied. Like every reader it belongs in a [`Section`](crate::Section).
+/// A reader that remembers the way: for a thread that translates far and wide and does little else,
+/// where a walk's 8 ns become 5. It has 72 KiB of its own, which are better left to the bytes where
+/// those are copied. Like every reader it belongs in a [`Section`](crate::Section).
 pub struct WalkCache<F: Format> {
     reader: Arc<Reader<F>>,
     /// Of level 0.

@@ -75,7 +75,8 @@ fn pages_far_apart_take_a_table_each() {
     assert_eq!(writer.tables(), 1, "only the root is left");
 }
 
-/// 64 times the tables are made and dropped; their memory is used again. (Generations of holes: `suite::work`.)
+/// 64 times the tables are made and dropped; their memory is used again. (Generations of holes:
+/// `suite::work`.)
 #[test]
 fn churn_does_not_grow() {
     let (mut writer, _reader) = table(PAGE);
@@ -90,7 +91,8 @@ fn churn_does_not_grow() {
     }
 }
 
-/// First fit for 2 MiB, aligned to as much, behind `count` holes of `bytes`: how many holes are looked at.
+/// First fit for 2 MiB, aligned to as much, behind `count` holes of `bytes`: how many holes are
+/// looked at.
 fn holes_looked_at(count: u64, bytes: u64) -> u64 {
     let mut areas = Areas::new();
     // Each hole begins a page behind a multiple of 2 MiB.

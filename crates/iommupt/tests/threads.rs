@@ -48,8 +48,8 @@ fn range(start: u64, length: u64) -> IovaRange {
     IovaRange::new(Iova(start), length).expect("a range")
 }
 
-/// Tables are dropped and their memory used for other addresses all the time; a reader that stays in its section finds
-/// each address where it belongs or nothing.
+/// Tables are dropped and their memory used for other addresses all the time; a reader that stays
+/// in its section finds each address where it belongs or nothing.
 fn never_a_table_of_others<F: Format>() {
     let quiesce = Arc::new(Sections::default());
     // So few tables that each is used again soon.
@@ -104,8 +104,8 @@ fn a_reader_never_walks_into_a_table_of_other_addresses() {
     never_a_table_of_others::<ArmS1>();
 }
 
-/// Readers write while the writer harvests, splits and joins; every write is told at least once, and a mapped page is never
-/// missed.
+/// Readers write while the writer harvests, splits and joins; every write is told at least once,
+/// and a mapped page is never missed.
 fn no_write_is_lost<F: Format>() {
     let quiesce = Arc::new(Sections::default());
     let config = Config::new(Arc::clone(&quiesce) as Arc<dyn Quiesce>);

@@ -6,8 +6,8 @@ use core::fmt;
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Errno(i32);
 
-/// Names and numbers of `asm-generic/errno-base.h` and `errno.h`, as far as IOMMUFD and VFIO answer them or a
-/// system call made on a client's behalf can return them.
+/// Names and numbers of `asm-generic/errno-base.h` and `errno.h`, as far as IOMMUFD and VFIO answer
+/// them or a system call made on a client's behalf can return them.
 macro_rules! errnos {
     ($($name:ident = $number:literal, $doc:literal;)*) => {
         impl Errno {

@@ -1,4 +1,5 @@
-//! The argument of a VFIO ioctl: its first version is copied, `argsz` is checked, later bytes are ignored.
+//! The argument of a VFIO ioctl: its first version is copied, `argsz` is checked, later bytes are
+//! ignored.
 
 use std::sync::Arc;
 
@@ -12,7 +13,8 @@ use crate::Client;
 /// A page of the client.
 const PAGE: u64 = 4096;
 
-/// Copies the first `size` bytes of the struct at `address` and checks that `argsz`, its first field, covers them.
+/// Copies the first `size` bytes of the struct at `address` and checks that `argsz`, its first
+/// field, covers them.
 ///
 /// # Errors
 ///
@@ -118,7 +120,8 @@ pub(crate) fn string(client: &dyn Client, address: u64, limit: usize) -> Result<
     let mut text = Vec::new();
     let mut at = address;
     while text.len() < limit {
-        // Up to the end of a page at a time: the string may end just before memory that is not there.
+        // Up to the end of a page at a time: the string may end just before memory that is not
+        // there.
         let room = usize::try_from(PAGE - at % PAGE).unwrap_or(1);
         let mut chunk = vec![0; room.min(limit - text.len())];
         client.read(at, &mut chunk)?;

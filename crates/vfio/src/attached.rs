@@ -1,7 +1,8 @@
-//! What a device that was opened through its own node has attached, as its file knows it. Linux: `drivers/vfio/iommufd.c`.
+//! What a device that was opened through its own node has attached, as its file knows it. Linux:
+//! `drivers/vfio/iommufd.c`.
 //!
-//! The file keeps two accounts, one of the device itself and one of its PASIDs, and neither knows what the other attached: PASID 0 is
-//! the device itself and yet another account.
+//! The file keeps two accounts, one of the device itself and one of its PASIDs, and neither knows
+//! what the other attached: PASID 0 is the device itself and yet another account.
 
 use std::collections::BTreeSet;
 
@@ -27,7 +28,8 @@ impl Attached {
         &self.bound
     }
 
-    /// Attaches the device or a PASID, or moves what was attached in the same way; returns the id of the HWPT.
+    /// Attaches the device or a PASID, or moves what was attached in the same way; returns the id
+    /// of the HWPT.
     ///
     /// # Errors
     ///

@@ -27,8 +27,9 @@ pub trait Client: ioasis_iommufd::Client {
     /// `EBADF` if the caller has no such fd, `EINVAL` if it is no eventfd.
     fn eventfd(&self, fd: i32) -> Result<EventFd>;
 
-    /// Whether any program still has `eventfd`, which one of them gave: then the kernel has not told its driver that it was closed
-    /// (`EPOLLHUP` in `virqfd_wakeup`). Asked where the answer decides, for it may take a while.
+    /// Whether any program still has `eventfd`, which one of them gave: then the kernel has not
+    /// told its driver that it was closed (`EPOLLHUP` in `virqfd_wakeup`). Asked where the answer
+    /// decides, for it may take a while.
     fn has_open(&self, eventfd: &EventFd) -> bool {
         let _ = eventfd;
         true
@@ -67,11 +68,13 @@ pub enum VfioFile {
     Device(Arc<DeviceFile>),
 }
 
-/// The memory a device file shares with its users: BAR `index` lies at `(index + 1) << 40` of the file.
+/// The memory a device file shares with its users: BAR `index` lies at `(index + 1) << 40` of the
+/// file.
 #[derive(Debug)]
 pub struct DeviceMemory {
     /// The number of that file, by which its maker finds it again.
     pub inode: u64,
-    /// What the file maps: for every BAR with mappable ranges, from its offset 0 to the end of the last range.
+    /// What the file maps: for every BAR with mappable ranges, from its offset 0 to the end of the
+    /// last range.
     pub pages: [Option<Arc<Mapping>>; BARS],
 }

@@ -49,7 +49,8 @@ pub struct Device {
 
 type Pages = [Option<Arc<Mapping>>; BARS];
 
-/// Run-time power management. The device wakes for every call, so only the eventfd shows that it slept.
+/// Run-time power management. The device wakes for every call, so only the eventfd shows that it
+/// slept.
 #[derive(Debug, Default)]
 struct Power {
     low: bool,
@@ -76,7 +77,8 @@ pub(crate) enum Open {
     Group { file: Weak<DeviceFile>, bound: Option<Bound> },
     /// Through its own node.
     Cdev(Attached),
-    /// No longer, but the driver's close has not ended: the device may be waiting for a page of its user's.
+    /// No longer, but the driver's close has not ended: the device may be waiting for a page of its
+    /// user's.
     Closing,
 }
 
@@ -177,7 +179,8 @@ impl Device {
         self.index
     }
 
-    /// Major and minor number of `/dev/vfio/devices/vfioN`; a device without an IOMMU has no such node.
+    /// Major and minor number of `/dev/vfio/devices/vfioN`; a device without an IOMMU has no such
+    /// node.
     // DIFFERS: nor has an emulated one, which in Linux has one.
     #[must_use]
     pub fn cdev(&self) -> Option<(u32, u32)> {
@@ -201,7 +204,8 @@ impl Device {
     ///
     /// # Errors
     ///
-    /// `ENODEV` when the device is gone or has no such node; what [`Client::device_memory`] answers.
+    /// `ENODEV` when the device is gone or has no such node; what [`Client::device_memory`]
+    /// answers.
     pub fn open_cdev(self: &Arc<Self>, client: &dyn Client) -> Result<Arc<DeviceFile>> {
         self.present()?;
         if self.cdev().is_none() {
@@ -214,8 +218,8 @@ impl Device {
         Ok(DeviceFile::of_cdev(Arc::clone(self), client.device_memory(self)?))
     }
 
-    /// The eventfds that tell the device's user it is going away, REQ before ERR. A process that outlives this one
-    /// fires them in its place.
+    /// The eventfds that tell the device's user it is going away, REQ before ERR. A process that
+    /// outlives this one fires them in its place.
     #[must_use]
     pub fn removal_triggers(&self) -> Vec<Arc<EventFd>> {
         self.interrupts.removal_triggers()
@@ -231,8 +235,8 @@ impl Device {
         Ok(())
     }
 
-    /// The device vanishes: its user is told, it does no DMA any more, and every call answers `ENODEV`; its BAR
-    /// pages read all ones.
+    /// The device vanishes: its user is told, it does no DMA any more, and every call answers
+    /// `ENODEV`; its BAR pages read all ones.
     pub(crate) fn remove(&self) {
         // Nobody opens it meanwhile.
         let _opens = self.set.opens.lock();
@@ -319,7 +323,8 @@ impl Device {
         self.pages.lock()[bar].clone()
     }
 
-    /// How often what a dma-buf gave away was taken back: by a reset, or because the BARs stopped answering.
+    /// How often what a dma-buf gave away was taken back: by a reset, or because the BARs stopped
+    /// answering.
     pub(crate) fn revocations(&self) -> u64 {
         self.revocations.load(Ordering::Acquire)
     }

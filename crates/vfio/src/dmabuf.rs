@@ -1,7 +1,8 @@
-//! Dma-bufs: parts of a BAR that another device's IOAS maps by descriptor. Linux: `vfio_pci_dmabuf.c`.
+//! Dma-bufs: parts of a BAR that another device's IOAS maps by descriptor. Linux:
+//! `vfio_pci_dmabuf.c`.
 //!
-//! A dma-buf is revoked while its BAR does not answer, and for good when its device is closed. What an importer mapped
-//! before a revocation stays out of reach after it: it has to map again.
+//! A dma-buf is revoked while its BAR does not answer, and for good when its device is closed. What
+//! an importer mapped before a revocation stays out of reach after it: it has to map again.
 
 use std::sync::{Arc, Weak};
 
@@ -52,12 +53,14 @@ struct Pages {
     revocations: u64,
 }
 
-/// Answers GET of DEVICE_FEATURE_DMA_BUF at `address`, after the header was checked, and returns the descriptor.
+/// Answers GET of DEVICE_FEATURE_DMA_BUF at `address`, after the header was checked, and returns
+/// the descriptor.
 ///
 /// # Errors
 ///
-/// `EFAULT`; `EINVAL` without ranges, with flags, for a range that is empty, not made of pages, past the end of the BAR or
-/// not mappable; `ENODEV` for what is no BAR; `EOVERFLOW`; `ENOMEM`; `EMFILE`.
+/// `EFAULT`; `EINVAL` without ranges, with flags, for a range that is empty, not made of pages,
+/// past the end of the BAR or not mappable; `ENODEV` for what is no BAR; `EOVERFLOW`; `ENOMEM`;
+/// `EMFILE`.
 pub(crate) fn export(client: &dyn Client, file: &Arc<DeviceFile>, address: u64) -> Result<i64> {
     const HEADER: usize = size_of::<DeviceFeatureDmaBuf>();
     let header: DeviceFeatureDmaBuf = arg::copy(client, address, HEADER)?;
@@ -116,8 +119,8 @@ fn check_range(bar: &Bar, base: u64, range: &RegionDmaRange) -> Result<()> {
     if base.checked_add(offset).is_none() {
         return Err(Error::at(Errno::EOVERFLOW, "a range wraps", offset));
     }
-    // DIFFERS: registers that only system calls reach are no memory that a device could reach; Linux exports any part of a memory
-    // BAR.
+    // DIFFERS: registers that only system calls reach are no memory that a device could reach;
+    // Linux exports any part of a memory BAR.
     if !bar.is_mappable(offset, length) {
         return Err(Error::at(Errno::EINVAL, "a range is no mappable part of the BAR", offset));
     }

@@ -1,9 +1,12 @@
-//! A device without DMA of its own: its driver moves its bytes, through a container or an access object.
+//! A device without DMA of its own: its driver moves its bytes, through a container or an access
+//! object.
 //!
-//! What it writes it pins first, and keeps pinned until that is unmapped or the device is closed, as a driver does that
-//! hands addresses to other hardware; what it reads it reads through the mapping. Linux: `vfio_pin_pages`, `vfio_dma_rw`.
+//! What it writes it pins first, and keeps pinned until that is unmapped or the device is closed,
+//! as a driver does that hands addresses to other hardware; what it reads it reads through the
+//! mapping. Linux: `vfio_pin_pages`, `vfio_dma_rw`.
 //!
-//! Lock order: `EmulatedDma::state` comes before every lock of `iommufd`. [`AccessUser::unmap`] is called with none of them held.
+//! Lock order: `EmulatedDma::state` comes before every lock of `iommufd`. [`AccessUser::unmap`] is
+//! called with none of them held.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Weak};

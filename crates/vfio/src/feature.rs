@@ -53,8 +53,8 @@ impl Call {
 ///
 /// # Errors
 ///
-/// `EFAULT`; `EINVAL` for a malformed call; `ENOTTY` for a feature this device does not have; what the feature
-/// itself refuses.
+/// `EFAULT`; `EINVAL` for a malformed call; `ENOTTY` for a feature this device does not have; what
+/// the feature itself refuses.
 pub(crate) fn call(client: &dyn Client, file: &Arc<DeviceFile>, address: u64) -> Result<i64> {
     const MIN: usize = size_of::<DeviceFeature>();
     let DeviceFeature { argsz, flags } = arg::first(client, address, MIN)?;

@@ -43,8 +43,8 @@ enum Path {
 pub enum Reply {
     /// This number.
     Value(i64),
-    /// A new descriptor of this file: readable, writable and close-on-exec. It may be a file the caller has already:
-    /// a device opened twice through its group is one file.
+    /// A new descriptor of this file: readable, writable and close-on-exec. It may be a file the
+    /// caller has already: a device opened twice through its group is one file.
     Open(Arc<DeviceFile>),
 }
 
@@ -93,8 +93,9 @@ impl DeviceFile {
     ///
     /// # Errors
     ///
-    /// `EINVAL` when the container has no IOMMU driver or the device is bound through its own node; `EPERM` without
-    /// an IOMMU and `CAP_SYS_RAWIO`; `EBUSY` while the device is being closed; what binding and attaching answer.
+    /// `EINVAL` when the container has no IOMMU driver or the device is bound through its own node;
+    /// `EPERM` without an IOMMU and `CAP_SYS_RAWIO`; `EBUSY` while the device is being closed; what
+    /// binding and attaching answer.
     pub(crate) fn of_group(
         device: &Arc<Device>,
         client: &dyn Client,
@@ -152,8 +153,8 @@ impl DeviceFile {
     ///
     /// # Errors
     ///
-    /// `EINVAL` before the file is bound, `ENOTTY` for a command it does not have, `ENODEV` after the device was
-    /// removed; the others are each command's own.
+    /// `EINVAL` before the file is bound, `ENOTTY` for a command it does not have, `ENODEV` after
+    /// the device was removed; the others are each command's own.
     pub fn ioctl(&self, client: &dyn Client, command: u32, address: u64) -> Result<Reply> {
         if command != vfio::DEVICE_BIND_IOMMUFD {
             self.usable()?;
@@ -233,7 +234,8 @@ fn claim(device: &Device, client: &dyn Client, iommu: &IommuFile) -> Result<(Hol
     }
 }
 
-/// An emulated device finds its bytes in the container, or by an access object that is attached to the iommufd's container IOAS.
+/// An emulated device finds its bytes in the container, or by an access object that is attached to
+/// the iommufd's container IOAS.
 fn open_emulated(device: &Device, iommu: &IommuFile) -> Result<()> {
     let Some(emulated) = device.emulated() else { return Ok(()) };
     let memory = match iommu {
@@ -248,7 +250,8 @@ fn open_emulated(device: &Device, iommu: &IommuFile) -> Result<()> {
     Ok(())
 }
 
-/// The second half: a device bound to an iommufd by its group is attached to that iommufd's container IOAS.
+/// The second half: a device bound to an iommufd by its group is attached to that iommufd's
+/// container IOAS.
 fn attach_compat(device: &Device, bound: Option<&Bound>) -> Result<()> {
     let Some(bound) = bound else { return Ok(()) };
     let attached = bound.context().compat_ioas_id().and_then(|ioas| bound.attach(ioas));

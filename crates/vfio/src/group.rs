@@ -119,8 +119,9 @@ impl Group {
     ///
     /// # Errors
     ///
-    /// `ENODEV` when its devices are gone; `EPERM` for a group without an IOMMU and a caller without
-    /// `CAP_SYS_RAWIO`; `EBUSY` when it is open, or one of its devices is bound through its own node.
+    /// `ENODEV` when its devices are gone; `EPERM` for a group without an IOMMU and a caller
+    /// without `CAP_SYS_RAWIO`; `EBUSY` when it is open, or one of its devices is bound through its
+    /// own node.
     pub fn open(self: &Arc<Self>, client: &dyn Client) -> Result<Arc<GroupFile>> {
         self.present()?;
         if self.is_no_iommu() && !client.account().sys_rawio {
@@ -173,7 +174,8 @@ impl Group {
         state.cdevs -= 1;
     }
 
-    /// A device opened through this group is closed for good; `held` says whether it held the container.
+    /// A device opened through this group is closed for good; `held` says whether it held the
+    /// container.
     pub(crate) fn device_closed(&self, held: Hold) {
         let mut state = self.state.lock();
         if held == Hold::Container {
@@ -222,7 +224,8 @@ impl GroupFile {
     ///
     /// # Errors
     ///
-    /// `ENOTTY` for a command a group does not have, `ENODEV` after removal; the others are each command's own.
+    /// `ENOTTY` for a command a group does not have, `ENODEV` after removal; the others are each
+    /// command's own.
     pub fn ioctl(&self, client: &dyn Client, command: u32, address: u64) -> Result<Reply> {
         let found = IOCTLS.iter().find(|(code, _)| *code == command);
         let Some((_, handler)) = found else {
@@ -232,7 +235,8 @@ impl GroupFile {
         handler(self, client, address)
     }
 
-    /// The last descriptor is gone. With a container, open devices keep the group until they are closed.
+    /// The last descriptor is gone. With a container, open devices keep the group until they are
+    /// closed.
     pub fn close(&self) {
         let mut state = self.group.state.lock();
         state.closed = true;

@@ -53,8 +53,8 @@ pub(crate) fn irq(client: &dyn Client, function: &Function, address: u64) -> Res
     arg::write(client, address, &info, MIN)
 }
 
-/// Answers DEVICE_GET_REGION_INFO. The capabilities are written when `argsz` has room for them; when it has not, it
-/// is raised to what they need.
+/// Answers DEVICE_GET_REGION_INFO. The capabilities are written when `argsz` has room for them;
+/// when it has not, it is raised to what they need.
 ///
 /// # Errors
 ///
@@ -63,7 +63,8 @@ pub(crate) fn region(client: &dyn Client, function: &Function, address: u64) -> 
     const MIN: usize = size_of::<RegionInfo>();
     let mut info: RegionInfo = arg::first(client, address, MIN)?;
     let mut chain = Chain::default();
-    // DIFFERS: region 0 lies at 1 << 40, where Linux has 0, so that ordinary reads are not intercepted.
+    // DIFFERS: region 0 lies at 1 << 40, where Linux has 0, so that ordinary reads are not
+    // intercepted.
     info.offset = region_offset(info.index);
     (info.size, info.flags) = match info.index {
         bar if (bar as usize) < BARS => {
@@ -119,8 +120,8 @@ fn bar_flags(function: &Function, index: usize, bar: &Bar, chain: &mut Chain) ->
     flags | vfio::REGION_INFO_FLAG_MMAP
 }
 
-/// A chain of capabilities: each begins with a header that says where the next one lies, from the start of the
-/// struct they follow.
+/// A chain of capabilities: each begins with a header that says where the next one lies, from the
+/// start of the struct they follow.
 #[derive(Debug, Default)]
 struct Chain {
     caps: Vec<(InfoCapHeader, Vec<u8>)>,

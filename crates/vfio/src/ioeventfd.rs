@@ -32,9 +32,9 @@ impl Ioeventfds {
     ///
     /// # Errors
     ///
-    /// `EFAULT`; `EINVAL` for a malformed call, a place that is no BAR register or lies in the MSI-X table, and for
-    /// 8 bytes; `EEXIST` when the same one is there; `ENODEV` when the one to remove is not; `ENOSPC` for more than
-    /// 1000; `EBADF` or `EINVAL` for what is no eventfd.
+    /// `EFAULT`; `EINVAL` for a malformed call, a place that is no BAR register or lies in the
+    /// MSI-X table, and for 8 bytes; `EEXIST` when the same one is there; `ENODEV` when the one to
+    /// remove is not; `ENOSPC` for more than 1000; `EBADF` or `EINVAL` for what is no eventfd.
     pub(crate) fn call(
         &self,
         client: &dyn Client,

@@ -1,7 +1,8 @@
 //! Interrupts: what SET_IRQS sets up, and where a function's interrupts go.
 //!
-//! A message is one load of a list and one write to an eventfd. The pin is a level: it is masked when it is heard,
-//! and heard again when it is unmasked while still asserted. Linux: `drivers/vfio/pci/vfio_pci_intrs.c`.
+//! A message is one load of a list and one write to an eventfd. The pin is a level: it is masked
+//! when it is heard, and heard again when it is unmasked while still asserted. Linux:
+//! `drivers/vfio/pci/vfio_pci_intrs.c`.
 
 mod pin;
 mod set;

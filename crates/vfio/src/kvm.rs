@@ -1,7 +1,7 @@
 //! KVM_DEV_VFIO: the files a virtual machine may have devices in. Linux: `virt/kvm/vfio.c`.
 //!
-//! Only the bookkeeping is here: which calls succeed, and whether DMA can bypass the caches, which a virtual machine
-//! has to know to let its guest flush them.
+//! Only the bookkeeping is here: which calls succeed, and whether DMA can bypass the caches, which
+//! a virtual machine has to know to let its guest flush them.
 
 use std::sync::Arc;
 
@@ -73,8 +73,8 @@ impl KvmDevice {
     ///
     /// # Errors
     ///
-    /// `EFAULT`; `EPERM` for KVM_GET_DEVICE_ATTR, since nothing can be read; `ENOTTY` for another command; what
-    /// [`KvmDevice::set_attr`] answers.
+    /// `EFAULT`; `EPERM` for KVM_GET_DEVICE_ATTR, since nothing can be read; `ENOTTY` for another
+    /// command; what [`KvmDevice::set_attr`] answers.
     pub fn ioctl(&self, client: &dyn Client, command: u32, address: u64) -> Result<()> {
         match command {
             KVM_SET_DEVICE_ATTR | KVM_HAS_DEVICE_ATTR => {}
@@ -110,8 +110,9 @@ impl KvmDevice {
     ///
     /// # Errors
     ///
-    /// `ENXIO` for what is none of its attributes; `EFAULT`; `EBADF` for a closed fd; `EINVAL` for what is neither a
-    /// group nor a device; `EEXIST` for one that was added; `ENOENT` for one that was not.
+    /// `ENXIO` for what is none of its attributes; `EFAULT`; `EBADF` for a closed fd; `EINVAL` for
+    /// what is neither a group nor a device; `EEXIST` for one that was added; `ENOENT` for one that
+    /// was not.
     pub fn set_attr(&self, client: &dyn Client, group: u32, attr: u64, address: u64) -> Result<()> {
         Self::has_attr(group, attr)?;
         let mut fd = [0; 4];
@@ -137,7 +138,8 @@ impl KvmDevice {
         Ok(())
     }
 
-    /// Whether some device's DMA is not forced to be coherent: the guest's cache flushes are needed then.
+    /// Whether some device's DMA is not forced to be coherent: the guest's cache flushes are needed
+    /// then.
     #[must_use]
     pub fn has_noncoherent_dma(&self) -> bool {
         self.files.lock().iter().any(|file| !file.enforces_coherency())
@@ -153,7 +155,8 @@ impl VfioFile {
         }
     }
 
-    /// Whether the IOMMU can force the DMA of all its devices to be coherent. Linux: `vfio_file_enforced_coherent`.
+    /// Whether the IOMMU can force the DMA of all its devices to be coherent. Linux:
+    /// `vfio_file_enforced_coherent`.
     fn enforces_coherency(&self) -> bool {
         let coherent = |device: &Arc<Device>| {
             !device.group().is_no_iommu()

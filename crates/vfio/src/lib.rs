@@ -1,16 +1,17 @@
 //! VFIO groups, containers and devices in user space.
 //!
-//! [`Machine`] holds the devices and groups of one simulated machine. Opening `/dev/vfio/N` makes a [`GroupFile`],
-//! opening `/dev/vfio/devices/vfioN` a [`DeviceFile`]; GROUP_GET_DEVICE_FD makes a `DeviceFile` too. Both answer
-//! the ioctls of Linux's `drivers/vfio`, in the order of its checks; a device file also answers reads and writes
-//! of its regions. Processes and descriptors are the caller's business: see [`Client`].
+//! [`Machine`] holds the devices and groups of one simulated machine. Opening `/dev/vfio/N` makes a
+//! [`GroupFile`], opening `/dev/vfio/devices/vfioN` a [`DeviceFile`]; GROUP_GET_DEVICE_FD makes a
+//! `DeviceFile` too. Both answer the ioctls of Linux's `drivers/vfio`, in the order of its checks;
+//! a device file also answers reads and writes of its regions. Processes and descriptors are the
+//! caller's business: see [`Client`].
 //!
-//! Invariant: a function has a session (DMA, interrupts) exactly while a device file of it has been granted
-//! access, and that file was bound to an iommufd, or its group had a container, before.
+//! Invariant: a function has a session (DMA, interrupts) exactly while a device file of it has been
+//! granted access, and that file was bound to an iommufd, or its group had a container, before.
 //!
-//! Lock order: `Group::state` -> `DeviceSet::opens` -> `Interrupts::gate` -> `Interrupts::pin`. Locks of
-//! `iommufd` and `pci` are taken inside the first two, never the other way round, except that a device model
-//! raising an interrupt takes `Interrupts::pin`, which is a leaf.
+//! Lock order: `Group::state` -> `DeviceSet::opens` -> `Interrupts::gate` -> `Interrupts::pin`.
+//! Locks of `iommufd` and `pci` are taken inside the first two, never the other way round, except
+//! that a device model raising an interrupt takes `Interrupts::pin`, which is a leaf.
 
 mod arg;
 mod attached;

@@ -33,8 +33,8 @@ impl Machine {
     ///
     /// # Panics
     ///
-    /// If two functions have one address, or two groups one number, or a group has devices with and without an
-    /// IOMMU.
+    /// If two functions have one address, or two groups one number, or a group has devices with and
+    /// without an IOMMU.
     #[must_use]
     pub fn new(placements: Vec<Placement>) -> Self {
         let mut groups = BTreeMap::new();
@@ -99,8 +99,8 @@ impl Machine {
         &self.groups
     }
 
-    /// Surprise removal of every device: REQ and ERR eventfds fire, DMA ends, and every later call on a group or
-    /// device answers `ENODEV`.
+    /// Surprise removal of every device: REQ and ERR eventfds fire, DMA ends, and every later call
+    /// on a group or device answers `ENODEV`.
     pub fn remove_all(&self) {
         for device in &self.devices {
             device.remove();

@@ -1,4 +1,5 @@
-//! The argument of GROUP_GET_DEVICE_FD: a device's name, perhaps with the token that gates an SR-IOV function.
+//! The argument of GROUP_GET_DEVICE_FD: a device's name, perhaps with the token that gates an
+//! SR-IOV function.
 
 use ioasis_uapi::{Errno, Error, Result};
 

@@ -25,8 +25,8 @@ fn no_reset() -> Error {
 ///
 /// # Errors
 ///
-/// `EFAULT`; `EINVAL` when `argsz` is too small; `ENODEV` without a bus reset; `ENOSPC`, with the count written,
-/// when the array is too small.
+/// `EFAULT`; `EINVAL` when `argsz` is too small; `ENODEV` without a bus reset; `ENOSPC`, with the
+/// count written, when the array is too small.
 pub(crate) fn info(client: &dyn Client, device: &Device, address: u64) -> Result<()> {
     let mut header: PciHotResetInfo = arg::first(client, address, MIN)?;
     header.flags = 0;
@@ -80,13 +80,13 @@ fn id(opens: &Opens, device: &Device, other: &Device) -> u32 {
     }
 }
 
-/// Answers DEVICE_PCI_HOT_RESET: proof of ownership is the group fds of all affected devices or, for a device
-/// opened through its cdev, the iommufd they are all bound to.
+/// Answers DEVICE_PCI_HOT_RESET: proof of ownership is the group fds of all affected devices or,
+/// for a device opened through its cdev, the iommufd they are all bound to.
 ///
 /// # Errors
 ///
-/// `EFAULT`; `EINVAL` for a malformed call, or when not all affected devices are owned; `ENODEV` without a bus
-/// reset; `EBADF` for a closed fd.
+/// `EFAULT`; `EINVAL` for a malformed call, or when not all affected devices are owned; `ENODEV`
+/// without a bus reset; `EBADF` for a closed fd.
 pub(crate) fn hot(client: &dyn Client, device: &Device, address: u64) -> Result<()> {
     let header: PciHotReset = arg::first(client, address, MIN)?;
     if header.flags != 0 {

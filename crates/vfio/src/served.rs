@@ -1,7 +1,8 @@
-//! A function that is served by messages: without a group, a container and a file, to whoever speaks for its user.
+//! A function that is served by messages: without a group, a container and a file, to whoever
+//! speaks for its user.
 //!
-//! What VFIO's ioctls do with interrupts is done here with the same code; their argument is a message's bytes, and a
-//! descriptor in it the place of one that came along.
+//! What VFIO's ioctls do with interrupts is done here with the same code; their argument is a
+//! message's bytes, and a descriptor in it the place of one that came along.
 
 use std::cell::RefCell;
 use std::os::fd::OwnedFd;
@@ -124,8 +125,9 @@ impl Served {
                 // Which of those that came along each interrupt has; -1 takes its own away.
                 let (first, most) = (start, self.interrupts_of(index, start, count)?);
                 if index == vfio::PCI_MSI_IRQ_INDEX && !self.has_msi() && !fds.is_empty() {
-                    // MSI has as many messages as it is enabled with, and the descriptors of one call are sent in several
-                    // messages where they are many: the first of them enables all there are.
+                    // MSI has as many messages as it is enabled with, and the descriptors of one
+                    // call are sent in several messages where they are many: the first of them
+                    // enables all there are.
                     (start, count) = (0, Interrupts::count(&self.function, index));
                 }
                 let place = |vector: u32| {

@@ -1,8 +1,10 @@
 //! A thread that acts when a program signals one of its eventfds. Linux: `drivers/vfio/virqfd.c`.
 //!
-//! DIFFERS: Linux acts in the program's write, before that returns (`virqfd_wakeup`); here the kernel wakes the thread, which acts as soon
-//! as it runs. Nobody but the kernel is in a write to an eventfd, KVM's among them. Writes that come before it runs are one action. As in
-//! Linux the count is taken then, one of it from a semaphore; what was there before the watch began is acted on at once, and stays.
+//! DIFFERS: Linux acts in the program's write, before that returns (`virqfd_wakeup`); here the
+//! kernel wakes the thread, which acts as soon as it runs. Nobody but the kernel is in a write to
+//! an eventfd, KVM's among them. Writes that come before it runs are one action. As in Linux the
+//! count is taken then, one of it from a semaphore; what was there before the watch began is acted
+//! on at once, and stays.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -29,8 +31,8 @@ const STOP: u64 = 0;
 const SIGNAL: u64 = 1;
 
 impl Watch {
-    /// Runs `action` now, if `eventfd` was signalled before, and after each signal; signals that come together run
-    /// it once.
+    /// Runs `action` now, if `eventfd` was signalled before, and after each signal; signals that
+    /// come together run it once.
     ///
     /// # Errors
     ///
@@ -40,7 +42,8 @@ impl Watch {
         let stop = Arc::new(EventFd::create()?);
         step("a list of eventfds to wait for")?;
         let list = list(&stop, &eventfd).map_err(because("an eventfd cannot be waited for"))?;
-        // As vfio_virqfd_enable, which looks and takes nothing. A write that comes now is an event besides.
+        // As vfio_virqfd_enable, which looks and takes nothing. A write that comes now is an event
+        // besides.
         if eventfd.is_signalled() {
             action();
         }

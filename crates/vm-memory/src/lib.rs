@@ -1,8 +1,9 @@
 //! Translated DMA for device code of the rust-vmm crates.
 //!
-//! Device code that takes a [`vm_memory::GuestMemory`], a virtio queue for instance, is given an [`IommuMemory`](vm_memory::IommuMemory)
-//! with a [`DeviceIommu`]: the addresses it uses are then I/O virtual addresses, translated by the page tables of
-//! [`ioasis_iommufd`] in a hardware's own format, with permissions, dirty tracking, page requests and a log of faults.
+//! Device code that takes a [`vm_memory::GuestMemory`], a virtio queue for instance, is given an
+//! [`IommuMemory`](vm_memory::IommuMemory) with a [`DeviceIommu`]: the addresses it uses are then
+//! I/O virtual addresses, translated by the page tables of [`ioasis_iommufd`] in a hardware's own
+//! format, with permissions, dirty tracking, page requests and a log of faults.
 //!
 //! ```
 //! use std::sync::Arc;
@@ -45,8 +46,9 @@
 //! # Ok::<(), ioasis_uapi::Error>(())
 //! ```
 //!
-//! An unmap waits for accesses under way as long as device code copies through [`vm_memory::Bytes`], or keeps the iterator of
-//! `get_slices` while it copies. What it does with a slice after that, no IOMMU sees.
+//! An unmap waits for accesses under way as long as device code copies through
+//! [`vm_memory::Bytes`], or keeps the iterator of `get_slices` while it copies. What it does with a
+//! slice after that, no IOMMU sees.
 
 use std::fmt::Debug;
 use std::ops::Deref;
@@ -118,7 +120,8 @@ const GONE: &str = "the guest has no memory there any more";
 
 impl<M: Memory> Backing for Ram<M> {
     fn key(&self) -> u128 {
-        // Two bits above any pointer: the upper one keeps it apart from keys of files, the lower one from the library's own memory.
+        // Two bits above any pointer: the upper one keeps it apart from keys of files, the lower
+        // one from the library's own memory.
         std::ptr::from_ref(self).addr() as u128 | 3 << 126
     }
 
@@ -232,7 +235,8 @@ impl DeviceIommu {
 impl Iommu for DeviceIommu {
     type IotlbGuard<'a> = Translated<'a>;
 
-    /// Walks the page table; where a page is missing that the device may ask for, waits for the answer and walks again.
+    /// Walks the page table; where a page is missing that the device may ask for, waits for the
+    /// answer and walks again.
     fn translate(
         &self,
         iova: GuestAddress,

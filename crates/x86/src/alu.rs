@@ -1,4 +1,5 @@
-//! Arithmetic and logic on numbers of 1, 2, 4 or 8 bytes, with the flags they leave (Intel SDM 1, 3.4.3.1).
+//! Arithmetic and logic on numbers of 1, 2, 4 or 8 bytes, with the flags they leave (Intel SDM 1,
+//! 3.4.3.1).
 //!
 //! A flag that the manual leaves undefined is left as it was.
 
@@ -138,7 +139,8 @@ fn through_carry(left: bool, value: u128, count: u64, bits: u64) -> (u128, bool)
     let all = bits + 1;
     let by = count % all;
     let by = if left { by } else { (all - by) % all };
-    // A 65-bit value shifted by up to 64 needs 129 bits, whose highest is cut off by the mask below anyway.
+    // A 65-bit value shifted by up to 64 needs 129 bits, whose highest is cut off by the mask below
+    // anyway.
     let everything = (1_u128 << all) - 1;
     let result = (value << by | value >> (all - by)) & everything;
     (result, result >> bits & 1 != 0)
@@ -167,7 +169,8 @@ pub(crate) fn double_shift(left: bool, value: u64, fill: u64, count: u64, width:
     }
 }
 
-/// The product of two numbers with their signs: its lower half, its upper half, and whether the upper one says something.
+/// The product of two numbers with their signs: its lower half, its upper half, and whether the
+/// upper one says something.
 pub(crate) fn multiply_signed(left: u64, right: u64, width: usize) -> (u64, u64, bool) {
     let extended = |value| i128::from(sign_extended(value, width).cast_signed());
     let product = extended(left) * extended(right);

@@ -20,7 +20,8 @@ impl Instruction {
     ///
     /// # Errors
     ///
-    /// [`Failure::Unknown`] before anything was touched; [`Failure::Fault`] where the thread itself would have faulted.
+    /// [`Failure::Unknown`] before anything was touched; [`Failure::Fault`] where the thread itself
+    /// would have faulted.
     pub fn execute(
         &self,
         state: &mut State,
@@ -245,7 +246,8 @@ impl Machine<'_> {
         self.write(to, width, outcome.value)
     }
 
-    /// A bit of memory whose number is in a register may lie anywhere around the operand (Intel SDM 2, BT).
+    /// A bit of memory whose number is in a register may lie anywhere around the operand (Intel SDM
+    /// 2, BT).
     fn bit(&mut self) -> Step {
         let width = self.width(0)?;
         let (mut base, number) = (self.place(0)?, self.place(1)?);
@@ -398,7 +400,8 @@ impl Machine<'_> {
         Ok(())
     }
 
-    /// Moves the stack pointer by what the instruction pushes or pops; returns where it stands then.
+    /// Moves the stack pointer by what the instruction pushes or pops; returns where it stands
+    /// then.
     fn move_stack(&mut self) -> u64 {
         let width = self.instruction.stack_width();
         let moved = self.instruction.decoded.stack_pointer_increment();

@@ -1,19 +1,22 @@
 //! Does one x86 instruction that touches a trapped page, as the processor would have done it.
 //!
-//! A load or store of a device's register stops the thread that makes it. Whoever holds the thread decodes the
-//! instruction at its instruction pointer ([`Instruction::decode`]) and does it ([`Instruction::execute`]) on a copy of the
-//! thread's registers: what lies in trapped pages goes through a [`Bus`], everything else through [`Memory`]. An access
-//! that crosses from one into the other is split at the end of the page.
+//! A load or store of a device's register stops the thread that makes it. Whoever holds the thread
+//! decodes the instruction at its instruction pointer ([`Instruction::decode`]) and does it
+//! ([`Instruction::execute`]) on a copy of the thread's registers: what lies in trapped pages goes
+//! through a [`Bus`], everything else through [`Memory`]. An access that crosses from one into the
+//! other is split at the end of the page.
 //!
-//! Registers change only when an instruction is done. Of a repeated string instruction that is each of its iterations: a
-//! call does [`BATCH`] of them at most, and the thread may take a signal between two calls.
+//! Registers change only when an instruction is done. Of a repeated string instruction that is each
+//! of its iterations: a call does [`BATCH`] of them at most, and the thread may take a signal
+//! between two calls.
 //!
-//! Done are moves of every kind and width between general or vector registers and memory, arithmetic and logic on general
-//! registers and memory, bit and string instructions, pushes, pops, and jumps through memory, in 64-bit and 32-bit code.
-//! Not done are arithmetic on vectors, x87, MMX, masked moves, and what only an operating system may do: such an
-//! instruction is an error.
+//! Done are moves of every kind and width between general or vector registers and memory,
+//! arithmetic and logic on general registers and memory, bit and string instructions, pushes, pops,
+//! and jumps through memory, in 64-bit and 32-bit code. Not done are arithmetic on vectors, x87,
+//! MMX, masked moves, and what only an operating system may do: such an instruction is an error.
 //!
-//! DIFFERS: a locked instruction loads and then stores, and something else may reach the device in between.
+//! DIFFERS: a locked instruction loads and then stores, and something else may reach the device in
+//! between.
 
 mod alu;
 mod execute;

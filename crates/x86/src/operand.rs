@@ -45,7 +45,8 @@ impl Instruction {
         Ok(if self.mode == Mode::Bits32 { address & mask(4) } else { address })
     }
 
-    /// The address as POP has it, which counts from the stack pointer after it has moved (Intel SDM 2, POP).
+    /// The address as POP has it, which counts from the stack pointer after it has moved (Intel SDM
+    /// 2, POP).
     pub(crate) fn popped_address(&self, index: u32, state: &State) -> Result<u64, Failure> {
         let moved = self.decoded.stack_pointer_increment();
         let mut state = state.clone();

@@ -17,8 +17,8 @@ struct Part {
 }
 
 impl Space<'_> {
-    /// What is not trapped comes first: if it faults, no device has seen anything, as the processor looks at both pages
-    /// before it touches one.
+    /// What is not trapped comes first: if it faults, no device has seen anything, as the processor
+    /// looks at both pages before it touches one.
     fn parts(&self, address: u64, length: usize) -> Vec<Part> {
         let mut parts = Vec::with_capacity(2);
         let mut from = 0;

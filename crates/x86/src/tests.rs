@@ -160,8 +160,8 @@ fn what_is_not_done_is_known_before_anything_is_touched() {
     rig.state.general[7] = TRAPPED;
     let before = rig.state.clone();
     let codes: [&[u8]; 7] = [
-        // vmovdqu64 ymm16 {k1}, [rdi]; paddb xmm0, [rdi]; fld dword [rdi]; movq mm0, [rdi]; mov [rdi], ds;
-        // a push of it that no 64-bit code has; half an instruction
+        // vmovdqu64 ymm16 {k1}, [rdi]; paddb xmm0, [rdi]; fld dword [rdi]; movq mm0, [rdi]; mov
+        // [rdi], ds; a push of it that no 64-bit code has; half an instruction
         &[0x62, 0xe1, 0xfe, 0x29, 0x6f, 0x07],
         &[0x66, 0x0f, 0xfc, 0x07],
         &[0xd9, 0x07],

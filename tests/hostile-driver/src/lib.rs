@@ -1,8 +1,8 @@
 //! A driver that does anything.
 //!
-//! [`run`] turns bytes into loads and stores of a virtio device's registers, stores into its mapped pages, and rings whose
-//! descriptors are nearly right, and polls the device by hand. At the end a reset must bring it back. The fuzz target and the
-//! tests share it.
+//! [`run`] turns bytes into loads and stores of a virtio device's registers, stores into its mapped
+//! pages, and rings whose descriptors are nearly right, and polls the device by hand. At the end a
+//! reset must bring it back. The fuzz target and the tests share it.
 
 use std::os::fd::AsRawFd;
 

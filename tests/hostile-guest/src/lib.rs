@@ -1,12 +1,13 @@
 //! A guest whose page tables hold anything.
 //!
-//! [`run`] takes bytes for the words of a guest's first stage, walks them over a second stage in each pair of formats that
-//! hardware nests, and checks that every walk ends after one read a level, reads aligned words of the guest's memory only and
-//! leads nowhere else. It also asks every format what it makes of the words. The fuzz target and the tests share it.
+//! [`run`] takes bytes for the words of a guest's first stage, walks them over a second stage in
+//! each pair of formats that hardware nests, and checks that every walk ends after one read a
+//! level, reads aligned words of the guest's memory only and leads nowhere else. It also asks every
+//! format what it makes of the words. The fuzz target and the tests share it.
 //!
-//! An input: which pair, how many words, the address of the root, the words, then requests: address, permissions, lg2 of the
-//! length. The word at an address is the one with the number of the address, modulo their count, so that whatever a word
-//! points to is there.
+//! An input: which pair, how many words, the address of the root, the words, then requests:
+//! address, permissions, lg2 of the length. The word at an address is the one with the number of
+//! the address, modulo their count, so that whatever a word points to is there.
 
 use std::cell::Cell;
 use std::sync::Arc;
@@ -76,7 +77,8 @@ impl TableMemory for Words {
 ///
 /// # Panics
 ///
-/// If a walk reads or leads outside the guest's memory, takes more steps than levels, or a format contradicts itself.
+/// If a walk reads or leads outside the guest's memory, takes more steps than levels, or a format
+/// contradicts itself.
 #[must_use]
 pub fn run(input: &[u8]) -> u32 {
     let mut input = Input(input);

@@ -1,8 +1,9 @@
 //! A vfio-user peer that sends anything.
 //!
-//! The first byte of an input says to whom, the rest are messages: their headers are made right where a bit of the input says
-//! so, so that more than the header is tried. The other side must come to an end by itself, without a panic, within the
-//! limits it was given; and a server that was asked for memory must have written nothing outside it.
+//! The first byte of an input says to whom, the rest are messages: their headers are made right
+//! where a bit of the input says so, so that more than the header is tried. The other side must
+//! come to an end by itself, without a panic, within the limits it was given; and a server that was
+//! asked for memory must have written nothing outside it.
 
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};

@@ -193,7 +193,8 @@ pub(crate) fn call(client: &Hostile, file: &File, command: u32, address: u64) ->
     }
 }
 
-/// Puts an argument of mostly `length` bytes somewhere and returns its address, or an address with nothing behind it.
+/// Puts an argument of mostly `length` bytes somewhere and returns its address, or an address with
+/// nothing behind it.
 fn argument(client: &Hostile, command: u32, length: usize, input: &mut Input<'_>) -> u64 {
     if command == vfio::GROUP_GET_DEVICE_FD && input.below(4) != 0 {
         let name = *input.pick(&[

@@ -1,4 +1,5 @@
-//! Decisions taken from bytes. When they run out every decision is the first choice, and the run ends.
+//! Decisions taken from bytes. When they run out every decision is the first choice, and the run
+//! ends.
 
 /// The rest of an input.
 #[derive(Debug)]
@@ -34,7 +35,8 @@ impl Input<'_> {
         u64::from_le_bytes(bytes)
     }
 
-    /// A value that a handler may care about: small, an address of the client's or the device's, an edge, or anything.
+    /// A value that a handler may care about: small, an address of the client's or the device's, an
+    /// edge, or anything.
     pub(crate) fn value(&mut self) -> u64 {
         let small = u64::from(self.byte());
         match self.below(10) {

@@ -1,8 +1,10 @@
 //! A client that sends anything.
 //!
-//! [`run`] turns bytes into opens, ioctls with hostile pointers and sizes, region accesses, stores into BAR pages and
-//! closes on a machine with an NVMe controller and two test devices behind an IOMMU of any kind, and then checks that
-//! nothing is left: no pinned page, no charge, no stretch of physical space. The SMMUv3 has command queues for guests. The fuzz target and the tests share it.
+//! [`run`] turns bytes into opens, ioctls with hostile pointers and sizes, region accesses, stores
+//! into BAR pages and closes on a machine with an NVMe controller and two test devices behind an
+//! IOMMU of any kind, and then checks that nothing is left: no pinned page, no charge, no stretch
+//! of physical space. The SMMUv3 has command queues for guests. The fuzz target and the tests share
+//! it.
 
 mod calls;
 mod client;
@@ -101,8 +103,8 @@ pub fn run(input: &[u8]) -> u64 {
     steps
 }
 
-/// Adds `calls` to what this process has done. Every so often the sum is written to the file that `IOASIS_CALLS` names,
-/// so that whoever counts calls across processes misses few of them.
+/// Adds `calls` to what this process has done. Every so often the sum is written to the file that
+/// `IOASIS_CALLS` names, so that whoever counts calls across processes misses few of them.
 pub fn count(calls: u64) {
     static DONE: AtomicU64 = AtomicU64::new(0);
     static INPUTS: AtomicU64 = AtomicU64::new(0);

@@ -19,7 +19,8 @@ const MAPPED: u64 = 0x8_0000;
 /// Where a command queue lies in them, and the register that switches it on.
 const QUEUE: u32 = 0x1000;
 const CONFIG_OF_QUEUE: u64 = 8;
-/// The region of configuration space, and its command register with memory decoding and bus mastering on.
+/// The region of configuration space, and its command register with memory decoding and bus
+/// mastering on.
 const CONFIG: u64 = 7;
 const COMMAND: u64 = 4;
 const ENABLED: u16 = 6;

@@ -61,7 +61,8 @@ pub(crate) fn make(iommufd: &Iommufd, device: u32, parent: u32) -> Result<(u32, 
     ensure!(part.err() == Some(rustix::io::Errno::NXIO), "half of a page is mapped");
     let page = map(iommufd, offset, PAGE0).context("the page is not mapped")?;
     #[expect(unsafe_code, reason = "a mapping is a pointer")]
-    // SAFETY: the mapping has as many bytes, is aligned, and is never undone; whoever else writes does it word by word.
+    // SAFETY: the mapping has as many bytes, is aligned, and is never undone; whoever else writes
+    // does it word by word.
     let registers = unsafe { std::slice::from_raw_parts(page, PAGE0 / 4) };
     iommufd.hw_queue(viommu, 0, COMMANDS, BYTES)?;
     let interface = Interface { registers, prod: 0 };
@@ -122,7 +123,8 @@ impl Interface {
         self.wait(0, CONS, self.prod)
     }
 
-    /// The memory of a queue at [`ELSEWHERE`], which is the page at `address`, goes away, and the other queue goes on.
+    /// The memory of a queue at [`ELSEWHERE`], which is the page at `address`, goes away, and the
+    /// other queue goes on.
     fn meet_loss(
         &mut self,
         iommufd: &Iommufd,

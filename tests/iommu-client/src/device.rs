@@ -115,7 +115,8 @@ impl Device {
         Ok(())
     }
 
-    /// Resets the function as its own driver does: PCI Express 7.5.3.4, Initiate Function Level Reset.
+    /// Resets the function as its own driver does: PCI Express 7.5.3.4, Initiate Function Level
+    /// Reset.
     pub(crate) fn reset_function(&self) -> Result<()> {
         let mut byte = [0];
         self.file.read_exact_at(&mut byte, self.config + 0x34)?;

@@ -1,4 +1,5 @@
-//! Several devices and several IOMMUs: vfio0 and vfio1 share a group, vfio2 is behind an IOMMU of its own.
+//! Several devices and several IOMMUs: vfio0 and vfio1 share a group, vfio2 is behind an IOMMU of
+//! its own.
 
 use anyhow::{Result, ensure};
 use ioasis_uapi::Errno;

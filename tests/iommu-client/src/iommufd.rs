@@ -18,7 +18,8 @@ pub(crate) fn call<T>(file: &impl AsRawFd, code: u32, argument: &mut T) -> io::R
 where
     T: FromBytes + IntoBytes + Immutable,
 {
-    // SAFETY: 1. the kernel reads and writes the struct within the size that stands in its first field, which is its own;
+    // SAFETY: 1. the kernel reads and writes the struct within the size that stands in its first
+    // field, which is its own;
     // 2. the addresses in it are of memory that lives as long as the program, or through the call.
     let done = unsafe { ioctl_with_mut_ref(file, code.into(), argument) };
     if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }

@@ -1,5 +1,6 @@
-//! A client of IOMMUFD as a VMM is one: `iommu-client HOW [KIND]`, where KIND is vtd, amd, smmuv3, cmdqv (an smmuv3 with
-//! one) or riscv, that of the machine's first IOMMU. It prints "ok", or says what was not as it should be.
+//! A client of IOMMUFD as a VMM is one: `iommu-client HOW [KIND]`, where KIND is vtd, amd, smmuv3,
+//! cmdqv (an smmuv3 with one) or riscv, that of the machine's first IOMMU. It prints "ok", or says
+//! what was not as it should be.
 //!
 //! Devices are `testdev`s: /dev/vfio/devices/vfio0 and so on.
 

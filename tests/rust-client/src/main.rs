@@ -1,8 +1,9 @@
 //! A client of VFIO and IOMMUFD built on the rust-vmm crates: `rust-client HOW DEVICE BDF`.
 //!
-//! HOW is `legacy` (container and group), `cdev` (the device's own node, an IOAS) or `iommufd` (a page table of its own,
-//! memory of a file). DEVICE is `testdev`, whose copy is compared, or `nvme`, whose first blocks go to standard output.
-//! `rust-client peer BDF BDF` lets the second `testdev` read the first.
+//! HOW is `legacy` (container and group), `cdev` (the device's own node, an IOAS) or `iommufd` (a
+//! page table of its own, memory of a file). DEVICE is `testdev`, whose copy is compared, or
+//! `nvme`, whose first blocks go to standard output. `rust-client peer BDF BDF` lets the second
+//! `testdev` read the first.
 
 mod memory;
 mod nvme;

@@ -32,8 +32,8 @@ impl Memory {
     #[expect(unsafe_code, reason = "vfio-ioctls cannot know what becomes of the memory")]
     pub(crate) fn of_program(ops: &dyn VfioOps) -> Result<Self> {
         let pages = PAGES.0.as_ptr().cast::<u8>().cast_mut();
-        // SAFETY: 1. the pages live as long as the program; 2. they are atomics, used by atomic operations only, so
-        // that the device may read and write them at any time.
+        // SAFETY: 1. the pages live as long as the program; 2. they are atomics, used by atomic
+        // operations only, so that the device may read and write them at any time.
         unsafe { ops.vfio_dma_map(IOVA, LENGTH, pages) }
             .context("the program's memory is not mapped")?;
         Ok(Self::Program)

@@ -116,7 +116,8 @@ pub(crate) fn run(device: &VfioDevice, memory: &Memory) -> Result<()> {
     let namespace = memory.read(DATA, 132)?;
     let format = usize::from(namespace[26] & 0xf);
     let lg2 = memory.read(DATA + 128 + format * 4 + 2, 1)?[0];
-    // A contiguous completion queue with interrupt 1, then a contiguous submission queue that uses it.
+    // A contiguous completion queue with interrupt 1, then a contiguous submission queue that uses
+    // it.
     admin.run(CREATE_CQ, 0, io.completions(), [1 | last << 16, 3 | 1 << 16, 0])?;
     admin.run(CREATE_SQ, 0, io.submissions(), [1 | last << 16, 1 | 1 << 16, 0])?;
     let blocks = u32::try_from(0x2000_usize >> lg2)?;

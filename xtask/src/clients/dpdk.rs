@@ -1,4 +1,5 @@
-//! DPDK: its testpmd starts and finds the device, and a program on its VFIO code has the device copy DPDK's memory.
+//! DPDK: its testpmd starts and finds the device, and a program on its VFIO code has the device
+//! copy DPDK's memory.
 
 use std::io::{Seek, Write};
 use std::path::Path;
@@ -23,7 +24,8 @@ pub(super) fn run(bench: &mut Bench<'_>) -> Result<()> {
         true => Tree::system(),
         false => Archive::of(bench.workspace, debian::BOOKWORM)?.tree(&PACKAGES)?,
     };
-    // DPDK loads no driver from below a folder that everybody may write to (eal_common_options.c, verify_perms).
+    // DPDK loads no driver from below a folder that everybody may write to (eal_common_options.c,
+    // verify_perms).
     cache::ensure_trusted(&tree.path(DRIVERS))?;
     let outcome = testpmd(bench, &tree);
     bench.note("dpdk-testpmd of Debian 12", outcome);

@@ -1,5 +1,5 @@
-//! QEMU with a Linux guest: it makes a file system on our NVMe device, reboots, and finds there what it wrote; the
-//! image on the host holds the same.
+//! QEMU with a Linux guest: it makes a file system on our NVMe device, reboots, and finds there
+//! what it wrote; the image on the host holds the same.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,4 +1,5 @@
-//! User-mode Linux: the kernel's own drivers, as a program that opens VFIO, without a virtual machine.
+//! User-mode Linux: the kernel's own drivers, as a program that opens VFIO, without a virtual
+//! machine.
 
 use std::ffi::OsString;
 use std::fs;
@@ -32,8 +33,9 @@ echo GUEST IS DONE
 poweroff -f
 ";
 
-/// What the guest does with a disk, which the kernel's command line names: a file system, random bytes, and the same bytes
-/// when no page of them is cached any more; then the file system tells the disk what it does not use.
+/// What the guest does with a disk, which the kernel's command line names: a file system, random
+/// bytes, and the same bytes when no page of them is cached any more; then the file system tells
+/// the disk what it does not use.
 const DISK: &str = r#"
 for i in $(seq 600); do [ -b /dev/$disk ] && break; sleep 0.1; done
 mke2fs -F /dev/$disk > /dev/null
@@ -68,8 +70,9 @@ const DISKS: [Disk; 2] = [
     Disk { name: "user-mode Linux, virtio-blk", device: "virtio-blk", disk: "vda" },
 ];
 
-/// What two guests do with a network: one serves random bytes over TCP, the other asks for them once the first answers its
-/// pings, and compares. Packets of 9000 bytes fill several buffers of the driver each.
+/// What two guests do with a network: one serves random bytes over TCP, the other asks for them
+/// once the first answers its pings, and compares. Packets of 9000 bytes fill several buffers of
+/// the driver each.
 const NETWORK: &str = r#"
 if [ $role = server ]; then
     ifconfig eth0 10.0.0.1 netmask 255.255.255.0 mtu 9000 up

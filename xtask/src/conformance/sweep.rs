@@ -1,7 +1,7 @@
 //! Which steps `iommufd_fail_nth` made fail, from the trace of its run.
 //!
-//! A case repeats its calls and has step 1, 2, 3, ... of them fail, until none is left to fail. So the steps that failed
-//! are numbered without a gap, and are as many as there are.
+//! A case repeats its calls and has step 1, 2, 3, ... of them fail, until none is left to fail. So
+//! the steps that failed are numbered without a gap, and are as many as there are.
 
 use std::collections::BTreeSet;
 

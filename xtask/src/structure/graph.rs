@@ -19,7 +19,8 @@ pub(super) fn circles(modules: &Modules) -> Vec<Circle> {
     circles_of(&modules.arrows)
 }
 
-/// Circles of the folders right below src; a file there is by itself, and the root of the crate is none of them.
+/// Circles of the folders right below src; a file there is by itself, and the root of the crate is
+/// none of them.
 pub(super) fn folder_circles(modules: &Modules) -> Vec<Circle> {
     let folders: BTreeSet<&str> = modules
         .arrows

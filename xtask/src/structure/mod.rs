@@ -1,6 +1,8 @@
-//! `cargo xtask structure`: the rules of the house about how the code is laid out, computed from the code.
+//! `cargo xtask structure`: the rules of the house about how the code is laid out, computed from
+//! the code.
 //!
-//! - No circle of modules, by their imports, has more than [`CIRCLE_MAX`] members; no circle joins two folders of a crate.
+//! - No circle of modules, by their imports, has more than [`CIRCLE_MAX`] members; no circle joins
+//!   two folders of a crate.
 //! - No line of comment is wider than [`WIDTH`] columns; rustfmt leaves comments alone.
 //!
 //! A module is a file, and code that is compiled for tests alone does not count.
@@ -16,7 +18,8 @@ use graph::Circle;
 
 /// Modules that may import each other in a circle: a type, its parts, and who drives them.
 const CIRCLE_MAX: usize = 4;
-/// Circles that are older than the rule, by a member of each and how many it may have. They may shrink, and none may come.
+/// Circles that are older than the rule, by a member of each and how many it may have. They may
+/// shrink, and none may come.
 const OLDER: [(&str, &str, usize); 9] = [
     ("pci", "model/virtio/net/mod", 6),
     ("supervisor", "serve/mod", 30),

@@ -57,7 +57,8 @@ type Aliases = BTreeMap<(Names, String), (Names, bool)>;
 /// The modules of one crate, by file.
 #[derive(Debug, Default)]
 pub(super) struct Modules {
-    /// Path of each module, inline ones too, and the file it is in (relative to src, without `.rs`).
+    /// Path of each module, inline ones too, and the file it is in (relative to src, without
+    /// `.rs`).
     files: BTreeMap<Names, String>,
     mentions: Vec<Mention>,
     aliases: Aliases,
@@ -117,7 +118,8 @@ impl Modules {
         self.arrows = arrows;
     }
 
-    /// The module that defines what `path` names inside the module `within`; none: another crate does.
+    /// The module that defines what `path` names inside the module `within`; none: another crate
+    /// does.
     fn resolve(&self, within: &Names, path: &[String], depth: u32) -> Option<Names> {
         if depth > 16 {
             return None;

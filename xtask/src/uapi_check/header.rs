@@ -1,7 +1,8 @@
 //! What the C headers declare: the names of structs, fields, enumerators and macros.
 //!
-//! Reads the output of `gcc -E -dD`: comments are gone, macros are expanded, `#define` lines are kept and line
-//! markers say which file a line is from. Only names are read here; sizes and values are the C compiler's to tell.
+//! Reads the output of `gcc -E -dD`: comments are gone, macros are expanded, `#define` lines are
+//! kept and line markers say which file a line is from. Only names are read here; sizes and values
+//! are the C compiler's to tell.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,7 +19,8 @@ pub(super) struct Names {
     pub(super) functions: BTreeSet<String>,
 }
 
-/// A field. Members of an anonymous union or struct count as fields of the enclosing struct, as they do in C.
+/// A field. Members of an anonymous union or struct count as fields of the enclosing struct, as
+/// they do in C.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Member {
     /// C name.
@@ -28,7 +30,8 @@ pub(super) struct Member {
 }
 
 impl Names {
-    /// Reads preprocessed text, looking only at lines that come from a file whose path ends in one of `headers`.
+    /// Reads preprocessed text, looking only at lines that come from a file whose path ends in one
+    /// of `headers`.
     pub(super) fn read(preprocessed: &str, headers: &[&str]) -> Result<Self> {
         let mut names = Self::default();
         let mut ours = false;

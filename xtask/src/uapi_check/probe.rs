@@ -89,8 +89,8 @@ impl Headers {
     }
 }
 
-/// Whether C's answer is our value. C's integers are wider than ours: beyond our width it must be zeros, or ones
-/// where our top bit is set, which is what C makes of `-1` and `1 << 31`.
+/// Whether C's answer is our value. C's integers are wider than ours: beyond our width it must be
+/// zeros, or ones where our top bit is set, which is what C makes of `-1` and `1 << 31`.
 fn agrees(ours: &Value, answer: &str) -> bool {
     match *ours {
         Value::Text(text) => answer == text,

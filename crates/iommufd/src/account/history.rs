@@ -1,4 +1,5 @@
-//! What the ledger remembers for people: who pinned how much, under which rule, also after it was let go.
+//! What the ledger remembers for people: who pinned how much, under which rule, also after it was
+//! let go.
 
 use std::collections::BTreeMap;
 

@@ -1,7 +1,8 @@
 //! Who pays for pinned pages.
 //!
-//! Invariant: the charges in a [`Ledger`] add up to the pages pinned by the `Pages` objects that use
-//! it. Linux: `drivers/iommu/iommufd/pages.c` `do_update_pinned`, `drivers/vfio/vfio_iommu_type1.c` `vfio_lock_acct`.
+//! Invariant: the charges in a [`Ledger`] add up to the pages pinned by the `Pages` objects that
+//! use it. Linux: `drivers/iommu/iommufd/pages.c` `do_update_pinned`,
+//! `drivers/vfio/vfio_iommu_type1.c` `vfio_lock_acct`.
 //!
 //! `Ledger::books` is a leaf lock.
 
@@ -34,7 +35,8 @@ pub enum Rule {
 }
 
 impl Rule {
-    /// What iommufd applies when `account` maps under `mode`: the capability is judged at that moment.
+    /// What iommufd applies when `account` maps under `mode`: the capability is judged at that
+    /// moment.
     #[must_use]
     pub fn iommufd(mode: Mode, account: &Account) -> Self {
         match mode {
@@ -93,7 +95,8 @@ impl Charges {
     }
 }
 
-/// The sums of the account that was charged last. They are in neither map meanwhile: calls come from one client in a row.
+/// The sums of the account that was charged last. They are in neither map meanwhile: calls come
+/// from one client in a row.
 #[derive(Debug)]
 struct Hot {
     pid: u32,
@@ -162,7 +165,8 @@ impl Ledger {
         self.books.lock().history = Some(Box::new(History::new(name_of)));
     }
 
-    /// Who pinned how much under which rule since [`remember`](Self::remember), by thread-group id and rule.
+    /// Who pinned how much under which rule since [`remember`](Self::remember), by thread-group id
+    /// and rule.
     #[must_use]
     pub fn entries(&self) -> Vec<Entry> {
         self.books.lock().history.as_ref().map(|history| history.entries()).unwrap_or_default()

@@ -1,4 +1,5 @@
-//! One call: the client's struct, read once, and the reply. A handler sees the client's bytes only as a decoded copy.
+//! One call: the client's struct, read once, and the reply. A handler sees the client's bytes only
+//! as a decoded copy.
 
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -29,7 +30,8 @@ pub(crate) trait Extension: Debug + Send + Sync {
     /// Carries it out.
     fn run(&self, call: &Call<'_>) -> Result<i64>;
 
-    /// Whether and how it reads the source of an IOAS_COPY with these flags: flags and source IOVA in its stead.
+    /// Whether and how it reads the source of an IOAS_COPY with these flags: flags and source IOVA
+    /// in its stead.
     fn copy_source(&self, context: &Context, ioas: u32, flags: u32, iova: u64) -> (u32, u64);
 }
 
@@ -48,8 +50,8 @@ pub(super) fn read_size(client: &dyn Client, arg: u64, min_size: usize) -> Resul
 /// Bytes of an unknown tail that are read at once.
 const TAIL_CHUNK: usize = 4096;
 
-/// Bytes of an unknown tail from which on others do not wait until all of it was read: 16 reads of 3 us. The longest, of
-/// 4 GiB, takes seconds.
+/// Bytes of an unknown tail from which on others do not wait until all of it was read: 16 reads of
+/// 3 us. The longest, of 4 GiB, takes seconds.
 const LONG_TAIL: usize = 16 * TAIL_CHUNK;
 
 impl Call<'_> {

@@ -1,4 +1,5 @@
-//! HWPT_SET_DIRTY_TRACKING and HWPT_GET_DIRTY_BITMAP. Linux: `hw_pagetable.c`, `io_pagetable.c` of `drivers/iommu/iommufd`.
+//! HWPT_SET_DIRTY_TRACKING and HWPT_GET_DIRTY_BITMAP. Linux: `hw_pagetable.c`, `io_pagetable.c` of
+//! `drivers/iommu/iommufd`.
 
 use ioasis_iommupt::{Dirty, Iova, IovaRange};
 use ioasis_uapi::Result;

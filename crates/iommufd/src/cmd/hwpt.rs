@@ -1,4 +1,5 @@
-//! HWPT_ALLOC, HWPT_INVALIDATE and GET_HW_INFO. Linux: `hw_pagetable.c`, `device.c` of `drivers/iommu/iommufd`.
+//! HWPT_ALLOC, HWPT_INVALIDATE and GET_HW_INFO. Linux: `hw_pagetable.c`, `device.c` of
+//! `drivers/iommu/iommufd`.
 
 use std::sync::Arc;
 

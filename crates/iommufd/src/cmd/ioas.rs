@@ -51,7 +51,8 @@ pub(super) fn iova_ranges(call: &Call<'_>) -> Result<i64> {
     Ok(0)
 }
 
-/// Allowed ranges one call may list; a list is as long as the client says, and each entry costs memory here.
+/// Allowed ranges one call may list; a list is as long as the client says, and each entry costs
+/// memory here.
 const ALLOWED_MAX: usize = 1 << 20;
 
 pub(super) fn allow_iovas(call: &Call<'_>) -> Result<i64> {

@@ -1,7 +1,8 @@
 //! The ioctls of `/dev/iommu`: bytes become typed requests, and typed answers bytes.
 //!
-//! The order of checks is part of the interface and is that of Linux 7.2: `drivers/iommu/iommufd/main.c` for what all commands share,
-//! the file named in each module for the rest. A handler sees the client's bytes only as a decoded copy.
+//! The order of checks is part of the interface and is that of Linux 7.2:
+//! `drivers/iommu/iommufd/main.c` for what all commands share, the file named in each module for
+//! the rest. A handler sees the client's bytes only as a decoded copy.
 
 mod call;
 mod dirty;
@@ -67,8 +68,9 @@ impl Context {
     ///
     /// # Errors
     ///
-    /// `EFAULT` for an argument that cannot be read or written, `ENOTTY` for a code of neither IOMMUFD nor VFIO's container, `EINVAL` and
-    /// `E2BIG` for a struct that is too short or has unknown fields set, and whatever the command refuses.
+    /// `EFAULT` for an argument that cannot be read or written, `ENOTTY` for a code of neither
+    /// IOMMUFD nor VFIO's container, `EINVAL` and `E2BIG` for a struct that is too short or has
+    /// unknown fields set, and whatever the command refuses.
     pub fn ioctl(self: &Arc<Self>, client: &dyn Client, cmd: u32, arg: u64) -> Result<i64> {
         let number = cmd & 0xff;
         let extension = self.machine().added::<Arc<dyn Extension>>();

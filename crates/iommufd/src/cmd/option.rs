@@ -1,4 +1,5 @@
-//! DESTROY, OPTION, VFIO_IOAS. Linux: `main.c`, `ioas.c`, `vfio_compat.c` of `drivers/iommu/iommufd`.
+//! DESTROY, OPTION, VFIO_IOAS. Linux: `main.c`, `ioas.c`, `vfio_compat.c` of
+//! `drivers/iommu/iommufd`.
 
 use std::mem::offset_of;
 

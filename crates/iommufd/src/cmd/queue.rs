@@ -1,4 +1,5 @@
-//! FAULT_QUEUE_ALLOC and VEVENTQ_ALLOC: queues that come with a file. Linux: `drivers/iommu/iommufd/eventq.c`.
+//! FAULT_QUEUE_ALLOC and VEVENTQ_ALLOC: queues that come with a file. Linux:
+//! `drivers/iommu/iommufd/eventq.c`.
 
 use std::sync::Arc;
 
@@ -57,7 +58,8 @@ pub(super) fn veventq_alloc(call: &Call<'_>) -> Result<i64> {
     let reservation = call.context.objects().reserve()?;
     let head = Head::new(reservation.id());
     let queue = EventQueue::new(head, viommu.clone(), cmd.type_, cmd.veventq_depth);
-    // Whether there is one of its type already is known before there is a file. If nothing comes of it, it goes by itself.
+    // Whether there is one of its type already is known before there is a file. If nothing comes of
+    // it, it goes by itself.
     viommu.add_queue(&queue)?;
     cmd.out_veventq_id = reservation.id();
     call.prove_reply::<abi::VeventqAlloc>()?;

@@ -71,7 +71,8 @@ pub(super) fn vdevice_alloc(call: &Call<'_>) -> Result<i64> {
         vdevice.take_id_back();
         return Err(error);
     }
-    // Whoever unbinds the device meanwhile has looked for the object in vain, or waits for this lock.
+    // Whoever unbinds the device meanwhile has looked for the object in vain, or waits for this
+    // lock.
     let slot = device.vdevice.lock();
     if slot.unbinding {
         drop(slot);

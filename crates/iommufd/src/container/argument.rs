@@ -1,11 +1,13 @@
-//! The structs of VFIO's container: their first field says how long they are, and more than is known is ignored.
+//! The structs of VFIO's container: their first field says how long they are, and more than is
+//! known is ignored.
 
 use ioasis_uapi::Result;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::Client;
 
-/// Reads the first `min_size` bytes of the client's struct; `argsz`, its first field, must be no less.
+/// Reads the first `min_size` bytes of the client's struct; `argsz`, its first field, must be no
+/// less.
 ///
 /// # Errors
 ///

@@ -1,4 +1,5 @@
-//! What a container does for devices whose driver moves their bytes. Linux: `vfio_device_container_pin_pages` and what follows it.
+//! What a container does for devices whose driver moves their bytes. Linux:
+//! `vfio_device_container_pin_pages` and what follows it.
 
 use std::sync::Arc;
 
@@ -13,7 +14,8 @@ use crate::Client;
 use crate::device::access::AccessUser;
 use crate::pages::Way;
 
-/// Rounds of asking the devices to let go of a mapping before their pins are taken. Linux has a bug check there.
+/// Rounds of asking the devices to let go of a mapping before their pins are taken. Linux has a bug
+/// check there.
 const NOTIFY_ROUNDS: u32 = 10;
 
 impl State {
@@ -40,9 +42,10 @@ impl Container {
     ///
     /// # Errors
     ///
-    /// `E2BIG` for more than a call may pin; `ENOTTY` without a driver; `EINVAL` for no page, without a registered device, or where nothing is
-    /// mapped; `EACCES` in a v1 container; `EOVERFLOW`; `EBUSY` while a mapping has no process address; `EPERM` without all of `need`; `EFAULT`
-    /// and `ENOMEM` of pinning.
+    /// `E2BIG` for more than a call may pin; `ENOTTY` without a driver; `EINVAL` for no page,
+    /// without a registered device, or where nothing is mapped; `EACCES` in a v1 container;
+    /// `EOVERFLOW`; `EBUSY` while a mapping has no process address; `EPERM` without all of `need`;
+    /// `EFAULT` and `ENOMEM` of pinning.
     pub fn pin(&self, iova: Iova, pages: u64, need: Prot) -> Result<()> {
         if pages > PIN_PAGES_MAX {
             return refuse!(E2BIG, "more pages than one call pins", pages);
@@ -75,8 +78,8 @@ impl Container {
     ///
     /// # Errors
     ///
-    /// `ENOTTY` without a driver; `EBUSY` while a mapping has no process address; `EINVAL` where nothing is mapped; `EPERM` where READ is not
-    /// granted; `EFAULT` when the memory is gone.
+    /// `ENOTTY` without a driver; `EBUSY` while a mapping has no process address; `EINVAL` where
+    /// nothing is mapped; `EPERM` where READ is not granted; `EFAULT` when the memory is gone.
     pub fn read(&self, iova: Iova, buf: &mut [u8]) -> Result<()> {
         let mut state = self.state.lock();
         let mut rest = buf;
@@ -102,7 +105,8 @@ impl Container {
         })
     }
 
-    /// UNMAP_DMA. Before a mapping with pinned pages goes, the devices are asked to let go of it, with no lock held.
+    /// UNMAP_DMA. Before a mapping with pinned pages goes, the devices are asked to let go of it,
+    /// with no lock held.
     pub(super) fn unmap_dma(&self, client: &dyn Client, arg: u64) -> Result<i64> {
         let mut asked: Option<(IovaRange, u32)> = None;
         loop {

@@ -1,7 +1,8 @@
 //! The dirty log of a container: DIRTY_PAGES, and UNMAP_DMA with GET_DIRTY_BITMAP.
 //!
-//! The type1 driver does not ask the hardware: whatever a group's devices can reach is dirty each time it is read, for a device
-//! may have written it. Only emulated devices, which pin what they use, are tracked by the page.
+//! The type1 driver does not ask the hardware: whatever a group's devices can reach is dirty each
+//! time it is read, for a device may have written it. Only emulated devices, which pin what they
+//! use, are tracked by the page.
 
 use std::collections::BTreeSet;
 
@@ -52,12 +53,14 @@ pub(super) fn read_bitmap(
     Ok(bitmap)
 }
 
-/// Pages known to be dirty where no IOMMU shows the mapping to devices, which would make all of it dirty.
+/// Pages known to be dirty where no IOMMU shows the mapping to devices, which would make all of it
+/// dirty.
 #[derive(Debug, Default)]
 pub(super) struct DirtyLog {
     /// Pages, by their IOVA, of emulated devices.
     pages: BTreeSet<u64>,
-    /// Where mappings begin of which all is dirty until it is read: a group that could write them left.
+    /// Where mappings begin of which all is dirty until it is read: a group that could write them
+    /// left.
     whole: BTreeSet<u64>,
 }
 
@@ -183,7 +186,8 @@ impl Type1 {
         Ok(0)
     }
 
-    /// Removes the mappings of `range` one by one, each with its bits written first; returns the bytes.
+    /// Removes the mappings of `range` one by one, each with its bits written first; returns the
+    /// bytes.
     pub(super) fn remove_logged(
         &mut self,
         client: &dyn Client,
@@ -200,8 +204,8 @@ impl Type1 {
         Ok(bytes)
     }
 
-    /// Writes the bits of one mapping: all set when devices reach it, else those of the log. Whole words are written; of the first, the bits that
-    /// belong to what lies before the mapping stay.
+    /// Writes the bits of one mapping: all set when devices reach it, else those of the log. Whole
+    /// words are written; of the first, the bits that belong to what lies before the mapping stay.
     fn report(
         &self,
         client: &dyn Client,
@@ -223,7 +227,8 @@ impl Type1 {
         let all = self.is_mapped() || self.dirty.whole.contains(&mapping.start().0);
         let bits_of =
             |first: u64| if all { u64::MAX } else { self.dirty.word(first, bitmap.pgsize) };
-        // The first word begins `shift` pages before the mapping; of those none is in the log's answer.
+        // The first word begins `shift` pages before the mapping; of those none is in the log's
+        // answer.
         let mut next = mapping.start().0.wrapping_sub(shift << page_lg2);
         let mut left = bits + shift;
         let mut chunk = [0_u8; 4096];

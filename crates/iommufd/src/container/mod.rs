@@ -1,12 +1,14 @@
 //! The VFIO container, on an IOAS: one open of `/dev/vfio/vfio`.
 //!
-//! Which file was opened decides the rules, not the code: on `/dev/iommu` they are those of Linux's compatibility layer
-//! (`compat`), on `/dev/vfio/vfio` those of the type1 driver ([`Container`], `type1`). One IOAS does the work under both.
+//! Which file was opened decides the rules, not the code: on `/dev/iommu` they are those of Linux's
+//! compatibility layer (`compat`), on `/dev/vfio/vfio` those of the type1 driver ([`Container`],
+//! `type1`). One IOAS does the work under both.
 //!
-//! Groups come first: only they give the right to an IOMMU. SET_IOMMU then chooses the driver, and with the last group both
-//! driver and mappings go. Linux: `drivers/vfio/container.c`.
+//! Groups come first: only they give the right to an IOMMU. SET_IOMMU then chooses the driver, and
+//! with the last group both driver and mappings go. Linux: `drivers/vfio/container.c`.
 //!
-//! `Container::state` is held for a whole call, as the type1 driver holds its own lock, and comes before every lock of the IOAS.
+//! `Container::state` is held for a whole call, as the type1 driver holds its own lock, and comes
+//! before every lock of the IOAS.
 
 mod argument;
 pub(crate) mod compat;
@@ -76,8 +78,8 @@ impl Container {
     ///
     /// # Errors
     ///
-    /// `EINVAL` for everything before SET_IOMMU except the three calls of the container itself, `ENOTTY` for an unknown code after it, and whatever the call
-    /// refuses.
+    /// `EINVAL` for everything before SET_IOMMU except the three calls of the container itself,
+    /// `ENOTTY` for an unknown code after it, and whatever the call refuses.
     pub fn ioctl(&self, client: &dyn Client, cmd: u32, arg: u64) -> Result<i64> {
         let mut state = self.state.lock();
         match cmd {
@@ -152,8 +154,9 @@ impl Container {
     ///
     /// # Errors
     ///
-    /// `EPERM` for a no-iommu group without `CAP_SYS_RAWIO`, one among others or the other way round, or a group that somebody else owns; what attaching refuses
-    /// when the container has its IOMMU.
+    /// `EPERM` for a no-iommu group without `CAP_SYS_RAWIO`, one among others or the other way
+    /// round, or a group that somebody else owns; what attaching refuses when the container has its
+    /// IOMMU.
     pub fn add_group(&self, account: &Account, member: Member) -> Result<()> {
         let no_iommu = member.kind == GroupKind::NoIommu;
         if no_iommu && !account.sys_rawio {
@@ -181,7 +184,8 @@ impl Container {
         Ok(())
     }
 
-    /// Takes a group out: GROUP_UNSET_CONTAINER, or the end of the group's file. With the last one the IOMMU and all mappings go.
+    /// Takes a group out: GROUP_UNSET_CONTAINER, or the end of the group's file. With the last one
+    /// the IOMMU and all mappings go.
     pub fn remove_group(&self, group: &Arc<Group>) {
         let mut state = self.state.lock();
         let Some(at) = state.members.iter().position(|member| member.is(group)) else { return };

@@ -1,5 +1,6 @@
-//! Devices without DMA of their own on a type1 container: they pin pages of mappings, or read and write them, and are told before
-//! those go. Linux: `vfio_iommu_type1_pin_pages`, `_unpin_pages`, `_dma_rw`, `vfio_notify_dma_unmap`.
+//! Devices without DMA of their own on a type1 container: they pin pages of mappings, or read and
+//! write them, and are told before those go. Linux: `vfio_iommu_type1_pin_pages`, `_unpin_pages`,
+//! `_dma_rw`, `vfio_notify_dma_unmap`.
 //!
 //! Every page is pinned for itself and counted; a pin of a page is given back one by one.
 
@@ -41,8 +42,8 @@ impl Type1 {
     ///
     /// # Errors
     ///
-    /// `EACCES` in a v1 container; `EBUSY` while a mapping has no process address; `EINVAL` where nothing is mapped; `EPERM` without all of
-    /// `need`; `EFAULT` and `ENOMEM` of pinning.
+    /// `EACCES` in a v1 container; `EBUSY` while a mapping has no process address; `EINVAL` where
+    /// nothing is mapped; `EPERM` without all of `need`; `EFAULT` and `ENOMEM` of pinning.
     pub(super) fn pin(&mut self, range: IovaRange, need: Prot) -> Result<()> {
         self.check_addresses()?;
         for page in each_page(range) {
@@ -112,12 +113,13 @@ impl Type1 {
         self.pinned_in(range).collect()
     }
 
-    /// Moves bytes at `iova` for a driver that has pinned nothing; `each` gets an area, the first byte of its pages and how many.
+    /// Moves bytes at `iova` for a driver that has pinned nothing; `each` gets an area, the first
+    /// byte of its pages and how many.
     ///
     /// # Errors
     ///
-    /// `EBUSY` while a mapping has no process address; `EINVAL` where nothing is mapped; `EPERM` without READ, or without WRITE for a
-    /// `need` of it; `EFAULT` when the memory is gone.
+    /// `EBUSY` while a mapping has no process address; `EINVAL` where nothing is mapped; `EPERM`
+    /// without READ, or without WRITE for a `need` of it; `EFAULT` when the memory is gone.
     pub(super) fn access(
         &mut self,
         iova: Iova,

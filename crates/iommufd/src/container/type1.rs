@@ -119,7 +119,8 @@ impl Type1 {
         }
     }
 
-    /// Attaches a group: an existing page table if one suits it, else one of its own that shows all mappings.
+    /// Attaches a group: an existing page table if one suits it, else one of its own that shows all
+    /// mappings.
     pub(super) fn attach(&mut self, member: &Member) -> Result<()> {
         if !self.invalid.is_empty() {
             return refuse!(
@@ -196,7 +197,8 @@ impl Type1 {
         Ok(())
     }
 
-    /// Detaches a group; with the last of a page table that goes, with the last of all every mapping.
+    /// Detaches a group; with the last of a page table that goes, with the last of all every
+    /// mapping.
     pub(super) fn detach(&mut self, member: &Member) {
         self.emulated.retain(|group| !member.is(group));
         if let Some(at) = self
@@ -320,7 +322,8 @@ impl Type1 {
             account,
         };
         match map_pages(&self.machine, &self.ioas, request, Rule::type1(&account)) {
-            // A range that is mapped already is judged first; the IOAS judges it after one that cannot be.
+            // A range that is mapped already is judged first; the IOAS judges it after one that
+            // cannot be.
             Err(error) if error.errno == Errno::EINVAL => {
                 self.check_unmapped(range)?;
                 Err(error)
@@ -441,7 +444,8 @@ impl Type1 {
                 None => Ok(Some(range)),
             };
         }
-        // A mapping goes whole when its first byte is in the range; one that began before stops everything.
+        // A mapping goes whole when its first byte is in the range; one that began before stops
+        // everything.
         if self.ioas.area_at(range.start()).is_some_and(|first| first.start() < range.start()) {
             return Ok(None);
         }

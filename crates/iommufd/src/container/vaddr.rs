@@ -1,7 +1,8 @@
 //! Mappings that change their process: UNMAP_DMA and MAP_DMA with VADDR.
 //!
-//! A live update takes the process address away, hands the container to a process that has the same memory elsewhere, and gives the
-//! new address. Devices go on all the while: what is pinned stays pinned.
+//! A live update takes the process address away, hands the container to a process that has the same
+//! memory elsewhere, and gives the new address. Devices go on all the while: what is pinned stays
+//! pinned.
 
 use ioasis_iommupt::IovaRange;
 use ioasis_uapi::Result;
@@ -23,7 +24,8 @@ impl Type1 {
         Ok(ranges.iter().fold(0, |bytes: u64, range| bytes.wrapping_add(range.span() + 1)))
     }
 
-    /// Gives the mapping of exactly `range` the caller's address `vaddr`; the caller pays from now on.
+    /// Gives the mapping of exactly `range` the caller's address `vaddr`; the caller pays from now
+    /// on.
     pub(super) fn set_vaddr(
         &mut self,
         client: &dyn Client,

@@ -1,10 +1,12 @@
-//! Access: memory behind IOVAs for a device that has no DMA of its own, a mediated one for instance.
+//! Access: memory behind IOVAs for a device that has no DMA of its own, a mediated one for
+//! instance.
 //!
-//! An access reads and writes through an IOAS, or pins pages and keeps their addresses. Before an area goes, every
-//! access of the IOAS is told, and must unpin before it returns. Linux: `drivers/iommu/iommufd/device.c`, from
-//! `iommufd_access_create` on.
+//! An access reads and writes through an IOAS, or pins pages and keeps their addresses. Before an
+//! area goes, every access of the IOAS is told, and must unpin before it returns. Linux:
+//! `drivers/iommu/iommufd/device.c`, from `iommufd_access_create` on.
 //!
-//! Lock order: `Access::state` -> `Ioas::space` -> `Pages::pins`. [`AccessUser::unmap`] is called with none of them held.
+//! Lock order: `Access::state` -> `Ioas::space` -> `Pages::pins`. [`AccessUser::unmap`] is called
+//! with none of them held.
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -106,7 +108,8 @@ impl Access {
     ///
     /// # Errors
     ///
-    /// `EBUSY` while another change is under way, `EADDRINUSE` when the mappings there are less aligned than needed.
+    /// `EBUSY` while another change is under way, `EADDRINUSE` when the mappings there are less
+    /// aligned than needed.
     pub(crate) fn change_ioas(self: &Arc<Self>, ioas: Option<Held<Ioas>>) -> Result<()> {
         if ioas.is_some() {
             step("an access's place in an IOAS")?;
@@ -159,12 +162,14 @@ impl Access {
         }
     }
 
-    /// Pins the pages of `length` bytes from `iova`, which begin on a page, and returns where the pages are.
+    /// Pins the pages of `length` bytes from `iova`, which begin on a page, and returns where the
+    /// pages are.
     ///
     /// # Errors
     ///
-    /// `EINVAL` for no bytes, bytes that do not begin on a page or go on within one in the next area, or a dma-buf; `EOVERFLOW` past the end; `ENOENT` where nothing is mapped or
-    /// the access is not attached; `EPERM` without the permission; `EFAULT` and `ENOMEM` of pinning.
+    /// `EINVAL` for no bytes, bytes that do not begin on a page or go on within one in the next
+    /// area, or a dma-buf; `EOVERFLOW` past the end; `ENOENT` where nothing is mapped or the access
+    /// is not attached; `EPERM` without the permission; `EFAULT` and `ENOMEM` of pinning.
     pub(crate) fn pin(&self, iova: Iova, length: u64, need: Prot) -> Result<Vec<Run>> {
         let range = range_of(iova, length)?;
         let mut state = self.state.lock();
@@ -288,7 +293,8 @@ fn check_access(area: &Area, need: Prot) -> Result<()> {
     Ok(())
 }
 
-/// Pins the pages of an area from `part` on, whole; those of the last area may end anywhere. Linux: `iopt_area_contig_is_aligned`.
+/// Pins the pages of an area from `part` on, whole; those of the last area may end anywhere. Linux:
+/// `iopt_area_contig_is_aligned`.
 fn pin_area(
     area: &Area,
     part: IovaRange,

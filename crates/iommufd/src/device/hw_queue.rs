@@ -1,5 +1,5 @@
-//! Hardware queues: what a guest owns of the hardware, in memory of its own that stays where it is. Linux:
-//! `iommufd_hw_queue_alloc_ioctl` in `drivers/iommu/iommufd/viommu.c`.
+//! Hardware queues: what a guest owns of the hardware, in memory of its own that stays where it is.
+//! Linux: `iommufd_hw_queue_alloc_ioctl` in `drivers/iommu/iommufd/viommu.c`.
 
 use std::sync::Arc;
 
@@ -41,12 +41,13 @@ impl Tracked for HwQueue {
 }
 
 impl HwQueue {
-    /// Pins `length` bytes from `base`, an address in the nest parent, and starts queue `index` there.
+    /// Pins `length` bytes from `base`, an address in the nest parent, and starts queue `index`
+    /// there.
     ///
     /// # Errors
     ///
-    /// `ERANGE` when the pages cannot be counted, `ENOENT` where nothing is mapped, `EFAULT` for memory in pieces, and what the
-    /// hardware says to the index.
+    /// `ERANGE` when the pages cannot be counted, `ENOENT` where nothing is mapped, `EFAULT` for
+    /// memory in pieces, and what the hardware says to the index.
     pub(crate) fn new(
         head: Head,
         viommu: &Held<Viommu>,

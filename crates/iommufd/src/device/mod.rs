@@ -1,7 +1,7 @@
 //! Device: an endpoint bound to a context, and what it is attached to.
 //!
-//! The devices of one group are attached together: the first one attaches the group, the others follow and only add
-//! their reserved ranges. Linux: `drivers/iommu/iommufd/device.c`.
+//! The devices of one group are attached together: the first one attaches the group, the others
+//! follow and only add their reserved ranges. Linux: `drivers/iommu/iommufd/device.c`.
 //!
 //! Lock order: `Ioas::hwpts` -> `DeviceGroup::attaches` -> `Ioas::space`.
 
@@ -149,8 +149,9 @@ impl Device {
         Ok(())
     }
 
-    /// What the hardware says to `hwpt` under `pasid`. A device without PASIDs is asked nothing about them, for it can send none:
-    /// the group notes the attachment all the same. Linux: `iommu_attach_device_pasid`, `__iommu_set_group_pasid`.
+    /// What the hardware says to `hwpt` under `pasid`. A device without PASIDs is asked nothing
+    /// about them, for it can send none: the group notes the attachment all the same. Linux:
+    /// `iommu_attach_device_pasid`, `__iommu_set_group_pasid`.
     fn check_hardware(&self, hwpt: &Hwpt, pasid: u32, change: Change) -> Result<()> {
         let group = &self.group.group;
         if pasid == NO_PASID {
@@ -212,7 +213,8 @@ impl Device {
         Guest { viommu, virtual_id }
     }
 
-    /// Tells the IOMMU's driver, where that is asked about this PASID, what the device is about to translate through.
+    /// Tells the IOMMU's driver, where that is asked about this PASID, what the device is about to
+    /// translate through.
     fn tell_hardware(&self, pasid: u32, to: AttachTo) -> Result<()> {
         if pasid != NO_PASID && self.endpoint.pasid_width() == 0 {
             return Ok(());
@@ -228,7 +230,8 @@ impl Device {
         }
     }
 
-    /// Queues a page request where the HWPT attached under its PASID has a fault queue, and waits for no answer; says whether it has.
+    /// Queues a page request where the HWPT attached under its PASID has a fault queue, and waits
+    /// for no answer; says whether it has.
     pub(crate) fn post_page_request(&self, request: &PageAsk) -> bool {
         // A guest that has the device's own tables has its PASIDs too.
         let own =
@@ -344,7 +347,8 @@ fn cancel(hwpt: &Hwpt, token: u64) {
     }
 }
 
-/// Keeps the reserved ranges of `endpoint` free in `ioas`. Linux: `iopt_table_enforce_dev_resv_regions`.
+/// Keeps the reserved ranges of `endpoint` free in `ioas`. Linux:
+/// `iopt_table_enforce_dev_resv_regions`.
 ///
 /// # Errors
 ///

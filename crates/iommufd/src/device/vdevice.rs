@@ -1,4 +1,5 @@
-//! Virtual devices: a device under the id by which a guest knows it. Linux: `drivers/iommu/iommufd/viommu.c`.
+//! Virtual devices: a device under the id by which a guest knows it. Linux:
+//! `drivers/iommu/iommufd/viommu.c`.
 //!
 //! Lock order: `Device::vdevice` -> `Viommu::state`.
 
@@ -38,8 +39,8 @@ impl Vdevice {
     ///
     /// # Errors
     ///
-    /// `ENOENT` when the device is being unbound, `EEXIST` when it has an id or another device has this one, `EINVAL` and `ENOSPC`
-    /// where an interface matches stream ids.
+    /// `ENOENT` when the device is being unbound, `EEXIST` when it has an id or another device has
+    /// this one, `EINVAL` and `ENOSPC` where an interface matches stream ids.
     pub(crate) fn new(
         head: Head,
         viommu: &Held<Viommu>,

@@ -1,7 +1,7 @@
 //! Attachment: what the endpoints of a group translate through, and whom they tell.
 //!
-//! Who listens is an object of a client's, which the hardware does not know: it has a sink for page requests, one for events of a
-//! guest, and somebody to ask what else is mapped.
+//! Who listens is an object of a client's, which the hardware does not know: it has a sink for page
+//! requests, one for events of a guest, and somebody to ask what else is mapped.
 
 use std::fmt::Debug;
 use std::sync::{Arc, Weak};
@@ -51,12 +51,14 @@ pub(crate) struct Around {
 #[derive(Debug)]
 pub(crate) struct Guest {
     pub(crate) viommu: Weak<dyn EventSink>,
-    /// The virtual id it had when it was attached, and goes by from then on: `iommufd_viommu_get_vdev_id` in the drivers' attach.
+    /// The virtual id it had when it was attached, and goes by from then on:
+    /// `iommufd_viommu_get_vdev_id` in the drivers' attach.
     pub(crate) virtual_id: Option<u64>,
 }
 
 impl Attachment {
-    /// Tells the guest that a transaction was refused, if its IOMMU has a word for that and somebody listens.
+    /// Tells the guest that a transaction was refused, if its IOMMU has a word for that and
+    /// somebody listens.
     pub(crate) fn report_refused(&self, iova: Iova, need: Prot, reason: Reason) {
         let Some(guest) = &self.guest else { return };
         let (Some(viommu), Some(virtual_id)) = (guest.viommu.upgrade(), guest.virtual_id) else {

@@ -56,8 +56,8 @@ pub(crate) struct Domain {
 }
 
 impl Domain {
-    /// An empty table for a HWPT with these HWPT_ALLOC flags, as `device`, behind `iommu`, has it. `data` is there if the client sent
-    /// any.
+    /// An empty table for a HWPT with these HWPT_ALLOC flags, as `device`, behind `iommu`, has it.
+    /// `data` is there if the client sent any.
     ///
     /// # Errors
     ///
@@ -151,7 +151,8 @@ impl Domain {
     ) -> Result<()> {
         step("a page table")?;
         if !prot.intersects(Prot::READ | Prot::WRITE) {
-            // map_pages in generic_pt/iommu_pt.h, arm_lpae_map_pages. Linux's compatibility layer asks for it.
+            // map_pages in generic_pt/iommu_pt.h, arm_lpae_map_pages. Linux's compatibility layer
+            // asks for it.
             return refuse!(EINVAL, "a leaf grants reads, writes or both", iova.0);
         }
         let mut writer = self.writer.lock();
@@ -220,8 +221,9 @@ impl Domain {
         self.machine.underway.wait(|route, _| route.nested && route.domain == self.token);
     }
 
-    /// Reports the dirty ranges inside `range`. What is cleared has been written by the time it returns, for a translation that set
-    /// the bit may be in use until then, or is dirty again: what a copy is writing that may last for ever is waited for by nobody.
+    /// Reports the dirty ranges inside `range`. What is cleared has been written by the time it
+    /// returns, for a translation that set the bit may be in use until then, or is dirty again:
+    /// what a copy is writing that may last for ever is waited for by nobody.
     pub(crate) fn read_dirty(
         &self,
         range: IovaRange,

@@ -1,4 +1,5 @@
-//! Endpoints: devices as the IOMMU sees them, each with a requester ID and what it translates through.
+//! Endpoints: devices as the IOMMU sees them, each with a requester ID and what it translates
+//! through.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -56,8 +57,9 @@ impl Endpoint {
         self.config.pasid_bits.min(self.iommu().pasid_bits).min(20)
     }
 
-    /// Ends what its DMA waits for: a page request that is on its way is refused, and no other is made meanwhile. To be held
-    /// while the device is reset or stopped, which would else wait for the client.
+    /// Ends what its DMA waits for: a page request that is on its way is refused, and no other is
+    /// made meanwhile. To be held while the device is reset or stopped, which would else wait for
+    /// the client.
     #[must_use]
     pub fn silence(&self) -> Silence<'_> {
         self.silenced.fetch_add(1, Ordering::AcqRel);
@@ -90,7 +92,8 @@ impl Endpoint {
         self.iommu().ops().tracks_dirty(self.iommu(), &self.config)
     }
 
-    /// The registers GET_HW_INFO shows, under their type; `wanted` is the type asked for, or the default.
+    /// The registers GET_HW_INFO shows, under their type; `wanted` is the type asked for, or the
+    /// default.
     ///
     /// # Errors
     ///
@@ -117,7 +120,8 @@ impl Endpoint {
         self.group.iommu()
     }
 
-    /// What transactions with `pasid`, 0 for none, translate through: what is attached to it, or the guest's table of PASIDs.
+    /// What transactions with `pasid`, 0 for none, translate through: what is attached to it, or
+    /// the guest's table of PASIDs.
     pub(crate) fn attachment(&self, pasid: u32) -> Option<Arc<Attachment>> {
         if pasid == 0 {
             return self.group.attachment();

@@ -20,10 +20,11 @@ pub struct RefusedDma {
     pub need: Prot,
     /// Why not.
     pub reason: Reason,
-    /// The mapping nearest to the address, if there is any. Not known for addresses of a client's own table.
+    /// The mapping nearest to the address, if there is any. Not known for addresses of a client's
+    /// own table.
     pub nearest: Option<IovaRange>,
-    /// The range around the address that was unmapped last, and the process that unmapped it: what was mapped there before. Not
-    /// known for addresses of a client's own table.
+    /// The range around the address that was unmapped last, and the process that unmapped it: what
+    /// was mapped there before. Not known for addresses of a client's own table.
     pub unmapped: Option<(IovaRange, u32)>,
 }
 

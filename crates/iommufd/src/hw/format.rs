@@ -15,15 +15,18 @@ use crate::inject::step;
 pub(crate) enum Stage {
     /// The only one.
     Single,
-    /// The only one, and one that a PASID can have: x86 hardware takes the processor's format there.
+    /// The only one, and one that a PASID can have: x86 hardware takes the processor's format
+    /// there.
     OfPasid,
     /// The second, below tables of the client's own.
     NestParent,
 }
 
 impl Stage {
-    /// What HWPT_ALLOC flags ask for. Linux: `intel_iommu_domain_alloc_paging_flags`, `amd_iommu_domain_alloc_paging_flags`.
-    // DIFFERS: Linux takes VT-d's first stage for a HWPT without flags too; a client sees a narrower aperture there.
+    /// What HWPT_ALLOC flags ask for. Linux: `intel_iommu_domain_alloc_paging_flags`,
+    /// `amd_iommu_domain_alloc_paging_flags`.
+    // DIFFERS: Linux takes VT-d's first stage for a HWPT without flags too; a client sees a
+    // narrower aperture there.
     fn of(flags: u32) -> Self {
         let has = |flag| flags & flag != 0;
         if has(abi::HWPT_ALLOC_NEST_PARENT) {
@@ -36,8 +39,8 @@ impl Stage {
     }
 }
 
-/// Tables of 4 KiB one domain may have: 4 GiB, which map 2 TiB as single pages. Linux charges them to the client; ours
-/// are taken from the supervisor's memory.
+/// Tables of 4 KiB one domain may have: 4 GiB, which map 2 TiB as single pages. Linux charges them
+/// to the client; ours are taken from the supervisor's memory.
 const TABLES_MAX: usize = 1 << 20;
 
 /// An empty page table for `iommu`, in the format that `format` chooses for a stage.

@@ -1,7 +1,8 @@
 //! Groups: endpoints that the IOMMU cannot tell apart. They share one owner and one attachment.
 //!
-//! Lock order: `Group::ownership` comes after all other locks of a context; the last claim waits for DMA under it.
-//! `Group::attachment` is swapped under the lock of whoever owns the group. `Group::endpoints` is a leaf.
+//! Lock order: `Group::ownership` comes after all other locks of a context; the last claim waits
+//! for DMA under it. `Group::attachment` is swapped under the lock of whoever owns the group.
+//! `Group::endpoints` is a leaf.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
@@ -162,7 +163,8 @@ impl Group {
         let mut ownership = self.ownership.lock();
         ownership.claims = ownership.claims.checked_sub(1).expect("a claim is given back once");
         if ownership.claims == 0 {
-            // Under the lock: the next owner attaches after this, or its attachment would be what is taken away.
+            // Under the lock: the next owner attaches after this, or its attachment would be what
+            // is taken away.
             self.attach(None);
             ownership.owner = None;
         }
@@ -174,7 +176,8 @@ impl Group {
         self.ownership.lock().claims > 0
     }
 
-    /// Makes all endpoints translate through `attachment`, or blocks them. No DMA uses what was there before when it returns.
+    /// Makes all endpoints translate through `attachment`, or blocks them. No DMA uses what was
+    /// there before when it returns.
     pub(crate) fn attach(&self, attachment: Option<Attachment>) {
         if let Some(new) = &attachment {
             new.domain.users().add(self.token);
@@ -186,8 +189,8 @@ impl Group {
         }
     }
 
-    /// Makes transactions with `pasid` of all endpoints translate through `attachment`, or blocks them. The owner of the group
-    /// calls it, one call at a time. Linux: `__iommu_set_group_pasid`.
+    /// Makes transactions with `pasid` of all endpoints translate through `attachment`, or blocks
+    /// them. The owner of the group calls it, one call at a time. Linux: `__iommu_set_group_pasid`.
     pub(crate) fn attach_pasid(&self, pasid: u32, attachment: Option<Attachment>) {
         let mut pasids = BTreeMap::clone(&self.pasids.load());
         let old = match attachment {

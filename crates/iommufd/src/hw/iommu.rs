@@ -26,7 +26,8 @@ pub enum Kind {
 pub struct Iommu {
     /// Whose hardware it imitates.
     pub kind: Kind,
-    /// What its driver does, where it is of a kind that the program brings along; none: what the driver of `kind` does.
+    /// What its driver does, where it is of a kind that the program brings along; none: what the
+    /// driver of `kind` does.
     pub brought: Option<&'static dyn IommuOps>,
     /// IOVAs it can translate.
     pub aperture: IovaRange,

@@ -1,18 +1,21 @@
 //! Nested translation: a client's own table, walked by device DMA, over a nest parent.
 //!
-//! What was walked is remembered, as hardware's IOTLB remembers it: a client that changes its table and does not invalidate
-//! goes on seeing the old translation. When an invalidation returns, no DMA uses what it took away: what is walked while it runs
-//! is not remembered, and it waits for the sections that were open. The parent's part is looked up anew each time, so that an
-//! unmap there counts at once; any change there also takes away all that was walked, for the client's table may lie in what is
-//! gone (Linux: `INV_TYPE_S2_VMID_S1_CLEAR`, `CACHE_TAG_NESTING_IOTLB`). A table that no command invalidates (AMD's, in Linux
-//! 7.2) is walked each time.
+//! What was walked is remembered, as hardware's IOTLB remembers it: a client that changes its table
+//! and does not invalidate goes on seeing the old translation. When an invalidation returns, no DMA
+//! uses what it took away: what is walked while it runs is not remembered, and it waits for the
+//! sections that were open. The parent's part is looked up anew each time, so that an unmap there
+//! counts at once; any change there also takes away all that was walked, for the client's table may
+//! lie in what is gone (Linux: `INV_TYPE_S2_VMID_S1_CLEAR`, `CACHE_TAG_NESTING_IOTLB`). A table
+//! that no command invalidates (AMD's, in Linux 7.2) is walked each time.
 //!
-//! The client's table may lie in memory whose pages somebody must give first ([`Backing::may_wait`](crate::Backing::may_wait)). Nobody
-//! waits for them inside a section: the walk is made ahead of the translation, outside, and counts if nothing was taken away since
+//! The client's table may lie in memory whose pages somebody must give first
+//! ([`Backing::may_wait`](crate::Backing::may_wait)). Nobody waits for them inside a section: the
+//! walk is made ahead of the translation, outside, and counts if nothing was taken away since
 //! ([`Ahead`]).
 //!
-//! DIFFERS: accessed and dirty bits of the client's table are not set. Its words can lie in private memory of a process, which is
-//! reached by copies only: a bit set that way could undo a store of the client's own.
+//! DIFFERS: accessed and dirty bits of the client's table are not set. Its words can lie in private
+//! memory of a process, which is reached by copies only: a bit set that way could undo a store of
+//! the client's own.
 //!
 //! `Nested::cache` is a leaf lock, taken inside a section and never held across one.
 
@@ -123,7 +126,8 @@ impl Nested {
         done
     }
 
-    /// Translates through both stages, as [`TableReader::translate`](ioasis_iommupt::TableReader::translate) does through one; says
+    /// Translates through both stages, as
+    /// [`TableReader::translate`](ioasis_iommupt::TableReader::translate) does through one; says
     /// also which address of the parent's that is. Inside a section; `ahead` was walked before it.
     pub(crate) fn translate(
         &self,
@@ -152,7 +156,8 @@ impl Nested {
         Ok((ipa, run.map_err(|fault| Fault { iova, ..fault })?))
     }
 
-    /// The translation of `iova` that is remembered, or what was seen of invalidations and changes before a walk.
+    /// The translation of `iova` that is remembered, or what was seen of invalidations and changes
+    /// before a walk.
     fn remembered(&self, pasid: u32, iova: Iova) -> Result<(u64, Cached), (u64, u64)> {
         let mut cache = self.cache.lock();
         let changes = self.changes.count();
@@ -185,7 +190,8 @@ impl Nested {
         if waits { Err(Missed::WalkAhead) } else { Ok(walked) }
     }
 
-    /// Walks outside of any section: `read` reads a word of the client's table, and notes that it does.
+    /// Walks outside of any section: `read` reads a word of the client's table, and notes that it
+    /// does.
     pub(crate) fn walk_ahead(
         &self,
         pasid: u32,

@@ -1,9 +1,11 @@
-//! What differs between IOMMUs: the operations of `struct iommu_ops` and its kin (`include/linux/iommu.h`).
+//! What differs between IOMMUs: the operations of `struct iommu_ops` and its kin
+//! (`include/linux/iommu.h`).
 //!
-//! An [`Iommu`] names its [`IommuOps`]; every kind this crate knows has one file that implements them, and a program may bring its
-//! own. The core asks wherever Linux asks the driver: how a device describes itself, which page tables it walks, what it thinks of the
-//! data a client sends along. What an IOMMU does not have stays at the default, which is Linux's answer for a driver without the
-//! operation.
+//! An [`Iommu`] names its [`IommuOps`]; every kind this crate knows has one file that implements
+//! them, and a program may bring its own. The core asks wherever Linux asks the driver: how a
+//! device describes itself, which page tables it walks, what it thinks of the data a client sends
+//! along. What an IOMMU does not have stays at the default, which is Linux's answer for a driver
+//! without the operation.
 //!
 //! No lock of the core is an operation's to take; what it is called under is said at each method.
 
@@ -20,7 +22,8 @@ use super::iommu::{EndpointConfig, Iommu};
 use super::phys::Phys;
 use crate::client::{Client, PAGE_SIZE};
 
-/// What a client sent along for the driver: `data_type`, `data_uptr` and `data_len` of HWPT_ALLOC and VIOMMU_ALLOC.
+/// What a client sent along for the driver: `data_type`, `data_uptr` and `data_len` of HWPT_ALLOC
+/// and VIOMMU_ALLOC.
 #[derive(Clone, Copy)]
 #[expect(missing_debug_implementations, reason = "a client cannot be printed")]
 pub struct UserData<'a> {
@@ -35,11 +38,13 @@ pub struct UserData<'a> {
 }
 
 impl UserData<'_> {
-    /// The struct, which is of type `kind`; its first version has `min_size` bytes. As `iommu_copy_struct_from_user`.
+    /// The struct, which is of type `kind`; its first version has `min_size` bytes. As
+    /// `iommu_copy_struct_from_user`.
     ///
     /// # Errors
     ///
-    /// `EINVAL` for another type, less than `min_size` bytes or more than there are fields for, `EFAULT`.
+    /// `EINVAL` for another type, less than `min_size` bytes or more than there are fields for,
+    /// `EFAULT`.
     pub fn read<T: FromBytes + IntoBytes>(&self, kind: u32, min_size: usize) -> Result<T> {
         if self.kind != kind {
             return refuse!(EINVAL, "the data is of another type", u64::from(self.kind));
@@ -76,11 +81,13 @@ pub struct UserArray<'a> {
 }
 
 impl UserArray<'_> {
-    /// One request, whose first version has `min_size` bytes. As `iommu_copy_struct_from_user_array`.
+    /// One request, whose first version has `min_size` bytes. As
+    /// `iommu_copy_struct_from_user_array`.
     ///
     /// # Errors
     ///
-    /// `EINVAL` when a request has less than `min_size` bytes or more than there are fields for, `EFAULT`.
+    /// `EINVAL` when a request has less than `min_size` bytes or more than there are fields for,
+    /// `EFAULT`.
     pub fn read<T: FromBytes + IntoBytes>(&self, index: u32, min_size: usize) -> Result<T> {
         check_length::<T>(self.entry_length, min_size)?;
         read_struct(self.client, self.address_of(index), self.entry_length)
@@ -187,7 +194,8 @@ pub enum AttachTo {
 ///
 /// `iommu` is the one that is asked, `device` the endpoint behind it that the call is about.
 pub trait IommuOps: Debug + Send + Sync {
-    /// The registers GET_HW_INFO shows, under their type; `wanted` is the type asked for, or the default.
+    /// The registers GET_HW_INFO shows, under their type; `wanted` is the type asked for, or the
+    /// default.
     ///
     /// # Errors
     ///
@@ -205,8 +213,9 @@ pub trait IommuOps: Debug + Send + Sync {
         iommu.dirty_tracking
     }
 
-    /// A page table for a HWPT with these HWPT_ALLOC flags: `domain_alloc_paging_flags`. `data` is there if the client sent any;
-    /// `quiesce` waits for the DMA of whoever will translate through the table.
+    /// A page table for a HWPT with these HWPT_ALLOC flags: `domain_alloc_paging_flags`. `data` is
+    /// there if the client sent any; `quiesce` waits for the DMA of whoever will translate through
+    /// the table.
     ///
     /// # Errors
     ///
@@ -240,13 +249,15 @@ pub trait IommuOps: Debug + Send + Sync {
         refuse!(EOPNOTSUPP, "the device's IOMMU takes no tables of the client's own on a HWPT")
     }
 
-    /// Whether virtual IOMMUs of type `kind` exist: `get_viommu_size`. Asked before the client's data is read.
+    /// Whether virtual IOMMUs of type `kind` exist: `get_viommu_size`. Asked before the client's
+    /// data is read.
     fn has_viommu(&self, iommu: &Iommu, kind: u32) -> bool {
         let _ = (iommu, kind);
         false
     }
 
-    /// A virtual IOMMU of type `kind`, which exists: `viommu_init`. `data` is there if the client sent any.
+    /// A virtual IOMMU of type `kind`, which exists: `viommu_init`. `data` is there if the client
+    /// sent any.
     ///
     /// # Errors
     ///
@@ -271,13 +282,15 @@ pub trait IommuOps: Debug + Send + Sync {
         Ok(())
     }
 
-    /// Whether the driver looks at a nested table's parent when a device is attached, and at the virtual id each time. The mock
-    /// driver of Linux's tests looks at neither (`mock_domain_nop_attach`).
+    /// Whether the driver looks at a nested table's parent when a device is attached, and at the
+    /// virtual id each time. The mock driver of Linux's tests looks at neither
+    /// (`mock_domain_nop_attach`).
     fn judges_nested_attach(&self) -> bool {
         true
     }
 
-    /// The device is about to translate `pasid` through something else; called with the lock of its attachments held.
+    /// The device is about to translate `pasid` through something else; called with the lock of its
+    /// attachments held.
     ///
     /// # Errors
     ///
@@ -287,7 +300,8 @@ pub trait IommuOps: Debug + Send + Sync {
         Ok(())
     }
 
-    /// The type and bytes of the event that tells a guest of a refused transaction of the device it knows as `virtual_id`.
+    /// The type and bytes of the event that tells a guest of a refused transaction of the device it
+    /// knows as `virtual_id`.
     fn refused(
         &self,
         virtual_id: u64,
@@ -328,16 +342,19 @@ impl Walked {
     }
 }
 
-/// Reads a word of a client's own table, by its address in the nest parent; `None` where nothing is mapped.
+/// Reads a word of a client's own table, by its address in the nest parent; `None` where nothing is
+/// mapped.
 pub type ReadWord<'a> = &'a mut dyn FnMut(u64) -> Option<u64>;
 
 /// What was walked in a client's own table, and is remembered.
 pub trait Iotlb {
-    /// Forgets what was walked for addresses from `start` to `last`. DMA that has begun may still use it.
+    /// Forgets what was walked for addresses from `start` to `last`. DMA that has begun may still
+    /// use it.
     fn invalidate(&self, start: u64, last: u64);
 }
 
-/// A client's own first stage: where it begins, and what its words mean. Linux: `struct iommu_domain_ops` of a nested domain.
+/// A client's own first stage: where it begins, and what its words mean. Linux: `struct
+/// iommu_domain_ops` of a nested domain.
 pub trait NestedOps: Debug + Send + Sync + Any {
     /// Follows the table from `iova`, used with `pasid`.
     fn walk(&self, pasid: u32, iova: u64, read: ReadWord<'_>) -> Walked;
@@ -352,12 +369,14 @@ pub trait NestedOps: Debug + Send + Sync + Any {
         false
     }
 
-    /// Whether a command exists by which the client invalidates what was walked; else nothing is remembered.
+    /// Whether a command exists by which the client invalidates what was walked; else nothing is
+    /// remembered.
     fn is_invalidated(&self) -> bool {
         true
     }
 
-    /// Carries out requests of HWPT_INVALIDATE: `cache_invalidate_user`. No request at all asks whether their type is known.
+    /// Carries out requests of HWPT_INVALIDATE: `cache_invalidate_user`. No request at all asks
+    /// whether their type is known.
     fn invalidate(&self, iotlb: &dyn Iotlb, requests: &UserArray<'_>) -> Invalidated {
         let _ = (iotlb, requests);
         Invalidated::refused(Error::new(Errno::EOPNOTSUPP, "the nested table has no invalidations"))
@@ -425,7 +444,8 @@ pub trait ViommuOps: Debug + Send + Sync + Any {
     ///
     /// # Errors
     ///
-    /// `EINVAL` for an index it does not have, `EEXIST` when it is in use, `EIO` when one that must precede it is not.
+    /// `EINVAL` for an index it does not have, `EEXIST` when it is in use, `EIO` when one that must
+    /// precede it is not.
     fn start_queue(
         &self,
         viommu: &Arc<dyn ViommuCore>,
@@ -437,8 +457,8 @@ pub trait ViommuOps: Debug + Send + Sync + Any {
         refuse!(EINVAL, "the virtual IOMMU has no queues", u64::from(index))
     }
 
-    /// Whether queue `index` may go: no queue that follows it is in use. Whoever hears so stops it. Asked under the lock of the
-    /// objects.
+    /// Whether queue `index` may go: no queue that follows it is in use. Whoever hears so stops it.
+    /// Asked under the lock of the objects.
     fn may_stop_queue(&self, index: u32) -> bool {
         let _ = index;
         true

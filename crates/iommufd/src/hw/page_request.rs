@@ -1,4 +1,5 @@
-//! Page requests: a device that may ask (PRI) and meets a page that is not there. Linux: `drivers/iommu/io-pgfault.c`.
+//! Page requests: a device that may ask (PRI) and meets a page that is not there. Linux:
+//! `drivers/iommu/io-pgfault.c`.
 
 use std::fmt::Debug;
 
@@ -40,7 +41,8 @@ pub(crate) fn perm_of(need: Prot) -> u32 {
 
 /// Where page requests go: a fault queue of a client's.
 pub(crate) trait FaultSink: Debug + Send + Sync {
-    /// Sends a page request and waits for the answer, unless the attachment it goes through no longer stands.
+    /// Sends a page request and waits for the answer, unless the attachment it goes through no
+    /// longer stands.
     fn request(&self, request: PageRequest, stands: &dyn Fn() -> bool) -> PageResponse;
 
     /// Sends a page request for which nobody waits.

@@ -1,10 +1,12 @@
 //! One simulated physical space: what the output addresses of all page tables mean.
 //!
-//! A [`Pa`] names a window of 1 GiB of one backing (the bits above 30) and a byte in it (the bits below). The window of a
-//! page follows from its backing and offset alone, so the same page has the same address wherever it is mapped, and
-//! memory that is contiguous in its backing is contiguous here: large leaves fit.
+//! A [`Pa`] names a window of 1 GiB of one backing (the bits above 30) and a byte in it (the bits
+//! below). The window of a page follows from its backing and offset alone, so the same page has the
+//! same address wherever it is mapped, and memory that is contiguous in its backing is contiguous
+//! here: large leaves fit.
 //!
-//! A window exists as long as a [`Pages`](crate::pages::Pages) object holds memory in it. Looking one up takes no lock.
+//! A window exists as long as a [`Pages`](crate::pages::Pages) object holds memory in it. Looking
+//! one up takes no lock.
 //!
 //! `Phys::windows` is a leaf lock.
 
@@ -112,12 +114,13 @@ impl Phys {
         self.chunks.get(index / CHUNK)?.get()?.get(index % CHUNK)
     }
 
-    /// Takes a hold on the windows of `extent` and appends its output addresses to `runs`, merged with the last where
-    /// they touch inside one window.
+    /// Takes a hold on the windows of `extent` and appends its output addresses to `runs`, merged
+    /// with the last where they touch inside one window.
     ///
     /// # Errors
     ///
-    /// `ENOMEM` when the physical space is full; holds taken for runs appended before stay, and `runs` lists them.
+    /// `ENOMEM` when the physical space is full; holds taken for runs appended before stay, and
+    /// `runs` lists them.
     pub(crate) fn hold_extent(&self, extent: &Extent, runs: &mut SmallVec<[Run; 1]>) -> Result<()> {
         let mut offset = extent.offset;
         let mut left = extent.length;

@@ -1,11 +1,12 @@
 //! DMA in progress, and who waits for it.
 //!
-//! A device's DMA runs in a section labelled with its group. A domain knows the groups that are attached to it; whoever takes
-//! something out of the domain waits for their sections alone. A section lasts as long as a translation, and a copy that ends by
-//! itself; a copy that may wait for somebody is not in it (`underway`).
+//! A device's DMA runs in a section labelled with its group. A domain knows the groups that are
+//! attached to it; whoever takes something out of the domain waits for their sections alone. A
+//! section lasts as long as a translation, and a copy that ends by itself; a copy that may wait for
+//! somebody is not in it (`underway`).
 //!
-//! A group is among the users of a domain before it is attached, and until the DMA that was under way when it was detached has
-//! ended. `Users::labels` is a leaf lock, not held while waiting.
+//! A group is among the users of a domain before it is attached, and until the DMA that was under
+//! way when it was detached has ended. `Users::labels` is a leaf lock, not held while waiting.
 
 use std::sync::Arc;
 

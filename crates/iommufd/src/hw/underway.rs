@@ -1,17 +1,21 @@
 //! Copies under way outside a section, and who waits for them.
 //!
-//! A section (`ioasis_sys::quiesce`) says which labels it concerns and nothing more, so that whoever takes anything away waits for all
-//! sections of a group. That is right for copies that end by themselves. A copy from or to memory that somebody must give first
-//! ([`Backing::may_wait`](crate::Backing::may_wait)) may last for ever: it is noted here, with what it uses, before the section that
-//! translated it ends, and happens after.
+//! A section (`ioasis_sys::quiesce`) says which labels it concerns and nothing more, so that
+//! whoever takes anything away waits for all sections of a group. That is right for copies that end
+//! by themselves. A copy from or to memory that somebody must give first
+//! ([`Backing::may_wait`](crate::Backing::may_wait)) may last for ever: it is noted here, with what
+//! it uses, before the section that translated it ends, and happens after.
 //!
-//! Invariant: whoever took something away and then waited for the sections finds noted every copy that was translated before. He waits
-//! for those that use what he took away, and for no other: an unmap for the range of IOVAs of its domains, a detach for the attachment.
-//! A harvest of dirty bits waits for none: it marks what is being written once more ([`Underway::written`]).
+//! Invariant: whoever took something away and then waited for the sections finds noted every copy
+//! that was translated before. He waits for those that use what he took away, and for no other: an
+//! unmap for the range of IOVAs of its domains, a detach for the attachment. A harvest of dirty
+//! bits waits for none: it marks what is being written once more ([`Underway::written`]).
 //!
-//! To note and to strike out take 23 ns together. A thread has one of few places, so that threads seldom want the same lock.
+//! To note and to strike out take 23 ns together. A thread has one of few places, so that threads
+//! seldom want the same lock.
 //!
-//! Lock order: `Place::noted` is a leaf, taken inside a section to note, and never held while a copy lasts.
+//! Lock order: `Place::noted` is a leaf, taken inside a section to note, and never held while a
+//! copy lasts.
 
 use std::cell::Cell;
 
@@ -88,7 +92,8 @@ fn thread_number() -> usize {
 }
 
 impl Underway {
-    /// Notes a copy, inside the section that translated it. It may go on until what this returns is dropped.
+    /// Notes a copy, inside the section that translated it. It may go on until what this returns is
+    /// dropped.
     pub(crate) fn note(
         &self,
         route: Route,
@@ -112,7 +117,8 @@ impl Underway {
         let copy = &mut noted.copies[at];
         (copy.number, copy.thread, copy.route) = (number, thread, route);
         copy.ranges.extend(ranges);
-        // Release: who sees no copy here has waited for the section that this is inside of, or needs not know.
+        // Release: who sees no copy here has waited for the section that this is inside of, or
+        // needs not know.
         place.count.store(place.count.load(Ordering::Relaxed) + 1, Ordering::Release);
         drop(noted);
         NotedCopy { place, at }
@@ -130,7 +136,8 @@ impl Underway {
         std::iter::from_fn(next).filter(|place| place.count.load(Ordering::Acquire) > 0)
     }
 
-    /// Returns when every copy has ended that is noted now and that `concerns` names by its route and ranges.
+    /// Returns when every copy has ended that is noted now and that `concerns` names by its route
+    /// and ranges.
     ///
     /// # Panics
     ///
@@ -142,7 +149,8 @@ impl Underway {
         }
     }
 
-    /// [`wait`](Self::wait) for copies through `domains` that use what was taken out of them in one of `ranges`.
+    /// [`wait`](Self::wait) for copies through `domains` that use what was taken out of them in one
+    /// of `ranges`.
     pub(crate) fn wait_for_ranges(
         &self,
         domains: impl IntoIterator<Item = u64> + Clone,

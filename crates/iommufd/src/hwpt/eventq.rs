@@ -1,7 +1,8 @@
 //! Event queues: what a virtual IOMMU tells its driver in the guest.
 //!
-//! A queue holds as many events as the client said. One more leaves a header without data that says events were lost; every
-//! event, lost or not, counts in the sequence. Linux: `drivers/iommu/iommufd/{eventq,driver}.c`.
+//! A queue holds as many events as the client said. One more leaves a header without data that says
+//! events were lost; every event, lost or not, counts in the sequence. Linux:
+//! `drivers/iommu/iommufd/{eventq,driver}.c`.
 
 use std::collections::VecDeque;
 use std::sync::Arc;

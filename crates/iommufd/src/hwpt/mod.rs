@@ -1,7 +1,9 @@
 //! HWPT: a hardware page table as a client sees it.
 //!
-//! A paging HWPT shows an IOAS through one [`Domain`]. An automatic one is made when a device is attached to an IOAS and goes with the
-//! last device; one made by HWPT_ALLOC stays until it is destroyed. A nested HWPT is a client's own table over a nest parent. Linux: `drivers/iommu/iommufd/hw_pagetable.c`.
+//! A paging HWPT shows an IOAS through one [`Domain`]. An automatic one is made when a device is
+//! attached to an IOAS and goes with the last device; one made by HWPT_ALLOC stays until it is
+//! destroyed. A nested HWPT is a client's own table over a nest parent. Linux:
+//! `drivers/iommu/iommufd/hw_pagetable.c`.
 
 pub(crate) mod eventq;
 pub(crate) mod faultq;
@@ -80,7 +82,8 @@ const PAGING_FLAGS: u32 = abi::HWPT_ALLOC_NEST_PARENT
     | abi::HWPT_ALLOC_PASID;
 
 impl Hwpt {
-    /// A HWPT on `ioas` for the IOMMU of `device`, in no table yet and not filled: [`join`](Self::join) does that.
+    /// A HWPT on `ioas` for the IOMMU of `device`, in no table yet and not filled:
+    /// [`join`](Self::join) does that.
     ///
     /// # Errors
     ///
@@ -119,8 +122,9 @@ impl Hwpt {
     ///
     /// # Errors
     ///
-    /// `EOPNOTSUPP` for other flags, without data, or where the hardware has no such thing; `EINVAL` for a parent that is none or of another
-    /// IOMMU; and what the hardware makes of the data.
+    /// `EOPNOTSUPP` for other flags, without data, or where the hardware has no such thing;
+    /// `EINVAL` for a parent that is none or of another IOMMU; and what the hardware makes of the
+    /// data.
     pub(crate) fn nested(
         head: Head,
         parent: &Held<Self>,
@@ -243,7 +247,8 @@ impl Hwpt {
     ///
     /// # Errors
     ///
-    /// `EINVAL` when it is behind another IOMMU, or one that cannot do what the domain was made for.
+    /// `EINVAL` when it is behind another IOMMU, or one that cannot do what the domain was made
+    /// for.
     pub(crate) fn check_device(&self, device: &Endpoint, device_id: u32) -> Result<()> {
         let iommu = device.iommu();
         if !Arc::ptr_eq(iommu, self.domain.iommu()) {

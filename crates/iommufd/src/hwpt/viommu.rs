@@ -1,8 +1,10 @@
-//! Virtual IOMMUs: the part of a physical one that a guest owns, its devices by their virtual ids, its events.
+//! Virtual IOMMUs: the part of a physical one that a guest owns, its devices by their virtual ids,
+//! its events.
 //!
 //! Linux: `drivers/iommu/iommufd/viommu.c`.
 //!
-//! Lock order: `Device::vdevice` -> `Viommu::state` -> `EventQueue::state`; `Device::vdevice` -> `Table::slots`.
+//! Lock order: `Device::vdevice` -> `Viommu::state` -> `EventQueue::state`; `Device::vdevice` ->
+//! `Table::slots`.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
@@ -97,7 +99,8 @@ impl Viommu {
     ///
     /// # Errors
     ///
-    /// `EEXIST` when another device has this one, `EINVAL` and `ENOSPC` where the hardware matches ids itself.
+    /// `EEXIST` when another device has this one, `EINVAL` and `ENOSPC` where the hardware matches
+    /// ids itself.
     pub(crate) fn add_device(
         &self,
         virtual_id: u64,

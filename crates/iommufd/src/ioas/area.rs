@@ -151,14 +151,16 @@ impl Areas {
         }
     }
 
-    /// Lets go of all pages that are held for the domains; the areas go, too, and the memory the tree took.
+    /// Lets go of all pages that are held for the domains; the areas go, too, and the memory the
+    /// tree took.
     pub(crate) fn unfill_all(&mut self) {
         let mut back = GivenBack::default();
         let mut tree = std::mem::take(&mut self.tree);
         tree.values_mut().for_each(|area| area.unfill_into(&mut back));
     }
 
-    /// Takes the area at just `range` away, if nothing keeps it; whether it did. `before` it goes, all else is done.
+    /// Takes the area at just `range` away, if nothing keeps it; whether it did. `before` it goes,
+    /// all else is done.
     #[inline]
     pub(crate) fn remove_free(&mut self, range: IovaRange, before: impl FnOnce(&mut Area)) -> bool {
         self.tree.remove_if(range.start(), |area| {
@@ -211,7 +213,8 @@ impl Areas {
     ///
     /// # Errors
     ///
-    /// `EOVERFLOW`, `EINVAL`, `ENOSPC` as [`find_free`](ioasis_iommupt::areas::Areas::find_free) says.
+    /// `EOVERFLOW`, `EINVAL`, `ENOSPC` as [`find_free`](ioasis_iommupt::areas::Areas::find_free)
+    /// says.
     pub(crate) fn find_free(
         &mut self,
         wanted: Wanted,

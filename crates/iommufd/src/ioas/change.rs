@@ -1,4 +1,5 @@
-//! Moving the charge for mapped files to another process: IOAS_CHANGE_PROCESS. Linux: `iommufd_ioas_change_process`.
+//! Moving the charge for mapped files to another process: IOAS_CHANGE_PROCESS. Linux:
+//! `iommufd_ioas_change_process`.
 
 use std::sync::Arc;
 
@@ -13,7 +14,8 @@ use crate::pages::Pages;
 use crate::{Account, Kind};
 
 impl Ioas {
-    /// Makes `account` pay for the pages of all of `ioases`, which are in the order of their ids: all or none.
+    /// Makes `account` pay for the pages of all of `ioases`, which are in the order of their ids:
+    /// all or none.
     pub(crate) fn change_process(
         machine: &Machine,
         ioases: &[Held<Self>],
@@ -35,10 +37,10 @@ impl Ioas {
         }
         all.sort_unstable_by_key(|pages| Arc::as_ptr(pages).addr());
         all.dedup_by(|one, other| Arc::ptr_eq(one, other));
-        // What the same process, and where it counts the same user, pays already is not charged once more on the way.
-        // In Linux: need_charge_update.
-        // DIFFERS: pages that nobody's limit counts move to the new process's VmPin too; Linux takes them out of it when
-        // they are unmapped, and never puts them in.
+        // What the same process, and where it counts the same user, pays already is not charged
+        // once more on the way. In Linux: need_charge_update.
+        // DIFFERS: pages that nobody's limit counts move to the new process's VmPin too; Linux
+        // takes them out of it when they are unmapped, and never puts them in.
         all.retain(|pages| {
             let (payer, rule) = pages.payer();
             payer.pid != account.pid || rule == Rule::User && payer.uid != account.uid

@@ -1,6 +1,7 @@
 //! Dirty pages: from the leaves of a page table to the bits of a client's bitmap.
 //!
-//! A bitmap is bytes, least significant bit first; bit 0 stands for the first byte of the range asked for. Bits are set, never cleared.
+//! A bitmap is bytes, least significant bit first; bit 0 stands for the first byte of the range
+//! asked for. Bits are set, never cleared.
 //! Linux: `drivers/iommu/iommufd/{io_pagetable,iova_bitmap}.c`.
 
 use ioasis_iommupt::{Dirty, Iova, IovaRange};
@@ -21,15 +22,16 @@ pub(crate) struct Bitmap {
     pub(crate) data: u64,
 }
 
-/// IOVAs harvested at once: the dirty ranges of this much are kept here while no lock is held and the client's memory is written.
+/// IOVAs harvested at once: the dirty ranges of this much are kept here while no lock is held and
+/// the client's memory is written.
 const WINDOW: u64 = 1 << 30;
 
 /// Bytes of the bitmap that are read, changed and written at once.
 const CHUNK: usize = 4096;
 
 impl Ioas {
-    /// Reads what `domain` has dirty inside the bitmap's range and sets the bits. Like Linux, it ends silently where nothing is
-    /// mapped or the bitmap cannot be written.
+    /// Reads what `domain` has dirty inside the bitmap's range and sets the bits. Like Linux, it
+    /// ends silently where nothing is mapped or the bitmap cannot be written.
     pub(crate) fn read_dirty(
         &self,
         domain: &Domain,

@@ -69,7 +69,8 @@ pub(crate) fn map_pages(
     if let Some(watcher) = machine.added::<Arc<dyn PagesWatcher>>() {
         watcher.made(&pages.share());
     }
-    // Whether device memory is accepted is the pages' business; what a leaf says of its memory follows from what it is.
+    // Whether device memory is accepted is the pages' business; what a leaf says of its memory
+    // follows from what it is.
     let mut prot = request.prot & !Prot::MMIO;
     if kind == Kind::DmaBuf {
         prot |= Prot::MMIO;
@@ -91,9 +92,9 @@ impl Ioas {
     ///
     /// # Errors
     ///
-    /// `EINVAL` misaligned, too little aligned for an allocated IOVA, or over a reserved range; `EOVERFLOW` past the end;
-    /// `EEXIST` over an area; `ENOSPC` without room; `EPERM` writable where the pages are not; `EFAULT` and `ENOMEM` of
-    /// pinning.
+    /// `EINVAL` misaligned, too little aligned for an allocated IOVA, or over a reserved range;
+    /// `EOVERFLOW` past the end; `EEXIST` over an area; `ENOSPC` without room; `EPERM` writable
+    /// where the pages are not; `EFAULT` and `ENOMEM` of pinning.
     #[inline]
     pub(crate) fn map<P: Fill>(
         &self,
@@ -107,7 +108,8 @@ impl Ioas {
         let range = IovaRange::new(iova, slice.length)?;
         let filled = space.fills(&slice.pages);
         let (alignment, leaf_max) = (space.alignment, space.leaf_max());
-        // The area first: that is where two mappings of one IOVA meet. Then what may not be, then the pages.
+        // The area first: that is where two mappings of one IOVA meet. Then what may not be, then
+        // the pages.
         let vacancy = space.areas.vacancy(range)?;
         check_slice(&slice, iova, prot, alignment)?;
         let (start_byte, length) = (slice.start_byte, slice.length);
@@ -182,7 +184,8 @@ fn check_slice<P: Deref<Target = Pages>>(
     Ok(())
 }
 
-/// Holds the pages from byte `start_byte` and shows them in every domain, or does neither. `runs` is room for their addresses.
+/// Holds the pages from byte `start_byte` and shows them in every domain, or does neither. `runs`
+/// is room for their addresses.
 #[inline]
 fn fill<P: Fill>(
     pages: &mut P,
@@ -251,8 +254,8 @@ impl Space {
         Ok(())
     }
 
-    /// Adds an area for each slice, marked as filled where [`fill_slices`](Self::fill_slices) will fill it; says how many there are
-    /// also when one is refused.
+    /// Adds an area for each slice, marked as filled where [`fill_slices`](Self::fill_slices) will
+    /// fill it; says how many there are also when one is refused.
     fn insert_slices(&mut self, slices: &[Slice], iova: Iova, prot: Prot) -> (Result<()>, usize) {
         let mut next = iova.0;
         for (done, slice) in slices.iter().enumerate() {
@@ -289,7 +292,8 @@ impl Space {
         !self.domains.is_empty() && !pages.is_revoked()
     }
 
-    /// What [`fills`](Self::fills) said when the area of `slice` was inserted: a dma-buf may be revoked at any time.
+    /// What [`fills`](Self::fills) said when the area of `slice` was inserted: a dma-buf may be
+    /// revoked at any time.
     fn is_filled(&self, slice: &Slice, iova: Iova) -> bool {
         match slice.pages.kind() {
             Kind::DmaBuf => self.areas.at(iova).expect("the area was inserted").filled,

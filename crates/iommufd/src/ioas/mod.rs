@@ -1,13 +1,16 @@
 //! IOAS: one I/O address space, its areas, and the domains that show them to devices.
 //!
-//! Invariants: areas are disjoint and overlap no reserved range; every domain maps exactly the areas; the pages of an
-//! area are held once while there is any domain. A failed call changes nothing, except that UNMAP keeps what it removed
-//! before the area it stopped at, as in Linux. Linux: `drivers/iommu/iommufd/io_pagetable.c`.
+//! Invariants: areas are disjoint and overlap no reserved range; every domain maps exactly the
+//! areas; the pages of an area are held once while there is any domain. A failed call changes
+//! nothing, except that UNMAP keeps what it removed before the area it stopped at, as in Linux.
+//! Linux: `drivers/iommu/iommufd/io_pagetable.c`.
 //!
-//! Lock order: `Ioas::hwpts` -> `Ioas::space` -> `Domain::writer`, `Pages::pins`. `Ioas::space` of two IOASes is never held at once
-//! except by CHANGE_PROCESS, which locks them in the order of their ids. It is held while pages are pinned.
+//! Lock order: `Ioas::hwpts` -> `Ioas::space` -> `Domain::writer`, `Pages::pins`. `Ioas::space` of
+//! two IOASes is never held at once except by CHANGE_PROCESS, which locks them in the order of
+//! their ids. It is held while pages are pinned.
 //!
-//! DIFFERS: Linux lets other calls see an area whose pages are still being pinned (they get EBUSY); here they wait.
+//! DIFFERS: Linux lets other calls see an area whose pages are still being pinned (they get EBUSY);
+//! here they wait.
 
 mod area;
 mod change;
@@ -60,7 +63,8 @@ pub(crate) struct PastUnmap {
 /// Unmaps remembered for the fault log.
 const PAST_UNMAPS: usize = 64;
 
-/// Areas of one IOAS. Linux has no limit but the memory charged to the client; ours is taken from the supervisor's.
+/// Areas of one IOAS. Linux has no limit but the memory charged to the client; ours is taken from
+/// the supervisor's.
 const AREAS_MAX: usize = 1 << 22;
 
 /// What the lock of an IOAS guards.
@@ -73,7 +77,8 @@ pub(crate) struct Space {
     pub(crate) accesses: Vec<Arc<dyn IoasAccess>>,
     alignment: u64,
     huge_pages: bool,
-    /// New mappings use leaves of one page, whatever else the IOAS allows: the type1 driver's `disable_hugepages`.
+    /// New mappings use leaves of one page, whatever else the IOAS allows: the type1 driver's
+    /// `disable_hugepages`.
     page_leaves: bool,
     past_unmaps: VecDeque<PastUnmap>,
     /// Kept so that a map does not allocate it anew.
@@ -97,7 +102,8 @@ pub(crate) trait IoasAccess: Debug + Send + Sync {
 pub(crate) struct Ioas {
     pub(crate) head: Head,
     machine: Arc<Machine>,
-    /// Every HWPT on this IOAS, in order of creation; also keeps two attaches from making two auto domains.
+    /// Every HWPT on this IOAS, in order of creation; also keeps two attaches from making two auto
+    /// domains.
     pub(crate) hwpts: Mutex<Vec<Weak<dyn Object>>>,
     space: Mutex<Space>,
 }
@@ -211,8 +217,8 @@ impl Ioas {
     ///
     /// # Errors
     ///
-    /// `EINVAL` when its smallest leaf is larger than a page, `EADDRINUSE` when areas or allowed ranges do not fit it,
-    /// `EFAULT` and `ENOMEM` of pinning; nothing has changed then.
+    /// `EINVAL` when its smallest leaf is larger than a page, `EADDRINUSE` when areas or allowed
+    /// ranges do not fit it, `EFAULT` and `ENOMEM` of pinning; nothing has changed then.
     pub(crate) fn add_domain(&self, domain: &Arc<Domain>) -> Result<()> {
         step("a domain's place in an IOAS")?;
         let mut space = self.space.lock();
@@ -270,7 +276,8 @@ impl Ioas {
     ///
     /// # Errors
     ///
-    /// Forbidding: `EINVAL` when there are both domains and areas, `EADDRINUSE` when an area is not page aligned.
+    /// Forbidding: `EINVAL` when there are both domains and areas, `EADDRINUSE` when an area is not
+    /// page aligned.
     pub(crate) fn set_huge_pages(&self, allowed: bool) -> Result<()> {
         let mut space = self.space.lock();
         if space.huge_pages == allowed {
@@ -342,7 +349,8 @@ impl Ioas {
         }
     }
 
-    /// What the domains have in common: page sizes, and whether all force snooping. `None` without a domain.
+    /// What the domains have in common: page sizes, and whether all force snooping. `None` without
+    /// a domain.
     pub(crate) fn domains_summary(&self) -> Option<(u64, bool)> {
         let space = self.space.lock();
         space
@@ -478,7 +486,8 @@ impl Space {
     }
 }
 
-/// Returns when no DMA uses what was cleared in these domains before, which is what was in `ranges`.
+/// Returns when no DMA uses what was cleared in these domains before, which is what was in
+/// `ranges`.
 fn wait_for_dma(domains: &[Arc<Domain>], ranges: &[IovaRange]) {
     Users::wait_all(domains.iter().map(|domain| domain.users()));
     if let Some(domain) = domains.first() {

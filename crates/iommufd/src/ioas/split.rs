@@ -12,13 +12,14 @@ use crate::inject::step;
 use crate::pages::AreaPages;
 
 impl Ioas {
-    /// Makes `last` the last IOVA of the area it lies in; the rest becomes an area of its own. No area there: nothing to do, and as in
-    /// Linux nothing where `last` is the first IOVA of the area either.
+    /// Makes `last` the last IOVA of the area it lies in; the rest becomes an area of its own. No
+    /// area there: nothing to do, and as in Linux nothing where `last` is the first IOVA of the
+    /// area either.
     ///
     /// # Errors
     ///
-    /// `EBUSY` while an unmap waits for its accesses, `EOPNOTSUPP` for a dma-buf, `EINVAL` misaligned, pinned by an access, or with large
-    /// leaves allowed while there are domains.
+    /// `EBUSY` while an unmap waits for its accesses, `EOPNOTSUPP` for a dma-buf, `EINVAL`
+    /// misaligned, pinned by an access, or with large leaves allowed while there are domains.
     pub(crate) fn cut(&self, last: Iova) -> Result<()> {
         let mut space = self.lock();
         let alignment = space.alignment;
@@ -74,7 +75,8 @@ impl super::Space {
             prevent_access: false,
         });
         if area.filled {
-            // Both halves may show the page that is cut; each holds what it shows before the whole lets go.
+            // Both halves may show the page that is cut; each holds what it shows before the whole
+            // lets go.
             made[0].pages.hold(made[0].page_range())?;
             if let Err(error) = made[1].pages.hold(made[1].page_range()) {
                 made[0].pages.release(made[0].page_range());

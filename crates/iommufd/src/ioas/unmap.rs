@@ -16,15 +16,16 @@ use crate::pages::GivenBack;
 pub struct Unmapped {
     /// Bytes unmapped.
     pub bytes: u64,
-    /// `ENOENT` at an area that lies only partly in the range, `EBUSY` at one a hardware queue reads, `EDEADLOCK` at one
-    /// whose accesses do not let go.
+    /// `ENOENT` at an area that lies only partly in the range, `EBUSY` at one a hardware queue
+    /// reads, `EDEADLOCK` at one whose accesses do not let go.
     pub result: Result<()>,
 }
 
 /// Rounds of asking accesses to let go of an area before giving up, as in `iopt_unmap_iova_range`.
 const NOTIFY_ROUNDS: u32 = 100;
 
-/// So many areas, and all there are, go without the tree being kept in order, and its memory with them.
+/// So many areas, and all there are, go without the tree being kept in order, and its memory with
+/// them.
 const TREE_AT_ONCE: usize = 64;
 
 enum Stop {
@@ -43,7 +44,8 @@ struct Clean {
 }
 
 impl Ioas {
-    /// Removes every area that lies in `range`; `pid` is who asks. When it returns, no device reaches the memory.
+    /// Removes every area that lies in `range`; `pid` is who asks. When it returns, no device
+    /// reaches the memory.
     pub(crate) fn unmap(&self, range: IovaRange, pid: u32) -> Unmapped {
         let mut bytes: u64 = 0;
         let mut waiting: Option<(IovaRange, u32)> = None;
@@ -86,7 +88,8 @@ impl Ioas {
         }
     }
 
-    /// Removes the area at just `range` and says how long it was, if there is one and nothing keeps it.
+    /// Removes the area at just `range` and says how long it was, if there is one and nothing keeps
+    /// it.
     pub(crate) fn unmap_just(&self, range: IovaRange, pid: u32) -> Option<u64> {
         self.lock().remove_just(range, pid)
     }
@@ -140,7 +143,8 @@ impl Space {
         Some(range.span() + 1)
     }
 
-    /// The areas from the start of `range` that can go, as one range and a number of bytes, and what stops there.
+    /// The areas from the start of `range` that can go, as one range and a number of bytes, and
+    /// what stops there.
     fn scan_unmap(&self, range: IovaRange) -> (Option<Clean>, Stop) {
         let mut clean: Option<Clean> = None;
         for area in self.areas.overlapping(range) {
@@ -173,7 +177,8 @@ impl Space {
         (clean, Stop::End)
     }
 
-    /// Removes the `count` areas inside `range`, which cuts none: first from the devices, then for good.
+    /// Removes the `count` areas inside `range`, which cuts none: first from the devices, then for
+    /// good.
     fn drop_areas(&mut self, range: IovaRange, count: usize) {
         clear_domains(&self.domains, range);
         if count == self.areas.len() && count >= TREE_AT_ONCE {

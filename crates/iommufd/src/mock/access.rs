@@ -109,8 +109,8 @@ fn with_access<R>(
     }
 }
 
-/// The IOVA that an operation names: by itself, or as `__iommufd_test_syz_conv_iova` reads it, the number of an area in the lower half
-/// and an offset in the upper, 0 where there is no such area.
+/// The IOVA that an operation names: by itself, or as `__iommufd_test_syz_conv_iova` reads it, the
+/// number of an area in the lower half and an offset in the upper, 0 where there is no such area.
 fn place(access: &Access, flags: u32, iova: u64) -> Iova {
     if flags & abi::test::MOCK_FLAGS_ACCESS_SYZ == 0 {
         return Iova(iova);

@@ -29,7 +29,8 @@ impl Place {
 }
 
 impl Test<'_> {
-    /// Calls `each` with the place of every page of the caller's `length` bytes at `address`, both page aligned.
+    /// Calls `each` with the place of every page of the caller's `length` bytes at `address`, both
+    /// page aligned.
     ///
     /// # Errors
     ///

@@ -1,7 +1,7 @@
 //! Mock devices: each in a group of its own, behind the one mock IOMMU.
 //!
-//! A mock device is an object of its own kind in a context (`out_stdev_id`), beside the bound device (`out_idev_id`).
-//! Destroying it detaches and unbinds the device.
+//! A mock device is an object of its own kind in a context (`out_stdev_id`), beside the bound
+//! device (`out_idev_id`). Destroying it detaches and unbinds the device.
 //!
 //! `MockDevice::state` is a leaf lock.
 
@@ -171,7 +171,8 @@ impl IommuOps for MockIommu {
     }
 }
 
-/// An empty table of type `kind`. What is mapped as 4 KiB has two leaves of 2 KiB, because dirty state is told for 2 KiB.
+/// An empty table of type `kind`. What is mapped as 4 KiB has two leaves of 2 KiB, because dirty
+/// state is told for 2 KiB.
 fn make_table(kind: u32, quiesce: Arc<dyn Quiesce>) -> Result<PagingTable> {
     let page = 1_u64 << 12;
     let huge = match kind {

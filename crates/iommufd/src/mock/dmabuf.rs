@@ -33,7 +33,8 @@ struct MockBuffer {
     importers: Mutex<Vec<Weak<dyn Importer>>>,
 }
 
-/// Private memory has bit 127 of its key set, files their device number in the upper half, BAR pages bit 126.
+/// Private memory has bit 127 of its key set, files their device number in the upper half, BAR
+/// pages bit 126.
 const KEY: u128 = 1 << 125;
 
 impl Backing for MockBuffer {

@@ -1,13 +1,15 @@
 //! The mock hardware of Linux's own IOMMUFD tests: IOMMU_TEST_CMD.
 //!
-//! A machine made with [`Machine::with_mock`] answers the ioctl with which `tools/testing/selftests/iommu` makes mock devices, looks
-//! into page tables and pin counts, and raises faults and events. Linux has it in kernels built for testing only
+//! A machine made with [`Machine::with_mock`] answers the ioctl with which
+//! `tools/testing/selftests/iommu` makes mock devices, looks into page tables and pin counts, and
+//! raises faults and events. Linux has it in kernels built for testing only
 //! (`drivers/iommu/iommufd/selftest.c`).
 //!
-//! "The same page" means the same byte of the same backing, and the pin count of a page is the number of
-//! [`Pages`] objects that pin it.
+//! "The same page" means the same byte of the same backing, and the pin count of a page is the
+//! number of [`Pages`] objects that pin it.
 //!
-//! Lock order: `Mock::pages` comes before `Pages::pins`; `MockDevice::state` and `Pinned::items` are described there.
+//! Lock order: `Mock::pages` comes before `Pages::pins`; `MockDevice::state` and `Pinned::items`
+//! are described there.
 
 mod access;
 mod check;

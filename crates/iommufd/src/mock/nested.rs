@@ -1,4 +1,5 @@
-//! Mock nested HWPTs and virtual IOMMUs: caches of four words each, so that a test sees what an invalidation reached.
+//! Mock nested HWPTs and virtual IOMMUs: caches of four words each, so that a test sees what an
+//! invalidation reached.
 //!
 //! `MockNested::iotlb` and `MockViommu::queues` are leaf locks.
 
@@ -257,7 +258,8 @@ impl Test<'_> {
         let device: Held<Device> = self.call.context.objects().get(body.dev_id)?;
         let attached = device.endpoint().attachment(0);
         let guest = attached.as_ref().and_then(|attached| attached.guest.as_ref());
-        // The virtual device may have gone since: the hardware goes on with the id it was attached under.
+        // The virtual device may have gone since: the hardware goes on with the id it was attached
+        // under.
         let known = guest.and_then(|guest| {
             Some((guest.viommu.upgrade()?, guest.virtual_id.filter(|&id| id != 0)?))
         });

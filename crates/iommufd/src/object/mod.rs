@@ -1,8 +1,9 @@
 //! Objects: what a client makes by calls and names by ids.
 //!
-//! The storey knows no kind of object: each says for itself what keeps it and what it takes with it when it goes, as in Linux the
-//! `destroy` of its `struct iommufd_object_ops` does. Whoever keeps an object from being destroyed has a [`Held`]; DESTROY is
-//! refused while there is one. Linux: `drivers/iommu/iommufd/main.c`.
+//! The storey knows no kind of object: each says for itself what keeps it and what it takes with it
+//! when it goes, as in Linux the `destroy` of its `struct iommufd_object_ops` does. Whoever keeps
+//! an object from being destroyed has a [`Held`]; DESTROY is refused while there is one. Linux:
+//! `drivers/iommu/iommufd/main.c`.
 
 mod table;
 
@@ -44,8 +45,8 @@ impl Head {
 pub(crate) trait Object: Any + fmt::Debug + Send + Sync {
     fn head(&self) -> &Head;
 
-    /// Whether something else than its holders keeps it. Asked by who would destroy it, last and under the lock of the table:
-    /// an object that is not busy is gone.
+    /// Whether something else than its holders keeps it. Asked by who would destroy it, last and
+    /// under the lock of the table: an object that is not busy is gone.
     fn is_busy(&self) -> bool {
         false
     }
@@ -53,7 +54,8 @@ pub(crate) trait Object: Any + fmt::Debug + Send + Sync {
     /// What it takes with it once it is out of the table. Never fails.
     fn retire(self: Arc<Self>) {}
 
-    /// Whether it holds the context it is in, which therefore never goes by itself: the close of the file destroys it.
+    /// Whether it holds the context it is in, which therefore never goes by itself: the close of
+    /// the file destroys it.
     fn holds_context(&self) -> bool {
         false
     }

@@ -1,8 +1,8 @@
 //! The objects of one context, by their ids.
 //!
-//! An id is reserved first and published last: between the two the object is invisible and a failure leaves nothing. Ids are
-//! the lowest free ones from 1. A lookup and the removal by DESTROY exclude each other, so that no call works on an object
-//! that is gone.
+//! An id is reserved first and published last: between the two the object is invisible and a
+//! failure leaves nothing. Ids are the lowest free ones from 1. A lookup and the removal by DESTROY
+//! exclude each other, so that no call works on an object that is gone.
 //!
 //! `Table::slots` is a leaf lock; objects are dropped after it is released.
 
@@ -33,7 +33,8 @@ struct Slots {
     free: BinaryHeap<Reverse<u32>>,
 }
 
-/// Objects one context may have. Linux has no limit but the memory charged to the client; ours is the supervisor's.
+/// Objects one context may have. Linux has no limit but the memory charged to the client; ours is
+/// the supervisor's.
 const OBJECTS_MAX: usize = 1 << 16;
 
 /// The objects of one context.
@@ -45,7 +46,8 @@ pub(crate) struct Table {
 /// `object` as what it is, if that is a `T`.
 #[inline]
 fn typed<T: Tracked>(object: &Arc<dyn Object>) -> Option<Arc<T>> {
-    // A lookup is 40 of the 1 700 instructions of a map: the type is asked once, and the count of the Arc moved once.
+    // A lookup is 40 of the 1 700 instructions of a map: the type is asked once, and the count of
+    // the Arc moved once.
     let object: Arc<dyn Any + Send + Sync> = Arc::<dyn Object>::clone(object);
     object.downcast().ok()
 }

@@ -1,7 +1,8 @@
 //! Files that calls make for their client: event queues to be read, answered and polled.
 //!
-//! A file keeps its object from being destroyed and its context open until its last descriptor is gone. What is read is
-//! handed over record by record, so that what cannot be delivered stays in the queue.
+//! A file keeps its object from being destroyed and its context open until its last descriptor is
+//! gone. What is read is handed over record by record, so that what cannot be delivered stays in
+//! the queue.
 
 use std::sync::Arc;
 

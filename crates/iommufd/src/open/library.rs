@@ -1,6 +1,7 @@
 //! The commands without bytes, for a program that is its own client.
 //!
-//! What is not here is where it is used: devices at [`Context::bind`], accesses at [`Context::create_access`].
+//! What is not here is where it is used: devices at [`Context::bind`], accesses at
+//! [`Context::create_access`].
 
 use std::sync::Arc;
 
@@ -32,8 +33,8 @@ impl HwptFlags {
 }
 
 impl Context {
-    /// Removes every mapping that lies in `range` from the IOAS `id`; `pid` is who the fault log names. When it returns, no
-    /// device reaches the memory.
+    /// Removes every mapping that lies in `range` from the IOAS `id`; `pid` is who the fault log
+    /// names. When it returns, no device reaches the memory.
     ///
     /// # Errors
     ///
@@ -55,7 +56,8 @@ impl Context {
     ///
     /// # Errors
     ///
-    /// `ENOENT` without the IOAS, `EINVAL` where ranges overlap, `EADDRINUSE` where they hit a reserved one.
+    /// `ENOENT` without the IOAS, `EINVAL` where ranges overlap, `EADDRINUSE` where they hit a
+    /// reserved one.
     pub fn allow_iovas(&self, id: u32, ranges: &[IovaRange]) -> Result<()> {
         self.ioas(id)?.allow(ranges)
     }
@@ -64,7 +66,8 @@ impl Context {
     ///
     /// # Errors
     ///
-    /// `ENOENT` without the IOAS; forbidding: `EINVAL` over existing mappings, `EADDRINUSE` over misaligned ones.
+    /// `ENOENT` without the IOAS; forbidding: `EINVAL` over existing mappings, `EADDRINUSE` over
+    /// misaligned ones.
     pub fn set_huge_pages(&self, id: u32, allowed: bool) -> Result<()> {
         self.ioas(id)?.set_huge_pages(allowed)
     }
@@ -73,8 +76,8 @@ impl Context {
     ///
     /// # Errors
     ///
-    /// `ENOENT` without the IOAS, `EOPNOTSUPP` for what the IOMMU cannot do, `EADDRINUSE` where mappings do not fit it, `EFAULT` and `ENOMEM`
-    /// of pinning.
+    /// `ENOENT` without the IOAS, `EOPNOTSUPP` for what the IOMMU cannot do, `EADDRINUSE` where
+    /// mappings do not fit it, `EFAULT` and `ENOMEM` of pinning.
     pub fn alloc_hwpt(&self, id: u32, device: &Bound, flags: HwptFlags) -> Result<u32> {
         let ioas = self.ioas(id)?;
         let (reservation, hwpt) = self.make_hwpt(&ioas, device.endpoint(), flags.0, None)?;
@@ -95,8 +98,9 @@ impl Context {
         Ok(())
     }
 
-    /// Calls `found` for every range inside `range` that devices wrote through the page table `hwpt`, ascending. The bytes of what is
-    /// cleared are all there when this returns, and not before: copy them then.
+    /// Calls `found` for every range inside `range` that devices wrote through the page table
+    /// `hwpt`, ascending. The bytes of what is cleared are all there when this returns, and not
+    /// before: copy them then.
     ///
     /// # Errors
     ///

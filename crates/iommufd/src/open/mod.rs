@@ -1,7 +1,7 @@
 //! Context: one open of `/dev/iommu`.
 //!
-//! The file and everything that was made through it hold the context; when the last of them goes, what is left is
-//! destroyed, holders before what they hold. Linux: `drivers/iommu/iommufd/main.c`.
+//! The file and everything that was made through it hold the context; when the last of them goes,
+//! what is left is destroyed, holders before what they hold. Linux: `drivers/iommu/iommufd/main.c`.
 //!
 //! Lock order: `Context::settings` and `Context::groups` are taken alone, or before `Table::slots`.
 
@@ -109,7 +109,8 @@ impl Context {
         Ok(())
     }
 
-    /// [`set_account_mode`](Self::set_account_mode) with a value that may be none: that is refused after `EBUSY`.
+    /// [`set_account_mode`](Self::set_account_mode) with a value that may be none: that is refused
+    /// after `EBUSY`.
     pub(crate) fn choose_account_mode(&self, mode: Option<Mode>) -> Result<()> {
         match mode {
             Some(mode) => self.set_account_mode(mode),
@@ -122,7 +123,8 @@ impl Context {
     ///
     /// # Errors
     ///
-    /// `EINVAL` when something other than files is mapped, `ENOMEM` over its limits; nothing has changed then.
+    /// `EINVAL` when something other than files is mapped, `ENOMEM` over its limits; nothing has
+    /// changed then.
     pub fn change_process(&self, account: Account) -> Result<()> {
         let ioases = self.objects.all::<Ioas>();
         Ioas::change_process(&self.machine, &ioases, account)
@@ -154,8 +156,8 @@ impl Context {
     ///
     /// # Errors
     ///
-    /// `ENOENT` without the IOAS; `EINVAL` for no bytes, misaligned or over reserved ranges; `EOVERFLOW`; `EEXIST`; `ENOSPC`; `EFAULT`
-    /// and `ENOMEM` of pinning.
+    /// `ENOENT` without the IOAS; `EINVAL` for no bytes, misaligned or over reserved ranges;
+    /// `EOVERFLOW`; `EEXIST`; `ENOSPC`; `EFAULT` and `ENOMEM` of pinning.
     pub fn map(&self, id: u32, request: MapRequest) -> Result<Iova> {
         let ioas = self.ioas(id)?;
         self.map_in(ioas.arc(), request)
@@ -176,8 +178,8 @@ impl Context {
     ///
     /// # Errors
     ///
-    /// `ENOENT` without the IOASes or where the source maps nothing, `EPERM` when more is asked than the pages grant, else as
-    /// [`map`](Self::map).
+    /// `ENOENT` without the IOASes or where the source maps nothing, `EPERM` when more is asked
+    /// than the pages grant, else as [`map`](Self::map).
     pub fn copy(&self, id: u32, request: CopyRequest) -> Result<Iova> {
         let slices = self.ioas(request.source)?.slices(request.range)?;
         let ioas = self.ioas(id)?;
@@ -199,7 +201,8 @@ impl Context {
         Ok(())
     }
 
-    /// The file was closed by everybody: destroys the objects of a program's own, which may hold the context.
+    /// The file was closed by everybody: destroys the objects of a program's own, which may hold
+    /// the context.
     pub fn close(&self) {
         for id in self.objects.holders_of_context() {
             // Busy means that a call in progress uses it, which nobody waits for.
@@ -207,7 +210,8 @@ impl Context {
         }
     }
 
-    /// The object `id` is gone: if it was the IOAS of VFIO container calls, they have none. Linux: `iommufd_ioas_destroy`.
+    /// The object `id` is gone: if it was the IOAS of VFIO container calls, they have none. Linux:
+    /// `iommufd_ioas_destroy`.
     fn forget_compat_ioas(&self, id: u32) {
         let mut settings = self.settings.lock();
         if settings.vfio_ioas == Some(id) {

@@ -10,7 +10,8 @@ use crate::account::Rule;
 use crate::hw::machine::Machine;
 use crate::hw::phys::Phys;
 
-/// Holds and charges that are given back together when it is dropped: areas that go at once are often of one payer and one window.
+/// Holds and charges that are given back together when it is dropped: areas that go at once are
+/// often of one payer and one window.
 #[derive(Debug, Default)]
 pub(crate) struct GivenBack {
     machine: Option<Arc<Machine>>,
@@ -65,7 +66,8 @@ impl Drop for GivenBack {
 }
 
 impl Pins {
-    /// [`release`](Self::release) where `range` is all that is pinned, in one run and for one holder; whether it is.
+    /// [`release`](Self::release) where `range` is all that is pinned, in one run and for one
+    /// holder; whether it is.
     #[inline]
     pub(super) fn release_into(
         &mut self,

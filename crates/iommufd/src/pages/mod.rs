@@ -1,11 +1,13 @@
 //! Pages: the memory behind one MAP call, shared by every area that shows a part of it.
 //!
-//! An area is a view of IOVAs; a [`Pages`] is what it views: an origin (a process's addresses, a file's offsets, a dma-buf), how much of it, who pays,
-//! and which pages are pinned. COPY and splitting share the object, so a page is pinned and charged once however
-//! many areas, domains and accesses show it.
+//! An area is a view of IOVAs; a [`Pages`] is what it views: an origin (a process's addresses, a
+//! file's offsets, a dma-buf), how much of it, who pays, and which pages are pinned. COPY and
+//! splitting share the object, so a page is pinned and charged once however many areas, domains and
+//! accesses show it.
 //!
-//! Invariant: a page is pinned exactly while at least one holder needs it; the charge is the number of pinned pages.
-//! Giving back never fails and never allocates. Linux: `drivers/iommu/iommufd/pages.c`.
+//! Invariant: a page is pinned exactly while at least one holder needs it; the charge is the number
+//! of pinned pages. Giving back never fails and never allocates. Linux:
+//! `drivers/iommu/iommufd/pages.c`.
 //!
 //! Lock order: `Pages::pins` -> `Phys::windows`, `Ledger::books`.
 
@@ -97,7 +99,8 @@ struct About {
 pub(crate) enum Way {
     /// One after another, as far as they go, by a driver's own thread.
     Copied,
-    /// The same by the process with this key of its memory; all or none, if the memory is another's.
+    /// The same by the process with this key of its memory; all or none, if the memory is
+    /// another's.
     #[cfg_attr(not(feature = "mock"), expect(dead_code, reason = "only its operations write so"))]
     CopiedBy(u128),
     /// All or none.
@@ -115,7 +118,8 @@ pub(crate) trait PagesWatcher: Debug + Send + Sync {
 #[derive(Debug)]
 pub(crate) struct Pages {
     about: About,
-    /// The dma-buf was revoked once: from then on nothing is mapped, whatever becomes of the dma-buf.
+    /// The dma-buf was revoked once: from then on nothing is mapped, whatever becomes of the
+    /// dma-buf.
     revoked: AtomicBool,
     pins: Mutex<Pins>,
 }
@@ -188,13 +192,15 @@ impl Pages {
         self.about.need.contains(Prot::WRITE)
     }
 
-    /// Whether the memory is known to be that of a dma-buf which has been taken away; asks nobody and takes no lock.
+    /// Whether the memory is known to be that of a dma-buf which has been taken away; asks nobody
+    /// and takes no lock.
     pub(crate) fn was_revoked(&self) -> bool {
         self.revoked.load(Ordering::Acquire)
     }
 
-    /// Whether the memory is that of a dma-buf which has been taken away. An IOAS asks with its areas locked, before it fills one:
-    /// a revocation that it missed by then, because it showed nothing yet, the dma-buf knows of already.
+    /// Whether the memory is that of a dma-buf which has been taken away. An IOAS asks with its
+    /// areas locked, before it fills one: a revocation that it missed by then, because it showed
+    /// nothing yet, the dma-buf knows of already.
     pub(crate) fn is_revoked(&self) -> bool {
         if self.about.kind != Kind::DmaBuf || self.revoked.load(Ordering::Acquire) {
             return self.about.kind == Kind::DmaBuf;
@@ -206,8 +212,8 @@ impl Pages {
         revoked
     }
 
-    /// Takes the memory away if it is that of the dma-buf with this key, which is revoked; says whether it is. Every IOAS that shows
-    /// it asks, for each of its areas.
+    /// Takes the memory away if it is that of the dma-buf with this key, which is revoked; says
+    /// whether it is. Every IOAS that shows it asks, for each of its areas.
     pub(crate) fn revoke(&self, key: u128) -> bool {
         if self.about.kind != Kind::DmaBuf {
             return false;
@@ -250,7 +256,8 @@ impl Pages {
         self.pins.lock().hold(&self.about, range)
     }
 
-    /// [`hold`](Self::hold) for the pages of `length` bytes from `start_byte`, whose output addresses are appended to `runs`.
+    /// [`hold`](Self::hold) for the pages of `length` bytes from `start_byte`, whose output
+    /// addresses are appended to `runs`.
     ///
     /// # Errors
     ///
@@ -264,7 +271,8 @@ impl Pages {
         self.pins.lock().hold_runs(&self.about, start_byte, length, runs)
     }
 
-    /// Takes one holder off `range`, which [`hold`](Self::hold) was called with, and unpins what nobody holds.
+    /// Takes one holder off `range`, which [`hold`](Self::hold) was called with, and unpins what
+    /// nobody holds.
     pub(crate) fn release(&self, range: PageRange) {
         self.pins.lock().release(&self.about, range);
     }
@@ -274,7 +282,8 @@ impl Pages {
         self.pins.lock().runs(start_byte, length, runs);
     }
 
-    /// Fills `buf` from byte `start_byte` on: from the pinned pages where there are some, else from the origin.
+    /// Fills `buf` from byte `start_byte` on: from the pinned pages where there are some, else from
+    /// the origin.
     ///
     /// # Errors
     ///
@@ -288,8 +297,9 @@ impl Pages {
         })
     }
 
-    /// Writes `buf` from byte `start_byte` on. The pages of a file are all found before the first byte is written, as Linux pins them
-    /// (`iopt_pages_rw_slow`); those of a process if `way` says so.
+    /// Writes `buf` from byte `start_byte` on. The pages of a file are all found before the first
+    /// byte is written, as Linux pins them (`iopt_pages_rw_slow`); those of a process if `way` says
+    /// so.
     ///
     /// # Errors
     ///
@@ -359,8 +369,8 @@ impl Pages {
         (pins.payer, pins.rule)
     }
 
-    /// Makes `payer` pay from now on for what `charged` pages the ledger has already booked on it, and takes the old
-    /// charge back.
+    /// Makes `payer` pay from now on for what `charged` pages the ledger has already booked on it,
+    /// and takes the old charge back.
     pub(crate) fn change_payer(&self, payer: Account, rule: Rule) {
         let mut pins = self.pins.lock();
         let pins = &mut *pins;

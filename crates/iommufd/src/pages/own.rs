@@ -8,8 +8,8 @@ use ioasis_uapi::Result;
 
 use super::{GivenBack, PageRange, Pages};
 
-/// The pages object behind an area. Most are never shared, and lie in the area without an allocation: then whoever may change the area
-/// needs no lock.
+/// The pages object behind an area. Most are never shared, and lie in the area without an
+/// allocation: then whoever may change the area needs no lock.
 #[derive(Debug)]
 pub(crate) enum AreaPages {
     /// Of this area alone.
@@ -69,7 +69,8 @@ impl Fill for AreaPages {
 }
 
 impl AreaPages {
-    /// [`Pages::release`] of what the domains hold, where more areas go: `back` takes what is given back.
+    /// [`Pages::release`] of what the domains hold, where more areas go: `back` takes what is given
+    /// back.
     #[inline]
     pub(crate) fn unfill_into(&mut self, range: PageRange, back: &mut GivenBack) {
         if let Self::Own(Pages { about, pins, .. }) = self

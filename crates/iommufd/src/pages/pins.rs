@@ -57,7 +57,8 @@ impl Pins {
         }))
     }
 
-    /// [`hold`](Self::hold) for the pages of `length` bytes from `start_byte`, whose output addresses are appended to `runs`.
+    /// [`hold`](Self::hold) for the pages of `length` bytes from `start_byte`, whose output
+    /// addresses are appended to `runs`.
     #[inline]
     pub(super) fn hold_runs(
         &mut self,
@@ -118,7 +119,8 @@ impl Pins {
         }
     }
 
-    /// Takes one holder off `range`, which [`hold`](Self::hold) was called with, and unpins what nobody holds.
+    /// Takes one holder off `range`, which [`hold`](Self::hold) was called with, and unpins what
+    /// nobody holds.
     pub(super) fn release(&mut self, about: &About, range: PageRange) {
         if let [span] = self.spans.as_mut_slice()
             && span.pages == range
@@ -242,7 +244,8 @@ impl Pins {
     }
 }
 
-/// Takes a hold on the windows of several extents, `length` bytes together; says also whether somebody pays.
+/// Takes a hold on the windows of several extents, `length` bytes together; says also whether
+/// somebody pays.
 #[cold]
 fn hold_extents(
     phys: &Phys,

@@ -104,7 +104,8 @@ fn churn(context: &Context, ioases: [u32; 2], memory: &Memory, mut seed: u64, do
         let (from, to) = (ioases[usize::from(pick & 1 != 0)], ioases[usize::from(pick & 2 != 0)]);
         let iova = (1 + (pick >> 2) % 16) * PAGE;
         let range = page(iova);
-        // Whatever the others do, each answer is one of those Linux has; what must hold is looked at in the end.
+        // Whatever the others do, each answer is one of those Linux has; what must hold is looked
+        // at in the end.
         let accepted = match (pick >> 8) % 4 {
             0 | 1 => map(context, from, memory, iova, BASE + ((pick >> 12) % 16) * PAGE).is_ok(),
             2 => context.unmap(from, range, 1).is_ok_and(|unmapped| unmapped.result.is_ok()),

@@ -1,8 +1,8 @@
 //! Random calls on one container, compared with a model of arrays after every step.
 //!
-//! Each step is first made to fail at its first, second, third fallible point and so on; the model must not have moved
-//! then. What is compared: the errno or the size, what every device reads at every page, who has locked how much, what GET_INFO
-//! counts, and the dirty log.
+//! Each step is first made to fail at its first, second, third fallible point and so on; the model
+//! must not have moved then. What is compared: the errno or the size, what every device reads at
+//! every page, who has locked how much, what GET_INFO counts, and the dirty log.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -231,7 +231,8 @@ impl Model {
     }
 
     fn add(&mut self, group: usize) -> Answer {
-        // The group's own file knows that it has a container: here it is asked of the container's list.
+        // The group's own file knows that it has a container: here it is asked of the container's
+        // list.
         if self.members[group] {
             return Ok(0);
         }
@@ -363,7 +364,8 @@ impl Model {
         if !area.invalid || (area.at, area.pages) != (to.at, to.pages) {
             return Err(Errno::EINVAL);
         }
-        // An address can only be taken where there is no emulated device, so that all of the mapping is pinned.
+        // An address can only be taken where there is no emulated device, so that all of the
+        // mapping is pinned.
         if area.payer != process && self.locked(process) + area.pages > LIMIT {
             return Err(Errno::ENOMEM);
         }
@@ -514,7 +516,8 @@ struct System {
 }
 
 thread_local! {
-    /// Clients whose memory is as at the beginning: fresh memory costs more than a sequence of calls.
+    /// Clients whose memory is as at the beginning: fresh memory costs more than a sequence of
+    /// calls.
     static CLIENTS: RefCell<Vec<[TestClient; 2]>> = RefCell::default();
 }
 

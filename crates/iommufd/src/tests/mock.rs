@@ -1,5 +1,5 @@
-//! Test operations with arguments that mean nothing much, in any order: an errno each, which for some can be said beforehand, and
-//! nothing left at the end.
+//! Test operations with arguments that mean nothing much, in any order: an errno each, which for
+//! some can be said beforehand, and nothing left at the end.
 
 use std::sync::Arc;
 
@@ -164,7 +164,8 @@ fn words(op: u32) -> &'static [Word] {
     }
 }
 
-/// An operation with an object, or for those of an access a descriptor, and arguments that are what it asks for.
+/// An operation with an object, or for those of an access a descriptor, and arguments that are what
+/// it asks for.
 fn sensible(client: &TestClient, context: &Context, op: u32, id: u32, body: [u64; 6]) -> Try {
     let ids = context.objects().ids();
     let files = client.files.borrow().len().max(1) as u64;
@@ -178,7 +179,8 @@ fn sensible(client: &TestClient, context: &Context, op: u32, id: u32, body: [u64
         Word::Granule => 0x800 << (chosen % 2),
         Word::NumberAndObject => both(chosen % 4, object(chosen >> 8)),
         Word::ObjectAndNumber => both(object(chosen >> 8), chosen % 2),
-        // The bit above is that of the kernel's fuzzer, which reads an IOVA as the number of an area and an offset.
+        // The bit above is that of the kernel's fuzzer, which reads an IOVA as the number of an
+        // area and an offset.
         Word::Numbers => both((chosen % 4) | (chosen & (1 << 16)), (chosen >> 8) % 4),
         Word::Flags => both(0, chosen % 16),
         Word::FdAndNumber => both(fd(chosen >> 8), chosen % 2),

@@ -292,7 +292,8 @@ impl AddressSpace for Buffer {
     }
 }
 
-/// Memory whose first page is not there while it is held: whoever copies from or to it waits until it is given.
+/// Memory whose first page is not there while it is held: whoever copies from or to it waits until
+/// it is given.
 #[derive(Clone, Debug)]
 pub(crate) struct Slow(Arc<SlowBacking>);
 

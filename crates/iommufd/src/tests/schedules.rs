@@ -1,7 +1,7 @@
 //! Commands that race for the same objects, under many schedules of their threads.
 //!
-//! The threads take turns at locks and at the words of page tables. DMA is not among them: its sections belong to threads of the
-//! system, and all of these are one.
+//! The threads take turns at locks and at the words of page tables. DMA is not among them: its
+//! sections belong to threads of the system, and all of these are one.
 
 use std::sync::Arc;
 
@@ -21,7 +21,8 @@ const PAGE: u64 = 4096;
 /// Schedules of each test, unless `IOASIS_SEQUENCES` says how many.
 const SCHEDULES: usize = 1000;
 
-/// Runs `test` under as many schedules: half of them at random, half with few preemptions at the most telling places.
+/// Runs `test` under as many schedules: half of them at random, half with few preemptions at the
+/// most telling places.
 pub(crate) fn check(test: fn()) {
     let count = std::env::var("IOASIS_SEQUENCES");
     let half = count.map_or(SCHEDULES, |count| count.parse().expect("a number")).div_ceil(2);
@@ -144,7 +145,8 @@ fn the_last_detach_meets_destroy_attach_and_alloc_in_any_schedule() {
             part(move || attached.attach(ioas).unwrap()),
             part(move || {
                 let made = other.alloc_ioas().unwrap();
-                // The id of what the last detach took along is given out again, and somebody else destroys that.
+                // The id of what the last detach took along is given out again, and somebody else
+                // destroys that.
                 assert!(destroy(&other, made) || made == automatic, "it is nobody else's");
             }),
         ]);

@@ -1,7 +1,8 @@
 //! Eight threads that issue any command while four devices do DMA.
 //!
-//! Every page of memory holds one word over and over, and never another while it can be reached: a device that reads a mixture has
-//! seen a torn mapping, and one that reads `GONE`, or changes what holds it, used a page after its unmap had returned.
+//! Every page of memory holds one word over and over, and never another while it can be reached: a
+//! device that reads a mixture has seen a torn mapping, and one that reads `GONE`, or changes what
+//! holds it, used a page after its unmap had returned.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

@@ -1,4 +1,5 @@
-//! Instructions, counted by callgrind: this program runs itself twice under it and takes the difference.
+//! Instructions, counted by callgrind: this program runs itself twice under it and takes the
+//! difference.
 
 use std::hint::black_box;
 use std::process::Command;

@@ -11,7 +11,8 @@ use ioasis_iommupt::{Dirty, Format, Iova, IovaRange, Pa, Prot, Run, TableReader}
 use crate::peers::{PAGE, RW, ours};
 use crate::{Bound, Numbers, Report, medians, race};
 
-/// What is harvested: 64 GiB, whose tables are larger than the caches. 1 TiB is sixteen times as much of the same.
+/// What is harvested: 64 GiB, whose tables are larger than the caches. 1 TiB is sixteen times as
+/// much of the same.
 const LENGTH: u64 = 64 << 30;
 const LEAVES: u64 = LENGTH / PAGE;
 
@@ -41,7 +42,8 @@ fn harvest<F: Format>(report: &Report, name: &str) {
             reader.translate(Iova(n * PAGE), 1, Prot::WRITE).expect("mapped");
         }
     };
-    // One leaf of each table is dirty and stays so: every table is looked at, and all but one leaf is clean.
+    // One leaf of each table is dirty and stays so: every table is looked at, and all but one leaf
+    // is clean.
     mark(512);
     let [clean, read] = race(LEAVES, |contestant| {
         if contestant == 0 {

@@ -1,9 +1,11 @@
-//! Goals P1 to P10 and what large spaces cost (`scale`), one line each: what was measured, the bound, and whether it is met.
+//! Goals P1 to P10 and what large spaces cost (`scale`), one line each: what was measured, the
+//! bound, and whether it is met.
 //!
-//! Every ratio is taken against its peer in the same run, on one core, in turns, as the median of 25. Where the system lets
-//! it, the bench starts itself again with real-time priority, so that other work on the machine does not cut into a round;
-//! caches and memory stay shared with it. `goals P4` runs only lines that begin so. Instructions are counted by callgrind
-//! where it is installed.
+//! Every ratio is taken against its peer in the same run, on one core, in turns, as the median
+//! of 25. Where the system lets it, the bench starts itself again with real-time priority, so that
+//! other work on the machine does not cut into a round; caches and memory stay shared with it.
+//! `goals P4` runs only lines that begin so. Instructions are counted by callgrind where it is
+//! installed.
 
 #![expect(clippy::cast_possible_truncation, reason = "addresses here are small")]
 
@@ -56,7 +58,8 @@ impl Report {
     }
 }
 
-/// Nanoseconds per operation of each, in turns: `run` gets the number of the contestant and does `operations`.
+/// Nanoseconds per operation of each, in turns: `run` gets the number of the contestant and does
+/// `operations`.
 pub(crate) fn race<const N: usize>(operations: u64, mut run: impl FnMut(usize)) -> [f64; N] {
     let mut rounds = [[0.0; ROUNDS]; N];
     for contestant in 0..N {
@@ -106,7 +109,8 @@ impl Numbers {
 /// Set in a run that was started on a core of its own.
 const ALONE: &str = "IOASIS_ALONE";
 
-/// Runs this program again on the last core, before everything else that is there; false if the system does not let it.
+/// Runs this program again on the last core, before everything else that is there; false if the
+/// system does not let it.
 fn alone() -> bool {
     let core = std::thread::available_parallelism().map_or(0, |cores| cores.get() - 1).to_string();
     let prefix = ["-f", "1", "taskset", "-c", &core];

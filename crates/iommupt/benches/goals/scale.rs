@@ -1,7 +1,9 @@
-//! What an operation costs in a large space beside a small one: the order is the format's levels, whatever is mapped.
+//! What an operation costs in a large space beside a small one: the order is the format's levels,
+//! whatever is mapped.
 //!
-//! Words touched are counted by the crate's tests and are the same. Here is the time, which also has the misses of a larger
-//! table: so pages are taken in turn, as a client's are, and at random beside an array of as many words.
+//! Words touched are counted by the crate's tests and are the same. Here is the time, which also
+//! has the misses of a larger table: so pages are taken in turn, as a client's are, and at random
+//! beside an array of as many words.
 
 use std::collections::BTreeMap;
 use std::hint::black_box;
@@ -89,7 +91,8 @@ fn pages(report: &Report) {
     report.note("translate at random, 1 GiB", small[1], "ns");
     report.note("translate at random, 1 TiB", large[1], "ns");
     report.note("a word of an array at random, 16 MiB less", missed, "ns more");
-    // A word a level, the table's segment in the list of them, and what the writer knows of the table.
+    // A word a level, the table's segment in the list of them, and what the writer knows of the
+    // table.
     report.line("scale.map_4k_1t_misses", (large[0] - small[0]) / missed, Bound::Max(6.0));
     report.line("scale.translate_4k_1t_misses", (large[1] - small[1]) / missed, Bound::Max(4.0));
 }
@@ -107,7 +110,8 @@ fn large_pages(report: &Report) {
     report.line("scale.map_2m_1t", times[1] / times[0], Bound::Max(1.5));
 }
 
-/// A thousand areas and a million, removed and inserted at random: how many ns more, beside those more of a `BTreeMap`.
+/// A thousand areas and a million, removed and inserted at random: how many ns more, beside those
+/// more of a `BTreeMap`.
 fn areas(report: &Report) {
     let area = |n: u64| range((n + 1) * 2 * PAGE, PAGE);
     let [small, large] = [1 << 10, 1 << 20].map(|count| {
@@ -149,7 +153,8 @@ fn churn(report: &Report) {
             let begun = Instant::now();
             let mut pages = 0;
             for _ in 0..512 {
-                // A place of its own for each size, so that what is unmapped is what was mapped there in another size.
+                // A place of its own for each size, so that what is unmapped is what was mapped
+                // there in another size.
                 let size = 1_u64 << numbers.below(8);
                 let at = numbers.below(GIB / PAGE / 256) * 256 * PAGE;
                 let length = size * PAGE;

@@ -135,7 +135,8 @@ fn many_pages<F: Format>(report: &Report, name: &str) {
     report.line(&format!("P5.map_256.{name}"), peer / ours, Bound::Min(10.0));
 }
 
-/// P5: a gibibyte as 4 KiB leaves. The tables are made anew each time, from memory that was used before.
+/// P5: a gibibyte as 4 KiB leaves. The tables are made anew each time, from memory that was used
+/// before.
 fn gibibyte<F: Format>(report: &Report, name: &str) {
     let (mut writer, _reader) = ours::<F>(PAGE);
     let mut times = [0.0; 19];

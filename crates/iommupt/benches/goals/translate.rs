@@ -141,8 +141,8 @@ fn misses(report: &Report) {
         let base = array.get((iova >> 12) as usize).expect("mapped");
         base + (iova & (PAGE - 1))
     };
-    // Each address waits for the answer before it, whose lowest bit is never set: what is timed is how long one lookup takes,
-    // not how many overlap.
+    // Each address waits for the answer before it, whose lowest bit is never set: what is timed is
+    // how long one lookup takes, not how many overlap.
     let [ours, flat] = race(LOOKUPS, |contestant| {
         let last = looked.iter().fold(0, |last: u64, &iova| {
             let iova = iova + (last & 1);

@@ -7,8 +7,8 @@ pub(super) const BRANCH_ITEMS: usize = 16;
 #[derive(Clone)]
 #[repr(C, align(64))]
 pub(super) struct Branch {
-    /// No area below an item ends after this address, none below the next item begins before it or there. Behind the items: the largest
-    /// number.
+    /// No area below an item ends after this address, none below the next item begins before it or
+    /// there. Behind the items: the largest number.
     lasts: [u64; BRANCH_ITEMS],
     ids: [u32; BRANCH_ITEMS],
     /// No hole that ends at an area below the item has more bytes.
@@ -52,7 +52,8 @@ impl Branch {
         Item { last: self.lasts[slot], hole: self.holes[slot], id: self.ids[slot] }
     }
 
-    /// The slot whose item has, or would get, an area that ends at `at` or later. The branch is not empty.
+    /// The slot whose item has, or would get, an area that ends at `at` or later. The branch is not
+    /// empty.
     #[inline]
     pub(super) fn slot_of(&self, at: u64) -> usize {
         // First which four, then which of them, without a branch.
@@ -92,7 +93,8 @@ impl Branch {
         self.holes[slot] = hole;
     }
 
-    /// Makes the item at `to`, beside `slot`, stand for what is below that too; returns its leaf or branch.
+    /// Makes the item at `to`, beside `slot`, stand for what is below that too; returns its leaf or
+    /// branch.
     pub(super) fn hand_over(&mut self, slot: usize, to: usize) -> u32 {
         self.holes[to] = self.holes[to].max(self.holes[slot]);
         self.lasts[to] = self.lasts[to].max(self.lasts[slot]);

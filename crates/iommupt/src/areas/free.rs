@@ -1,11 +1,12 @@
 //! Linux's rule for choosing an IOVA (`drivers/iommu/iommufd/io_pagetable.c`, `iopt_alloc_iova`).
 //!
-//! How long it takes: O(log n) for n areas, amortised, plus the holes that are long enough but lie so that no aligned
-//! candidate fits. A hole of `length + align - 1` bytes always holds one, so those are the holes of at least `length` and
-//! less than `length + align - 1` bytes below the answer, each looked at once, with at most the branches above it: O(m log n)
-//! for m of them, all n at worst; `align` is at most 2 MiB. Where lengths are
-//! multiples of their alignment, as those of huge pages are, and areas were chosen by this rule, holes are too and none is
-//! looked at in vain. A client that wants them makes each with a call of its own; Linux looks at every area below the
+//! How long it takes: O(log n) for n areas, amortised, plus the holes that are long enough but lie
+//! so that no aligned candidate fits. A hole of `length + align - 1` bytes always holds one, so
+//! those are the holes of at least `length` and less than `length + align - 1` bytes below the
+//! answer, each looked at once, with at most the branches above it: O(m log n) for m of them, all n
+//! at worst; `align` is at most 2 MiB. Where lengths are multiples of their alignment, as those of
+//! huge pages are, and areas were chosen by this rule, holes are too and none is looked at in vain.
+//! A client that wants them makes each with a call of its own; Linux looks at every area below the
 //! answer in any case.
 
 use alloc::vec::Vec;
@@ -20,7 +21,8 @@ const PAGE_LG2: u32 = 12;
 /// A transparent huge page: the largest alignment that is kept.
 const HUGE_PAGE_LG2: u32 = 21;
 
-/// A set of addresses as ascending ranges that neither overlap nor touch: reserved or allowed IOVAs.
+/// A set of addresses as ascending ranges that neither overlap nor touch: reserved or allowed
+/// IOVAs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ranges(Vec<IovaRange>);
 
@@ -64,7 +66,8 @@ impl Ranges {
         self.0.get(at).copied().filter(|old| old.start() <= range.last())
     }
 
-    /// Calls `hole` for every part of `range` outside the set, ascending, until it returns something.
+    /// Calls `hole` for every part of `range` outside the set, ascending, until it returns
+    /// something.
     pub fn find_hole<R>(
         &self,
         range: IovaRange,
@@ -103,8 +106,8 @@ impl FromIterator<IovaRange> for Ranges {
 pub struct Wanted {
     /// Bytes.
     pub length: u64,
-    /// Where the memory lies: a virtual address, or the offset inside a file. Its alignment and its offset inside a
-    /// page are kept.
+    /// Where the memory lies: a virtual address, or the offset inside a file. Its alignment and its
+    /// offset inside a page are kept.
     pub address: u64,
     /// The address space's alignment, a power of two.
     pub alignment: u64,
@@ -121,8 +124,8 @@ struct Fit {
 }
 
 impl Fit {
-    /// The candidate in a span of free addresses. One whose only byte would be the last of the span is refused, as
-    /// Linux refuses it.
+    /// The candidate in a span of free addresses. One whose only byte would be the last of the span
+    /// is refused, as Linux refuses it.
     fn candidate(self, span: IovaRange) -> Option<u64> {
         let start = span.start().0.checked_add(self.mask)? & !self.mask;
         let start = start | self.page_offset;
@@ -132,13 +135,13 @@ impl Fit {
 }
 
 impl<T> Areas<T> {
-    /// The IOVA that Linux would choose: the lowest in `allowed` (or anywhere but the first and last page, if that is
-    /// empty) outside `reserved` and all areas, aligned as the memory is.
+    /// The IOVA that Linux would choose: the lowest in `allowed` (or anywhere but the first and
+    /// last page, if that is empty) outside `reserved` and all areas, aligned as the memory is.
     ///
     /// # Errors
     ///
-    /// `EOVERFLOW` for no or too much length, `EINVAL` when the memory is aligned less than the address space asks,
-    /// `ENOSPC` when nothing fits.
+    /// `EOVERFLOW` for no or too much length, `EINVAL` when the memory is aligned less than the
+    /// address space asks, `ENOSPC` when nothing fits.
     pub fn find_free(
         &mut self,
         wanted: Wanted,

@@ -4,8 +4,8 @@ use super::Areas;
 use crate::{Iova, IovaRange};
 
 impl<T> Areas<T> {
-    /// Offers the holes of at least `span + 1` bytes that touch `window`, ascending, each as far as it lies in the
-    /// window, until `accept` takes something from one.
+    /// Offers the holes of at least `span + 1` bytes that touch `window`, ascending, each as far as
+    /// it lies in the window, until `accept` takes something from one.
     pub fn find_hole<R>(
         &mut self,
         window: IovaRange,
@@ -100,7 +100,8 @@ impl<T> Areas<T> {
         leaf.last(leaf.len() - 1)
     }
 
-    /// Of the holes that end at an area below a leaf or branch at `level`, the bytes of the largest: no branch says less.
+    /// Of the holes that end at an area below a leaf or branch at `level`, the bytes of the
+    /// largest: no branch says less.
     fn largest_hole(&self, node: u32, level: usize) -> u64 {
         if level < self.height {
             return self.branches[node as usize].hole_max();
@@ -164,7 +165,8 @@ struct Search {
     from: u64,
     last: u64,
     span: u64,
-    /// The leaf or branch, and its level, that was looked at last, but not inside: `from` should be behind it.
+    /// The leaf or branch, and its level, that was looked at last, but not inside: `from` should be
+    /// behind it.
     passed: Option<(u32, usize)>,
 }
 

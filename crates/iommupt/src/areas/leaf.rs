@@ -3,11 +3,12 @@
 use super::NONE;
 use crate::{Iova, IovaRange};
 
-/// Areas of a leaf: a search and an insertion touch few cache lines, a million areas make five levels.
+/// Areas of a leaf: a search and an insertion touch few cache lines, a million areas make five
+/// levels.
 pub(super) const LEAF_AREAS: usize = 16;
 
-/// Areas stay where they were put and a permutation orders them, so that an insertion or a removal moves none: moving a few
-/// of sixteen costs more mispredicted branches than a search does.
+/// Areas stay where they were put and a permutation orders them, so that an insertion or a removal
+/// moves none: moving a few of sixteen costs more mispredicted branches than a search does.
 #[derive(Clone)]
 #[repr(C, align(64))]
 pub(super) struct Leaf<T> {
@@ -28,7 +29,8 @@ const PLACE_BITS: usize = 4;
 const PLACE_MASK: u64 = LEAF_AREAS as u64 - 1;
 
 impl<T> Leaf<T> {
-    /// No area. Of a value that is none only what says so is written; a constant would be copied whole.
+    /// No area. Of a value that is none only what says so is written; a constant would be copied
+    /// whole.
     #[inline(always)]
     pub(super) fn empty() -> Self {
         Self {

@@ -1,18 +1,21 @@
 //! Areas: disjoint ranges of IOVAs, each with a value, and the holes between them.
 //!
-//! A B+ tree. Leaves hold the areas and know their neighbours; a branch knows an address that parts what is below
-//! each of its items from what follows, and how large a hole there may be. Neighbours are never merged: what was inserted is
-//! what is removed.
+//! A B+ tree. Leaves hold the areas and know their neighbours; a branch knows an address that parts
+//! what is below each of its items from what follows, and how large a hole there may be. Neighbours
+//! are never merged: what was inserted is what is removed.
 //!
-//! A hole belongs to the area that it ends at, and how large one may be is a bound from above: whatever makes a hole
-//! larger raises it on the way up, in powers of two; whatever makes one smaller leaves it. A search that finds nothing
-//! where a bound promised something corrects it, so each change pays for at most one fruitless step a level. The addresses that
-//! part items stay when areas go. Thus a change alone nearly always touches one leaf and the branch above it.
+//! A hole belongs to the area that it ends at, and how large one may be is a bound from above:
+//! whatever makes a hole larger raises it on the way up, in powers of two; whatever makes one
+//! smaller leaves it. A search that finds nothing where a bound promised something corrects it, so
+//! each change pays for at most one fruitless step a level. The addresses that part items stay when
+//! areas go. Thus a change alone nearly always touches one leaf and the branch above it.
 //!
-//! A leaf goes when it is empty, or nearly so and a neighbour has room for the rest: areas that go in order are not moved.
+//! A leaf goes when it is empty, or nearly so and a neighbour has room for the rest: areas that go
+//! in order are not moved.
 //!
-//! Most of the time goes into waiting for memory and into mispredicted branches, so a search has none, an area stays at the
-//! place in its leaf where it was put, and a change begins at the leaf changed last.
+//! Most of the time goes into waiting for memory and into mispredicted branches, so a search has
+//! none, an area stays at the place in its leaf where it was put, and a change begins at the leaf
+//! changed last.
 
 mod branch;
 mod free;
@@ -55,7 +58,8 @@ pub struct Areas<T> {
     /// The way that the last change went, and the leaf at its end.
     path: Path,
     leaf: u32,
-    /// The addresses that lead there, from the first to the last: none where it may lead elsewhere by now.
+    /// The addresses that lead there, from the first to the last: none where it may lead elsewhere
+    /// by now.
     way: (u64, u64),
 }
 
@@ -128,8 +132,8 @@ impl<T> Areas<T> {
         self.way.0 <= at && at <= self.way.1
     }
 
-    /// The leaf that has, or would get, an area which ends at `at` or later; the path leads to it. Changes often follow each other
-    /// at one place: then the way is the same.
+    /// The leaf that has, or would get, an area which ends at `at` or later; the path leads to it.
+    /// Changes often follow each other at one place: then the way is the same.
     #[inline]
     fn seek(&mut self, at: u64) -> u32 {
         if self.is_on_way(at) { self.leaf } else { self.descend(at) }
@@ -223,7 +227,8 @@ impl<T> Areas<T> {
     ///
     /// # Errors
     ///
-    /// `EEXIST` if it shares an address with another, `ENOMEM` without memory; the value is dropped then.
+    /// `EEXIST` if it shares an address with another, `ENOMEM` without memory; the value is dropped
+    /// then.
     #[inline]
     pub fn insert(&mut self, range: IovaRange, value: T) -> Result<()> {
         self.vacancy(range)?.fill(value);
@@ -258,8 +263,8 @@ impl<T> Areas<T> {
         Ok(Vacancy { areas: self, range, leaf, slot })
     }
 
-    /// An area was put at the end of a leaf that the path leads to. Elsewhere nothing above has to know: the hole before it was a part of
-    /// the one before the next area.
+    /// An area was put at the end of a leaf that the path leads to. Elsewhere nothing above has to
+    /// know: the hole before it was a part of the one before the next area.
     #[inline]
     fn extend(&mut self, leaf: u32, slot: usize) {
         let here = &self.leaves[leaf];
@@ -313,7 +318,8 @@ impl<T> Areas<T> {
         Some((range, value))
     }
 
-    /// Removes the area that `at` lies in and drops its value, if it `may` go; whether it did. The value may be changed before.
+    /// Removes the area that `at` lies in and drops its value, if it `may` go; whether it did. The
+    /// value may be changed before.
     #[inline]
     pub fn remove_if(&mut self, at: Iova, may: impl FnOnce(&mut T) -> bool) -> bool {
         let Some((leaf, slot)) = self.seek_area(at) else { return false };
@@ -338,7 +344,8 @@ impl<T> Areas<T> {
         (slot < here.len() && here.first(slot) <= at.0).then_some((leaf, slot))
     }
 
-    /// The area at `slot` of the leaf that the path leads to is gone: what follows has a larger hole before it.
+    /// The area at `slot` of the leaf that the path leads to is gone: what follows has a larger
+    /// hole before it.
     #[inline]
     fn sink(&mut self, leaf: u32, slot: usize) {
         self.len -= 1;
@@ -389,8 +396,9 @@ impl<T> Vacancy<'_, T> {
     }
 }
 
-/// The bound that a hole raises others to. It grows in powers of two, so that a hole which grows with each removal seldom changes one;
-/// and no level says less than the ones below, as each takes the same.
+/// The bound that a hole raises others to. It grows in powers of two, so that a hole which grows
+/// with each removal seldom changes one; and no level says less than the ones below, as each takes
+/// the same.
 #[inline]
 const fn bound(hole: u64) -> u64 {
     if hole == 0 { 0 } else { u64::MAX >> hole.leading_zeros() }

@@ -5,8 +5,9 @@ use super::leaf::LEAF_AREAS;
 use super::{Areas, HEIGHT_MAX, NO_MEMORY, NO_WAY, NONE, SPARSE, bound};
 use ioasis_uapi::Result;
 
-/// How many of what fills a leaf or a branch stay when one more comes at `slot`. Areas often come in ascending order: at the end of all
-/// the left one stays full, elsewhere three quarters do, so that nobody can make many that are nearly empty.
+/// How many of what fills a leaf or a branch stay when one more comes at `slot`. Areas often come
+/// in ascending order: at the end of all the left one stays full, elsewhere three quarters do, so
+/// that nobody can make many that are nearly empty.
 const fn kept(slot: usize, is_last: bool) -> usize {
     match slot {
         LEAF_AREAS if is_last => LEAF_AREAS,
@@ -31,8 +32,8 @@ impl<T> Areas<T> {
         Ok(())
     }
 
-    /// Splits the full leaf that the path leads to, where an area comes at `slot`; [`reserve`](Self::reserve) provided for it. The path leads
-    /// nowhere then.
+    /// Splits the full leaf that the path leads to, where an area comes at `slot`;
+    /// [`reserve`](Self::reserve) provided for it. The path leads nowhere then.
     #[cold]
     pub(super) fn split(&mut self, leaf: u32, slot: usize) {
         let next = self.leaves[leaf].next;
@@ -48,7 +49,8 @@ impl<T> Areas<T> {
         self.way = NO_WAY;
     }
 
-    /// Divides the item on the path `above` levels above the leaves: what ends at `last` or before stays, the rest is `right`'s.
+    /// Divides the item on the path `above` levels above the leaves: what ends at `last` or before
+    /// stays, the rest is `right`'s.
     fn split_item(&mut self, above: usize, last: u64, right: u32) {
         if above == self.height {
             self.grow();
@@ -102,7 +104,8 @@ impl<T> Areas<T> {
         }
     }
 
-    /// The leaf that the path leads to has few areas `left`: it goes if it is empty, or a neighbour takes them.
+    /// The leaf that the path leads to has few areas `left`: it goes if it is empty, or a neighbour
+    /// takes them.
     pub(super) fn shrink(&mut self, leaf: u32, left: usize) {
         if left > 0 && !self.join_leaf(leaf, left) {
             return;
@@ -113,7 +116,8 @@ impl<T> Areas<T> {
         self.remove_item();
     }
 
-    /// Puts what is left of the leaf on the path into a neighbour under the same branch; whether one has room.
+    /// Puts what is left of the leaf on the path into a neighbour under the same branch; whether
+    /// one has room.
     fn join_leaf(&mut self, leaf: u32, left: usize) -> bool {
         let (node, slot) = self.path.at(self.height - 1);
         let room = |id: u32| LEAF_AREAS - self.leaves[id].len() >= left;
@@ -158,7 +162,8 @@ impl<T> Areas<T> {
         next.or_else(|| slot.checked_sub(1).filter(|&before| room(here.id(before))))
     }
 
-    /// Removes the item above the leaf that the path leads to, which is free, and what is empty or nearly so after that.
+    /// Removes the item above the leaf that the path leads to, which is free, and what is empty or
+    /// nearly so after that.
     fn remove_item(&mut self) {
         self.way = NO_WAY;
         for level in (0..self.height).rev() {

@@ -1,8 +1,10 @@
-//! AMD IOMMU host tables: *AMD I/O Virtualization Technology (IOMMU) Specification* (48882), section 2.2.3 (I/O Page
-//! Tables for Host Translations), tables 14 (Example Page Size Encodings) and 15 (Page Table Level Parameters).
+//! AMD IOMMU host tables: *AMD I/O Virtualization Technology (IOMMU) Specification* (48882),
+//! section 2.2.3 (I/O Page Tables for Host Translations), tables 14 (Example Page Size Encodings)
+//! and 15 (Page Table Level Parameters).
 //!
-//! The manual's level n is level n - 1 here. A leaf may have any power of two as its size: Next Level 7 says that the
-//! address holds it, as a row of ones below its first significant bit, and the word is repeated for each item.
+//! The manual's level n is level n - 1 here. A leaf may have any power of two as its size: Next
+//! Level 7 says that the address holds it, as a row of ones below its first significant bit, and
+//! the word is repeated for each item.
 
 use core::hint::cold_path;
 

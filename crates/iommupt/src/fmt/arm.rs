@@ -1,10 +1,11 @@
-//! Arm VMSAv8-64 as SMMUv3 reads it: *Arm Architecture Reference Manual for A-profile* (DDI 0487), D8.2 (translation
-//! process), D8.3 (translation table descriptor formats), D8.4 (memory access control), D8.5 (hardware updates of the
-//! access flag and dirty state), D8.7 (contiguous bit); *System Memory Management Unit Architecture Specification,
-//! version 3* (IHI 0070), 3.4.
+//! Arm VMSAv8-64 as SMMUv3 reads it: *Arm Architecture Reference Manual for A-profile* (DDI 0487),
+//! D8.2 (translation process), D8.3 (translation table descriptor formats), D8.4 (memory access
+//! control), D8.5 (hardware updates of the access flag and dirty state), D8.7 (contiguous bit);
+//! *System Memory Management Unit Architecture Specification, version 3* (IHI 0070), 3.4.
 //!
-//! The manual's level 3 is level 0 here. Input addresses are those of TTBR0. `BITS` is the size of input and output
-//! addresses: 48, or 52 (FEAT_LPA with 64 KiB granules, FEAT_LPA2 with the others).
+//! The manual's level 3 is level 0 here. Input addresses are those of TTBR0. `BITS` is the size of
+//! input and output addresses: 48, or 52 (FEAT_LPA with 64 KiB granules, FEAT_LPA2 with the
+//! others).
 
 use core::hint::cold_path;
 
@@ -16,9 +17,11 @@ use ioasis_uapi::{Errno, Error, Result};
 const VALID: u64 = 1 << 0;
 /// D8.3.1: bit 1: a table or, at the last level, a page; a block where it is clear.
 const TABLE_OR_PAGE: u64 = 1 << 1;
-/// D8.3.1.2, stage 1: AttrIndx, bits 4:2. The indices follow Linux's MAIR: 0 non-cacheable, 1 write-back, 2 device.
+/// D8.3.1.2, stage 1: AttrIndx, bits 4:2. The indices follow Linux's MAIR: 0 non-cacheable, 1
+/// write-back, 2 device.
 const ATTR_INDEX_SHIFT: u32 = 2;
-/// D8.3.1.2, stage 2: MemAttr, bits 5:2: 0b1111 write-back, 0b0101 non-cacheable, 0b0001 Device-nGnRE (D8.6.5).
+/// D8.3.1.2, stage 2: MemAttr, bits 5:2: 0b1111 write-back, 0b0101 non-cacheable, 0b0001
+/// Device-nGnRE (D8.6.5).
 const MEM_ATTR_SHIFT: u32 = 2;
 /// D8.4.1, stage 1: AP[1], bit 6: unprivileged access.
 const AP_UNPRIVILEGED: u64 = 1 << 6;
@@ -37,7 +40,8 @@ const AF: u64 = 1 << 10;
 const NG: u64 = 1 << 11;
 /// D8.5.2: DBM, bit 51: hardware manages the dirty state, which is AP[2] clear or S2AP[1] set.
 const DBM: u64 = 1 << 51;
-/// Bits 58:55 are the software's (D8.3.1.2): a leaf that cannot be written any more remembers that it was.
+/// Bits 58:55 are the software's (D8.3.1.2): a leaf that cannot be written any more remembers that
+/// it was.
 const WAS_DIRTY: u64 = 1 << 56;
 /// D8.7.1: contiguous, bit 52.
 const CONTIGUOUS: u64 = 1 << 52;
@@ -71,7 +75,8 @@ const XN_TABLE: u64 = 1 << 60;
 /// # Ok::<(), ioasis_uapi::Error>(())
 /// ```
 ///
-/// `STAGE` is 1 or 2, granules of `1 << GRANULE_LG2` bytes (12, 14 or 16), addresses of `BITS` bits.
+/// `STAGE` is 1 or 2, granules of `1 << GRANULE_LG2` bytes (12, 14 or 16), addresses of `BITS`
+/// bits.
 #[derive(Clone, Copy, Debug)]
 pub struct Arm<const STAGE: u32, const GRANULE_LG2: u32 = 12, const BITS: u32 = 48>;
 
@@ -180,8 +185,8 @@ impl<const STAGE: u32, const GRANULE_LG2: u32, const BITS: u32> Format
 
     #[inline]
     fn sizes(level: u32) -> u64 {
-        // Table D8-20: blocks at levels 1 and 2 of the manual, with 64 KiB at level 1 only for 52 bits; with FEAT_LPA2 also
-        // 512 GiB at level 0 (4 KiB) and 64 GiB at level 1 (16 KiB).
+        // Table D8-20: blocks at levels 1 and 2 of the manual, with 64 KiB at level 1 only for 52
+        // bits; with FEAT_LPA2 also 512 GiB at level 0 (4 KiB) and 64 GiB at level 1 (16 KiB).
         let leaf = match (GRANULE_LG2, level) {
             (_, 0 | 1) | (12, 2) => true,
             (12, 3) | (14 | 16, 2) => BITS == 52,
@@ -239,7 +244,8 @@ impl<const STAGE: u32, const GRANULE_LG2: u32, const BITS: u32> Format
         if !prot.intersects(Prot::READ | Prot::WRITE) {
             return Err(Error::new(Errno::EOPNOTSUPP, "what is valid at stage 1 can be read"));
         }
-        // What can be written is read-only until the first write, which hardware lets pass (D8.5.2).
+        // What can be written is read-only until the first write, which hardware lets pass
+        // (D8.5.2).
         attrs |= AP_READ_ONLY;
         if !prot.contains(Prot::EXEC) {
             attrs |= PXN;
@@ -332,8 +338,9 @@ impl<const STAGE: u32, const GRANULE_LG2: u32, const BITS: u32> Format
         leaf
     }
 
-    /// D8.4.1 and D8.4.3. `AP[1]` lets unprivileged requests read and write, and privileged ones too unless PAN is set; UXN keeps
-    /// unprivileged requests from executing, PXN privileged ones, who never execute what others can write.
+    /// D8.4.1 and D8.4.3. `AP[1]` lets unprivileged requests read and write, and privileged ones
+    /// too unless PAN is set; UXN keeps unprivileged requests from executing, PXN privileged ones,
+    /// who never execute what others can write.
     #[inline]
     fn missing(word: u64, level: u32, need: Prot, context: Context) -> Prot {
         let (mut granted, asked) = (Self::prot(word, level), need & RWX);

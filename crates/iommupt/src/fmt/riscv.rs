@@ -1,9 +1,10 @@
-//! RISC-V: *The RISC-V Instruction Set Manual: Volume II: Privileged Architecture*, 12.4 to 12.6 (Sv39, Sv48, Sv57),
-//! 13 (Svnapot), 14 (Svpbmt), 21.5.1 (guest physical address translation, the x4 forms), as the *RISC-V IOMMU
-//! Architecture Specification* uses them for its first and second stage.
+//! RISC-V: *The RISC-V Instruction Set Manual: Volume II: Privileged Architecture*, 12.4 to 12.6
+//! (Sv39, Sv48, Sv57), 13 (Svnapot), 14 (Svpbmt), 21.5.1 (guest physical address translation, the
+//! x4 forms), as the *RISC-V IOMMU Architecture Specification* uses them for its first and second
+//! stage.
 //!
-//! Every level has leaves. The second stage (G-stage) takes two more address bits, so its root is four pages, and
-//! does not sign-extend.
+//! Every level has leaves. The second stage (G-stage) takes two more address bits, so its root is
+//! four pages, and does not sign-extend.
 
 use core::hint::cold_path;
 
@@ -58,8 +59,8 @@ const NAPOT_LG2: u32 = 16;
 /// # Ok::<(), ioasis_uapi::Error>(())
 /// ```
 ///
-/// `LEVELS` is 3 to 5, `EXTRA` the number of more address bits at the root: none in the first stage, two in the
-/// second.
+/// `LEVELS` is 3 to 5, `EXTRA` the number of more address bits at the root: none in the first
+/// stage, two in the second.
 #[derive(Clone, Copy, Debug)]
 pub struct Riscv<const LEVELS: u32, const EXTRA: u32>;
 
@@ -203,8 +204,9 @@ impl<const LEVELS: u32, const EXTRA: u32> Format for Riscv<LEVELS, EXTRA> {
         leaf | (pointer & G)
     }
 
-    /// 12.4.1: unprivileged requests need U; privileged ones never execute where it is set, and read and write there with SUM.
-    /// The second stage takes all requests for unprivileged (21.5.1).
+    /// 12.4.1: unprivileged requests need U; privileged ones never execute where it is set, and
+    /// read and write there with SUM. The second stage takes all requests for unprivileged
+    /// (21.5.1).
     #[inline]
     fn missing(word: u64, level: u32, need: Prot, context: Context) -> Prot {
         let lacking = (need & RWX).difference(Self::prot(word, level));
@@ -234,7 +236,8 @@ impl<const LEVELS: u32, const EXTRA: u32> Format for Riscv<LEVELS, EXTRA> {
             return true;
         }
         if word & (R | W | X) == 0 {
-            // 12.4.1: D, A and U are reserved in a pointer, as are N and PBMT (13, 14); level 0 has no pointers.
+            // 12.4.1: D, A and U are reserved in a pointer, as are N and PBMT (13, 14); level 0 has
+            // no pointers.
             return level == 0 || word & (D | A | U | N | PBMT) != 0;
         }
         let misaligned = word & PPN & (low_bits(Self::item_lg2(level)) >> PPN_SHIFT) != 0;

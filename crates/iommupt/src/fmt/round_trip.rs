@@ -2,8 +2,8 @@
 
 use crate::format::{Entry, Format, low_bits};
 
-/// Decodes `word`, found at `level`, encodes what it said, and compares; whether it was a leaf or pointer that the manual
-/// allows.
+/// Decodes `word`, found at `level`, encodes what it said, and compares; whether it was a leaf or
+/// pointer that the manual allows.
 ///
 /// # Panics
 ///

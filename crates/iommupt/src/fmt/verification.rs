@@ -1,4 +1,5 @@
-//! Kani harnesses: what the tests try on random words, for all of them (`cargo kani -p ioasis-iommupt`).
+//! Kani harnesses: what the tests try on random words, for all of them (`cargo kani -p
+//! ioasis-iommupt`).
 
 use super::round_trip::round_trip;
 use crate::every::for_every_format;

@@ -1,5 +1,5 @@
-//! Intel VT-d second stage: *Intel Virtualization Technology for Directed I/O Architecture Specification*, sections 3.7
-//! (Second-Stage Translation) and 9.8 (Second-Stage Paging Entries).
+//! Intel VT-d second stage: *Intel Virtualization Technology for Directed I/O Architecture
+//! Specification*, sections 3.7 (Second-Stage Translation) and 9.8 (Second-Stage Paging Entries).
 //!
 //! | level | entry | leaf |
 //! |---|---|---|
@@ -156,8 +156,8 @@ impl<const LEVELS: u32> Format for VtdSs<LEVELS> {
     }
 }
 
-/// Permissions of a word. Execute is not controlled (9.8: X counts only with requests that ask for it), so what can
-/// be read can be executed.
+/// Permissions of a word. Execute is not controlled (9.8: X counts only with requests that ask for
+/// it), so what can be read can be executed.
 #[inline]
 fn rwx(word: u64) -> Prot {
     let mut prot = Prot::empty();

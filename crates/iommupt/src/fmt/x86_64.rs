@@ -1,7 +1,8 @@
-//! x86-64 tables as IOMMUs read them: VT-d first stage (*Intel Virtualization Technology for Directed I/O Architecture
-//! Specification*, 3.6 First-Stage Translation and 9.7 First-Stage Paging Entries) and AMD guest tables (*AMD I/O
-//! Virtualization Technology (IOMMU) Specification*, 2.2.6 I/O Page Tables for Guest Translations), both the format of
-//! *Intel 64 and IA-32 Architectures Software Developer's Manual* volume 3, 4.5 (4-Level Paging and 5-Level Paging).
+//! x86-64 tables as IOMMUs read them: VT-d first stage (*Intel Virtualization Technology for
+//! Directed I/O Architecture Specification*, 3.6 First-Stage Translation and 9.7 First-Stage Paging
+//! Entries) and AMD guest tables (*AMD I/O Virtualization Technology (IOMMU) Specification*, 2.2.6
+//! I/O Page Tables for Guest Translations), both the format of *Intel 64 and IA-32 Architectures
+//! Software Developer's Manual* volume 3, 4.5 (4-Level Paging and 5-Level Paging).
 //!
 //! | level | entry | leaf |
 //! |---|---|---|
@@ -25,7 +26,8 @@ const RW: u64 = 1 << 1;
 const US: u64 = 1 << 2;
 /// SDM table 4-20: PWT, bit 3.
 const PWT: u64 = 1 << 3;
-/// SDM table 4-20: PCD, bit 4. With PWT it selects PAT entry 3, uncacheable after reset (SDM 13.12.4).
+/// SDM table 4-20: PCD, bit 4. With PWT it selects PAT entry 3, uncacheable after reset (SDM
+/// 13.12.4).
 const PCD: u64 = 1 << 4;
 /// SDM table 4-20: A, bit 5.
 const A: u64 = 1 << 5;
@@ -158,7 +160,8 @@ impl<const LEVELS: u32> Format for X86_64<LEVELS> {
         (leaf & (pointer | !(RW | US))) | (pointer & XD)
     }
 
-    /// SDM 4.6.1 as without SMAP and SMEP (VT-d 3.6.1): U/S, set in every level, lets unprivileged requests in.
+    /// SDM 4.6.1 as without SMAP and SMEP (VT-d 3.6.1): U/S, set in every level, lets unprivileged
+    /// requests in.
     #[inline]
     fn missing(word: u64, _level: u32, need: Prot, context: Context) -> Prot {
         let lacking = (need & RWX).difference(rwx(word));
@@ -173,7 +176,8 @@ impl<const LEVELS: u32> Format for X86_64<LEVELS> {
     fn reserved(word: u64, level: u32) -> bool {
         match Self::decode(word, level) {
             Entry::Empty => false,
-            // Bit 12 of a large leaf is PAT; the bits from 13 up to its size are reserved (SDM 4-16, 4-18).
+            // Bit 12 of a large leaf is PAT; the bits from 13 up to its size are reserved (SDM
+            // 4-16, 4-18).
             Entry::Leaf => level > 0 && word & bits(Self::item_lg2(level) - 1, 13) != 0,
             // PS is reserved in PML4E and PML5E (SDM 4-14, 4-15).
             Entry::Table(_) => level >= 3 && word & PS != 0,

@@ -1,7 +1,8 @@
 //! What must hold for every interleaving of a writer and its readers.
 //!
-//! `steps` runs the walker's own code under loom, on tables so small that every interleaving and every value that an ordering
-//! lets a load see can be tried. `sequences` runs it under shuttle, in whole sequences of operations with several readers.
+//! `steps` runs the walker's own code under loom, on tables so small that every interleaving and
+//! every value that an ordering lets a load see can be tried. `sequences` runs it under shuttle, in
+//! whole sequences of operations with several readers.
 
 #[cfg(ioasis_shuttle)]
 mod sequences;

@@ -51,7 +51,8 @@ struct Shared<F: Format> {
     gone: Vec<AtomicU64>,
 }
 
-/// Pages that the sequences work on: the items of one table and those after them, where a leaf of the level above ends.
+/// Pages that the sequences work on: the items of one table and those after them, where a leaf of
+/// the level above ends.
 fn pages<F: Format>() -> Vec<u64> {
     let above = 1_u64 << (F::ITEMS_LG2);
     let mut pages: Vec<u64> = [0, 1, 2, 3, above / 2, above - 1, above, above + 1].into();
@@ -64,7 +65,8 @@ fn page_lg2<F: Format>() -> u32 {
     F::GRANULE_LG2
 }
 
-/// Translates through one of three ways, always to where the address belongs; what is found may be written.
+/// Translates through one of three ways, always to where the address belongs; what is found may be
+/// written.
 fn read<F: Format>(shared: &Shared<F>) {
     let pages = pages::<F>();
     let mut iotlb = Iotlb::new();

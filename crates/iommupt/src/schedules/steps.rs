@@ -162,7 +162,8 @@ enum Writes {
     TwoThroughIotlb,
 }
 
-/// A copy as live migration makes it: harvest, wait, copy. A write that the copy lacks is told by the next harvest.
+/// A copy as live migration makes it: harvest, wait, copy. A write that the copy lacks is told by
+/// the next harvest.
 fn no_write_is_lost<F: Format>(length: u64, asked: IovaRange, writes: Writes) {
     model(move || {
         let (quiesce, mut writer, reader) = made::<F>();
@@ -201,9 +202,9 @@ fn a_write_is_copied_or_told_in_any_schedule() {
     no_write_is_lost::<Tiny<2>>(2 * PAGE, range(0, 8 * PAGE), Writes::One);
 }
 
-/// The first write leaves marks while a harvest takes them, the second finds the leaf dirty and leaves none: what the first
-/// left has to lead the next harvest there. A mark of a table without those above it, or one that is seen before what it
-/// stands for, would not.
+/// The first write leaves marks while a harvest takes them, the second finds the leaf dirty and
+/// leaves none: what the first left has to lead the next harvest there. A mark of a table without
+/// those above it, or one that is seen before what it stands for, would not.
 #[test]
 fn a_write_to_what_was_dirty_already_is_copied_or_told_in_any_schedule() {
     no_write_is_lost::<Three>(2 * PAGE, range(0, 8 * PAGE), Writes::Two);

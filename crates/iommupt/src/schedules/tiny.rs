@@ -1,4 +1,5 @@
-//! A format that no hardware has: tables of two or four items, so that a checker has few words to interleave.
+//! A format that no hardware has: tables of two or four items, so that a checker has few words to
+//! interleave.
 
 use crate::Prot;
 use crate::format::{Entry, Format, bits, low_bits};
@@ -13,8 +14,8 @@ const ADDR: u64 = bits(39, 4);
 /// The leaf spans two items.
 const PAIR: u64 = 1 << 40;
 
-/// A root at level `TOP`; leaves of one item at every level and, with `PAIRS`, of two items at level 0; with `BREAK`
-/// what is split is made invalid first.
+/// A root at level `TOP`; leaves of one item at every level and, with `PAIRS`, of two items at
+/// level 0; with `BREAK` what is split is made invalid first.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Tiny<const TOP: u32, const PAIRS: bool = false, const BREAK: bool = false>;
 

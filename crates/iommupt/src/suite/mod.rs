@@ -75,7 +75,8 @@ pub(crate) fn a_failed_split_changes_no_translation<F: Format>() {
     panic!("{}: a split takes fewer than 64 tables", F::NAME);
 }
 
-/// A write through a leaf of any size is found by a range that only touches the leaf, at its other end.
+/// A write through a leaf of any size is found by a range that only touches the leaf, at its other
+/// end.
 pub(crate) fn a_write_is_found_from_every_part_of_its_leaf<F: Format>() {
     let page = 1_u64 << F::GRANULE_LG2;
     for lg2 in

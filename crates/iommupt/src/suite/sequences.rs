@@ -33,7 +33,8 @@ enum Step {
     Trim,
 }
 
-/// An address: a multiple of the `size`th leaf size near the bottom or the top of the aperture, plus pages.
+/// An address: a multiple of the `size`th leaf size near the bottom or the top of the aperture,
+/// plus pages.
 #[derive(Clone, Copy, Debug)]
 struct Place {
     size: prop::sample::Index,
@@ -135,7 +136,8 @@ impl<F: Format> Pair<F> {
         Self { writer, reader, model: Model::default() }
     }
 
-    /// Does a step with `allowed` tables. One that fails for want of them leaves the table as it was.
+    /// Does a step with `allowed` tables. One that fails for want of them leaves the table as it
+    /// was.
     fn step(&mut self, step: Step, allowed: usize) {
         if allowed == usize::MAX {
             return assert!(self.attempt(step).is_ok(), "{}: there is memory", F::NAME);

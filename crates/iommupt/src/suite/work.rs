@@ -1,8 +1,9 @@
-//! How much work an operation is: the words of tables it reads and writes, counted in place of time.
+//! How much work an operation is: the words of tables it reads and writes, counted in place of
+//! time.
 //!
-//! A page is a walk down the levels and a few words at the end, whatever else is mapped, whatever happened before. What is
-//! more than that belongs to what is asked for: a word a leaf that is mapped, unmapped or harvested, a table's words for a
-//! table that is made.
+//! A page is a walk down the levels and a few words at the end, whatever else is mapped, whatever
+//! happened before. What is more than that belongs to what is asked for: a word a leaf that is
+//! mapped, unmapped or harvested, a table's words for a table that is made.
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -72,7 +73,8 @@ impl<F: Format> Space<F> {
     }
 }
 
-/// Words that one leaf takes in a format of `levels`: a walk for each thing that is looked at, a line of leaves for the harvest.
+/// Words that one leaf takes in a format of `levels`: a walk for each thing that is looked at, a
+/// line of leaves for the harvest.
 fn is_within_the_order<F: Format>(most: &Most) {
     let levels = u64::from(F::TOP_LEVEL) + 1;
     for &(what, words) in most {
@@ -152,8 +154,8 @@ impl<F: Format> Churn<F> {
         (self.random >> 11) % limit
     }
 
-    /// Maps a hole by one run. How far its output addresses are from being aligned as the IOVAs are decides how large the
-    /// leaves can be, and differs from hole to hole.
+    /// Maps a hole by one run. How far its output addresses are from being aligned as the IOVAs are
+    /// decides how large the leaves can be, and differs from hole to hole.
     fn fill(&mut self, first: usize, count: usize) {
         let odd = 1 << self.below(u64::from(2 * F::ITEMS_LG2));
         let (iova, length) = (first as u64 * Self::PAGE, count as u64 * Self::PAGE);
@@ -196,7 +198,8 @@ impl<F: Format> Churn<F> {
         taken
     }
 
-    /// A few words a level; a few for each page; and for each edge the tables that a split makes at most.
+    /// A few words a level; a few for each page; and for each edge the tables that a split makes at
+    /// most.
     fn is_within_the_order(&self, what: &str, words: u64, pages: u64) {
         let levels = u64::from(F::TOP_LEVEL) + 1;
         // Tables made or emptied: those of the pages, and at both edges one a level.
@@ -219,7 +222,8 @@ fn churn_costs_the_last_generation_what_it_cost_the_first<F: Format>() {
     for _ in 0..64 {
         taken.push(churn.generation());
         churn.check();
-        // The root, a table a level, and those of the window; what waits to be swept or for its readers.
+        // The root, a table a level, and those of the window; what waits to be swept or for its
+        // readers.
         let most = churn.writer.tables.made();
         let least = 256 + F::TOP_LEVEL as usize + 1;
         assert!(most <= least + 3 * 64 + 8, "{}: {most} tables, {least} at least", F::NAME);

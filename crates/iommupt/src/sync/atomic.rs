@@ -1,4 +1,5 @@
-//! Atomics that count, for tests of how much work an operation is: words of tables that are read and written, by thread.
+//! Atomics that count, for tests of how much work an operation is: words of tables that are read
+//! and written, by thread.
 
 extern crate std;
 

@@ -128,7 +128,8 @@ pub struct HwInfo {
     pub data_len: u32,
     /// Client address of the buffer.
     pub data_uptr: u64,
-    /// Union of `in_data_type` (with [`HW_INFO_FLAG_INPUT_TYPE`]) and `out_data_type`: one of `HW_INFO_TYPE_*`.
+    /// Union of `in_data_type` (with [`HW_INFO_FLAG_INPUT_TYPE`]) and `out_data_type`: one of
+    /// `HW_INFO_TYPE_*`.
     #[doc(alias = "in_data_type")]
     #[doc(alias = "out_data_type")]
     pub data_type: u32,

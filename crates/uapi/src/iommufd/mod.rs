@@ -1,11 +1,13 @@
 //! `linux/iommufd.h`: `/dev/iommu` and its objects.
 //!
-//! Names are the C names without `iommu_`, `iommufd_`, `IOMMU_` or `IOMMUFD_`. Command numbers keep their `CMD_`,
-//! so that [`CMD_IOAS_MAP`] (0x85) is not [`IOAS_MAP`] (the ioctl, 0x3b85). Two names differ: a field called
-//! `type` in C is `type_`, and [`HwInfo::data_type`] is a union of two names for one `u32` in C.
+//! Names are the C names without `iommu_`, `iommufd_`, `IOMMU_` or `IOMMUFD_`. Command numbers keep
+//! their `CMD_`, so that [`CMD_IOAS_MAP`] (0x85) is not [`IOAS_MAP`] (the ioctl, 0x3b85). Two names
+//! differ: a field called `type` in C is `type_`, and [`HwInfo::data_type`] is a union of two names
+//! for one `u32` in C.
 //!
-//! In every struct `size` is what the caller was built with: shorter than this version's means the missing fields
-//! are 0, longer must be 0 beyond. Addresses in fields are the client's. [`struct@Option`] is not the prelude's.
+//! In every struct `size` is what the caller was built with: shorter than this version's means the
+//! missing fields are 0, longer must be 0 beyond. Addresses in fields are the client's.
+//! [`struct@Option`] is not the prelude's.
 
 mod fault;
 mod hw_info;

@@ -1,7 +1,8 @@
 //! The ioctl of Linux's own selftests, `drivers/iommu/iommufd/iommufd_test.h`.
 //!
-//! The command's union of anonymous structs is [`TestCmd::body`], six words; each member is a struct of its own
-//! named `TestCmd` and the member's name, read from and written to the front of `body`.
+//! The command's union of anonymous structs is [`TestCmd::body`], six words; each member is a
+//! struct of its own named `TestCmd` and the member's name, read from and written to the front of
+//! `body`.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 

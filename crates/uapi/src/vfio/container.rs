@@ -208,7 +208,8 @@ pub const IOMMU_DIRTY_PAGES_FLAG_STOP: u32 = 1 << 1;
 /// Read the log; an [`IommuType1DirtyBitmapGet`] follows the argument.
 pub const IOMMU_DIRTY_PAGES_FLAG_GET_BITMAP: u32 = 1 << 2;
 
-/// Argument of [`IOMMU_DIRTY_PAGES`]; an [`IommuType1DirtyBitmapGet`] follows with [`IOMMU_DIRTY_PAGES_FLAG_GET_BITMAP`].
+/// Argument of [`IOMMU_DIRTY_PAGES`]; an [`IommuType1DirtyBitmapGet`] follows with
+/// [`IOMMU_DIRTY_PAGES_FLAG_GET_BITMAP`].
 #[repr(C)]
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,

@@ -136,7 +136,8 @@ pub struct DeviceFeatureBusMaster {
 
 const _: () = assert!(size_of::<DeviceFeatureBusMaster>() == 4);
 
-/// Feature: bus mastering where the device has no control of its own, with [`DeviceFeatureBusMaster`].
+/// Feature: bus mastering where the device has no control of its own, with
+/// [`DeviceFeatureBusMaster`].
 pub const DEVICE_FEATURE_BUS_MASTER: u32 = 10;
 
 /// Feature: export parts of a region as a dma-buf, with [`DeviceFeatureDmaBuf`].

@@ -1,12 +1,14 @@
 //! `linux/vfio.h`: containers, groups, devices.
 //!
-//! Names are the C names without `vfio_` or `VFIO_`. These differ: a field called `type` in C is `type_`; a union of
-//! names for one `u32` has one name here, [`PciDependentDevice::id`] and [`DeviceGfxPlaneInfo::plane`]; padding that C
-//! leaves unnamed is a field `__padding`, to be written as 0. The function-like macros `VFIO_DEVICE_STATE_VALID`,
-//! `_IS_ERROR` and `_SET_ERROR` of the deprecated first migration interface are left out.
+//! Names are the C names without `vfio_` or `VFIO_`. These differ: a field called `type` in C is
+//! `type_`; a union of names for one `u32` has one name here, [`PciDependentDevice::id`] and
+//! [`DeviceGfxPlaneInfo::plane`]; padding that C leaves unnamed is a field `__padding`, to be
+//! written as 0. The function-like macros `VFIO_DEVICE_STATE_VALID`, `_IS_ERROR` and `_SET_ERROR`
+//! of the deprecated first migration interface are left out.
 //!
-//! In every struct `argsz` is the size the caller provides; what follows a struct, if anything, its first line says.
-//! Addresses in fields are the client's; C pointers are `u64`, as on every 64-bit machine.
+//! In every struct `argsz` is the size the caller provides; what follows a struct, if anything, its
+//! first line says. Addresses in fields are the client's; C pointers are `u64`, as on every 64-bit
+//! machine.
 
 mod container;
 mod device;

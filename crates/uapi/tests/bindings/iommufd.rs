@@ -1,4 +1,5 @@
-//! `iommufd.h` against the crate iommufd-bindings. Ioctl numbers are macros, which bindgen leaves out.
+//! `iommufd.h` against the crate iommufd-bindings. Ioctl numbers are macros, which bindgen leaves
+//! out.
 
 use ioasis_uapi::iommufd as ours;
 use iommufd_bindings as theirs;

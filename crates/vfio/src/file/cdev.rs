@@ -1,4 +1,5 @@
-//! What only a file of the device's own node answers: bind, attach, detach. Linux: `drivers/vfio/device_cdev.c`.
+//! What only a file of the device's own node answers: bind, attach, detach. Linux:
+//! `drivers/vfio/device_cdev.c`.
 
 use std::sync::atomic::Ordering;
 
@@ -16,8 +17,9 @@ impl DeviceFile {
     ///
     /// # Errors
     ///
-    /// `EFAULT`; `E2BIG` for unknown fields; `EINVAL` for a malformed call, a file of a group, and a device that is
-    /// bound; `EBUSY` when the group is open; `EBADF` or `EBADFD` for what is no iommufd; what binding answers.
+    /// `EFAULT`; `E2BIG` for unknown fields; `EINVAL` for a malformed call, a file of a group, and
+    /// a device that is bound; `EBUSY` when the group is open; `EBADF` or `EBADFD` for what is no
+    /// iommufd; what binding answers.
     pub(super) fn bind(&self, client: &dyn Client, address: u64) -> Result<()> {
         let call = read_bind(client, address)?;
         if call.iommufd < 0 || call.flags & !vfio::DEVICE_BIND_FLAG_TOKEN != 0 {
@@ -77,7 +79,8 @@ impl DeviceFile {
     ///
     /// # Errors
     ///
-    /// `EFAULT`, after which the attachment is undone; `EINVAL` for a malformed call; what attaching answers.
+    /// `EFAULT`, after which the attachment is undone; `EINVAL` for a malformed call; what
+    /// attaching answers.
     pub(super) fn attach(&self, client: &dyn Client, address: u64) -> Result<()> {
         /// Up to `pt_id`; `pasid` came later.
         const MIN: usize = 12;

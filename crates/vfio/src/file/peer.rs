@@ -1,13 +1,14 @@
 //! BAR pages as memory that another device reaches: the far end of peer-to-peer DMA.
 //!
-//! Linux's type1 container maps the pages' physical addresses and never takes them away again (`vaddr_get_pfns`). Here
-//! every access asks whether the BAR answers at that moment.
+//! Linux's type1 container maps the pages' physical addresses and never takes them away again
+//! (`vaddr_get_pfns`). Here every access asks whether the BAR answers at that moment.
 //!
-//! What another device writes to a trapped page waits in its memory for the next poll: to call the model would make one
-//! device's thread wait for another's, and two that write to each other for ever.
+//! What another device writes to a trapped page waits in its memory for the next poll: to call the
+//! model would make one device's thread wait for another's, and two that write to each other for
+//! ever.
 //!
-//! DIFFERS: nothing is reached while memory decoding is off, in D3hot, or while nobody has the device open; what was mapped is
-//! reached again when the BAR comes back, with another open too.
+//! DIFFERS: nothing is reached while memory decoding is off, in D3hot, or while nobody has the
+//! device open; what was mapped is reached again when the BAR comes back, with another open too.
 
 use std::sync::Arc;
 
@@ -29,7 +30,8 @@ impl Device {
         pages.read(position, buf)
     }
 
-    /// Writes BAR pages at `offset` of its files, for another device; the device looks at what was written.
+    /// Writes BAR pages at `offset` of its files, for another device; the device looks at what was
+    /// written.
     ///
     /// # Errors
     ///

@@ -1,4 +1,5 @@
-//! Regions of a device file: reads, writes and mappings by offset. Linux: `drivers/vfio/pci/vfio_pci_rdwr.c`.
+//! Regions of a device file: reads, writes and mappings by offset. Linux:
+//! `drivers/vfio/pci/vfio_pci_rdwr.c`.
 
 use std::ops::Range;
 
@@ -38,12 +39,13 @@ enum Region {
 }
 
 impl DeviceFile {
-    /// How many of `length` bytes a read or write at `offset` of the file moves: those up to the region's end.
+    /// How many of `length` bytes a read or write at `offset` of the file moves: those up to the
+    /// region's end.
     ///
     /// # Errors
     ///
-    /// `EINVAL` before the file is bound, outside the regions, and past the end of a BAR; `EFAULT` past the end of
-    /// configuration space; `ENODEV` after the device was removed.
+    /// `EINVAL` before the file is bound, outside the regions, and past the end of a BAR; `EFAULT`
+    /// past the end of configuration space; `ENODEV` after the device was removed.
     pub fn span(&self, offset: u64, length: u64) -> Result<u64> {
         let length = usize::try_from(length).unwrap_or(usize::MAX);
         let Some(region) = self.region(offset, length)? else { return Ok(0) };
@@ -58,8 +60,9 @@ impl DeviceFile {
     ///
     /// # Errors
     ///
-    /// `EINVAL` before the file is bound, outside the regions, and past the end of a BAR; `EFAULT` past the end of
-    /// configuration space; `EIO` while memory decoding is off; `ENODEV` after the device was removed.
+    /// `EINVAL` before the file is bound, outside the regions, and past the end of a BAR; `EFAULT`
+    /// past the end of configuration space; `EIO` while memory decoding is off; `ENODEV` after the
+    /// device was removed.
     pub fn read(&self, offset: u64, buf: &mut [u8]) -> Result<usize> {
         let Some(region) = self.region(offset, buf.len())? else { return Ok(0) };
         let (function, position) = (self.device.function(), region_position(offset));
@@ -108,12 +111,14 @@ impl DeviceFile {
         }
     }
 
-    /// A load of a trapped page that a program mapped: 1 to 64 bytes at `offset` of the file, inside one page.
+    /// A load of a trapped page that a program mapped: 1 to 64 bytes at `offset` of the file,
+    /// inside one page.
     ///
     /// # Errors
     ///
-    /// `EINVAL` before the file is bound and for what is no trapped page; `EIO` while memory decoding is off; `EFAULT`
-    /// when the page was truncated; `ENODEV` after the device was removed.
+    /// `EINVAL` before the file is bound and for what is no trapped page; `EIO` while memory
+    /// decoding is off; `EFAULT` when the page was truncated; `ENODEV` after the device was
+    /// removed.
     pub fn load(&self, offset: u64, bytes: &mut [u8]) -> Result<()> {
         let bar = self.mapped_bar(offset)?;
         self.device.function().load(bar, region_position(offset), bytes)
@@ -129,8 +134,8 @@ impl DeviceFile {
         self.device.function().store(bar, region_position(offset), bytes)
     }
 
-    /// The trapped parts of a mapping of `length` bytes at `offset` of the file, by offset in the file. None outside the
-    /// BARs.
+    /// The trapped parts of a mapping of `length` bytes at `offset` of the file, by offset in the
+    /// file. None outside the BARs.
     #[must_use]
     pub fn trapped(&self, offset: u64, length: u64) -> Vec<Range<u64>> {
         self.parts(offset, length, Bar::trapped)
@@ -167,13 +172,13 @@ impl DeviceFile {
         }
     }
 
-    /// Whether `length` bytes at `offset` of the file may be mapped with the flags of mmap(2). The mapping itself is
-    /// one of the file's memory.
+    /// Whether `length` bytes at `offset` of the file may be mapped with the flags of mmap(2). The
+    /// mapping itself is one of the file's memory.
     ///
     /// # Errors
     ///
-    /// `EINVAL` before the file is bound, for a private mapping, and for what is no mappable part of one BAR;
-    /// `ENODEV` after the device was removed.
+    /// `EINVAL` before the file is bound, for a private mapping, and for what is no mappable part
+    /// of one BAR; `ENODEV` after the device was removed.
     // DIFFERS: a page stays accessible while memory decoding is off, where Linux raises SIGBUS.
     pub fn mmap(&self, offset: u64, length: u64, flags: u32) -> Result<()> {
         // do_mmap, before any file is asked.

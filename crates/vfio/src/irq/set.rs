@@ -129,9 +129,9 @@ impl Interrupts {
     ///
     /// # Errors
     ///
-    /// `EFAULT`; `EINVAL` for every malformed or contradictory call; `ENOTTY` for an action the index does not
-    /// have; `ERANGE` when MSI or MSI-X is enabled with no vector; `EBADF` or `EINVAL` for what is no eventfd;
-    /// `EBUSY` when INTx has an unmask eventfd.
+    /// `EFAULT`; `EINVAL` for every malformed or contradictory call; `ENOTTY` for an action the
+    /// index does not have; `ERANGE` when MSI or MSI-X is enabled with no vector; `EBADF` or
+    /// `EINVAL` for what is no eventfd; `EBUSY` when INTx has an unmask eventfd.
     pub(crate) fn set(
         &self,
         client: &dyn Client,
@@ -193,7 +193,8 @@ impl Interrupts {
             Data::Bool(flags) if flags[0] => unmask(&self.pin, function),
             Data::Bool(_) => {}
             Data::Eventfd(fds) => match trigger(client, fds[0])? {
-                // One that its program has closed was let go by the kernel then; here, when the next comes.
+                // One that its program has closed was let go by the kernel then; here, when the
+                // next comes.
                 Some(_)
                     if gate.unmask.as_ref().is_some_and(|old| client.has_open(old.eventfd())) =>
                 {
@@ -357,8 +358,9 @@ impl Interrupts {
         done
     }
 
-    /// Puts `messages` in place where those of `touched` vectors are new. As `free_irq` and `request_irq` do, an entry of the
-    /// table is masked before its eventfd goes, and unmasked when there is another: what comes between is pending.
+    /// Puts `messages` in place where those of `touched` vectors are new. As `free_irq` and
+    /// `request_irq` do, an entry of the table is masked before its eventfd goes, and unmasked when
+    /// there is another: what comes between is pending.
     fn change_handlers(&self, function: &Function, messages: Messages, touched: Range<usize>) {
         let vector = |at: usize| u16::try_from(at).expect("a table has at most 2048 entries");
         for at in touched.clone() {
@@ -372,7 +374,8 @@ impl Interrupts {
     }
 }
 
-/// ERR and REQ: one eventfd, which the program may also fire itself. Linux: `vfio_pci_set_ctx_trigger_single`.
+/// ERR and REQ: one eventfd, which the program may also fire itself. Linux:
+/// `vfio_pci_set_ctx_trigger_single`.
 fn single(slot: &mut Option<Arc<EventFd>>, client: &dyn Client, call: &Call) -> Result<()> {
     let empty = Error::new(Errno::EINVAL, "no interrupt is named");
     match &call.data {

@@ -275,11 +275,12 @@ fn an_attach_whose_reply_cannot_be_written_is_undone() {
     assert_eq!(cdev.fetch(0x4_0000), None);
 }
 
-/// One step on a device: a call, its PASID if it has one, Linux's answer, and whether the device reaches memory afterwards.
+/// One step on a device: a call, its PASID if it has one, Linux's answer, and whether the device
+/// reaches memory afterwards.
 type OnPasid = (bool, Option<u32>, Option<Errno>, bool);
 
-/// The file keeps an account of its own of PASIDs, which does not know what was attached without one
-/// (`vfio_iommufd_physical_pasid_attach_ioas`, `vfio_iommufd_physical_attach_ioas`).
+/// The file keeps an account of its own of PASIDs, which does not know what was attached without
+/// one (`vfio_iommufd_physical_pasid_attach_ioas`, `vfio_iommufd_physical_attach_ioas`).
 #[test]
 fn pasid_zero_is_the_device_by_another_account() {
     const ATTACH: bool = true;

@@ -1,5 +1,5 @@
-//! Every call on groups and devices with each of its fallible steps failing in turn: what can be seen stays as it was, and then
-//! the call succeeds.
+//! Every call on groups and devices with each of its fallible steps failing in turn: what can be
+//! seen stays as it was, and then the call succeeds.
 
 use std::sync::Arc;
 

@@ -1,5 +1,5 @@
-//! Groups and devices through their public surface: a client with memory and descriptors of its own, and a
-//! function whose model does what the tests write to it.
+//! Groups and devices through their public surface: a client with memory and descriptors of its
+//! own, and a function whose model does what the tests write to it.
 
 mod cdev;
 mod dmabufs;

@@ -653,8 +653,8 @@ fn kinds_have_both(instruction: &Instruction) -> bool {
     operands(instruction.code()).into_iter().filter(|&kind| is_string(kind)).count() == 2
 }
 
-/// The number of a bit lies in a register, and the operand moves by it: not too far. None where an address is made of
-/// the same register.
+/// The number of a bit lies in a register, and the operand moves by it: not too far. None where an
+/// address is made of the same register.
 fn bit_string(instruction: &Instruction, state: &mut State, random: &mut Random) -> Option<()> {
     use Mnemonic as M;
     let is_bit = matches!(instruction.mnemonic(), M::Bt | M::Bts | M::Btr | M::Btc);

@@ -1,8 +1,9 @@
 //! Random instructions of every form that is done, beside the processor.
 //!
-//! A child stands still in ptrace. For each instruction its registers and its memory are set, it runs the instruction by
-//! itself, and what it has then is compared with what [`Instruction::execute`] makes of the same: registers, flags that
-//! the manual defines, memory. The page in the middle of the memory is trapped for one and plain for the other.
+//! A child stands still in ptrace. For each instruction its registers and its memory are set, it
+//! runs the instruction by itself, and what it has then is compared with what
+//! [`Instruction::execute`] makes of the same: registers, flags that the manual defines, memory.
+//! The page in the middle of the memory is trapped for one and plain for the other.
 //!
 //! `IOASIS_SEQUENCES` says how many instructions, `IOASIS_SEED` which.
 

@@ -153,7 +153,8 @@ fn an_iommu_without_dirty_bits_makes_no_tracked_page_table() {
     assert_eq!(fixture.errno(abi::HWPT_ALLOC, &mut cmd), Errno::EOPNOTSUPP);
 }
 
-/// A device that is writing a byte to memory which makes it wait, and the page table that has seen the write.
+/// A device that is writing a byte to memory which makes it wait, and the page table that has seen
+/// the write.
 struct Writing {
     fixture: Fixture,
     slow: crate::tests::rig::Slow,

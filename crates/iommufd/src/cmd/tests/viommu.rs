@@ -34,8 +34,8 @@ impl Nest {
         Self { fixture, bound, ioas, parent: cmd.out_hwpt_id }
     }
 
-    /// A VT-d with a device behind tables of the guest's that map IOVA 0x40_0000 to the page at 0x8000, which begins with 8, as the
-    /// next begins with 9.
+    /// A VT-d with a device behind tables of the guest's that map IOVA 0x40_0000 to the page at
+    /// 0x8000, which begins with 8, as the next begins with 9.
     fn attached() -> (Self, u32) {
         let nest = Self::new(IommuKind::Vtd);
         nest.x86_tables(0x8000);
@@ -172,7 +172,8 @@ fn what_a_guests_table_said_is_forgotten_when_memory_under_it_is_unmapped() {
     assert_eq!(nest.reads(0x40_0000), None);
 }
 
-/// A device that walks a guest's table whose page is not there keeps only those waiting who take that page away.
+/// A device that walks a guest's table whose page is not there keeps only those waiting who take
+/// that page away.
 #[test]
 fn an_unmap_does_not_wait_for_a_guests_table_that_is_not_there() {
     let nest = Nest::new(IommuKind::Vtd);
@@ -308,7 +309,8 @@ fn invalidations_count_what_was_carried_out() {
 /// A valid stream table entry with one context descriptor at 0x5000.
 pub(super) const STE: abi::HwptArmSmmuv3 = abi::HwptArmSmmuv3 { ste: [1 | 5 << 1 | 0x5000, 0] };
 
-/// Tables for [`STE`] that map IOVA 0x40_0000 to 0x8000, where the guest's memory has an 8; at 0x9000 it has a 9.
+/// Tables for [`STE`] that map IOVA 0x40_0000 to 0x8000, where the guest's memory has an 8; at
+/// 0x9000 it has a 9.
 pub(super) fn arm_tables(nest: &Nest) {
     // 5.4: valid, AArch64, 48 bits, 4 KiB; TTB0 at 0x1000.
     nest.word(0x5000, 1 << 31 | 1 << 41 | 16);

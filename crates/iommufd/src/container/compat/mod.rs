@@ -1,5 +1,5 @@
-//! The VFIO container ioctls on `/dev/iommu`: the rules of Linux's compatibility layer, gaps included, for its own tests pin
-//! them down. Linux: `drivers/iommu/iommufd/vfio_compat.c`.
+//! The VFIO container ioctls on `/dev/iommu`: the rules of Linux's compatibility layer, gaps
+//! included, for its own tests pin them down. Linux: `drivers/iommu/iommufd/vfio_compat.c`.
 
 use std::sync::Arc;
 
@@ -106,7 +106,8 @@ fn get_info(context: &Context, client: &dyn Client, arg: u64) -> Result<i64> {
     info.iova_pgsizes = page_sizes(&ioas);
     info.cap_offset =
         if fits { u32::try_from(size_of_val(&info)).expect("a struct is short") } else { 0 };
-    // DIFFERS: a chain that does not fit whole is not written in part; its bytes are out of reach anyway, cap_offset is 0.
+    // DIFFERS: a chain that does not fit whole is not written in part; its bytes are out of reach
+    // anyway, cap_offset is 0.
     if fits {
         client.write(arg.wrapping_add(size_of_val(&info) as u64), chain.bytes())?;
     }

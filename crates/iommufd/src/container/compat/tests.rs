@@ -116,7 +116,8 @@ fn v1_cuts_no_area_behind_its_first_byte() {
         let (answer, went) = fixture.unmap(0, iova, size);
         assert_eq!((errno(answer), went), expected, "{iova:#x} {size:#x}");
     };
-    // iopt_area_split does nothing at the first IOVA: the range is judged uncut, and what went is told.
+    // iopt_area_split does nothing at the first IOVA: the range is judged uncut, and what went is
+    // told.
     refused(0x1001, 0x2fff, (Errno::ENOENT, 0));
     refused(0x1000, 1, (Errno::ENOENT, 0));
     refused(0x1001, 0x3000, (Errno::ENOENT, 0));

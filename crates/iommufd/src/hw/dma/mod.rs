@@ -1,12 +1,15 @@
 //! DMA: what a device model does with the addresses on its bus.
 //!
-//! Every call translates anew, inside a section of its group: once an unmap or a detach has waited for the sections that were
-//! open, no call uses what it took away. Pieces that lie in one backing become one vectored copy. A copy that ends by itself happens
-//! inside the section. One that may wait for somebody ([`Backing::may_wait`]) is noted in the section and happens after it, so that
-//! only those wait for it who take away what it uses (`underway`); each such copy has a section of its own.
+//! Every call translates anew, inside a section of its group: once an unmap or a detach has waited
+//! for the sections that were open, no call uses what it took away. Pieces that lie in one backing
+//! become one vectored copy. A copy that ends by itself happens inside the section. One that may
+//! wait for somebody ([`Backing::may_wait`]) is noted in the section and happens after it, so that
+//! only those wait for it who take away what it uses (`underway`); each such copy has a section of
+//! its own.
 //!
-//! No translation and no table is remembered here: of a 4 KiB transfer about 30 ns are not its bytes, 6 to 8 of them the walk.
-//! `WalkCache` would save 3, `Iotlb` 5 on a hit, for 72 and 256 KiB of cache that every thread and table wants for itself.
+//! No translation and no table is remembered here: of a 4 KiB transfer about 30 ns are not its
+//! bytes, 6 to 8 of them the walk. `WalkCache` would save 3, `Iotlb` 5 on a hit, for 72 and 256 KiB
+//! of cache that every thread and table wants for itself.
 
 mod section;
 
@@ -254,8 +257,8 @@ impl Attachment {
 }
 
 impl Endpoint {
-    /// Fills `buf` from `segments`, one after another; their lengths add up to `buf.len()`. Waits for the client where a page is
-    /// missing that the device may ask for.
+    /// Fills `buf` from `segments`, one after another; their lengths add up to `buf.len()`. Waits
+    /// for the client where a page is missing that the device may ask for.
     ///
     /// # Errors
     ///
@@ -268,7 +271,8 @@ impl Endpoint {
         self.transfer(NO_PASID, segments, Inbound(buf))
     }
 
-    /// Writes `buf` to `segments`, one after another; their lengths add up to `buf.len()`. Waits as [`read`](Self::read) does.
+    /// Writes `buf` to `segments`, one after another; their lengths add up to `buf.len()`. Waits as
+    /// [`read`](Self::read) does.
     ///
     /// # Errors
     ///
@@ -388,7 +392,8 @@ impl Endpoint {
         Err(self.refuse(Some(&kept), pasid, refusal, T::NEED))
     }
 
-    /// Walks the client's own table for `iova`, outside of any section: each word is read as memory is copied that may wait.
+    /// Walks the client's own table for `iova`, outside of any section: each word is read as memory
+    /// is copied that may wait.
     fn walk_ahead(&self, attachment: &Attachment, pasid: u32, iova: Iova) -> Ahead {
         let nested = attachment.nested.as_ref().expect("it has a table of the client's own");
         let machine = self.machine();

@@ -43,8 +43,9 @@ impl Unreached {
     }
 }
 
-/// Translations of one device that count as long as this lives: an unmap of what was translated, or a detach, waits until it is
-/// dropped, and so it must not live across one on the same thread. It belongs to its thread.
+/// Translations of one device that count as long as this lives: an unmap of what was translated, or
+/// a detach, waits until it is dropped, and so it must not live across one on the same thread. It
+/// belongs to its thread.
 #[derive(Debug)]
 pub struct DmaSection<'a> {
     endpoint: &'a Endpoint,
@@ -63,11 +64,13 @@ impl Endpoint {
 }
 
 impl<'a> DmaSection<'a> {
-    /// Where the first of `length` bytes from `iova` lie, as many as lie together. The page counts as written when `need` says so.
+    /// Where the first of `length` bytes from `iova` lie, as many as lie together. The page counts
+    /// as written when `need` says so.
     ///
     /// # Errors
     ///
-    /// The address, where nothing is mapped or not with `need`: drop the section, and [`Endpoint::settle`] what was not reached.
+    /// The address, where nothing is mapped or not with `need`: drop the section, and
+    /// [`Endpoint::settle`] what was not reached.
     pub fn translate(&self, iova: Iova, length: u64, need: Prot) -> Result<Reached, Unreached> {
         let (endpoint, pasid) = (self.endpoint, self.pasid);
         let machine: &'a _ = endpoint.machine();
@@ -112,12 +115,13 @@ impl<'a> DmaSection<'a> {
 }
 
 impl Endpoint {
-    /// Does what the IOMMU does about an address that was not reached: asks for the page where the device may, and waits for the
-    /// answer. Not to be called inside a section.
+    /// Does what the IOMMU does about an address that was not reached: asks for the page where the
+    /// device may, and waits for the answer. Not to be called inside a section.
     ///
     /// # Errors
     ///
-    /// The address, when the page is not there: the access failed, which is in the fault log now. Otherwise it may be tried again.
+    /// The address, when the page is not there: the access failed, which is in the fault log now.
+    /// Otherwise it may be tried again.
     pub fn settle(&self, unreached: Unreached) -> Result<(), DmaFault> {
         let Unreached { refusal, pasid, need } = unreached;
         let attachment = self.attachment(pasid);

@@ -1,4 +1,5 @@
-//! AMD-Vi. Manual: *AMD I/O Virtualization Technology (IOMMU) Specification*. Linux: `drivers/iommu/amd/{iommufd,nested}.c`.
+//! AMD-Vi. Manual: *AMD I/O Virtualization Technology (IOMMU) Specification*. Linux:
+//! `drivers/iommu/amd/{iommufd,nested}.c`.
 
 use std::sync::Arc;
 
@@ -91,7 +92,8 @@ impl IommuOps for Amd {
         quiesce: Arc<dyn Quiesce>,
     ) -> Result<PagingTable> {
         check_paging(iommu, flags, data)?;
-        // DIFFERS: Linux 7.2 makes such page tables and attaches none to a PASID, for want of a set_dev_pasid.
+        // DIFFERS: Linux 7.2 makes such page tables and attaches none to a PASID, for want of a
+        // set_dev_pasid.
         check_pasids(iommu, flags)?;
         // amd_iommu_domain_alloc_paging_flags: PASIDs take guest tables, the others host tables.
         let host = abi::HWPT_ALLOC_DIRTY_TRACKING | abi::HWPT_ALLOC_NEST_PARENT;
@@ -129,7 +131,8 @@ impl IommuOps for Amd {
 }
 
 impl ViommuOps for AmdViommu {
-    // DIFFERS: Linux 7.2 has the code for nesting in a virtual IOMMU of AMD's and does not offer it yet.
+    // DIFFERS: Linux 7.2 has the code for nesting in a virtual IOMMU of AMD's and does not offer it
+    // yet.
     fn alloc_nested(&self, _flags: u32, data: &UserData<'_>) -> Result<Box<dyn NestedOps>> {
         if data.kind != abi::HWPT_DATA_AMD_GUEST {
             return refuse!(

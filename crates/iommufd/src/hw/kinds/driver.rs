@@ -1,4 +1,5 @@
-//! What the drivers of the kinds have in common: walking a guest's table, requests one by one, flags they all judge.
+//! What the drivers of the kinds have in common: walking a guest's table, requests one by one,
+//! flags they all judge.
 
 use ioasis_iommupt::nested::GuestLeaf;
 use ioasis_iommupt::{Context, Format, Iova, Prot};
@@ -7,8 +8,9 @@ use ioasis_uapi::{Errno, Error, Result};
 use crate::hw::iommu::Iommu;
 use crate::hw::ops::{Invalidated, ReadWord, UserArray, UserData, Walked};
 
-/// Follows a table in format `F` from its root. Devices' requests are unprivileged, and neither kind of guest context that
-/// says otherwise (PMR of a PASID, PRIVCFG of a stream table entry) is served.
+/// Follows a table in format `F` from its root. Devices' requests are unprivileged, and neither
+/// kind of guest context that says otherwise (PMR of a PASID, PRIVCFG of a stream table entry) is
+/// served.
 pub(super) fn walk_table<F: Format>(
     root: u64,
     context: Context,
@@ -55,7 +57,8 @@ pub(super) fn check_paging(iommu: &Iommu, flags: u32, data: Option<&UserData<'_>
     Ok(())
 }
 
-/// What the drivers say that ask for PASIDs when a page table is made for them; VT-d's and the SMMUv3's do not.
+/// What the drivers say that ask for PASIDs when a page table is made for them; VT-d's and the
+/// SMMUv3's do not.
 ///
 /// # Errors
 ///

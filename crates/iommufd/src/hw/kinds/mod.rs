@@ -1,5 +1,5 @@
-//! The kinds of IOMMU this crate knows. One file is one kind: registers, page-table formats, nesting data, invalidation commands,
-//! virtual IOMMUs.
+//! The kinds of IOMMU this crate knows. One file is one kind: registers, page-table formats,
+//! nesting data, invalidation commands, virtual IOMMUs.
 
 mod amd;
 pub(crate) mod cmdqv;
@@ -54,7 +54,8 @@ impl Iommu {
         self.brought.unwrap_or_else(|| of(self.kind))
     }
 
-    /// What GET_HW_INFO says of it to a device that is nothing special: the type, and the registers as bytes.
+    /// What GET_HW_INFO says of it to a device that is nothing special: the type, and the registers
+    /// as bytes.
     #[must_use]
     pub fn registers(&self) -> (u32, Vec<u8>) {
         let default = ioasis_uapi::iommufd::HW_INFO_TYPE_DEFAULT;
@@ -62,7 +63,8 @@ impl Iommu {
         info.expect("every kind has the default description")
     }
 
-    /// The page sizes that tables of this kind can have leaves of, whatever [`page_sizes`](Self::page_sizes) says.
+    /// The page sizes that tables of this kind can have leaves of, whatever
+    /// [`page_sizes`](Self::page_sizes) says.
     #[must_use]
     pub fn page_sizes_of(kind: Kind) -> u64 {
         match kind {

@@ -1,5 +1,5 @@
-//! Arm SMMUv3. Manual: *Arm System Memory Management Unit Architecture Specification, SMMU architecture version 3*. Linux:
-//! `drivers/iommu/arm/arm-smmu-v3/arm-smmu-v3-iommufd.c`.
+//! Arm SMMUv3. Manual: *Arm System Memory Management Unit Architecture Specification, SMMU
+//! architecture version 3*. Linux: `drivers/iommu/arm/arm-smmu-v3/arm-smmu-v3-iommufd.c`.
 
 use std::sync::Arc;
 
@@ -107,8 +107,9 @@ fn find_descriptor(table: u64, format: u64, pasid: u32, read: ReadWord<'_>) -> O
     (first & L1_V != 0).then_some((first & 0xf_ffff_ffff_f000) + index * CD_BYTES)
 }
 
-/// What a context descriptor says besides its table. With HA and HD a clear flag passes, though it stays clear
-/// ([`nested`](crate::hw::nested) says why); without, the access faults as the manual has it.
+/// What a context descriptor says besides its table. With HA and HD a clear flag passes, though it
+/// stays clear ([`nested`](crate::hw::nested) says why); without, the access faults as the manual
+/// has it.
 fn context(word: u64) -> Context {
     let mut context = Context::empty();
     context.set(Context::OPEN, word & CD_PAN == 0);
@@ -157,7 +158,8 @@ impl IommuOps for Smmuv3 {
         quiesce: Arc<dyn Quiesce>,
     ) -> Result<PagingTable> {
         check_paging(iommu, flags, data)?;
-        // arm_smmu_domain_alloc_paging_flags: a nest parent is a second stage, the others are first stages.
+        // arm_smmu_domain_alloc_paging_flags: a nest parent is a second stage, the others are first
+        // stages.
         let first = abi::HWPT_ALLOC_DIRTY_TRACKING | abi::HWPT_ALLOC_PASID;
         if flags & abi::HWPT_ALLOC_NEST_PARENT != 0 && flags & first != 0 {
             return refuse!(
@@ -202,7 +204,8 @@ impl IommuOps for Smmuv3 {
         need: Prot,
         reason: Reason,
     ) -> Option<(u32, Vec<u8>)> {
-        // 7.3.13 and 7.3.16: F_TRANSLATION or F_PERMISSION: number and stream id; RnW, and CLASS IN, the device's own address.
+        // 7.3.13 and 7.3.16: F_TRANSLATION or F_PERMISSION: number and stream id; RnW, and CLASS
+        // IN, the device's own address.
         let number = if matches!(reason, Reason::Missing(_)) { 0x13 } else { 0x10 };
         let read = if need.contains(Prot::READ) { 1 << 35 } else { 0 };
         let access = read | 2 << 40;
@@ -329,8 +332,8 @@ fn registers(iommu: &Iommu) -> abi::HwInfoArmSmmuv3 {
     let stages = if iommu.nesting { 3 } else { 2 };
     let ats = if iommu.ats { 1 << 10 } else { 0 };
     let pri = if iommu.pri { 1 << 16 } else { 0 };
-    // Stages, AArch64 tables, coherent, hardware update of access and dirty, ATS, 16 bits of ASID and VMID, MSI, PRI, two-level
-    // context descriptors, little endian, two-level streams.
+    // Stages, AArch64 tables, coherent, hardware update of access and dirty, ATS, 16 bits of ASID
+    // and VMID, MSI, PRI, two-level context descriptors, little endian, two-level streams.
     let idr0 = stages
         | 2 << 2
         | 1 << 4

@@ -1,5 +1,5 @@
-//! Intel VT-d in scalable mode. Manual: *Intel Virtualization Technology for Directed I/O Architecture Specification*. Linux:
-//! `drivers/iommu/intel/{iommu,nested}.c`.
+//! Intel VT-d in scalable mode. Manual: *Intel Virtualization Technology for Directed I/O
+//! Architecture Specification*. Linux: `drivers/iommu/intel/{iommu,nested}.c`.
 
 use std::sync::Arc;
 
@@ -129,12 +129,13 @@ fn invalidate(iotlb: &dyn Iotlb, request: abi::HwptVtdS1Invalidate) -> Result<()
 }
 
 /// 11.4.2 and 11.4.3: the capability registers.
-// DIFFERS: Linux 7.2 reports erratum 772415 of all VT-d, and refuses read-only mappings in a nest parent; ours does not have it.
+// DIFFERS: Linux 7.2 reports erratum 772415 of all VT-d, and refuses read-only mappings in a nest
+// parent; ours does not have it.
 fn registers(iommu: &Iommu) -> abi::HwInfoVtd {
     let huge = |lg2: u32, bit: u64| if iommu.page_sizes & (1 << lg2) != 0 { 1 << bit } else { 0 };
     let level4 = 1 << 2;
-    // 65536 domains, 4 levels, the width, 2 MiB and 1 GiB leaves, MAMV 9, read and write draining, 1 GiB first-stage leaves and
-    // 5 levels there.
+    // 65536 domains, 4 levels, the width, 2 MiB and 1 GiB leaves, MAMV 9, read and write draining,
+    // 1 GiB first-stage leaves and 5 levels there.
     let cap = 6
         | level4 << 8
         | (iommu.iova_bits() - 1) << 16
@@ -151,8 +152,8 @@ fn registers(iommu: &Iommu) -> abi::HwInfoVtd {
     let dirty = if iommu.dirty_tracking { 1 << 45 } else { 0 };
     let ats = if iommu.ats { 1 << 2 } else { 0 };
     let pri = if iommu.pri { 1 << 29 } else { 0 };
-    // Coherent, queued invalidation, interrupt remapping with x2APIC, pass through, supervisor requests and extended accessed
-    // flags, scalable mode with both stages.
+    // Coherent, queued invalidation, interrupt remapping with x2APIC, pass through, supervisor
+    // requests and extended accessed flags, scalable mode with both stages.
     let ecap = 1
         | 1 << 1
         | ats

@@ -1,11 +1,13 @@
 //! Fault queues: page requests of devices, answered by the client.
 //!
-//! A device that may ask (PRI) and meets a page that is not there sends a page request. The client reads it, maps the page, and
-//! answers; the device then tries again, or gives up. Detaching, unbinding and destroying answer for the client.
-//! Closing the queue's own file does not: a request that nobody can read any more waits until the device is detached, as in Linux
+//! A device that may ask (PRI) and meets a page that is not there sends a page request. The client
+//! reads it, maps the page, and answers; the device then tries again, or gives up. Detaching,
+//! unbinding and destroying answer for the client. Closing the queue's own file does not: a request
+//! that nobody can read any more waits until the device is detached, as in Linux
 //! (`iommufd_eventq_fops_release`). Linux: `drivers/iommu/iommufd/eventq.c`.
 //!
-//! Lock order: `FaultQueue::state` -> `Answer::code`. The client's memory is written with `FaultQueue::state` held, as Linux holds its mutex.
+//! Lock order: `FaultQueue::state` -> `Answer::code`. The client's memory is written with
+//! `FaultQueue::state` held, as Linux holds its mutex.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -169,8 +171,8 @@ impl FaultQueue {
 impl FaultSink for FaultQueue {
     fn request(&self, request: PageRequest, stands: &dyn Fn() -> bool) -> PageResponse {
         let answer = self.send(request);
-        // Whoever takes the attachment away, or stops the device, cancels what is queued; what is queued after that is
-        // cancelled here.
+        // Whoever takes the attachment away, or stops the device, cancels what is queued; what is
+        // queued after that is cancelled here.
         if !stands() {
             self.cancel_where(|other| {
                 other.attachment == request.attachment && other.device == request.device

@@ -32,7 +32,8 @@ impl AccessHandle {
     ///
     /// # Errors
     ///
-    /// `EINVAL` when attached already, `ENOENT` without the IOAS, `EADDRINUSE` when its mappings are less aligned than pins need.
+    /// `EINVAL` when attached already, `ENOENT` without the IOAS, `EADDRINUSE` when its mappings
+    /// are less aligned than pins need.
     pub fn attach(&self, ioas: u32) -> Result<()> {
         if self.access.is_attached() {
             return refuse!(EINVAL, "the access is attached already");
@@ -57,12 +58,14 @@ impl AccessHandle {
         self.access.arc().detach();
     }
 
-    /// Pins the pages of `length` bytes from `iova`, which begin on a page, and returns where the pages are.
+    /// Pins the pages of `length` bytes from `iova`, which begin on a page, and returns where the
+    /// pages are.
     ///
     /// # Errors
     ///
-    /// `EINVAL` for no bytes, bytes that do not begin on a page or go on within one in the next area, or a dma-buf; `EOVERFLOW` past the end; `ENOENT` where nothing is mapped or
-    /// the access is not attached; `EPERM` without the permission; `EFAULT` and `ENOMEM` of pinning.
+    /// `EINVAL` for no bytes, bytes that do not begin on a page or go on within one in the next
+    /// area, or a dma-buf; `EOVERFLOW` past the end; `ENOENT` where nothing is mapped or the access
+    /// is not attached; `EPERM` without the permission; `EFAULT` and `ENOMEM` of pinning.
     pub fn pin(&self, iova: Iova, length: u64, need: Prot) -> Result<Vec<Run>> {
         self.access.pin(iova, length, need)
     }

@@ -1,7 +1,7 @@
 //! Bound: a device of a context, for whoever drives it.
 //!
-//! Attaching to an IOAS attaches to an automatic HWPT of it, which is made when there is none that suits the device and goes with the
-//! last device. Linux: `drivers/iommu/iommufd/device.c`.
+//! Attaching to an IOAS attaches to an automatic HWPT of it, which is made when there is none that
+//! suits the device and goes with the last device. Linux: `drivers/iommu/iommufd/device.c`.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -59,8 +59,9 @@ impl Bound {
     ///
     /// # Errors
     ///
-    /// `ENOENT` without such an object, `EINVAL` for one of another type or a HWPT that does not fit the device, `EBUSY` when attached already,
-    /// `EADDRINUSE` over reserved ranges, `EFAULT` and `ENOMEM` of filling.
+    /// `ENOENT` without such an object, `EINVAL` for one of another type or a HWPT that does not
+    /// fit the device, `EBUSY` when attached already, `EADDRINUSE` over reserved ranges, `EFAULT`
+    /// and `ENOMEM` of filling.
     pub fn attach(&self, pt_id: u32) -> Result<u32> {
         self.change(NO_PASID, pt_id, Change::Attach)
     }
@@ -83,7 +84,8 @@ impl Bound {
     ///
     /// # Errors
     ///
-    /// `EINVAL` for a PASID wider than the device sends or a page table not made for PASIDs, else as [`attach`](Self::attach).
+    /// `EINVAL` for a PASID wider than the device sends or a page table not made for PASIDs, else
+    /// as [`attach`](Self::attach).
     pub fn attach_pasid(&self, pasid: u32, pt_id: u32) -> Result<u32> {
         self.change(pasid, pt_id, Change::Attach)
     }
@@ -110,13 +112,15 @@ impl Bound {
         }
     }
 
-    /// Queues a page request for the client, and waits for no answer; says whether there is a queue.
+    /// Queues a page request for the client, and waits for no answer; says whether there is a
+    /// queue.
     #[must_use]
     pub fn post_page_request(&self, request: &PageAsk) -> bool {
         self.device.post_page_request(request)
     }
 
-    /// Tells the guest that owns the device of an event; `event` makes its bytes from the device's virtual id.
+    /// Tells the guest that owns the device of an event; `event` makes its bytes from the device's
+    /// virtual id.
     ///
     /// # Errors
     ///
@@ -233,7 +237,8 @@ impl Context {
     ///
     /// # Errors
     ///
-    /// `EINVAL` when its DMA is not coherent, `EPERM` when its interrupts are not isolated or somebody else owns its group.
+    /// `EINVAL` when its DMA is not coherent, `EPERM` when its interrupts are not isolated or
+    /// somebody else owns its group.
     pub fn bind(self: &Arc<Self>, endpoint: &Arc<Endpoint>) -> Result<Bound> {
         let iommu = endpoint.iommu();
         if !iommu.cache_coherent {

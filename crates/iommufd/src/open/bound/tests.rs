@@ -177,8 +177,9 @@ fn endpoint_with(group: &Arc<Group>, pasid_bits: u32) -> Arc<Endpoint> {
     Endpoint::new(group, config)
 }
 
-/// Linux: `dev->iommu->max_pasids` is 0 where device or IOMMU has none, and then nobody asks how wide a PASID is
-/// (`iommu_attach_device_pasid`) nor tells the IOMMU of it (`__iommu_set_group_pasid`).
+/// Linux: `dev->iommu->max_pasids` is 0 where device or IOMMU has none, and then nobody asks how
+/// wide a PASID is (`iommu_attach_device_pasid`) nor tells the IOMMU of it
+/// (`__iommu_set_group_pasid`).
 #[test]
 fn a_device_without_pasids_takes_any_to_no_effect() {
     for (of_iommu, of_device) in [(20, 0), (0, 20), (0, 0)] {
@@ -190,7 +191,8 @@ fn a_device_without_pasids_takes_any_to_no_effect() {
         let able = context.alloc_hwpt(ioas, &bound, crate::HwptFlags::PASID).unwrap();
         let plain = context.alloc_hwpt(ioas, &bound, crate::HwptFlags::NONE).unwrap();
         for pasid in [1, 1 << 20, u32::MAX] {
-            // What comes before the hardware is asked: iommufd_device_change_pt, iommufd_hwpt_pasid_compat.
+            // What comes before the hardware is asked: iommufd_device_change_pt,
+            // iommufd_hwpt_pasid_compat.
             assert_eq!(errno(bound.attach_pasid(pasid, 99)), Errno::ENOENT);
             assert_eq!(errno(bound.attach_pasid(pasid, plain)), Errno::EINVAL);
             assert_eq!(errno(bound.replace_pasid(pasid, able)), Errno::EINVAL);

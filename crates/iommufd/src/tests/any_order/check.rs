@@ -22,7 +22,8 @@ use crate::object::Object as Real;
 
 type Checked = Result<(), TestCaseError>;
 
-/// Where IOVAs are taken from: pages from 0, around each kind's reserved ranges, and beyond what any IOMMU translates.
+/// Where IOVAs are taken from: pages from 0, around each kind's reserved ranges, and beyond what
+/// any IOMMU translates.
 pub(super) const WINDOWS: [(u64, u64); 4] =
     [(0, 26), (0x7ff_e000, 4), (0xfedf_e000, 4), (1 << 50, 2)];
 /// PASIDs that are looked at.
@@ -125,7 +126,8 @@ impl System {
         let key = (super::model::GROUP_OF[device], pasid);
         for context in 0..CONTEXTS {
             let Some(attach) = model.contexts[context].attaches.get(&key) else { continue };
-            // What a guest's table said before may be remembered, also for the group's devices that are bound no more.
+            // What a guest's table said before may be remembered, also for the group's devices that
+            // are bound no more.
             if let Some((_, viommu, _)) = model.hwpt(context, attach.hwpt).unwrap().nested {
                 let _where_it_is_known =
                     self.invalidate(context, viommu.unwrap_or(attach.hwpt), true);
@@ -168,7 +170,8 @@ impl System {
                 Some((space, at, rw, _)) if rw.read => Some(model.bytes[&space].byte(at)),
                 _ => None,
             };
-            // Of what is refused every other page a turn: it costs most, and what is wrong there stays wrong.
+            // Of what is refused every other page a turn: it costs most, and what is wrong there
+            // stays wrong.
             if expected.is_none() && (page / PAGE + turn).is_multiple_of(2) {
                 continue;
             }

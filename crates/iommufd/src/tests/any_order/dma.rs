@@ -70,7 +70,8 @@ impl Model {
         self.kinds[self.domains[path.domain].iommu]
     }
 
-    /// The byte of memory at an IOVA, with what a device may do there, and the page that becomes dirty.
+    /// The byte of memory at an IOVA, with what a device may do there, and the page that becomes
+    /// dirty.
     pub(super) fn look(
         &self,
         path: Path,

@@ -1,4 +1,5 @@
-//! Every command with each of its fallible steps failing in turn: what can be seen stays as it was, and then it succeeds.
+//! Every command with each of its fallible steps failing in turn: what can be seen stays as it was,
+//! and then it succeeds.
 
 use ioasis_uapi::Errno;
 use ioasis_uapi::iommufd as abi;
@@ -104,7 +105,8 @@ fn attach(device: usize, pt: u32) -> Step {
     Step::Change { device, pasid: 0, pt, change: Change::Attach }
 }
 
-/// Two IOASes, 1 and 2, devices 0 and 2 as 3 and 4, device 0 attached to 1, which maps 4 pages in two areas.
+/// Two IOASes, 1 and 2, devices 0 and 2 as 3 and 4, device 0 attached to 1, which maps 4 pages in
+/// two areas.
 fn plain() -> Vec<Step> {
     let mut steps = beginning(0, IommuKind::Vtd);
     steps.push(attach(0, 1));

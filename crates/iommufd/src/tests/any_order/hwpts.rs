@@ -247,7 +247,8 @@ impl Model {
         if pasid != 0 || others { Err(Errno::EINVAL) } else { Ok(()) }
     }
 
-    /// What a PASID adds to the rules of the device: the hardware is asked by devices that have any.
+    /// What a PASID adds to the rules of the device: the hardware is asked by devices that have
+    /// any.
     fn check_hardware(
         &self,
         context: usize,

@@ -1,6 +1,8 @@
-//! The memory of the clients and of the file: what is in it at the beginning, and the model's arrays of its bytes.
+//! The memory of the clients and of the file: what is in it at the beginning, and the model's
+//! arrays of its bytes.
 //!
-//! Fresh memory costs more than a sequence of calls, so a thread uses the same again for its next sequence.
+//! Fresh memory costs more than a sequence of calls, so a thread uses the same again for its next
+//! sequence.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -143,7 +145,8 @@ impl Memories {
     }
 }
 
-/// Tables of each architecture that show guest page n at `GUEST` + n pages, in pages from `TABLES` on.
+/// Tables of each architecture that show guest page n at `GUEST` + n pages, in pages from `TABLES`
+/// on.
 fn write_tables(memory: &Memory) {
     let zeroes = [0; 4096];
     for page in TABLES..TABLES + TABLE_PAGES {

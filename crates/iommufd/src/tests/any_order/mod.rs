@@ -1,9 +1,10 @@
-//! Every command in any order, on a machine with two opens of `/dev/iommu`, a container and four devices behind two IOMMUs
-//! of any kind, beside a model made of byte arrays.
+//! Every command in any order, on a machine with two opens of `/dev/iommu`, a container and four
+//! devices behind two IOMMUs of any kind, beside a model made of byte arrays.
 //!
-//! After each step are compared: the errno and the reply; objects, with how many hold each; areas, ranges and alignment of
-//! every IOAS; who pays for how much; and at every page what every device reads there, under three PASIDs, or at every other
-//! page that it reads nothing. Some steps are first made to fail at each of their fallible points: nothing may have changed then.
+//! After each step are compared: the errno and the reply; objects, with how many hold each; areas,
+//! ranges and alignment of every IOAS; who pays for how much; and at every page what every device
+//! reads there, under three PASIDs, or at every other page that it reads nothing. Some steps are
+//! first made to fail at each of their fallible points: nothing may have changed then.
 
 mod begin;
 mod calls;
@@ -91,7 +92,8 @@ fn run_noting(
         let before = answer.is_err().then(|| model.clone());
         let expected = model.apply(&step, &answer);
         if let Some(before) = before {
-            // What a refused call does all the same: an unmap keeps what it removed, and a write what it wrote.
+            // What a refused call does all the same: an unmap keeps what it removed, and a write
+            // what it wrote.
             model.restore_after_refusal(&step, before);
         }
         prop_assert_eq!(answer, expected, "step {} of {:?}: {:?}", turn, kinds, step);
@@ -104,8 +106,9 @@ fn run_noting(
     Ok(())
 }
 
-/// Steps of which every failure undoes everything: those that stop half way are not among them, and a compatible unmap by
-/// version 1 keeps the first of its two cuts when the second fails (`iopt_cut_iova`).
+/// Steps of which every failure undoes everything: those that stop half way are not among them, and
+/// a compatible unmap by version 1 keeps the first of its two cuts when the second fails
+/// (`iopt_cut_iova`).
 fn can_fail(step: &Step) -> bool {
     !matches!(
         step,

@@ -1,4 +1,5 @@
-//! The system under test: a machine with two opens of `/dev/iommu`, a container, and devices behind two IOMMUs.
+//! The system under test: a machine with two opens of `/dev/iommu`, a container, and devices behind
+//! two IOMMUs.
 
 use std::cell::{Cell, RefCell};
 use std::sync::{Arc, OnceLock, Weak};

@@ -1,11 +1,13 @@
 //! Arm VMSAv8-64: DDI 0487 D8.2 to D8.7, as SMMUv3 (IHI 0070, 3.4) reads it.
 //!
-//! - Stage 1 (D8.3.1.2): valid 0, page 1, AttrIndx 4:2 (1 write-back, 0 non-cacheable, 2 device), AP[1] 6, AP[2] 7, SH 9:8 (3
-//!   inner, 2 outer), AF 10, nG 11, DBM 51, contiguous 52, PXN 53, UXN 54.
-//! - Stage 2: MemAttr 5:2 (0b1111 write-back, 0b0101 non-cacheable, 0b0001 device), S2AP 7:6, XN[1] 54.
+//! - Stage 1 (D8.3.1.2): valid 0, page 1, AttrIndx 4:2 (1 write-back, 0 non-cacheable, 2 device),
+//!   AP[1] 6, AP[2] 7, SH 9:8 (3 inner, 2 outer), AF 10, nG 11, DBM 51, contiguous 52, PXN 53, UXN
+//!   54.
+//! - Stage 2: MemAttr 5:2 (0b1111 write-back, 0b0101 non-cacheable, 0b0001 device), S2AP 7:6, XN[1]
+//!   54.
 //! - What can be written is read-only with DBM set until it is (D8.5.2).
-//! - 52 bits: with 64 KiB granules address bits 51:48 are bits 15:12 (FEAT_LPA), with the others 51:50 are 9:8, and SH is
-//!   not in the word (FEAT_LPA2).
+//! - 52 bits: with 64 KiB granules address bits 51:48 are bits 15:12 (FEAT_LPA), with the others
+//!   51:50 are 9:8, and SH is not in the word (FEAT_LPA2).
 
 use super::{GLOBAL, IO, NONE, NS, PRIV, R, RW, RWX, RX, W, Words, X, below};
 use crate::Prot;
@@ -21,8 +23,8 @@ fn arm_stage_1_pointers_restrict_what_is_below() {
     assert!(ArmS1::<12>::attrs(Prot::EXEC).is_err(), "what is valid at stage 1 can be read");
 }
 
-/// D8.4.1: AP[1] is bit 6, AP[2] bit 7, APTable[0] bit 61; D8.4.3: PXN is bit 53, UXN bit 54, PXNTable bit 59; D8.5: AF is
-/// bit 10, DBM bit 51.
+/// D8.4.1: AP[1] is bit 6, AP[2] bit 7, APTable[0] bit 61; D8.4.3: PXN is bit 53, UXN bit 54,
+/// PXNTable bit 59; D8.5: AF is bit 10, DBM bit 51.
 #[test]
 fn arm_stage_1_requests_pass_or_not_as_in_the_manual() {
     const PXN: u64 = 1 << 53;

@@ -11,7 +11,8 @@ fn number(name: &str, otherwise: u64) -> u64 {
     std::env::var(name).map_or(otherwise, |count| count.parse().expect("a number"))
 }
 
-/// A word of each level with every value of the fields below bit 12 and from bit 52 on, around addresses of one bit.
+/// A word of each level with every value of the fields below bit 12 and from bit 52 on, around
+/// addresses of one bit.
 fn every_value_of_every_field<F: Format>() {
     let mut said = 0_u64;
     for level in 0..=F::TOP_LEVEL {

@@ -1,5 +1,5 @@
-//! Words written by hand from the manuals, a file a manual, at least twenty for every format; and every field of every
-//! format against itself (`fields`).
+//! Words written by hand from the manuals, a file a manual, at least twenty for every format; and
+//! every field of every format against itself (`fields`).
 
 mod amdv1;
 mod arm;
@@ -34,7 +34,8 @@ fn below<F: Format>(pointer: u64) -> Prot {
 /// A leaf: level, lg2 of its size, output address, what is asked for, the word, what it grants.
 type Leaf = (u32, u32, u64, Prot, u64, Prot);
 
-/// Compares a format with rows from its manual. A row above the root of a format of fewer levels is left out.
+/// Compares a format with rows from its manual. A row above the root of a format of fewer levels is
+/// left out.
 struct Words<F: Format> {
     rows: usize,
     format: PhantomData<F>,

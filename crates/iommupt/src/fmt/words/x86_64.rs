@@ -49,7 +49,8 @@ fn x86_64_words_are_the_manuals() {
     assert!(X86_64::<4>::attrs(X).is_err(), "what is present can be read");
 }
 
-/// SDM 4.6.1, VT-d 3.6.1: U/S, in every level, for unprivileged requests; WPE clear lets privileged ones write.
+/// SDM 4.6.1, VT-d 3.6.1: U/S, in every level, for unprivileged requests; WPE clear lets privileged
+/// ones write.
 #[test]
 fn x86_64_requests_pass_or_not_as_in_the_manual() {
     let (all, no_wpe) = (Context::all(), Context::all() - Context::WRITE_PROTECT);

@@ -11,7 +11,8 @@ use ioasis_uapi::Result;
 pub(super) const VINTFS_LG2: u32 = 6;
 const VINTFS: u32 = 1 << VINTFS_LG2;
 
-/// A CMDQ-V: which of its interfaces are in use. A clone is another one, all of whose interfaces are free.
+/// A CMDQ-V: which of its interfaces are in use. A clone is another one, all of whose interfaces
+/// are free.
 #[derive(Debug)]
 pub struct Cmdqv {
     /// A bit for each interface. The first is the host's own.

@@ -1,15 +1,18 @@
-//! NVIDIA's Tegra241 CMDQ-V beside an SMMUv3: command queues that a guest fills and the hardware empties, nobody between.
+//! NVIDIA's Tegra241 CMDQ-V beside an SMMUv3: command queues that a guest fills and the hardware
+//! empties, nobody between.
 //!
-//! A virtual IOMMU of this type is a virtual interface, VINTF. Its queues, logical VCMDQs, lie in the guest's memory; their
-//! registers lie in a page that the client maps from its /dev/iommu and gives to the guest. While a queue is in use the
-//! interface has a thread that looks at the page as the thread of a device model looks at a BAR, fetches commands and carries
-//! them out. What is in the page is read once and then judged; a turn takes a bounded number of commands. Linux:
+//! A virtual IOMMU of this type is a virtual interface, VINTF. Its queues, logical VCMDQs, lie in
+//! the guest's memory; their registers lie in a page that the client maps from its /dev/iommu and
+//! gives to the guest. While a queue is in use the interface has a thread that looks at the page as
+//! the thread of a device model looks at a BAR, fetches commands and carries them out. What is in
+//! the page is read once and then judged; a turn takes a bounded number of commands. Linux:
 //! `drivers/iommu/arm/arm-smmu-v3/tegra241-cmdqv.c`; NVIDIA's manual is not public.
 //!
 //! DIFFERS: STATUS follows CONFIG, and CONS follows PROD, within 5 ms: the page is polled.
 //!
-//! Lock order: `Interface::used` -> `Interface::lvcmdqs` -> what the virtual IOMMU has. `Interface::used` is taken under `Table::slots`: whoever
-//! holds it does not wait for commands. A queue's lock is held for a turn, which may wait for DMA.
+//! Lock order: `Interface::used` -> `Interface::lvcmdqs` -> what the virtual IOMMU has.
+//! `Interface::used` is taken under `Table::slots`: whoever holds it does not wait for commands. A
+//! queue's lock is held for a turn, which may wait for DMA.
 
 mod interfaces;
 mod queue;
@@ -65,7 +68,8 @@ pub(super) fn info() -> abi::HwInfoTegra241Cmdqv {
     }
 }
 
-/// Judges the virtual id of a device that is to join an interface with `others`. Linux: `tegra241_vintf_init_vsid`.
+/// Judges the virtual id of a device that is to join an interface with `others`. Linux:
+/// `tegra241_vintf_init_vsid`.
 fn check_vsid(virtual_id: u64, others: usize) -> Result<()> {
     if virtual_id > VSID_MAX {
         return refuse!(EINVAL, "a virtual stream id has 20 bits", virtual_id);
@@ -109,11 +113,13 @@ struct Used {
 }
 
 impl Vintf {
-    /// A free interface of `cmdqv`, whose page the client learns of in `data`. Linux: `tegra241_cmdqv_init_vintf_user`.
+    /// A free interface of `cmdqv`, whose page the client learns of in `data`. Linux:
+    /// `tegra241_cmdqv_init_vintf_user`.
     ///
     /// # Errors
     ///
-    /// `EINVAL` without data or for another struct, `EFAULT`, `ENOSPC` when all interfaces are in use, `ENOMEM`.
+    /// `EINVAL` without data or for another struct, `EFAULT`, `ENOSPC` when all interfaces are in
+    /// use, `ENOMEM`.
     pub(super) fn new(cmdqv: &Cmdqv, data: Option<&UserData<'_>>) -> Result<Self> {
         let Some(data) = data else {
             return refuse!(EINVAL, "the client has no room for where the page is");
@@ -178,8 +184,8 @@ impl ViommuOps for Vintf {
 }
 
 impl Interface {
-    /// Whether queue `index` may go: the hardware lets go of queues in descending order. If so none follows it any more, and it
-    /// has to be stopped.
+    /// Whether queue `index` may go: the hardware lets go of queues in descending order. If so none
+    /// follows it any more, and it has to be stopped.
     fn may_stop(&self, index: u32) -> bool {
         let (at, mut used) = (index as usize, self.used.lock());
         let may = used.queues.get(at + 1).is_none_or(|&next| next == Use::Free);
@@ -189,12 +195,14 @@ impl Interface {
         may
     }
 
-    /// Takes queue `index` into use, `length` bytes from `base`. Linux: `tegra241_vintf_alloc_lvcmdq_user`.
+    /// Takes queue `index` into use, `length` bytes from `base`. Linux:
+    /// `tegra241_vintf_alloc_lvcmdq_user`.
     ///
     /// # Errors
     ///
-    /// `EINVAL` for an index it does not have, `EEXIST` when it is in use, `EIO` when the one before it is not, `EINVAL` for a
-    /// length that is no power of two, is too short or too long, and for a base that is not aligned to it.
+    /// `EINVAL` for an index it does not have, `EEXIST` when it is in use, `EIO` when the one
+    /// before it is not, `EINVAL` for a length that is no power of two, is too short or too long,
+    /// and for a base that is not aligned to it.
     fn start(
         self: &Arc<Self>,
         viommu: &Arc<dyn ViommuCore>,

@@ -1,10 +1,12 @@
 //! One logical VCMDQ: its registers in the page, its commands in the guest's memory.
 //!
-//! Indices, CONS.ERR and the GERROR handshake are those of an SMMUv3's command queue (manual 3.5, 6.3.28, 7.1): the queue stops
-//! at the command in error until GERRORN says that the guest has seen it.
+//! Indices, CONS.ERR and the GERROR handshake are those of an SMMUv3's command queue (manual 3.5,
+//! 6.3.28, 7.1): the queue stops at the command in error until GERRORN says that the guest has seen
+//! it.
 //!
-//! DIFFERS: what a guest stores to a register of the hardware's (STATUS, GERROR, CONS of a queue that is on) stands in the page
-//! until the hardware stores there next; the hardware does not look at it.
+//! DIFFERS: what a guest stores to a register of the hardware's (STATUS, GERROR, CONS of a queue
+//! that is on) stands in the page until the hardware stores there next; the hardware does not look
+//! at it.
 
 use ioasis_iommupt::Pa;
 use ioasis_uapi::Result;
@@ -82,7 +84,8 @@ impl Memory {
         (2 << self.lg2) - 1
     }
 
-    /// Reads the command at `index` and those behind it, as far as the buffer goes; the queue does not wrap in between.
+    /// Reads the command at `index` and those behind it, as far as the buffer goes; the queue does
+    /// not wrap in between.
     fn fetch(self, phys: &Phys, index: u32, buf: &mut [u8]) -> Result<(), Cause> {
         let at = Pa(self.base.0 + (u64::from(index) << COMMAND_LG2));
         let window = phys.window(at).ok_or(Cause::Abort)?;
@@ -207,8 +210,9 @@ impl Lvcmdq {
     }
 }
 
-/// Carries out one command. Without HYP_OWN the hardware takes those that Linux's guest driver sends to a VCMDQ, and CMD_SYNC
-/// (`tegra241_guest_vcmdq_supports_cmd`); the VMID is the interface's, whatever the command says.
+/// Carries out one command. Without HYP_OWN the hardware takes those that Linux's guest driver
+/// sends to a VCMDQ, and CMD_SYNC (`tegra241_guest_vcmdq_supports_cmd`); the VMID is the
+/// interface's, whatever the command says.
 fn execute(viommu: &dyn ViommuCore, bytes: &[u8]) -> Result<(), Cause> {
     let (words, _) = bytes.as_chunks::<8>();
     let words = [words[0], words[1]].map(u64::from_le_bytes);
@@ -216,7 +220,8 @@ fn execute(viommu: &dyn ViommuCore, bytes: &[u8]) -> Result<(), Cause> {
         command::TLBI_NH_ASID | command::TLBI_NH_VA | command::ATC_INV => {
             smmuv3::invalidate(viommu, words).map_err(|_| Cause::Illegal)
         }
-        // 4.7.3: CS 3 is reserved. The others differ in the signal, for which a VCMDQ has no wire: its guest polls CONS.
+        // 4.7.3: CS 3 is reserved. The others differ in the signal, for which a VCMDQ has no wire:
+        // its guest polls CONS.
         command::SYNC if field(words[0], 13, 12) < 3 => Ok(()),
         _ => Err(Cause::Illegal),
     }
