@@ -13,7 +13,7 @@ const DEVICES: [(&str, &[(&str, &str)]); 4] = [
     ("virtio-blk", &[("queues", "2")]),
     ("virtio-blk", &[("ro", "on"), ("lba", "4096")]),
     ("virtio-net", &[("loop", "on")]),
-    ("virtio-net", &[("loop", "on"), ("queues", "2"), ("transitional", "on")]),
+    ("virtio-net", &[("loop", "on"), ("queues", "2"), ("interface", "transitional")]),
 ];
 
 const MEMORY: u64 = 0x1_0000;

@@ -205,9 +205,9 @@ impl Queue {
         {
             return wrong("an area of the queue wraps around the end of all addresses", *address);
         }
+        // A driver notifies of what it has made available, earlier requests too (3.1.1): until then the rings are not read,
+        // which a driver that stops without a request may have unmapped.
         self.enabled = true;
-        // Requests may have been made before.
-        self.kicked = true;
         Ok(())
     }
 

@@ -7,6 +7,7 @@
 //! A page of notifications is shared memory: the driver stores a queue's number to the queue's dword, and the next poll puts
 //! a number back that no queue has.
 
+use ioasis_sys::mapping::Mapping;
 use ioasis_uapi::Result;
 
 use super::legacy;
@@ -38,6 +39,8 @@ pub(super) enum Interface {
     Modern,
     /// The legacy one beside it.
     Transitional,
+    /// The legacy one alone.
+    Legacy,
 }
 
 /// A device behind PCI.
@@ -138,9 +141,14 @@ impl Transport {
         bytes
     }
 
+    /// The pages of the modern interface, if the device has it.
+    fn pages<'a>(&self, bus: &'a Bus<'_>) -> Option<&'a Mapping> {
+        (self.interface != Interface::Legacy).then(|| bus.pages(BAR))
+    }
+
     /// Brings the pages to what loads of them give.
     fn show(&mut self, bus: &Bus<'_>) -> Result<()> {
-        let pages = bus.pages(BAR);
+        let Some(pages) = self.pages(bus) else { return Ok(()) };
         let common = self.common();
         if common != self.shown {
             pages.write(registers::COMMON, &common)?;
@@ -158,13 +166,15 @@ impl Transport {
     }
 
     pub(super) fn show_configuration(&self, bus: &Bus<'_>) -> Result<()> {
-        bus.pages(BAR).write(registers::DEVICE, &self.device.configuration())
+        let Some(pages) = self.pages(bus) else { return Ok(()) };
+        pages.write(registers::DEVICE, &self.device.configuration())
     }
 
     /// Acts on what was stored to the page itself; answers whether there was anything.
     fn take_stores(&mut self, bus: &Bus<'_>) -> Result<bool> {
+        let Some(pages) = self.pages(bus) else { return Ok(false) };
         let mut now = [0; COMMON_BYTES];
-        bus.pages(BAR).read(registers::COMMON, &mut now)?;
+        pages.read(registers::COMMON, &mut now)?;
         if now == self.shown {
             return Ok(false);
         }
@@ -330,7 +340,7 @@ impl Transport {
 
     /// Notes which queues were notified of.
     fn take_notifications(&mut self, bus: &Bus<'_>) -> Result<()> {
-        let pages = bus.pages(BAR);
+        let Some(pages) = self.pages(bus) else { return Ok(()) };
         for queue in self.queues.iter_mut().filter(|queue| queue.enabled) {
             let at = registers::NOTIFY + registers::NOTIFY_STRIDE * u64::from(queue.index);
             // The exchange is done before the ring is looked at: a driver that notifies meanwhile is seen there.
@@ -397,8 +407,9 @@ pub(super) fn overlay(
 impl Model for Transport {
     fn description(&self) -> Description {
         let Identity { id, class } = self.device.identity();
-        let transitional = self.interface == Interface::Transitional;
-        let ports = transitional.then(|| Bar {
+        let (has_ports, has_pages) =
+            (self.interface != Interface::Modern, self.interface != Interface::Legacy);
+        let ports = has_ports.then(|| Bar {
             size: legacy::BAR_BYTES,
             kind: BarKind::Io,
             prefetchable: false,
@@ -419,13 +430,13 @@ impl Model for Transport {
             ids: Ids {
                 vendor: VENDOR,
                 // 4.1.2.3: the number of a transitional device is its subsystem's, and its revision is 0.
-                device: if transitional { legacy::device_id(id) } else { MODERN + id },
+                device: if has_ports { legacy::device_id(id) } else { MODERN + id },
                 subsystem_vendor: VENDOR,
-                subsystem_device: if transitional { id } else { SUBSYSTEM },
+                subsystem_device: if has_ports { id } else { SUBSYSTEM },
                 class,
-                revision: u8::from(!transitional),
+                revision: u8::from(!has_ports),
             },
-            bars: [ports, msix, None, None, registers, None],
+            bars: [ports, msix, None, None, registers.filter(|_| has_pages), None],
             vectors: Vectors { intx: true, msi: 0, msix: self.vectors },
             msix: Some(MsixTable {
                 table_bar: MSIX_BAR,
@@ -433,10 +444,12 @@ impl Model for Transport {
                 pba_bar: MSIX_BAR,
                 pba_offset: MSIX_PENDING,
             }),
-            vendor: registers::capabilities(
-                self.device.queues(),
-                self.device.configuration().len(),
-            ),
+            vendor: match has_pages {
+                true => {
+                    registers::capabilities(self.device.queues(), self.device.configuration().len())
+                }
+                false => Vec::new(),
+            },
         }
     }
 
@@ -444,7 +457,7 @@ impl Model for Transport {
         self.device.attach(bus.alarm());
         self.drop_state();
         self.generation = 0;
-        let pages = bus.pages(BAR);
+        let Some(pages) = self.pages(bus) else { return Ok(()) };
         let bytes = usize::try_from(registers::BAR_BYTES).expect("four pages");
         pages.fill(0, bytes, 0)?;
         self.shown = [0; COMMON_BYTES];
@@ -478,7 +491,7 @@ impl Model for Transport {
             self.load_legacy(bus, offset, bytes);
             return self.show(bus);
         }
-        if bar != BAR {
+        if bar != BAR || self.interface == Interface::Legacy {
             return Ok(());
         }
         self.take_stores(bus)?;

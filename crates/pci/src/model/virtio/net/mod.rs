@@ -27,7 +27,7 @@ use crate::model::{Model, ModelInfo, Progress};
 /// How `ioasis models` lists it.
 pub(in crate::model) const INFO: ModelInfo = ModelInfo {
     name: "virtio-net",
-    summary: "a virtio 1.2 network card (1af4:1041, or 1af4:1000 with transitional)",
+    summary: "a virtio 1.2 network card (1af4:1041; transitional or legacy 1af4:1000)",
     options: OPTIONS,
     create,
 };
@@ -76,10 +76,10 @@ const OPTIONS: &[OptionInfo] = &[
         default: "1",
     },
     OptionInfo {
-        name: "transitional",
-        meaning: "has the legacy interface too, in an I/O BAR, and its ID",
-        accepted: "on or off",
-        default: "off",
+        name: "interface",
+        meaning: "the registers it has: those of virtio 1.0 and later, the legacy ones in an I/O BAR, or both",
+        accepted: "modern, transitional or legacy",
+        default: "modern",
     },
 ];
 
@@ -110,10 +110,12 @@ fn create(options: &Options<'_>) -> Result<Box<dyn Model>, ModelError> {
         let [_, high, middle, low] = CARDS.fetch_add(1, Ordering::Relaxed).to_be_bytes();
         [0x52, 0x54, 0, high, middle, low]
     });
-    let interface = match options.switch("transitional")? {
-        true => Interface::Transitional,
-        false => Interface::Modern,
-    };
+    let interface = options.parsed("interface", Interface::Modern, |text| match text {
+        "modern" => Some(Interface::Modern),
+        "transitional" => Some(Interface::Transitional),
+        "legacy" => Some(Interface::Legacy),
+        _ => None,
+    })?;
     let backend = backend::open(options)?;
     let card = Card {
         pairs,

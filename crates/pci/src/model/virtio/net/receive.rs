@@ -21,6 +21,8 @@ const PATIENCE: Duration = Duration::from_millis(100);
 pub(super) struct Receiver {
     /// Buffers taken from the queue of each pair.
     held: Vec<VecDeque<Chain>>,
+    /// The driver has given buffers.
+    ready: bool,
     /// A packet that waits for buffers, and since when.
     waiting: Option<(Vec<u8>, Instant)>,
     taken: Vec<Chain>,
@@ -57,7 +59,7 @@ enum Fate {
 impl Receiver {
     pub(super) fn new(pairs: u16) -> Self {
         let held = (0..pairs).map(|_| VecDeque::new()).collect();
-        Self { held, waiting: None, taken: Vec::new(), turn: Turn::default() }
+        Self { held, ready: false, waiting: None, taken: Vec::new(), turn: Turn::default() }
     }
 
     /// Queue `index` was reset: its buffers are the driver's again.
@@ -73,6 +75,10 @@ impl Receiver {
 impl Card {
     /// Moves packets into buffers; answers whether there was anything to do.
     pub(super) fn receive(&mut self, bus: &Bus<'_>, queues: &mut [Queue]) -> Stopped<bool> {
+        self.receiver.ready |= (0..self.pairs).any(|pair| queues[receive_queue(pair)].kicked);
+        if self.backend.waits() && !self.receiver.ready {
+            return Ok(false);
+        }
         let mut moved = 0;
         let mut packet = Vec::new();
         while moved < TURN {

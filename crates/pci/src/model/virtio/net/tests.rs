@@ -375,8 +375,8 @@ impl Legacy {
 
 #[test]
 fn a_legacy_driver_finds_ports_the_old_ring_layout_and_a_short_header() {
-    for msix in [false, true] {
-        let options = [("loop", "on"), ("transitional", "on"), ("mac", "52:54:00:01:02:03")];
+    for (msix, interface) in [(false, "legacy"), (true, "legacy"), (true, "transitional")] {
+        let options = [("loop", "on"), ("interface", interface), ("mac", "52:54:00:01:02:03")];
         let mut legacy = Legacy(Driver::new("virtio-net", &options));
         if msix {
             legacy.0.enable_msix();
@@ -427,15 +427,21 @@ fn a_legacy_driver_finds_ports_the_old_ring_layout_and_a_short_header() {
 
 #[test]
 fn a_transitional_card_has_the_old_ids_and_the_modern_interface_too() {
-    let options = [("transitional".to_owned(), "on".to_owned())];
+    let options = [("interface".to_owned(), "transitional".to_owned())];
     let ids = create("virtio-net", &options).expect("good options").description().ids;
     assert_eq!(
         (ids.vendor, ids.device, ids.subsystem_device, ids.revision),
         (0x1af4, 0x1000, 1, 0)
     );
+    let options = [("interface".to_owned(), "legacy".to_owned())];
+    let legacy = create("virtio-net", &options).expect("good options").description();
+    assert_eq!(
+        (legacy.ids.device, legacy.vendor.len(), legacy.bars[4].is_some()),
+        (0x1000, 0, false)
+    );
     let ids = create("virtio-net", &[]).expect("no options").description().ids;
     assert_eq!((ids.vendor, ids.device, ids.revision), (0x1af4, 0x1041, 1));
-    let mut driver = running(&[("loop", "on"), ("transitional", "on")], ALL & !MRG_RXBUF);
+    let mut driver = running(&[("loop", "on"), ("interface", "transitional")], ALL & !MRG_RXBUF);
     give(&mut driver, 0, 2, BUFFER);
     send(&mut driver, 1, 12, &[packet(1, 60)]);
     assert!(packets(&mut driver, 0, 12) == [packet(1, 60)]);

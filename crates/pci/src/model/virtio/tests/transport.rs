@@ -313,6 +313,13 @@ fn a_queue_whose_areas_are_not_aligned_or_cannot_be_reached_stops_the_device() {
     driver.set_common(registers::QUEUE_ENABLE, 1, 2);
     driver.run();
     driver.poll();
+    assert_eq!(
+        (driver.told.take(), driver.status()),
+        (vec![], 15),
+        "nobody has asked for anything"
+    );
+    driver.kick(0);
+    driver.poll();
     assert_eq!(stopped(&mut driver), "the queue cannot be reached", "nothing is at address 0");
 }
 

@@ -125,6 +125,10 @@ impl Backend for Files {
         }
     }
 
+    fn waits(&self) -> bool {
+        true
+    }
+
     fn set_running(&mut self, running: bool) {
         self.running = running;
         self.settle();

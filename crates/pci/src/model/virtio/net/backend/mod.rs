@@ -31,6 +31,11 @@ pub(super) trait Backend: Debug + Send {
         true
     }
 
+    /// Whether its packets keep until the driver has given buffers for the first time, rather than come when they come.
+    fn waits(&self) -> bool {
+        false
+    }
+
     /// The driver runs, or does not: what comes while it does not is lost.
     fn set_running(&mut self, running: bool);
 
