@@ -3,8 +3,10 @@
 //! They are unpacked in the user's cache with every library they need, and run from there; nothing
 //! is installed.
 
+mod blkio;
 mod dpdk;
 mod guest;
+mod ports;
 mod uml;
 
 use std::ffi::OsString;
@@ -24,8 +26,10 @@ use crate::workspace::Workspace;
 pub(crate) enum Client {
     /// QEMU with a Linux guest whose disk is our NVMe device
     Qemu,
-    /// dpdk-testpmd, and a program with a driver of its own on DPDK's VFIO code
+    /// dpdk-testpmd, which forwards between virtio-net cards, and a program with a driver of its own on DPDK's VFIO code
     Dpdk,
+    /// qemu-img and nbdkit, which drive virtio-blk by libblkio
+    Blkio,
     /// User-mode Linux, whose own drivers drive our NVMe and virtio devices
     Uml,
 }
@@ -97,6 +101,10 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<(u32, u32)> {
     }
     if wanted(Client::Dpdk) {
         dpdk::run(&mut bench)?;
+        ports::run(&mut bench)?;
+    }
+    if wanted(Client::Blkio) {
+        blkio::run(&mut bench)?;
     }
     if wanted(Client::Uml) {
         uml::run(&mut bench)?;

@@ -16,6 +16,8 @@ use crate::workspace::Workspace;
 
 /// The suites that carry current kernels.
 const KERNELS: Suites = Suites(&["sid", "trixie-backports"]);
+/// What Debian's next release is made of.
+pub(crate) const SID: Suites = Suites(&["sid"]);
 /// Debian 12.
 pub(crate) const BOOKWORM: Suites = Suites(&["bookworm"]);
 /// Debian 13 with what is newer in its backports.
