@@ -231,6 +231,12 @@ impl<'a> Bus<'a> {
         self.session.witness.refused(refusal);
     }
 
+    /// The device is no more: it is removed, as one that is pulled out of its slot. Returns before that is done. `why` is for
+    /// people.
+    pub fn vanish(&self, why: &str) {
+        self.session.witness.vanished(why);
+    }
+
     /// Sends the message of MSI or MSI-X vector `vector`; a message is a memory write, so none is sent while bus
     /// mastering is off. That of a masked MSI-X vector is pending until it is unmasked.
     pub fn raise(&self, vector: u16) {

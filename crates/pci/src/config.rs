@@ -186,6 +186,11 @@ impl ConfigSpace {
         self.capabilities.iter().find(|found| found.kind == kind).map(|found| found.start)
     }
 
+    /// COMMAND.
+    pub(crate) fn command(&self) -> u16 {
+        self.word(COMMAND)
+    }
+
     /// What the registers allow now.
     pub(crate) fn permissions(&self) -> Permissions {
         let command = self.word(COMMAND);

@@ -124,6 +124,7 @@ impl Function {
         }
         self.device.wires.line.store(false, Ordering::Release);
         self.device.reset(&session)?;
+        self.tell_command(&session);
         let session = Arc::new(session);
         let name = self.address.to_string();
         let worker = Worker::start(name, Arc::clone(&self.device), Arc::clone(&session))?;
@@ -143,6 +144,13 @@ impl Function {
         });
         // Pages that are gone do not matter any more.
         let _ = self.device.reset(&session);
+        self.device.model().close(&self.device.bus(&session));
+    }
+
+    /// Tells the model what COMMAND holds.
+    fn tell_command(&self, session: &Session) {
+        let command = self.config.lock().command();
+        self.device.model().set_command(&self.device.bus(session), command);
     }
 
     fn session(&self) -> Option<Arc<Session>> {
@@ -165,6 +173,7 @@ impl Function {
         self.resets.fetch_add(1, Ordering::AcqRel);
         let mut done = Ok(());
         session.dma.without_waiting(&mut || done = self.device.reset(&session));
+        self.tell_command(&session);
         self.wake();
         done
     }
@@ -224,12 +233,16 @@ impl Function {
     ///
     /// `EFAULT` when the access passes its end; nothing is written then.
     pub fn config_write(&self, offset: u64, bytes: &[u8]) -> Result<()> {
-        let asked = {
+        let (asked, changed) = {
             let mut config = self.config.lock();
+            let before = config.command();
             let asked = config.write(offset, bytes)?;
             self.device.wires.gate.set(config.permissions());
-            asked
+            (asked, config.command() != before)
         };
+        if changed && let Some(session) = self.session() {
+            self.tell_command(&session);
+        }
         if asked.reset {
             // Linux drops the outcome of this reset too: the bit reads 0 whatever happened.
             let _ = self.reset();
@@ -284,6 +297,9 @@ impl Function {
         self.config.lock().set_irq_mode(mode);
         let session = self.session();
         self.device.wires.msix.set_enabled(session.as_deref(), mode == IrqMode::Msix);
+        if let Some(session) = session {
+            self.device.model().set_irq_mode(&self.device.bus(&session), mode);
+        }
     }
 
     /// Notes whether MSI-X vector `vector` has a handler on the host, which masks its entry as long as there is none. A message

@@ -9,6 +9,7 @@ mod list;
 mod nvme;
 pub(crate) mod options;
 mod testdev;
+mod vfio_user;
 mod virtio;
 
 use std::fmt::Debug;
@@ -16,6 +17,7 @@ use std::fmt::Debug;
 use ioasis_uapi::Result;
 
 use crate::bus::Bus;
+use crate::config::IrqMode;
 use crate::description::Description;
 pub use list::{create, models};
 use options::{ModelError, OptionInfo, Options};
@@ -105,6 +107,23 @@ pub trait Model: Debug + Send {
     fn store(&mut self, bus: &Bus<'_>, bar: usize, offset: u64, bytes: &[u8]) -> Result<()> {
         let _ = (bus, bar, offset, bytes);
         Ok(())
+    }
+
+    /// The last close: what the model keeps for its user alone, threads for instance, goes. Follows a [`Model::reset`].
+    fn close(&mut self, bus: &Bus<'_>) {
+        let _ = bus;
+    }
+
+    /// The value of COMMAND in configuration space: after an open, a reset, and each write that changes it. What it
+    /// allows is seen to already; this is for a device that is elsewhere.
+    fn set_command(&mut self, bus: &Bus<'_>, command: u16) {
+        let _ = (bus, command);
+    }
+
+    /// The kind of interrupt that is enabled from now on. Which of them is heard is seen to already; this is for a device
+    /// that is elsewhere.
+    fn set_irq_mode(&mut self, bus: &Bus<'_>, mode: IrqMode) {
+        let _ = (bus, mode);
     }
 
     /// What a store at `offset` has left to be done when [`Model::store`] has returned. Waking the worker takes longer than

@@ -200,6 +200,12 @@ impl fmt::Display for Refusal {
 pub trait Witness: Debug + Send + Sync {
     /// It happened just now.
     fn refused(&self, refusal: &Refusal);
+
+    /// The device is no more, for the reason in words: it is to be removed, by another thread than this. A device may say so more
+    /// than once.
+    fn vanished(&self, why: &str) {
+        let _ = why;
+    }
 }
 
 #[cfg(test)]

@@ -223,7 +223,7 @@ mod tests {
         assert_eq!(turns(""), (1..=10).collect::<Vec<_>>());
         assert_eq!(turns(",nth=3"), [3]);
         assert_eq!(turns(",nth=8+"), [8, 9, 10]);
-        assert_eq!(turns(",after=60s"), []);
+        assert!(turns(",after=60s").is_empty());
         let some = turns(",probability=0.5,seed=3");
         assert!((2..9).contains(&some.len()), "{some:?}");
         assert_eq!(some, turns(",probability=0.5,seed=3"), "the same seed does the same");

@@ -7,7 +7,7 @@
 mod pin;
 mod set;
 
-use std::fmt::Debug;
+use std::fmt::{self, Debug};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -48,7 +48,6 @@ pub trait DeviceWatcher: Debug + Send + Sync {
 }
 
 /// The interrupts of one device.
-#[derive(Debug)]
 pub(crate) struct Interrupts {
     /// One SET_IRQS at a time.
     gate: Mutex<Gate>,
@@ -58,9 +57,15 @@ pub(crate) struct Interrupts {
     msix: AtomicBool,
     /// A leaf.
     pin: Arc<Pin>,
+    /// What removes the device; used once.
+    removal: OnceLock<Removal>,
+    vanished: AtomicBool,
     /// Who is told, and the device's name.
     watcher: OnceLock<(String, Arc<dyn DeviceWatcher>)>,
 }
+
+/// Removes a device for the reason in words.
+pub(crate) type Removal = Box<dyn Fn(&str) + Send + Sync>;
 
 type Messages = Vec<Option<Arc<EventFd>>>;
 
@@ -94,6 +99,12 @@ impl Mode {
     }
 }
 
+impl Debug for Interrupts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Interrupts").field("gate", &self.gate).finish_non_exhaustive()
+    }
+}
+
 impl Interrupts {
     /// None enabled.
     pub(crate) fn new() -> Self {
@@ -102,8 +113,15 @@ impl Interrupts {
             messages: ArcSwap::from_pointee(Messages::new()),
             msix: AtomicBool::new(false),
             pin: Arc::new(Pin::default()),
+            removal: OnceLock::new(),
+            vanished: AtomicBool::new(false),
             watcher: OnceLock::new(),
         }
+    }
+
+    /// Has `removal` called, on a thread of its own, when the device is no more.
+    pub(crate) fn remove_by(&self, removal: Removal) {
+        assert!(self.removal.set(removal).is_ok(), "one removes it");
     }
 
     /// Tells `watcher` from now on what the device called `name` does.
@@ -182,6 +200,14 @@ impl Witness for Interrupts {
         }
         if let Some((name, watcher)) = self.watcher.get() {
             watcher.refused(name, refusal);
+        }
+    }
+
+    fn vanished(&self, why: &str) {
+        if let Some(removal) = self.removal.get()
+            && !self.vanished.swap(true, Ordering::AcqRel)
+        {
+            removal(why);
         }
     }
 }

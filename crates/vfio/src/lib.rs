@@ -42,5 +42,5 @@ pub use kvm::{
     KVM_CREATE_DEVICE, KVM_DEV_TYPE_VFIO, KVM_GET_DEVICE_ATTR, KVM_HAS_DEVICE_ATTR,
     KVM_SET_DEVICE_ATTR, KvmCreateDevice, KvmDevice,
 };
-pub use machine::{Machine, Placement};
+pub use machine::{Farewell, Machine, Placement};
 pub use served::{Served, ServedIrqs};

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use ioasis_iommufd::Endpoint;
 use ioasis_iommufd::type1::GroupKind;
 use ioasis_pci::Function;
+use ioasis_sys::sync::thread;
 
 use crate::device::{DeviceSet, Place};
 use crate::{Device, DeviceWatcher, Group};
@@ -20,6 +21,9 @@ pub struct Placement {
     /// Whether it uses that IOMMU. Devices of one group agree.
     pub kind: GroupKind,
 }
+
+/// Is told the name of a device that is no more, and why.
+pub type Farewell = dyn Fn(&str, &str) + Send + Sync;
 
 /// What programs find under `/dev/vfio`.
 #[derive(Debug)]
@@ -90,6 +94,24 @@ impl Machine {
     pub fn watch(&self, watcher: &Arc<dyn DeviceWatcher>) {
         for device in &self.devices {
             device.interrupts().watch(device.name(), Arc::clone(watcher));
+        }
+    }
+
+    /// Has a device that is no more removed, and `tell` told before that: its name, and why.
+    ///
+    /// # Panics
+    ///
+    /// If that was said before.
+    pub fn remove_vanished(&self, tell: &Arc<Farewell>) {
+        for device in &self.devices {
+            let (weak, tell) = (Arc::downgrade(device), Arc::clone(tell));
+            device.interrupts().remove_by(Box::new(move |why| {
+                let Some(device) = weak.upgrade() else { return };
+                tell(device.name(), why);
+                // Its own thread says so, and its removal waits for that thread.
+                let removal = move || device.remove();
+                let _ = thread::Builder::new().name("vfio-removal".into()).spawn(removal);
+            }));
         }
     }
 

@@ -165,6 +165,10 @@ fn take_connections(
         }
         let Some(socket) = listener.accept()? else { continue };
         let pid = pid_of(&socket);
+        // Who has hung up has the device no more, even if its thread is not done yet.
+        if client.as_ref().is_some_and(Client::has_hung_up) {
+            client.take().into_iter().for_each(Client::end);
+        }
         match &client {
             Some(client) => {
                 let words =
@@ -180,6 +184,12 @@ fn take_connections(
 impl Client {
     fn stands(&self, how: Standing) -> bool {
         *self.standing.lock() == how
+    }
+
+    fn has_hung_up(&self) -> bool {
+        let mut polled = [PollFd::new(&self.socket, PollFlags::RDHUP)];
+        let now = rustix::event::Timespec::default();
+        matches!(rustix::event::poll(&mut polled, Some(&now)), Ok(1))
     }
 
     fn end(self) {

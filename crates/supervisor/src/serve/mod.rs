@@ -47,7 +47,7 @@ use ioasis_sys::process::Thread;
 use ioasis_sys::seccomp::{self, Arch, Call, Filter, X32_BIT};
 use ioasis_sys::sync::Mutex;
 use ioasis_uapi::{Errno, Error, Result};
-use ioasis_vfio::{DeviceFile, DeviceWatcher, GroupFile, KvmDevice};
+use ioasis_vfio::{DeviceFile, DeviceWatcher, Farewell, GroupFile, KvmDevice};
 use rustix::event::{PollFd, PollFlags, Timespec};
 
 use crate::Machine;
@@ -205,6 +205,9 @@ impl Server {
             let watcher: Arc<dyn DeviceWatcher> = Arc::clone(trace) as _;
             machine.devices.watch(&watcher);
         }
+        let tell = |device: &str, why: &str| say(&format!("ioasis: {device} is gone: {why}\n"));
+        let tell: Arc<Farewell> = Arc::new(tell);
+        machine.devices.remove_vanished(&tell);
         let program = Thread::open(launched.child.id())?;
         let user_namespace = program.user_namespace().ok();
         let memlock = memlock(machine.view.user, user_namespace);
