@@ -575,8 +575,9 @@ impl Tracing {
         let registers = self.tracer.registers(tid)?;
         let space = Arc::clone(&process.space);
         let vectors = || self.tracer.vectors(tid).ok();
+        let peek = |address| self.tracer.peek(tid, address).ok();
         let around = (&*space, &*self.surroundings);
-        match fault::fault(&registers, (info.address, leave), around, vectors) {
+        match fault::fault(&registers, (info.address, leave), around, peek, vectors) {
             Outcome::Done(done) => {
                 let (registers, vectors) = *done;
                 self.tracer.set_registers(tid, &registers)?;

@@ -302,6 +302,19 @@ impl Tracer {
         self.request(libc::PTRACE_SETSIGMASK, tid, KERNEL_SIGSET, data, "the mask is not set")
     }
 
+    /// Eight bytes of the memory of a stopped tracee, whatever it may do there itself.
+    ///
+    /// # Errors
+    ///
+    /// `EIO` where they are not all mapped, else as [`Tracer::resume`].
+    pub fn peek(&self, tid: u32, address: u64) -> Result<[u8; 8]> {
+        let mut word = 0_u64;
+        let data = (&raw mut word).expose_provenance();
+        let address = usize::try_from(address).expect("64 bits");
+        self.request(libc::PTRACE_PEEKTEXT, tid, address, data, "no memory to read")?;
+        Ok(word.to_ne_bytes())
+    }
+
     /// What the kernel says about the signal a tracee stopped at.
     ///
     /// # Errors

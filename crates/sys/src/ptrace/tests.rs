@@ -131,6 +131,17 @@ fn interrupted_in_pause() -> (Tracer, u32) {
     (tracer, pid)
 }
 
+#[test]
+fn memory_is_peeked_at_where_it_is_mapped() {
+    let (tracer, pid) = interrupted_in_pause();
+    let registers = tracer.registers(pid).unwrap();
+    let bytes = tracer.peek(pid, SystemCall::instruction_before(&registers)).unwrap();
+    assert_eq!(bytes[..2], [0x0f, 0x05]);
+    assert_eq!(tracer.peek(pid, 8).unwrap_err().errno, Errno::EIO);
+    kill(pid, libc::SIGKILL);
+    assert_eq!(end(&tracer, pid).signal(), Some(libc::SIGKILL));
+}
+
 fn getpid(registers: &Registers) -> SystemCall {
     let instruction = SystemCall::instruction_before(registers);
     SystemCall { instruction, number: 39, args: [0; 6] }

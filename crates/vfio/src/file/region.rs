@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use ioasis_pci::{BARS, Bar, CONFIG_SIZE, PAGE_SIZE};
+use ioasis_pci::{BARS, Bar, CONFIG_SIZE, PAGE_SIZE, PageKind};
 use ioasis_uapi::vfio;
 use ioasis_uapi::{Errno, Error, Result};
 
@@ -145,6 +145,13 @@ impl DeviceFile {
     #[must_use]
     pub fn trapped_loads(&self, offset: u64, length: u64) -> Vec<Range<u64>> {
         self.parts(offset, length, Bar::trapped_loads)
+    }
+
+    /// How the page at `offset` of the file reaches the device; nothing where it cannot be mapped.
+    #[must_use]
+    pub fn page_kind(&self, offset: u64) -> Option<PageKind> {
+        let bar = usize::try_from(region_index(offset)?).ok()?;
+        self.device.function().bar(bar)?.page_kind(region_position(offset))
     }
 
     fn parts(
