@@ -7,6 +7,7 @@
 //!
 //! A call whose answer a close may change waits for the closes begun before it ([`Closer::wait`]), so that a program that
 //! closed a file and asks again finds it closed; but for [`PATIENCE`] in all, and for a close that is stuck never again.
+//! A close whose thread wants nothing but a processor is not stuck, however long the system lets it wait for one.
 //!
 //! `Inner::state` is a leaf lock; no close runs under it.
 
@@ -48,13 +49,24 @@ struct Inner {
 struct State {
     /// Not begun with yet, by number.
     queue: VecDeque<(u64, Close)>,
-    /// Begun with, by number, and when.
-    running: Vec<(u64, Instant)>,
+    /// Begun with.
+    running: Vec<Running>,
     /// The number of the next close.
     next: u64,
     threads: usize,
     idle: usize,
     wary_until: Option<Instant>,
+}
+
+/// A close that has begun.
+struct Running {
+    number: u64,
+    /// The number of its thread.
+    tid: u32,
+    /// When it began, or was last seen to compute when it would have been stuck.
+    since: Instant,
+    /// It waits for something for longer than others wait for it.
+    is_stuck: bool,
 }
 
 impl fmt::Debug for Closer {
@@ -70,33 +82,59 @@ impl State {
         if wary { PATIENCE_WHEN_WARY } else { PATIENCE }
     }
 
-    /// When the close that holds up the queue will count as stuck, if one does.
-    fn stuck_at(&self, now: Instant) -> Option<Instant> {
+    /// Finds out which closes are stuck. The system is asked once for each, when its time is over.
+    fn judge(&mut self, now: Instant) {
         let patience = self.patience(now);
-        self.running.iter().map(|&(_, since)| since + patience).find(|&at| at > now)
+        let late = |running: &&mut Running| !running.is_stuck && running.since + patience <= now;
+        for running in self.running.iter_mut().filter(late) {
+            if is_asleep(running.tid) {
+                running.is_stuck = true;
+            } else {
+                running.since = now;
+            }
+        }
+    }
+
+    /// The close that holds up the queue, if one does.
+    fn holder(&self) -> Option<&Running> {
+        self.running.iter().find(|running| !running.is_stuck)
+    }
+
+    /// When it is to be judged.
+    fn judged_at(&self, now: Instant) -> Option<Instant> {
+        self.holder().map(|running| running.since + self.patience(now))
     }
 
     /// Whether a close with a number below `end` is waited for.
-    fn is_awaited(&self, end: u64, now: Instant) -> bool {
-        let patience = self.patience(now);
+    fn is_awaited(&self, end: u64) -> bool {
         self.queue.iter().any(|&(number, _)| number < end)
-            || self.running.iter().any(|&(number, since)| number < end && since + patience > now)
+            || self.running.iter().any(|running| running.number < end && !running.is_stuck)
+    }
+
+    /// Whether all that is awaited would go on if the system gave it a processor.
+    fn is_starved(&self) -> bool {
+        match self.holder() {
+            Some(running) => !is_asleep(running.tid),
+            None => !self.queue.is_empty() && self.threads > self.running.len(),
+        }
     }
 
     /// The next close, unless one is running that is not stuck.
     fn take(&mut self, now: Instant) -> Option<(u64, Close)> {
-        if self.stuck_at(now).is_some() {
+        self.judge(now);
+        if self.holder().is_some() {
             return None;
         }
         let next = self.queue.pop_front()?;
-        self.running.push((next.0, now));
+        let tid = rustix::thread::gettid().as_raw_nonzero().get().unsigned_abs();
+        self.running.push(Running { number: next.0, tid, since: now, is_stuck: false });
         Some(next)
     }
 
     fn end(&mut self, number: u64, now: Instant) {
-        if let Some(at) = self.running.iter().position(|&(other, _)| other == number) {
-            let (_, since) = self.running.swap_remove(at);
-            if since + PATIENCE <= now {
+        if let Some(at) = self.running.iter().position(|running| running.number == number) {
+            let running = self.running.swap_remove(at);
+            if running.is_stuck && running.since + PATIENCE <= now {
                 self.wary_until = Some(now + WARY);
             }
         }
@@ -134,39 +172,48 @@ impl Closer {
 
     /// Whether [`Closer::wait`] would wait.
     pub(crate) fn is_busy(&self) -> bool {
-        let state = self.0.state.lock();
-        !(state.queue.is_empty() && state.running.is_empty())
-            && state.is_awaited(state.next, Instant::now())
+        let mut state = self.0.state.lock();
+        if state.queue.is_empty() && state.running.is_empty() {
+            return false;
+        }
+        state.judge(Instant::now());
+        state.is_awaited(state.next)
     }
 
     /// Waits for the closes that have begun, except those that are stuck, and no longer than for one of those.
     pub(crate) fn wait(&self) {
-        let now = Instant::now();
+        let begun = Instant::now();
         let state = self.0.state.lock();
-        let limit = state.patience(now);
-        self.wait_until(state, now + limit, State::is_awaited);
+        let (end, patience) = (state.next, state.patience(begun));
+        let mut state = self.wait_until(state, begun + patience, |state| state.is_awaited(end));
+        while state.is_awaited(end) && begun.elapsed() < PATIENCE && state.is_starved() {
+            let later = Instant::now() + patience;
+            state = self.wait_until(state, later, |state| state.is_awaited(end));
+        }
     }
 
     /// Waits for all closes; those that last longer than `limit` are left behind.
     pub(crate) fn finish(&self, limit: Duration) {
         let state = self.0.state.lock();
-        self.wait_until(state, Instant::now() + limit, |state, _, _| {
+        let _state = self.wait_until(state, Instant::now() + limit, |state| {
             !state.queue.is_empty() || !state.running.is_empty()
         });
     }
 
-    fn wait_until(
+    fn wait_until<'a>(
         &self,
-        mut state: MutexGuard<'_, State>,
+        mut state: MutexGuard<'a, State>,
         deadline: Instant,
-        goes_on: impl Fn(&State, u64, Instant) -> bool,
-    ) {
-        let end = state.next;
-        let mut now = Instant::now();
-        while now < deadline && goes_on(&state, end, now) {
-            let until = state.stuck_at(now).map_or(deadline, |at| at.min(deadline));
-            state = self.0.ended.wait_timeout(state, until - now).0;
-            now = Instant::now();
+        goes_on: impl Fn(&State) -> bool,
+    ) -> MutexGuard<'a, State> {
+        loop {
+            let now = Instant::now();
+            state.judge(now);
+            if now >= deadline || !goes_on(&state) {
+                return state;
+            }
+            let until = state.judged_at(now).map_or(deadline, |at| at.min(deadline));
+            state = self.0.ended.wait_timeout(state, until.saturating_duration_since(now)).0;
         }
     }
 
@@ -201,8 +248,8 @@ impl Closer {
                 inner.ended.notify_all();
                 continue;
             }
-            let until_stuck = state.stuck_at(now).filter(|_| !state.queue.is_empty());
-            let limit = until_stuck.map_or(IDLE, |at| at - now);
+            let judged = state.judged_at(now).filter(|_| !state.queue.is_empty());
+            let limit = judged.map_or(IDLE, |at| at.saturating_duration_since(now));
             state.idle += 1;
             let (locked, woken) = inner.begun.wait_timeout(state, limit);
             state = locked;
@@ -213,6 +260,13 @@ impl Closer {
             }
         }
     }
+}
+
+/// Whether a thread of this process waits for something other than a processor.
+pub(crate) fn is_asleep(tid: u32) -> bool {
+    let stat = std::fs::read(format!("/proc/self/task/{tid}/stat")).unwrap_or_default();
+    let name_end = stat.iter().rposition(|&byte| byte == b')').unwrap_or_default();
+    matches!(stat.get(name_end + 2), Some(b'S' | b'D'))
 }
 
 #[cfg(test)]
@@ -260,6 +314,22 @@ mod tests {
         drop(held);
         closer.finish(limit);
         assert_eq!(format!("{closer:?}"), "Closer(0 queued, 0 running)");
+    }
+
+    #[test]
+    fn a_close_that_wants_only_a_processor_is_waited_for_though_another_was_stuck() {
+        let closer = Closer::new().expect("threads");
+        closer.0.state.lock().wary_until = Some(Instant::now() + Duration::from_secs(60));
+        let (tell, done) = channel();
+        closer.begin(Box::new(move || {
+            let begun = Instant::now();
+            while begun.elapsed() < 5 * PATIENCE_WHEN_WARY {
+                std::hint::spin_loop();
+            }
+            tell.send(()).expect("somebody listens");
+        }));
+        closer.wait();
+        assert_eq!(done.try_recv(), Ok(()));
     }
 
     #[test]

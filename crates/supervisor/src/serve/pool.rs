@@ -31,6 +31,8 @@ use ioasis_sys::notify::Notification;
 use ioasis_sys::sync::{Condvar, Mutex, MutexGuard, Woken};
 use ioasis_uapi::{Errno, Error, Result};
 
+use crate::closer::is_asleep;
+
 /// Threads at once.
 const THREADS: usize = 1024;
 /// Calls without a thread at once.
@@ -451,13 +453,6 @@ impl Pool {
         }
         is_busy || is_wary
     }
-}
-
-/// Whether a thread of this process waits for something other than a processor.
-fn is_asleep(tid: u32) -> bool {
-    let stat = std::fs::read(format!("/proc/self/task/{tid}/stat")).unwrap_or_default();
-    let name_end = stat.iter().rposition(|&byte| byte == b')').unwrap_or_default();
-    matches!(stat.get(name_end + 2), Some(b'S' | b'D'))
 }
 
 #[cfg(test)]
