@@ -19,5 +19,6 @@ pub mod seccomp;
 pub mod signal;
 pub mod spawn;
 pub mod sync;
+pub mod turns;
 
 pub use errno::{because, errno};

@@ -18,6 +18,9 @@
 //! - parked calls by [`PARKED`], of which a process gets a quarter of those that are left; the next one is `EAGAIN`;
 //! - slots by the sum of both, so that there is always one to receive into.
 //!
+//! A program waits for the receiver that its call wakes, and a signal that comes before the call is received ends it with
+//! EINTR: receivers take short turns, so that they get a processor at once that others compute on.
+//!
 //! Nothing here waits for a client. `Pool::state` is a leaf lock.
 
 use std::collections::{HashMap, VecDeque};
@@ -211,6 +214,7 @@ impl Pool {
 
     /// The calling thread is one of the pool's from here on. It has something to do next.
     pub(crate) fn enter(&self) -> (Arc<Hand>, u32, Next) {
+        ioasis_sys::turns::take_short_turns();
         let tid = rustix::thread::gettid().as_raw_nonzero().get().unsigned_abs();
         let hand = Arc::new(Hand { tid, ..Hand::default() });
         let mut state = self.state.lock();
