@@ -29,7 +29,7 @@
 //! number no other memory has. Files that are written back to somewhere are reached by address too: a client can be the
 //! file system behind them, and need not answer.
 //!
-//! Lock order: `Memory::files` -> `MappedFile::file`. The others are leaves.
+//! Lock order: `Memory::files` -> `MappedFile::file`, and `Memory::files` -> what is known of mounts. The others are leaves.
 
 mod file;
 mod locate;
@@ -55,7 +55,7 @@ use ioasis_uapi::Result;
 pub use file::FileMemory;
 pub use process::ProcessMemory;
 
-use locate::KernelMounts;
+use locate::MemoryMounts;
 use mapped::MappedFile;
 use process::PrivateMemory;
 use unopened::Unopened;
@@ -66,7 +66,7 @@ pub struct Memory {
     /// The file system our own device files live on: BARs, which are device memory and never pinned. Immutable.
     own_device: Option<u64>,
     /// Immutable.
-    kernel_mounts: KernelMounts,
+    mounts: MemoryMounts,
     /// Files mapped here, as long as somebody holds an extent of them.
     files: Mutex<HashMap<FileId, Weak<MappedFile>>>,
     /// Shared memory that cannot be opened, as long as somebody holds an extent of it.
@@ -110,7 +110,7 @@ impl Memory {
     pub fn new(own_device: Option<u64>) -> Arc<Self> {
         Arc::new(Self {
             own_device,
-            kernel_mounts: KernelMounts::find(),
+            mounts: MemoryMounts::find(),
             files: Mutex::new(HashMap::new()),
             unopened: Mutex::new(HashMap::new()),
             devices: Mutex::new(HashMap::new()),
@@ -170,6 +170,12 @@ impl Memory {
         devices.retain(|_, device| device.backing.strong_count() > 0);
         devices.insert(id, DevicePages { backing: Arc::downgrade(backing), trapped });
         Ok(())
+    }
+
+    /// Whether a page of `vma` may have to come from a file system that takes its time: not where it is the program's own, or
+    /// of memory without a file that anybody could name.
+    pub(crate) fn may_wait(&self, vma: &Vma) -> bool {
+        vma.inode != 0 && !self.mounts.are_kernels(vma)
     }
 
     /// Whether all of `vma` are pages of a device whose stores are trapped.

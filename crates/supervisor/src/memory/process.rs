@@ -168,8 +168,7 @@ impl ProcessMemory {
         }
         // Device memory, all of it, and the part of a mapping past the end of its file are mapped but not there: nothing
         // of it is where the last byte is not. Plain private memory always is.
-        let in_memory =
-            vma.inode == 0 || self.memory.kernel_mounts.in_memory(&self.process, vma.device);
+        let in_memory = vma.inode == 0 || self.memory.mounts.hold(&self.process, vma);
         if vma.inode != 0 || !vma.prot.write {
             let is_there = if in_memory {
                 self.private.is_in_memory(last)
@@ -211,7 +210,7 @@ impl ProcessMemory {
         // Where the client may write, so may we, now: a page read today may be mapped for writing tomorrow.
         let wanted = if vma.prot.write { Access::ReadWrite } else { access };
         let open = || {
-            let in_memory = self.memory.kernel_mounts.in_memory(process, vma.device);
+            let in_memory = self.memory.mounts.hold(process, vma);
             if !in_memory && access == Access::ReadWrite {
                 // mm/gup.c, writable_file_mapping_allowed: such pages would be written behind the file system's back.
                 let why = "a file that is written back cannot be pinned for writing";

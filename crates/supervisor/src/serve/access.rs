@@ -318,7 +318,7 @@ fn step(
     match way {
         Way::Read => {
             device.read(offset, bytes)?;
-            thread.write(address, bytes)
+            caller.put(address, bytes)
         }
         Way::Write => {
             let readable = thread.read_prefix(address, bytes)?;

@@ -291,6 +291,16 @@ impl<'a> Caller<'a> {
         })
     }
 
+    /// Copies `bytes` to `address`, as a system call of the caller would.
+    ///
+    /// # Errors
+    ///
+    /// `EFAULT`, with the first address that cannot be written.
+    pub(crate) fn put(&self, address: u64, bytes: &[u8]) -> Result<()> {
+        let memory = &self.server.memory;
+        self.task.thread.write_to(address, bytes, |vma| memory.may_wait(vma))
+    }
+
     /// The file of ours behind the caller's `fd`.
     ///
     /// # Errors
@@ -332,7 +342,7 @@ impl ioasis_iommufd::Client for Caller<'_> {
 
     fn write(&self, address: u64, buf: &[u8]) -> Result<()> {
         self.ahead.borrow_mut().length = 0;
-        self.task.write(address, buf)
+        self.put(address, buf)
     }
 
     fn write_back(&self, address: u64, buf: &[u8]) -> Result<()> {

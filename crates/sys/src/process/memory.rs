@@ -207,22 +207,36 @@ impl Thread {
     /// `EFAULT` unless all of it can be written, with the first address that cannot; what lies before it may have
     /// changed.
     pub fn write(&self, address: u64, buf: &[u8]) -> Result<()> {
+        self.write_to(address, buf, |vma| vma.inode != 0)
+    }
+
+    /// The same, where `may_wait` says of a mapping whether a page of it may come from a file system that takes its time.
+    ///
+    /// # Errors
+    ///
+    /// As for [`write`](Self::write).
+    pub fn write_to(
+        &self,
+        address: u64,
+        buf: &[u8],
+        may_wait: impl Fn(&Vma) -> bool,
+    ) -> Result<()> {
         let Some(span) = (buf.len() as u64).checked_sub(1) else { return Ok(()) };
         let Some(last) = address.checked_add(span) else {
             return Err(Error::at(Errno::EFAULT, "the range wraps", address));
         };
         let mm = self.mm().map_err(|error| Error::at(Errno::EFAULT, error.why, address))?;
         // What lies before the first address that may not be written is written.
-        let mut has_files = false;
+        let mut waits = false;
         let refused = mm.permits(address, last, |vma| {
-            has_files |= vma.inode != 0;
+            waits |= may_wait(vma);
             vma.prot.write
         });
         let refused = refused.err();
         let length = refused.and_then(|error| error.at).map_or(buf.len() as u64, |at| at - address);
         let buf = &buf[..usize::try_from(length).expect("at most all of it")];
-        // No file system is waited for where there is none, and a page that the program gives is asked for below.
-        if has_files {
+        // A page that the program gives is asked for below.
+        if waits {
             self.touch(address, buf.len());
         }
         for _ in 0..TRIES {
