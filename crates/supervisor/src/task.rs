@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock};
 
 use ioasis_sys::notify::{Listener, Notification};
 use ioasis_sys::process::{Credentials, Process, Thread};
+use ioasis_sys::rights::Rights;
 use ioasis_sys::sync::Mutex;
 use ioasis_uapi::{Errno, Error, Result};
 
@@ -27,9 +28,11 @@ pub(crate) struct Task {
 }
 
 /// What a thread may, as far as the machine asks. It changes by system calls of the thread itself only.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub(crate) struct Standing {
     pub(crate) credentials: Credentials,
+    /// What a file system asks of it.
+    pub(crate) rights: Rights,
     /// The user namespace that its capabilities are for, where it can be looked at.
     pub(crate) user_namespace: Option<(u64, u64)>,
 }
@@ -77,18 +80,21 @@ impl Task {
         self.thread.write(address, bytes)
     }
 
-    /// Its user, capabilities and user namespace.
+    /// Its user, groups, capabilities and user namespace.
     ///
     /// # Errors
     ///
     /// `ESRCH` if it is gone.
-    pub(crate) fn standing(&self) -> Result<Standing> {
+    pub(crate) fn standing(&self) -> Result<&Standing> {
         if let Some(known) = self.standing.get() {
-            return Ok(*known);
+            return Ok(known);
         }
-        let credentials = self.thread.credentials()?;
-        let standing = Standing { credentials, user_namespace: self.thread.user_namespace().ok() };
-        Ok(*self.standing.get_or_init(|| standing))
+        let status = self.thread.status()?;
+        let told = Credentials::of_status(&status).zip(Rights::of_status(&status));
+        let gone = Error::at(Errno::ESRCH, "the task is gone", self.tid.into());
+        let (credentials, rights) = told.ok_or(gone)?;
+        let user_namespace = self.thread.user_namespace().ok();
+        Ok(self.standing.get_or_init(|| Standing { credentials, rights, user_namespace }))
     }
 
     /// The text at `address` without its NUL.

@@ -125,14 +125,14 @@ impl<'a> Caller<'a> {
     pub(crate) fn writes_as_root(&self) -> bool {
         self.task.standing().is_ok_and(|found| {
             found.credentials.uid == 0
-                || found.credentials.has(CAP_DAC_OVERRIDE) && self.is_of_the_machine(&found)
+                || found.credentials.has(CAP_DAC_OVERRIDE) && self.is_of_the_machine(found)
         })
     }
 
     /// Whether the task has CAP_SYS_ADMIN on the machine.
     pub(crate) fn administers(&self) -> bool {
         self.task.standing().is_ok_and(|found| {
-            found.credentials.has(CAP_SYS_ADMIN) && self.is_of_the_machine(&found)
+            found.credentials.has(CAP_SYS_ADMIN) && self.is_of_the_machine(found)
         })
     }
 

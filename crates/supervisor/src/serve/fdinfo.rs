@@ -4,11 +4,12 @@
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
+use ioasis_sys::process;
 use rustix::fs::{AtFlags, Mode, OFlags};
 
 use super::client::Caller;
 use super::judge::{Asked, judge};
-use super::open::{on_exec, read_text, text_file};
+use super::open::{on_exec, text_file};
 use super::{Decision, File, Gift, Line, Server};
 use crate::filter::O_ACCMODE;
 use crate::resolve::Seen;
@@ -43,7 +44,7 @@ pub(super) fn answer(
     }
     let behind = Seen::at(directory.as_fd(), format!("fd/{number}"), AtFlags::empty()).ok()?;
     let opened = server.files.get(behind.dev, behind.ino)?;
-    let kernels = read_text(&directory, &name)?;
+    let kernels = process::text(&directory, &name, view::status::TEXT_MAX).ok()?;
     let shown = shown(std::str::from_utf8(&kernels).ok()?, server, &opened.file);
     if !caller.is_there() {
         return None;

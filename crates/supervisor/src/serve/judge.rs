@@ -13,12 +13,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use ioasis_sys::rights::{self, Access, Rights};
 use ioasis_sys::{because, fuse};
 use ioasis_uapi::{Errno, Error, Result};
-use rustix::fs::{AtFlags, Mode, OFlags, StatVfsMountFlags};
+use rustix::fs::{Mode, OFlags, StatVfsMountFlags};
 
 use super::client::Caller;
 use crate::filter::{O_ACCMODE, O_NOATIME, O_TRUNC};
 use crate::resolve::{Last, Seen, Way};
-use crate::task::OpenCall;
+use crate::task::{OpenCall, Task};
 
 /// The capabilities that an open asks for: `CAP_DAC_OVERRIDE`, `CAP_DAC_READ_SEARCH` and `CAP_FOWNER` (linux/capability.h; fs/namei.c,
 /// generic_permission and may_open). The supervisor has given up most others, and need not lend them.
@@ -28,9 +28,6 @@ const FOR_FILES: u64 = 0b1110;
 const CAP_FOWNER: u32 = 3;
 /// `CAP_MKNOD` of linux/capability.h.
 const CAP_MKNOD: u32 = 27;
-/// More than a status text with every group there can be.
-const STATUS_MAX: u64 = 1 << 20;
-
 /// What an open asks of its file.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Asked {
@@ -95,71 +92,78 @@ fn may_access(file: BorrowedFd<'_>, access: Access) -> Result<()> {
     }
 }
 
-/// The rights of the thread that made a call.
-pub(super) struct TaskRights {
+/// What every thread of the supervisor may: the same from its confinement on.
+#[derive(Debug)]
+pub(super) struct Own {
     rights: Rights,
-    own: Rights,
+    user_namespace: Option<(u64, u64)>,
+}
+
+impl Own {
+    /// What the calling thread may.
+    ///
+    /// # Errors
+    ///
+    /// `ESRCH` without /proc.
+    pub(super) fn find() -> Result<Self> {
+        let task = Task::of(rustix::thread::gettid().as_raw_nonzero().get().unsigned_abs())?;
+        let standing = task.standing()?;
+        let rights = for_files(&standing.rights);
+        Ok(Self { rights, user_namespace: standing.user_namespace })
+    }
+}
+
+fn for_files(rights: &Rights) -> Rights {
+    let mut rights = rights.clone();
+    rights.capabilities &= FOR_FILES;
+    rights
+}
+
+/// The rights of the thread that made a call.
+pub(super) struct TaskRights<'a> {
+    rights: Rights,
+    own: &'a Rights,
     /// To be entered for them.
     namespace: Option<OwnedFd>,
-    umask: u32,
     makes_nodes: bool,
 }
 
-impl TaskRights {
+impl<'a> TaskRights<'a> {
     /// Those of the caller.
     ///
     /// # Errors
     ///
     /// `EACCES` where they cannot be learnt.
-    pub(super) fn of(caller: &Caller<'_>) -> Result<Self> {
-        let (process, tid) = (&caller.task.process, caller.task.tid);
+    pub(super) fn of(caller: &Caller<'a>) -> Result<Self> {
         let unknown = Error::new(Errno::EACCES, "the rights of the task cannot be learnt");
-        let rights_of = |directory: BorrowedFd<'_>, path: &str| {
-            read(directory, path).and_then(|text| Rights::of_status(&text)).ok_or(unknown)
-        };
-        let proc = rustix::fs::open("/proc", OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
-        let proc = proc.map_err(|_| unknown)?;
-        let own = rights_of(proc.as_fd(), "thread-self/status")?;
-        let status = read(process.proc(), &format!("task/{tid}/status")).ok_or(unknown)?;
-        let mut rights = Rights::of_status(&status).ok_or(unknown)?;
-        let link = format!("task/{tid}/ns/user");
-        let namespace_of = |directory, path: &str| {
-            Seen::at(directory, path, AtFlags::empty()).map(|seen| (seen.dev, seen.ino))
-        };
-        let theirs = namespace_of(process.proc(), &link).map_err(|_| unknown)?;
-        let ours = namespace_of(proc.as_fd(), "thread-self/ns/user").map_err(|_| unknown)?;
+        let own = &caller.server.own;
+        let standing = caller.task.standing().map_err(|_| unknown)?;
+        let mut rights = standing.rights.clone();
+        let theirs = standing.user_namespace.ok_or(unknown)?;
         if Some(theirs) != caller.server.user_namespace {
             // capable_wrt_inode_uidgid (kernel/capability.c) would count them for files of ids that the namespace has.
             rights.capabilities = 0;
         }
-        let namespace = if theirs == ours || rights.capabilities == 0 {
+        let namespace = if own.user_namespace == Some(theirs) || rights.capabilities == 0 {
             None
         } else {
             let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-            let opened = rustix::fs::openat(process.proc(), link, flags, Mode::empty());
+            let proc = caller.task.thread.proc();
+            let opened = rustix::fs::openat(proc, "ns/user", flags, Mode::empty());
             Some(opened.map_err(|_| unknown)?)
         };
-        let umask = umask(&status).ok_or(unknown)?;
         let makes_nodes = namespace.is_some() && rights.has(CAP_MKNOD);
-        let for_files =
-            |rights: Rights| Rights { capabilities: rights.capabilities & FOR_FILES, ..rights };
-        let (rights, own) = (for_files(rights), for_files(own));
-        Ok(Self { rights, own, namespace, umask, makes_nodes })
+        Ok(Self { rights: for_files(&rights), own: &own.rights, namespace, makes_nodes })
     }
 
     /// Whether the supervisor has the same.
     fn are_own(&self) -> bool {
-        self.namespace.is_none() && self.rights == self.own
+        self.namespace.is_none() && self.rights == *self.own
     }
 
     /// Whether it may make device nodes in a namespace that is not the supervisor's, where the kernel lets nobody.
     pub(super) const fn make_nodes_elsewhere(&self) -> bool {
         self.makes_nodes
-    }
-
-    /// What it takes off the modes of what it makes.
-    pub(super) fn umask(&self) -> u32 {
-        self.umask
     }
 
     /// Does `act` with these rights.
@@ -169,7 +173,7 @@ impl TaskRights {
     /// `EACCES` where they cannot be taken on, `EAGAIN` where there is nobody to.
     pub(super) fn lend<T>(&self, act: impl FnOnce() -> T) -> Result<T> {
         let namespace = self.namespace.as_ref().map(AsFd::as_fd);
-        let lent = self.rights.lend(&self.own, namespace, act);
+        let lent = self.rights.lend(self.own, namespace, act);
         // Nothing is told apart by the errno: what cannot be judged is refused.
         lent.map_err(|error| match error.errno {
             Errno::EPERM | Errno::EINVAL => Error { errno: Errno::EACCES, ..error },
@@ -204,17 +208,10 @@ impl TaskRights {
     }
 }
 
-fn umask(status: &[u8]) -> Option<u32> {
-    let line =
-        status.split(|&byte| byte == b'\n').find_map(|line| line.strip_prefix(b"Umask:\t"))?;
+/// What the caller takes off the modes of what it makes; none where it is gone.
+pub(super) fn umask(caller: &Caller<'_>) -> Option<u32> {
+    let status = caller.task.thread.status().ok()?;
+    let mut lines = status.split(|&byte| byte == b'\n');
+    let line = lines.find_map(|line| line.strip_prefix(b"Umask:\t"))?;
     u32::from_str_radix(std::str::from_utf8(line).ok()?, 8).ok()
-}
-
-fn read(directory: BorrowedFd<'_>, path: &str) -> Option<Vec<u8>> {
-    use std::io::Read;
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-    let file = rustix::fs::openat(directory, path, flags, Mode::empty()).ok()?;
-    let mut text = Vec::with_capacity(4096);
-    std::fs::File::from(file).take(STATUS_MAX).read_to_end(&mut text).ok()?;
-    Some(text)
 }

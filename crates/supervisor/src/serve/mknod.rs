@@ -15,7 +15,7 @@ use rustix::fs::{AtFlags, FileType, Mode};
 
 use super::Decision;
 use super::client::Caller;
-use super::judge::TaskRights;
+use super::judge::{TaskRights, umask};
 use crate::filter::number;
 use crate::resolve::{self, From, Last, Seen, Way};
 use crate::task::{low, signed};
@@ -59,9 +59,11 @@ pub(super) fn mknod(caller: &Caller<'_>, call: &Notification) -> Result<Decision
         return Err(full);
     }
     let refused = because("a node cannot be made");
+    let gone = Error::new(Errno::ESRCH, "the task is gone");
+    let umask = Mode::from_raw_mode(umask(caller).ok_or(gone)?);
     let made = task.lend(|| {
         way.go(seen)?;
-        rustix::process::umask(Mode::from_raw_mode(task.umask()));
+        rustix::process::umask(umask);
         let mode = Mode::from_raw_mode(mode & 0o7777);
         rustix::fs::mknodat(&directory, name, FileType::CharacterDevice, mode, 0)?;
         Seen::at(directory.as_fd(), name, AtFlags::SYMLINK_NOFOLLOW)

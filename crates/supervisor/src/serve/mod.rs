@@ -67,6 +67,7 @@ use crate::trap::{Action, Executes, Surroundings, Traps};
 use crate::view::{Identity, Node, Stores};
 use crate::watchdog::{Shared, say};
 use client::Caller;
+use judge::Own;
 use numbers::HostNumbers;
 use pool::{Admitted, Hand, Next, Pool};
 use regions::Regions;
@@ -180,6 +181,8 @@ pub(crate) struct Server {
     memlock: Option<Memlock>,
     /// The user namespace the program was started in.
     user_namespace: Option<(u64, u64)>,
+    /// What the supervisor itself may.
+    own: Own,
     trace: Option<Arc<Trace>>,
     rules: Rules,
     pool: Arc<Pool>,
@@ -212,10 +215,11 @@ impl Server {
         let user_namespace = program.user_namespace().ok();
         let memlock = memlock(machine.view.user, user_namespace);
         let queues = Queues::new(launched.take_fuse(), launched.queues, &files.closer)?;
-        let left = EventFd::create()?;
+        let (left, own) = (EventFd::create()?, Own::find()?);
         Ok(Arc::new_cyclic(|this| Self {
             user_namespace,
             filter: filter::of_run(launched.queues, machine.view.user),
+            own,
             listener,
             shared: Arc::clone(shared),
             notes: Arc::clone(notes),
@@ -458,7 +462,7 @@ impl Server {
             // Not the accesses to the setting itself.
             number::IOCTL | number::OPEN | number::OPENAT | number::OPENAT2 => {
                 let decide = || self.decide_for(&caller, call);
-                let (decision, injected) = self.injection.during(task.tid, decide, |_| true);
+                let (decision, injected) = self.injection.during(task.tid, decide);
                 if let (Some(injected), Some(trace)) = (injected, &self.trace) {
                     trace.injected(task.process.pid(), injected.nth, injected.step);
                 }

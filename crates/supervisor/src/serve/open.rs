@@ -7,6 +7,7 @@ use ioasis_iommufd::account;
 use ioasis_iommufd::{Client as _, ClientFile, inject};
 use ioasis_sys::because;
 use ioasis_sys::notify::{Answer, Notification, OnExec};
+use ioasis_sys::process;
 use ioasis_uapi::{Errno, Error, Result};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 
@@ -247,7 +248,7 @@ fn process_text(
     if !own.is(&seen) {
         return None;
     }
-    let kernels = read_text(&directory, name)?;
+    let kernels = process::text(&directory, name, view::status::TEXT_MAX).ok()?;
     let shown = match name {
         "status" => with_charges(caller, &kernels)?,
         _ => limits::text(caller, std::str::from_utf8(&kernels).ok()?)?.into_bytes(),
@@ -290,17 +291,6 @@ fn with_charges(caller: &Caller<'_>, text: &[u8]) -> Option<Vec<u8>> {
     let charges = caller.server.machine.iommu.ledger.process(view::status::process(text)?);
     let charges = Charges { locked: charges.locked, pinned: charges.vm_pin() };
     (charges != Charges::default()).then(|| view::status::with_charges(text, charges))
-}
-
-/// The text of the file `name` in a directory of /proc, unless it is longer than any needs to be.
-pub(super) fn read_text(directory: &OwnedFd, name: &str) -> Option<Vec<u8>> {
-    use std::io::Read;
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-    let file = rustix::fs::openat(directory, name, flags, Mode::empty()).ok()?;
-    let mut text = Vec::with_capacity(4096);
-    let limit = view::status::TEXT_MAX as u64 + 1;
-    std::fs::File::from(file).take(limit).read_to_end(&mut text).ok()?;
-    (text.len() <= view::status::TEXT_MAX).then_some(text)
 }
 
 /// The answer to an open of a module parameter: a file of the run's own; without that its text of now, or a file that takes

@@ -41,7 +41,7 @@ use crate::errno::last_errno;
 use crate::sync::{Arc, Mutex};
 
 pub use memory::Mm;
-pub use status::Credentials;
+pub use status::{Credentials, text};
 pub use thread::Thread;
 pub use vma::{Vma, VmaProt};
 
@@ -127,11 +127,6 @@ impl Process {
     #[must_use]
     pub fn has_executed(&self) -> bool {
         self.executed.load(Ordering::Acquire)
-    }
-
-    /// Opens `path` below `/proc/PID` for reading.
-    fn open_proc(&self, path: &str) -> Result<OwnedFd> {
-        open_file_at(&self.proc, path, OFlags::RDONLY)
     }
 
     /// `/proc/PID`, for paths below it.

@@ -1,7 +1,7 @@
 //! What `/proc/PID` says about a process.
 
 use std::ffi::OsString;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 
@@ -32,6 +32,17 @@ impl Credentials {
     /// `CAP_SYS_RAWIO` of linux/capability.h.
     pub const SYS_RAWIO: u32 = 17;
 
+    /// Those that a `/proc/PID/status` tells, with ids of the user namespace of whoever opened it.
+    #[must_use]
+    pub fn of_status(status: &[u8]) -> Option<Self> {
+        let first = |key| field(status, key)?.split_ascii_whitespace().next();
+        Some(Self {
+            uid: first("Uid:")?.parse().ok()?,
+            gid: first("Gid:")?.parse().ok()?,
+            capabilities: u64::from_str_radix(first("CapEff:")?, 16).ok()?,
+        })
+    }
+
     /// Whether capability number `capability` is effective.
     #[must_use]
     pub const fn has(&self, capability: u32) -> bool {
@@ -46,16 +57,16 @@ impl Thread {
     ///
     /// `ESRCH` when the thread is gone.
     pub fn credentials(&self) -> Result<Credentials> {
-        let status = read_text(self.open_proc("status")?)?;
-        let first = |key| field(&status, key).and_then(|value| value.split_whitespace().next());
-        let number = |key| first(key).and_then(|value| value.parse().ok());
-        let capabilities = first("CapEff:").and_then(|value| u64::from_str_radix(value, 16).ok());
-        match (number("Uid:"), number("Gid:"), capabilities) {
-            (Some(uid), Some(gid), Some(capabilities)) => {
-                Ok(Credentials { uid, gid, capabilities })
-            }
-            _ => Err(gone(self.tid())),
-        }
+        Credentials::of_status(&self.status()?).ok_or(gone(self.tid()))
+    }
+
+    /// The text of its `/proc/PID/status`.
+    ///
+    /// # Errors
+    ///
+    /// `ESRCH` when the thread is gone.
+    pub fn status(&self) -> Result<Vec<u8>> {
+        text(self.proc(), "status", STATUS_MAX)
     }
 
     /// Which user namespace it is in, as device and inode: its capabilities are for that one and those inside it.
@@ -93,7 +104,7 @@ impl Thread {
             return Ok((limit.rlim_cur != libc::RLIM64_INFINITY).then_some(limit.rlim_cur));
         }
         // prlimit wants equal user ids or CAP_SYS_RESOURCE; the text is for everybody.
-        let limits = read_text(self.open_proc("limits")?)?;
+        let limits = string(text(self.proc(), "limits", TEXT_MAX)?);
         let line = limits
             .lines()
             .find_map(|line| line.strip_prefix("Max locked memory"))
@@ -159,29 +170,47 @@ impl Process {
     }
 
     fn read_proc(&self, path: &str) -> Result<String> {
-        read_text(self.open_proc(path)?)
+        Ok(string(text(self.proc(), path, TEXT_MAX)?))
     }
 }
 
-/// Bytes of a file of /proc that are read at most: the longest, `status`, has some 2 KiB.
-const TEXT_MAX: u64 = 1 << 16;
+/// Bytes of a file of /proc that has no list in it.
+const TEXT_MAX: usize = 1 << 16;
+/// More than a status text with every group there can be (`NGROUPS_MAX`).
+const STATUS_MAX: usize = 1 << 20;
 
-fn read_text(file: OwnedFd) -> Result<String> {
+/// The text of the file `path` below a directory of /proc: no more than `most` bytes are read.
+///
+/// # Errors
+///
+/// `E2BIG` when it is longer; `ESRCH` when the process is gone, `EACCES` when it is not ours to look at.
+pub fn text(directory: impl AsFd, path: &str, most: usize) -> Result<Vec<u8>> {
     use std::io::Read;
-    let mut text = Vec::new();
-    std::fs::File::from(file)
-        .take(TEXT_MAX)
-        .read_to_end(&mut text)
-        .map_err(|_| Error::new(Errno::ESRCH, "the process is gone"))?;
-    Ok(String::from_utf8_lossy(&text).into_owned())
+    let file = std::fs::File::from(open_file_at(directory, path, OFlags::RDONLY)?);
+    // Most are shorter, and then read by one call.
+    let mut text = Vec::with_capacity(4096);
+    let read = file.take(most as u64 + 1).read_to_end(&mut text);
+    read.map_err(|_| Error::new(Errno::ESRCH, "the process is gone"))?;
+    if text.len() > most {
+        return Err(Error::at(Errno::E2BIG, "a text of /proc is too long", most as u64));
+    }
+    Ok(text)
+}
+
+fn string(text: Vec<u8>) -> String {
+    String::from_utf8(text)
+        .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
 }
 
 /// The thread group of the thread `tid`, whose folder in /proc is `proc`.
 pub(super) fn group(proc: &OwnedFd, tid: u32) -> Result<u32> {
-    let status = read_text(open_file_at(proc, "status", OFlags::RDONLY)?)?;
+    let status = text(proc, "status", STATUS_MAX)?;
     field(&status, "Tgid:").and_then(|value| value.trim().parse().ok()).ok_or(gone(tid))
 }
 
-fn field<'a>(status: &'a str, key: &str) -> Option<&'a str> {
-    status.lines().find_map(|line| line.strip_prefix(key))
+/// What follows `key` on its line. Names in a status text are escaped, so that no line is another's.
+fn field<'a>(status: &'a [u8], key: &str) -> Option<&'a str> {
+    let mut lines = status.split(|&byte| byte == b'\n');
+    let value = lines.find_map(|line| line.strip_prefix(key.as_bytes()))?;
+    std::str::from_utf8(value).ok()
 }

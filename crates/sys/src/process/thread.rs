@@ -3,9 +3,8 @@
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use ioasis_uapi::{Errno, Error, Result};
-use rustix::fs::OFlags;
 
-use super::{Mm, Process, bad_fd, get_fd, gone, open_file_at, open_folder};
+use super::{Mm, Process, bad_fd, get_fd, gone, open_folder};
 use crate::errno::last_errno;
 use crate::sync::Arc;
 
@@ -154,11 +153,6 @@ impl Thread {
     /// `EBADF` when the thread has no such fd, or is gone; `EPERM` when it forbids being looked at; `EMFILE`.
     pub fn fd(&self, fd: i32) -> Result<OwnedFd> {
         if fd < 0 { Err(bad_fd(fd)) } else { get_fd(self.pidfd.as_fd(), fd) }
-    }
-
-    /// Opens `path` below `/proc/TID` for reading.
-    pub(super) fn open_proc(&self, path: &str) -> Result<OwnedFd> {
-        open_file_at(&self.proc, path, OFlags::RDONLY)
     }
 
     /// Whether this thread and `other` have one memory, as the child of a vfork has its parent's. A kernel without
