@@ -3,11 +3,13 @@
 //!
 //! - No circle of modules, by their imports, has more than [`CIRCLE_MAX`] members; no circle joins
 //!   two folders of a crate.
+//! - Both ends of every row of docs/map.md exist.
 //! - No line of comment is wider than [`WIDTH`] columns; rustfmt leaves comments alone.
 //!
 //! A module is a file, and code that is compiled for tests alone does not count.
 
 mod graph;
+mod map;
 mod modules;
 mod width;
 
@@ -40,6 +42,9 @@ pub(crate) struct Args {
     /// Print every circle, however small, with the names that tie it
     #[arg(long)]
     all: bool,
+    /// Unpacked sources of Linux 7.2, to check the kernel's ends of docs/map.md too
+    #[arg(long, value_name = "DIR")]
+    linux: Option<std::path::PathBuf>,
 }
 
 /// Runs the task.
@@ -69,6 +74,10 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<()> {
     for line in width::too_wide(&workspace.root, WIDTH)? {
         println!("{line}: a comment wider than {WIDTH} columns");
         faults.push(line);
+    }
+    for fault in map::faults(&workspace.root, args.linux.as_deref())? {
+        println!("{fault}");
+        faults.push(fault);
     }
     match faults.len() {
         0 => Ok(()),
