@@ -1,4 +1,5 @@
-//! libblkio's virtio-blk driver, in QEMU's qemu-img and in nbdkit: it opens VFIO and maps the registers itself.
+//! libblkio's virtio-blk driver, in QEMU's qemu-img and in nbdkit: it opens VFIO and maps the
+//! registers itself.
 
 use std::ffi::OsString;
 use std::fs;
@@ -7,7 +8,7 @@ use std::process::Command;
 
 use anyhow::{Result, ensure};
 
-use super::Bench;
+use super::bench::Bench;
 use crate::debian::{self, Archive, Tree};
 use crate::process;
 

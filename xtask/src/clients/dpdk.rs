@@ -7,7 +7,7 @@ use std::process::Command;
 
 use anyhow::{Result, ensure};
 
-use super::{Bench, DEVICE, ensure_says};
+use super::bench::{Bench, DEVICE, ensure_says};
 use crate::debian::{self, Archive, Tree};
 use crate::{cache, process, tools};
 

@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 
 use anyhow::{Result, ensure};
 
-use super::{Bench, DEVICE, command, ensure_says, initramfs};
+use super::bench::{Bench, DEVICE, command, ensure_says, initramfs};
 use crate::debian::{self, Archive, Tree};
 use crate::process;
 

@@ -1,6 +1,8 @@
-//! DPDK's testpmd forwards packets between two virtio-net cards, by the legacy interface and the modern one.
+//! DPDK's testpmd forwards packets between two virtio-net cards, by the legacy interface and the
+//! modern one.
 //!
-//! Debian 12's DPDK is too old for it: it takes where regions of a device begin from Linux's sources, not from the device.
+//! Debian 12's DPDK is too old for it: it takes where regions of a device begin from Linux's
+//! sources, not from the device.
 
 use std::fs::File;
 use std::path::Path;
@@ -9,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use pcap_file::pcap::{PcapPacket, PcapReader, PcapWriter};
 
-use super::{Bench, DEVICE};
+use super::bench::{Bench, DEVICE};
 use crate::debian::{self, Archive, Tree};
 use crate::{cache, process};
 
@@ -21,7 +23,8 @@ const SECOND: &str = "0000:02:00.0";
 
 /// Packets of the file that is forwarded.
 const PACKETS: u32 = 2000;
-/// Packets that testpmd sends first where the cards are connected with each other: two bursts of 32 on two ports.
+/// Packets that testpmd sends first where the cards are connected with each other: two bursts of 32
+/// on two ports.
 const CIRCULATING: u64 = 128;
 
 pub(super) fn run(bench: &mut Bench<'_>) -> Result<()> {
@@ -36,7 +39,8 @@ pub(super) fn run(bench: &mut Bench<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Each packet of a file that one card receives leaves by the other into a file, in order and with the same bytes.
+/// Each packet of a file that one card receives leaves by the other into a file, in order and with
+/// the same bytes.
 fn forward(bench: &Bench<'_>, tree: &Tree, interface: &str) -> Result<()> {
     println!("\n-- dpdk-testpmd forwards a file, {interface}");
     let (from, to) = (bench.work.join("from.pcap"), bench.work.join("to.pcap"));
@@ -70,7 +74,8 @@ fn circulate(bench: &Bench<'_>, tree: &Tree, interface: &str) -> Result<()> {
     Ok(())
 }
 
-/// Runs testpmd on two cards; answers what it printed. It repeats what the other card does not take at once.
+/// Runs testpmd on two cards; answers what it printed. It repeats what the other card does not take
+/// at once.
 fn testpmd(
     bench: &Bench<'_>,
     tree: &Tree,
