@@ -68,8 +68,8 @@ pub enum VfioFile {
     Device(Arc<DeviceFile>),
 }
 
-/// The memory a device file shares with its users: BAR `index` lies at `(index + 1) << 40` of the
-/// file.
+/// The memory a device file shares with its users: BAR `index` lies at
+/// [`region_offset`](crate::region_offset) of the file.
 #[derive(Debug)]
 pub struct DeviceMemory {
     /// The number of that file, by which its maker finds it again.

@@ -17,8 +17,8 @@ use crate::emulated::Memory;
 use crate::group::Hold;
 use crate::{Client, Device, DeviceMemory, IommuFile, feature, info, reset};
 
-pub use region::REGION_SHIFT;
-pub(crate) use region::{region_index, region_offset, region_position};
+pub(crate) use region::region_position;
+pub use region::{REGION_SHIFT, region_index, region_offset};
 
 /// An open device: everything behind one inode, however many descriptors lead to it.
 #[derive(Debug)]

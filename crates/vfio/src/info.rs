@@ -64,7 +64,7 @@ pub(crate) fn region(client: &dyn Client, function: &Function, address: u64) -> 
     let mut info: RegionInfo = arg::first(client, address, MIN)?;
     let mut chain = Chain::default();
     // DIFFERS: region 0 lies at 1 << 40, where Linux has 0, so that ordinary reads are not
-    // intercepted.
+    // intercepted; only configuration space lies where it does on Linux.
     info.offset = region_offset(info.index);
     (info.size, info.flags) = match info.index {
         bar if (bar as usize) < BARS => {

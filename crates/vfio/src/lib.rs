@@ -35,7 +35,7 @@ mod watch;
 
 pub use client::{Client, DeviceMemory, IommuFile, VfioFile};
 pub use device::Device;
-pub use file::{DeviceFile, REGION_SHIFT, Reply};
+pub use file::{DeviceFile, REGION_SHIFT, Reply, region_index, region_offset};
 pub use group::{Group, GroupFile};
 pub use irq::{DeviceWatcher, InterruptKind};
 pub use kvm::{

@@ -5,7 +5,7 @@
 use ioasis_iommufd::type1::Container;
 use ioasis_iommufd::{Client as _, Context};
 use ioasis_uapi::{iommufd, vfio};
-use ioasis_vfio::{REGION_SHIFT, Reply};
+use ioasis_vfio::{Reply, region_offset};
 
 use crate::Machine;
 use crate::calls::{IOVA, call, keep};
@@ -21,7 +21,7 @@ const QUEUE: u32 = 0x1000;
 const CONFIG_OF_QUEUE: u64 = 8;
 /// The region of configuration space, and its command register with memory decoding and bus
 /// mastering on.
-const CONFIG: u64 = 7;
+const CONFIG: u32 = 7;
 const COMMAND: u64 = 4;
 const ENABLED: u16 = 6;
 
@@ -108,7 +108,7 @@ fn command_queue(client: &Hostile, context: &File, device: u32, parent: u32) {
 /// Lets a device decode and master, and keeps it.
 fn enable(client: &Hostile, file: &File) {
     if let File::Device(device) = file {
-        let at = ((CONFIG + 1) << REGION_SHIFT) + COMMAND;
+        let at = region_offset(CONFIG) + COMMAND;
         let _ = device.write(at, &ENABLED.to_le_bytes());
     }
     keep(client, file);

@@ -68,7 +68,7 @@ static void set_up(void)
 		struct { uint32_t size, flags, pt; } attach = { sizeof attach, 0, table.out };
 		CHECK(ioctl(fd, CALL(119), &attach) == 0);
 		uint16_t command = 6;
-		CHECK(pwrite(fd, &command, 2, (8ll << 40) + 4) == 2);
+		CHECK(pwrite(fd, &command, 2, (7ll << 40) + 4) == 2);
 		devices[i].fd = fd;
 		devices[i].bar = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 1ll << 40);
 		CHECK(devices[i].bar != MAP_FAILED);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use ioasis_sys::because;
 use ioasis_sys::notify::{Answer, Notification};
 use ioasis_uapi::{Errno, Error, Result};
-use ioasis_vfio::{DeviceFile, REGION_SHIFT};
+use ioasis_vfio::{DeviceFile, REGION_SHIFT, region_index};
 
 use super::behind::Config;
 use super::client::Caller;
@@ -352,8 +352,7 @@ fn whole_accesses(offset: u64, readable: usize, length: usize) -> usize {
 
 /// Region and offset within it.
 fn place(offset: u64) -> (u32, u64) {
-    let region = (offset >> REGION_SHIFT).saturating_sub(1);
-    (u32::try_from(region).expect("24 bits are left"), offset & ((1 << REGION_SHIFT) - 1))
+    (region_index(offset).unwrap_or(0), offset & ((1 << REGION_SHIFT) - 1))
 }
 
 /// mmap of a region. What may be mapped is, by the kernel: the file holds the pages.

@@ -21,7 +21,7 @@ use super::client::mappable;
 use crate::files::{END, Open};
 
 /// Where configuration space lies in a device's file.
-const CONFIG: u64 = (vfio::PCI_CONFIG_REGION_INDEX as u64 + 1) << REGION_SHIFT;
+const CONFIG: u64 = (vfio::PCI_CONFIG_REGION_INDEX as u64) << REGION_SHIFT;
 const CONFIG_BYTES: u64 = CONFIG_SIZE as u64;
 const PAGE: u64 = 4096;
 /// Of `st_blocks`.

@@ -30,7 +30,7 @@
 #define GROUP_GET_DEVICE_FD 0x3b6a
 #define DEVICE_BIND_IOMMUFD 0x3b76
 #define FAR (1ULL << 40)
-#define CONFIG (8ULL << 40)
+#define CONFIG (7ULL << 40)
 #define NEAR 4096
 
 enum kind { CONTAINER, GROUP, DEVICE, GROUP_DEVICE, IOMMUFD, KINDS };

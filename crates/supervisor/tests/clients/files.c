@@ -42,7 +42,7 @@
 #define IOMMU_IOAS_ALLOC 0x3b81
 #define IOMMU_FAULT_QUEUE_ALLOC 0x3b8e
 #define BAR0 (1ULL << 40)
-#define CONFIG (8ULL << 40)
+#define CONFIG (7ULL << 40)
 
 static void *volatile nowhere = (void *)8;
 

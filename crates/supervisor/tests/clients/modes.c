@@ -20,7 +20,7 @@
 #define NOWAIT 8
 #define BAR0 (1ULL << 40)
 #define BAR_SIZE 4096
-#define CONFIG (8ULL << 40)
+#define CONFIG (7ULL << 40)
 #define COMMAND (CONFIG + 4)
 #define LINE (CONFIG + 0x3c)
 

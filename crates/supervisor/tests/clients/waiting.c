@@ -20,7 +20,7 @@
 #define IOMMU_IOAS_ALLOC 0x3b81
 #define IOMMU_IOAS_MAP 0x3b85
 #define BAR0 (1ULL << 40)
-#define CONFIG (8ULL << 40)
+#define CONFIG (7ULL << 40)
 
 struct device {
 	int container, group, device;

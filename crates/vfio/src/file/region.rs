@@ -9,22 +9,39 @@ use ioasis_uapi::{Errno, Error, Result};
 
 use super::DeviceFile;
 
-/// Region `index` begins at `(index + 1) << REGION_SHIFT` of the file.
+/// A region begins at a multiple of `1 << REGION_SHIFT` of the file: which one, [`region_offset`] says.
 pub const REGION_SHIFT: u32 = 40;
+
+const CONFIG: u32 = vfio::PCI_CONFIG_REGION_INDEX;
+const ROM: u32 = vfio::PCI_ROM_REGION_INDEX;
 
 /// Linux: `MAP_TYPE` and its shared values.
 const MAP_TYPE: u32 = 0xf;
 const MAP_SHARED: u32 = 1;
 const MAP_SHARED_VALIDATE: u32 = 3;
 
-/// Where region `index` begins.
-pub(crate) fn region_offset(index: u32) -> u64 {
-    (u64::from(index) + 1).checked_shl(REGION_SHIFT).unwrap_or(0)
+/// Where region `index` begins. Configuration space lies where it does on Linux, because DPDK up to 22.11 takes its place for
+/// known (`VFIO_GET_REGION_ADDR`, lib/eal/include/rte_vfio.h); region 0 does not, so that ordinary reads are not
+/// intercepted.
+#[must_use]
+pub fn region_offset(index: u32) -> u64 {
+    let place = match index {
+        CONFIG => u64::from(CONFIG),
+        ROM => u64::from(ROM) + 2,
+        other => u64::from(other) + 1,
+    };
+    place.checked_shl(REGION_SHIFT).unwrap_or(0)
 }
 
 /// The region an offset lies in.
-pub(crate) fn region_index(offset: u64) -> Option<u32> {
-    u32::try_from(offset >> REGION_SHIFT).ok()?.checked_sub(1)
+#[must_use]
+pub fn region_index(offset: u64) -> Option<u32> {
+    const ROM_PLACE: u32 = ROM + 2;
+    match u32::try_from(offset >> REGION_SHIFT).ok()? {
+        CONFIG => Some(CONFIG),
+        ROM_PLACE => Some(ROM),
+        other => other.checked_sub(1),
+    }
 }
 
 /// The offset inside its region.

@@ -190,3 +190,17 @@ fn an_instruction_on_a_trapped_page_is_a_system_call_to_the_model() {
     rig.machine.remove_all();
     assert_eq!(errno(file.store(at(2, WATCHED), &[1])), Some(Errno::ENODEV));
 }
+
+#[test]
+fn configuration_space_lies_where_programs_that_do_not_ask_look_for_it() {
+    // DPDK up to 22.11: the index, shifted by 40.
+    let config = ioasis_uapi::vfio::PCI_CONFIG_REGION_INDEX;
+    assert_eq!(at(u64::from(config), 4), (7 << 40) + 4);
+    for index in 0..9 {
+        let first = at(index, 0);
+        assert!(first >= 1 << 40, "ordinary offsets are nobody's");
+        for offset in [first, first + (1 << 40) - 1] {
+            assert_eq!(ioasis_vfio::region_index(offset).map(u64::from), Some(index));
+        }
+    }
+}

@@ -18,7 +18,7 @@ use ioasis_sys::sync::Mutex;
 use ioasis_uapi::{Errno, Error, Result, vfio};
 use ioasis_vfio::{
     Client, Device, DeviceFile, DeviceMemory, GroupFile, IommuFile, Machine, Placement,
-    REGION_SHIFT, Reply, VfioFile,
+    REGION_SHIFT, Reply, VfioFile, region_offset,
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
@@ -466,9 +466,9 @@ impl Rig {
     }
 }
 
-/// The file offset of a byte of BAR `index`.
+/// The file offset of a byte of region `index`.
 pub(crate) fn at(index: u64, offset: u64) -> u64 {
-    ((index + 1) << REGION_SHIFT) + offset
+    region_offset(u32::try_from(index).expect("a small number")) + offset
 }
 
 /// The errno of a call that is to fail.
