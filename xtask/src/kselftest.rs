@@ -17,7 +17,7 @@ use crate::{process, uapi_check};
 const PIN: Wanted<'_> = Wanted { package: "linux-source-7.2", pin: "7.2.13-1", series: "7.2." };
 
 /// What is unpacked of it, relative to its root folder.
-const PARTS: [&str; 9] = [
+const PARTS: [&str; 10] = [
     "tools/testing/selftests/iommu",
     "tools/testing/selftests/vfio",
     "tools/testing/selftests/*.h",
@@ -26,6 +26,7 @@ const PARTS: [&str; 9] = [
     "include/linux/pci_ids.h",
     "drivers/dma/ioat",
     "drivers/dma/idxd",
+    "drivers/net/ethernet/intel/igb",
     "drivers/iommu/iommufd/iommufd_test.h",
 ];
 
@@ -41,6 +42,15 @@ pub(crate) struct Choice {
 }
 
 impl Choice {
+    /// These tests, or those of `kernel` where none were chosen.
+    pub(crate) fn or_kernel(&self, kernel: &str) -> Self {
+        let mut choice = self.clone();
+        if choice.source.is_none() && choice.kernel.is_none() {
+            choice.kernel = Some(kernel.to_owned());
+        }
+        choice
+    }
+
     /// Whether they are those that the pinned headers belong to.
     pub(crate) fn is_pinned(&self) -> bool {
         self.kernel.is_none()

@@ -1,13 +1,14 @@
 //! `cargo xtask selftests`: Linux's own VFIO selftests, unmodified, on our devices.
 //!
 //! The exported headers are those that uapi-check compares with. Each test runs every mode it has:
-//! both container types, on /dev/vfio/vfio and on /dev/iommu, and a device bound to an iommufd.
+//! both container types, on /dev/vfio/vfio and on /dev/iommu, and a device bound to an iommufd. The
+//! test of Linux's drivers is that of 7.3, whose drivers are more, on each device that has one.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::kselftest::{Choice, HugePages, Totals, Tree};
 use crate::workspace::Workspace;
@@ -31,6 +32,23 @@ const TESTS: [Test; 5] = [
     Test { name: "vfio_pci_device_init_perf_test", cases: 5, not_for_testdev: 0, huge: 0 },
 ];
 
+/// The test that copies and interrupts through a device's driver, on each device that has one.
+const DRIVER_TEST: &str = "vfio_pci_driver_test";
+const DRIVER_CASES: u32 = 35;
+const DRIVER_KERNEL: &str = "7.3";
+
+/// A device with a driver in the tests: 64 KiB a descriptor are 20 GiB of copies in all, where 1
+/// MiB would be 320.
+const DRIVEN: [(&str, &str); 1] = [("ioat", "ioat,transfer=64K")];
+
+/// The drivers, and where the registers of each are.
+const DRIVERS: [(&str, &str); 4] = [
+    ("ioat", "drivers/dma/ioat"),
+    ("dsa", "drivers/dma/idxd"),
+    ("igb", "drivers/net/ethernet/intel/igb"),
+    ("nv_falcon", "tools/testing/selftests/vfio/lib/drivers/nv_falcon"),
+];
+
 /// What every test is linked with.
 const LIBRARY: [&str; 6] = [
     "iommu.c",
@@ -44,16 +62,36 @@ const LIBRARY: [&str; 6] = [
 /// Run Linux's VFIO selftests
 #[derive(Debug, Default, clap::Args)]
 pub(crate) struct Args {
+    /// Which tests to run, as vfio_pci_driver_test; all without
+    tests: Vec<String>,
     #[command(flatten)]
     choice: Choice,
+}
+
+impl Args {
+    fn wants(&self, test: &str) -> bool {
+        self.tests.is_empty() || self.tests.iter().any(|wanted| wanted == test)
+    }
+
+    /// What was asked for and is no test.
+    fn unknown(&self) -> Option<&String> {
+        let is_one = |name: &str| name == DRIVER_TEST || TESTS.iter().any(|test| test.name == name);
+        self.tests.iter().find(|name| !is_one(name))
+    }
 }
 
 /// Runs the task; answers how many cases passed and how many were left out.
 pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<Totals> {
     tools::ensure_programs(&[&tools::GCC])?;
     tools::ensure_header("/usr/include/uuid/uuid.h", "uuid-dev")?;
+    if let Some(name) = args.unknown() {
+        let all = TESTS.map(|test| test.name).join(", ");
+        bail!("{name} is none of the tests: {all}, {DRIVER_TEST}");
+    }
     let tree = Tree::get(workspace, &args.choice)?;
-    let programs = build(&tree)?;
+    let tests: Vec<&Test> = TESTS.iter().filter(|test| args.wants(test.name)).collect();
+    let names: Vec<&str> = tests.iter().map(|test| test.name).collect();
+    let programs = build(&tree, &names)?;
     process::run(workspace.cargo().args(["build", "--quiet", "--release", "--package", "ioasis"]))?;
     let ioasis = workspace.target.join("release/ioasis");
     let image = tree.work.join("disk.img");
@@ -62,31 +100,67 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<Totals> {
     let sizes_missing: u32 = pages.iter().map(|pages| u32::from(!pages.reserved())).sum();
     let mut sum = Totals::default();
     let mut failed = Vec::new();
-    for (program, test) in programs.iter().zip(&TESTS) {
+    let mut count = |run: String, command: Command, cases: u32, skipped: u32| -> Result<()> {
+        let (succeeded, text) = process::tee(command)?;
+        let totals = Totals::read(&text).with_context(|| format!("{run} counted nothing"))?;
+        println!("{run}: {totals}");
+        if !succeeded || !totals.complete(cases, skipped) {
+            failed.push(run);
+        }
+        sum.add(&totals);
+        Ok(())
+    };
+    for (program, test) in programs.iter().zip(&tests) {
         for (device, skipped) in [("testdev", test.not_for_testdev), (nvme.as_str(), 0)] {
             let mut command = Command::new(&ioasis);
             command.args(["run", "--device", device, "--"]).arg(program).arg("0000:01:00.0");
-            let (succeeded, text) = process::tee(command)?;
             let run = format!("{} on {}", test.name, device.split(',').next().unwrap_or(device));
-            let totals = Totals::read(&text).with_context(|| format!("{run} counted nothing"))?;
-            println!("{run}: {totals}");
-            if !succeeded || !totals.complete(test.cases, skipped + test.huge * sizes_missing) {
-                failed.push(run);
-            }
-            sum.add(&totals);
+            count(run, command, test.cases, skipped + test.huge * sizes_missing)?;
         }
     }
-    fs::remove_file(image).context("nvme made no image")?;
+    if args.wants(DRIVER_TEST) {
+        run_drivers(workspace, args, &ioasis, &mut count)?;
+    }
+    // Without a test that needs it there is no image.
+    let _ = fs::remove_file(image);
     ensure!(failed.is_empty(), "failed: {}", failed.join(", "));
     Ok(sum)
 }
 
-/// Compiles the tests and returns them in the order of [`TESTS`].
-fn build(tree: &Tree) -> Result<Vec<PathBuf>> {
+/// Runs the test of drivers on each device that has one.
+fn run_drivers(
+    workspace: &Workspace,
+    args: &Args,
+    ioasis: &Path,
+    count: &mut dyn FnMut(String, Command, u32, u32) -> Result<()>,
+) -> Result<()> {
+    let newer = Tree::get(workspace, &args.choice.or_kernel(DRIVER_KERNEL))?;
+    let driver_test = build(&newer, &[DRIVER_TEST])?.remove(0);
+    for (driver, device) in DRIVEN {
+        if !has_driver(&newer, driver) {
+            println!("these tests have no driver for {driver}");
+            continue;
+        }
+        let mut command = Command::new(ioasis);
+        // A driver stores and looks: each store must act before the next load.
+        command.args(["run", "--trap-stores", "--device", device, "--"]);
+        command.arg(&driver_test).arg("0000:01:00.0");
+        count(format!("{DRIVER_TEST} on {driver}"), command, DRIVER_CASES, 0)?;
+    }
+    Ok(())
+}
+
+fn has_driver(tree: &Tree, driver: &str) -> bool {
+    tree.source.join("tools/testing/selftests/vfio/lib/drivers").join(driver).is_dir()
+}
+
+/// Compiles tests and returns them in the order of `names`.
+fn build(tree: &Tree, names: &[&str]) -> Result<Vec<PathBuf>> {
     let tests = tree.source.join("tools/testing/selftests/vfio");
     let gcc = || {
         let mut gcc = tree.gcc();
-        // `calloc_assert` is defined nowhere in 7.2; the tests are compiled from where they lie.
+        // `calloc_assert` is defined nowhere in 7.2 and 7.3; the tests are compiled from where they
+        // lie.
         gcc.args(["-O1", "-w", "-pthread", "-D_GNU_SOURCE=", "-Dcalloc_assert=calloc"]);
         gcc.current_dir(&tests);
         for folder in
@@ -96,7 +170,7 @@ fn build(tree: &Tree) -> Result<Vec<PathBuf>> {
         }
         gcc
     };
-    let driver = |(driver, registers): (&str, &str)| {
+    let driver = |&(driver, registers): &(&str, &str)| {
         tree.program(&format!("{driver}.o"), |object| {
             let file = format!("lib/drivers/{driver}/{driver}.c");
             let mut gcc = gcc();
@@ -104,9 +178,9 @@ fn build(tree: &Tree) -> Result<Vec<PathBuf>> {
             process::run(gcc.args(["-c", &file, "-o"]).arg(object))
         })
     };
-    let drivers = [("ioat", "drivers/dma/ioat"), ("dsa", "drivers/dma/idxd")].map(driver);
-    let drivers: Vec<PathBuf> = drivers.into_iter().collect::<Result<_>>()?;
-    let program = |&Test { name, .. }: &Test| {
+    let there = DRIVERS.iter().filter(|(driver, _)| has_driver(tree, driver));
+    let drivers: Vec<PathBuf> = there.map(driver).collect::<Result<_>>()?;
+    let program = |name: &&str| {
         tree.program(name, |path| {
             let library = LIBRARY.map(|file| format!("lib/{file}"));
             let mut gcc = gcc();
@@ -114,5 +188,5 @@ fn build(tree: &Tree) -> Result<Vec<PathBuf>> {
             process::run(gcc.arg("-o").arg(path).arg("-luuid"))
         })
     };
-    TESTS.iter().map(program).collect()
+    names.iter().map(program).collect()
 }
