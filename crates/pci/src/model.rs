@@ -3,9 +3,11 @@
 //! A model knows registers and its device's protocol, nothing else: configuration space, interrupts, who opened it
 //! and whose memory it reaches are the business of [`Function`](crate::Function). docs/models.md is the tutorial.
 
+mod igb;
 mod image;
 mod ioat;
 mod list;
+mod net;
 mod nvme;
 pub(crate) mod options;
 mod testdev;

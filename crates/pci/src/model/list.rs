@@ -1,11 +1,11 @@
 //! The list of models. It stands apart from their trait, so that no model imports its neighbours.
 
 use super::options::{ModelError, Options};
-use super::{Model, ModelInfo, ioat, nvme, testdev, vfio_user, virtio};
+use super::{Model, ModelInfo, igb, ioat, nvme, testdev, vfio_user, virtio};
 
 /// Every kind of device, in the order of the list.
 const MODELS: &[ModelInfo] =
-    &[ioat::INFO, nvme::INFO, testdev::INFO, vfio_user::INFO, virtio::BLK, virtio::NET];
+    &[igb::INFO, ioat::INFO, nvme::INFO, testdev::INFO, vfio_user::INFO, virtio::BLK, virtio::NET];
 
 /// The kinds of devices there are.
 #[must_use]

@@ -53,6 +53,11 @@ impl<'a> Options<'a> {
         Ok(Self { model, known, given })
     }
 
+    /// What the model is called.
+    pub(crate) fn model(&self) -> &'static str {
+        self.model
+    }
+
     /// The text of an option, or `None` when it is not given.
     pub(crate) fn text(&self, name: &str) -> Option<&'a str> {
         self.given.iter().find(|(given, _)| given == name).map(|(_, value)| value.as_str())

@@ -8,8 +8,9 @@
 //!    +---- reset, from every state; an error, from ACTIVE
 //! ```
 //!
-//! A channel with an error in CHANERR is not armed. Descriptors that are done are counted from the store of CHAINADDR on,
-//! which sets DMACOUNT to 0 too; the channel works while the two differ. A suspended one waits for CHAINADDR.
+//! A channel with an error in CHANERR is not armed. Descriptors that are done are counted from the
+//! store of CHAINADDR on, which sets DMACOUNT to 0 too; the channel works while the two differ. A
+//! suspended one waits for CHAINADDR.
 
 use crate::bus::{Bus, Segment};
 
@@ -19,7 +20,8 @@ use super::descriptor::{BYTES, Descriptor, Operation};
 pub(super) const COMMAND_SUSPEND: u64 = 1 << 2;
 pub(super) const COMMAND_RESET: u64 = 1 << 5;
 
-/// CHANCTRL: an interrupt was sent and none is until this is stored as 1; completion write and interrupt on an error.
+/// CHANCTRL: an interrupt was sent and none is until this is stored as 1; completion write and
+/// interrupt on an error.
 pub(super) const CONTROL_INTERRUPT_DISABLE: u16 = 1 << 0;
 pub(super) const CONTROL_ERROR_COMPLETION: u16 = 1 << 2;
 pub(super) const CONTROL_ERROR_INTERRUPT: u16 = 1 << 4;

@@ -1,20 +1,25 @@
-//! `ioat`: a DMA engine that copies and fills memory, as the I/OAT (CBDMA) functions of Intel's servers.
+//! `ioat`: a DMA engine that copies and fills memory, as the I/OAT (CBDMA) functions of Intel's
+//! servers.
 //!
-//! One channel that works through a chain of descriptors: `registers` is what it looks like, `descriptor` what a program
-//! writes to memory, `channel` what is done about it. Facts are those that the drivers of Linux (`drivers/dma/ioat`),
-//! of its selftests and of DPDK (`drivers/dma/ioat`) rely on, and the chapters on "Intel QuickData Technology" in the
-//! data sheets of the processors that have it.
+//! One channel that works through a chain of descriptors: `registers` is what it looks like,
+//! `descriptor` what a program writes to memory, `channel` what is done about it. Facts are those
+//! that the drivers of Linux (`drivers/dma/ioat`), of its selftests and of DPDK
+//! (`drivers/dma/ioat`) rely on, and the chapters on "Intel QuickData Technology" in the data
+//! sheets of the processors that have it.
 //!
-//! BAR 0 is 16 KiB: the registers in a trapped page, the MSI-X table at 2000h, its pending bits at 3000h. A store to
-//! CHANCMD, CHAINADDR or DMACOUNT changes the state that CHANSTS shows before the next load; descriptors are worked
-//! through by the worker. A page is memory all the same, and a program that is not trapped stores there: the worker finds
-//! what differs from what the page showed last.
+//! BAR 0 is 16 KiB: the registers in a trapped page, the MSI-X table at 2000h, its pending bits at
+//! 3000h. A store to CHANCMD, CHAINADDR or DMACOUNT changes the state that CHANSTS shows before the
+//! next load; descriptors are worked through by the worker. A page is memory all the same, and a
+//! program that is not trapped stores there: the worker finds what differs from what the page
+//! showed last.
 //!
 //! - The channel does COPY, FILL and NULL. There is no XOR, no P+Q, no DCA and no interrupt pin.
-//! - Every error halts the channel. Source memory that cannot be read is a Read Data Error, destination memory that
-//!   cannot be written a Write Data Error: those that Linux's driver recovers from.
-//! - DIFFERS: registers that a load of real hardware changes do not change: CHANCTRL bit 8 (In Use) is never set by a
-//!   load, ATTNSTATUS follows CHANCTRL bit 0, and INTRCTRL bit 0 stays as it was stored. A load of a mapped page calls nobody.
+//! - Every error halts the channel. Source memory that cannot be read is a Read Data Error,
+//!   destination memory that cannot be written a Write Data Error: those that Linux's driver
+//!   recovers from.
+//! - DIFFERS: registers that a load of real hardware changes do not change: CHANCTRL bit 8 (In Use)
+//!   is never set by a load, ATTNSTATUS follows CHANCTRL bit 0, and INTRCTRL bit 0 stays as it was
+//!   stored. A load of a mapped page calls nobody.
 
 mod channel;
 mod descriptor;
@@ -25,7 +30,7 @@ use ioasis_uapi::Result;
 use self::channel::{Channel, Done};
 use self::registers::{Register, Registers, WRITABLE};
 use super::options::{self, ModelError, OptionInfo, Options};
-use super::{Model, ModelInfo, Progress};
+use super::{After, Model, ModelInfo, Progress};
 use crate::bus::Bus;
 use crate::description::{Bar, BarKind, Description, Ids, MsixTable, PAGE_SIZE, Pages, Vectors};
 
@@ -227,6 +232,10 @@ impl Model for Ioat {
             }
         }
         self.show(bus)
+    }
+
+    fn after_store(&self, _bar: usize, _offset: u64) -> After {
+        if self.channel.is_active() { After::Work } else { After::Settled }
     }
 }
 

@@ -1,4 +1,5 @@
-//! The registers as a program sees them: where each lies, what a load gives, what a store of some of its bytes means.
+//! The registers as a program sees them: where each lies, what a load gives, what a store of some
+//! of its bytes means.
 //!
 //! | offset | bits | register |
 //! |---|---|---|
@@ -102,7 +103,8 @@ impl Register {
         }
     }
 
-    /// Bits whose store as 1 does something by itself: where they are not stored they count as 0, whatever a load gives.
+    /// Bits whose store as 1 does something by itself: where they are not stored they count as 0,
+    /// whatever a load gives.
     const fn events(self) -> u64 {
         match self {
             Self::ChannelControl => 1,
@@ -196,15 +198,16 @@ impl Registers {
         Ok(found)
     }
 
-    /// What a program stored to `register` of the page since it was shown; `None` when it shows what it did.
+    /// What a program stored to `register` of the page since it was shown; `None` when it shows
+    /// what it did.
     pub(super) fn stored(&self, register: Register, page: &[u8; BYTES]) -> Option<u64> {
         let (start, width) = register.place();
         let part = start..start + width;
         (page[part.clone()] != self.shown[part.clone()]).then(|| number(&page[part]))
     }
 
-    /// Brings the page to the image: words of it that did not change are left alone, because who is not trapped may be
-    /// storing there.
+    /// Brings the page to the image: words of it that did not change are left alone, because who is
+    /// not trapped may be storing there.
     pub(super) fn show(&mut self, page: &Mapping) -> Result<()> {
         let now = self.read_page(page)?;
         for at in (0..BYTES).step_by(8) {

@@ -1,4 +1,5 @@
-//! Random chains and random stores, against an engine that has no registers page, no polls and no buffer.
+//! Random chains and random stores, against an engine that has no registers page, no polls and no
+//! buffer.
 
 use proptest::prelude::*;
 
@@ -9,7 +10,8 @@ use crate::model::ioat::descriptor::{self, Descriptor};
 const SLOTS: usize = 6;
 /// The most bytes of a descriptor here.
 const TRANSFER: u32 = 4096;
-/// Data that the naive engine knows of: the end of memory, so that what is behind it cannot be reached.
+/// Data that the naive engine knows of: the end of memory, so that what is behind it cannot be
+/// reached.
 const BYTES: usize = 0x4000;
 const DATA: u64 = MEMORY + (MEMORY_BYTES - BYTES) as u64;
 

@@ -131,7 +131,8 @@ impl Rig {
         self.store(CHANCTRL, &bits.to_le_bytes());
     }
 
-    /// Puts descriptors into a ring that begins at [`RING`], each linked to the next and the last to the first.
+    /// Puts descriptors into a ring that begins at [`RING`], each linked to the next and the last
+    /// to the first.
     pub(super) fn chain(&self, descriptors: &[Descriptor]) {
         for (index, descriptor) in descriptors.iter().enumerate() {
             let next = slot((index + 1) % descriptors.len());

@@ -1,19 +1,18 @@
-//! `virtio-net`: a network card (Virtio 1.2, 5.1). `receive` and `transmit` move packets, `control` does the commands of the
-//! control queue, `filter` says which packets are the driver's, and `backend` is what the cable leads to.
+//! `virtio-net`: a network card (Virtio 1.2, 5.1). `receive` and `transmit` move packets, `control`
+//! does the commands of the control queue, `filter` says which packets are the driver's, and what
+//! the cable leads to is `model::net`.
 //!
-//! No offload is offered: a packet that leaves is whole and its checksums are the driver's. A packet waits for a buffer of the
-//! driver, and whoever sent it waits behind it; one that has waited for 100 ms is dropped.
+//! No offload is offered: a packet that leaves is whole and its checksums are the driver's. A
+//! packet waits for a buffer of the driver, and whoever sent it waits behind it; one that has
+//! waited for 100 ms is dropped.
 
-mod backend;
 mod control;
 mod filter;
 mod receive;
 mod transmit;
 
-use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use self::backend::Backend;
 use self::filter::{Filter, Mac};
 use self::receive::Receiver;
 use super::queue::Queue;
@@ -21,6 +20,7 @@ use super::transport::{Interface, Transport};
 use super::{Change, Device, Identity, Stop, Stopped, feature};
 use crate::alarm::Alarm;
 use crate::bus::Bus;
+use crate::model::net::{self as backend, Backend};
 use crate::model::options::{ModelError, OptionInfo, Options};
 use crate::model::{Model, ModelInfo, Progress};
 
@@ -159,7 +159,8 @@ impl Card {
         self.accepted & bit != 0
     }
 
-    /// Bytes before each packet (5.1.6): the count of buffers is there from 1.0 on, or with mergeable buffers.
+    /// Bytes before each packet (5.1.6): the count of buffers is there from 1.0 on, or with
+    /// mergeable buffers.
     fn header(&self) -> usize {
         if self.has(feature::VERSION_1) || self.has(MRG_RXBUF) { 12 } else { 10 }
     }
@@ -272,9 +273,6 @@ impl Device for Card {
         Ok(if worked { Progress::Worked } else { Progress::Idle })
     }
 }
-
-/// Packets that wait, oldest first.
-type Packets = VecDeque<Vec<u8>>;
 
 #[cfg(test)]
 mod tests;

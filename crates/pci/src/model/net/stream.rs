@@ -6,8 +6,7 @@
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 
-use super::super::PACKET_MAX;
-use super::{Backend, WAITING_MAX};
+use super::{Backend, PACKET_MAX, WAITING_MAX};
 use crate::model::options::ModelError;
 
 /// Bytes read at once.
@@ -27,10 +26,9 @@ pub(super) struct Stream {
 }
 
 impl Stream {
-    pub(super) fn connect(path: &str) -> Result<Self, ModelError> {
-        let refused = |error| {
-            ModelError::new(format!("virtio-net: stream={path} cannot be connected: {error}"))
-        };
+    pub(super) fn connect(model: &str, path: &str) -> Result<Self, ModelError> {
+        let refused =
+            |error| ModelError::new(format!("{model}: stream={path} cannot be connected: {error}"));
         let socket = UnixStream::connect(path).map_err(refused)?;
         socket.set_nonblocking(true).map_err(refused)?;
         Ok(Self::over(socket))

@@ -50,34 +50,43 @@ impl std::fmt::Debug for Files {
     }
 }
 
-fn refused(name: &str, path: &str, why: impl std::fmt::Display) -> ModelError {
-    ModelError::new(format!("virtio-net: {name}={path}: {why}"))
+fn refused(option: (&str, &str), path: &str, why: impl std::fmt::Display) -> ModelError {
+    let (model, name) = option;
+    ModelError::new(format!("{model}: {name}={path}: {why}"))
 }
 
 impl Files {
-    pub(super) fn open(rx: Option<&str>, tx: Option<&str>) -> Result<Self, ModelError> {
+    pub(super) fn open(
+        model: &str,
+        rx: Option<&str>,
+        tx: Option<&str>,
+    ) -> Result<Self, ModelError> {
         let rx = rx
             .map(|path| {
-                let file = File::open(path).map_err(|error| refused("rx", path, error))?;
-                let reader = PcapReader::new(BufReader::new(file))
-                    .map_err(|error| refused("rx", path, format!("it is no pcap file: {error}")))?;
+                let file = File::open(path).map_err(|error| refused((model, "rx"), path, error))?;
+                let reader = PcapReader::new(BufReader::new(file)).map_err(|error| {
+                    refused((model, "rx"), path, format!("it is no pcap file: {error}"))
+                })?;
                 match reader.header().datalink {
                     DataLink::ETHERNET => Ok(reader),
-                    other => {
-                        Err(refused("rx", path, format!("its packets are {other:?}, not Ethernet")))
-                    }
+                    other => Err(refused(
+                        (model, "rx"),
+                        path,
+                        format!("its packets are {other:?}, not Ethernet"),
+                    )),
                 }
             })
             .transpose()?;
         let tx = tx
             .map(|path| {
-                let file = File::create(path).map_err(|error| refused("tx", path, error))?;
+                let file =
+                    File::create(path).map_err(|error| refused((model, "tx"), path, error))?;
                 let buffer = Buffer::default();
                 let writer = PcapWriter::new(buffer.clone());
-                let writer = writer.map_err(|error| refused("tx", path, error))?;
+                let writer = writer.map_err(|error| refused((model, "tx"), path, error))?;
                 let mut written = Written { file, writer, buffer };
                 // Whoever reads it finds its header from the start.
-                written.settle().map_err(|error| refused("tx", path, error))?;
+                written.settle().map_err(|error| refused((model, "tx"), path, error))?;
                 Ok(written)
             })
             .transpose()?;

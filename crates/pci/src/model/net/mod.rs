@@ -1,20 +1,25 @@
-//! What the cable of a card leads to.
+//! What the cable of a network card leads to, whatever the card is.
 
 mod files;
 mod pair;
 mod stream;
 
+use std::collections::VecDeque;
 use std::fmt::Debug;
 
-use super::Packets;
 use crate::alarm::Alarm;
 use crate::model::options::{ModelError, Options};
 
+/// Packets that wait, oldest first.
+type Packets = VecDeque<Vec<u8>>;
+
+/// Bytes of a packet at most.
+const PACKET_MAX: usize = 0xffff;
 /// Packets that wait in one direction at most.
 const WAITING_MAX: usize = 512;
 
 /// The other end of a card.
-pub(super) trait Backend: Debug + Send {
+pub(in crate::model) trait Backend: Debug + Send {
     /// How many packets it takes now.
     fn room(&self) -> usize {
         WAITING_MAX
@@ -31,7 +36,8 @@ pub(super) trait Backend: Debug + Send {
         true
     }
 
-    /// Whether its packets keep until the driver has given buffers for the first time, rather than come when they come.
+    /// Whether its packets keep until the driver has given buffers for the first time, rather than
+    /// come when they come.
     fn waits(&self) -> bool {
         false
     }
@@ -49,7 +55,8 @@ pub(super) trait Backend: Debug + Send {
 }
 
 /// What the options ask for.
-pub(super) fn open(options: &Options<'_>) -> Result<Box<dyn Backend>, ModelError> {
+pub(in crate::model) fn open(options: &Options<'_>) -> Result<Box<dyn Backend>, ModelError> {
+    let model = options.model();
     let files = options.text("rx").is_some() || options.text("tx").is_some();
     let loops = options.switch("loop")?;
     let wanted = [
@@ -61,19 +68,19 @@ pub(super) fn open(options: &Options<'_>) -> Result<Box<dyn Backend>, ModelError
     let wanted: Vec<&str> = wanted.iter().filter(|(is, _)| *is).map(|(_, name)| *name).collect();
     if wanted.len() > 1 {
         let list = wanted.join(" and ");
-        return Err(ModelError::new(format!("virtio-net: {list} exclude each other")));
+        return Err(ModelError::new(format!("{model}: {list} exclude each other")));
     }
     if let Some(name) = options.text("pair") {
         return match name.is_empty() {
             true => Err(options.refuse("pair")),
-            false => Ok(Box::new(pair::End::open(name)?)),
+            false => Ok(Box::new(pair::End::open(model, name)?)),
         };
     }
     if let Some(path) = options.text("stream") {
-        return Ok(Box::new(stream::Stream::connect(path)?));
+        return Ok(Box::new(stream::Stream::connect(model, path)?));
     }
     if files {
-        return Ok(Box::new(files::Files::open(options.text("rx"), options.text("tx"))?));
+        return Ok(Box::new(files::Files::open(model, options.text("rx"), options.text("tx"))?));
     }
     let packets = Packets::new();
     Ok(if loops { Box::new(Loop { packets }) } else { Box::new(Nothing) })

@@ -7,8 +7,7 @@ use std::sync::{Arc, Weak};
 
 use ioasis_sys::sync::Mutex;
 
-use super::super::Packets;
-use super::{Backend, WAITING_MAX};
+use super::{Backend, Packets, WAITING_MAX};
 use crate::alarm::Alarm;
 use crate::model::options::ModelError;
 
@@ -41,7 +40,7 @@ pub(super) struct End {
 
 impl End {
     /// An end of the wire `name` that is not taken.
-    pub(super) fn open(name: &str) -> Result<Self, ModelError> {
+    pub(super) fn open(model: &str, name: &str) -> Result<Self, ModelError> {
         let mut wires = WIRES.lock();
         wires.retain(|_, wire| wire.strong_count() > 0);
         let wire = match wires.get(name).and_then(Weak::upgrade) {
@@ -56,7 +55,7 @@ impl End {
         match free {
             Some(side) => Ok(Self { wire, side }),
             None => Err(ModelError::new(format!(
-                "virtio-net: pair={name} is not accepted; two cards have that name already"
+                "{model}: pair={name} is not accepted; two cards have that name already"
             ))),
         }
     }
