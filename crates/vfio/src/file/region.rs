@@ -9,7 +9,8 @@ use ioasis_uapi::{Errno, Error, Result};
 
 use super::DeviceFile;
 
-/// A region begins at a multiple of `1 << REGION_SHIFT` of the file: which one, [`region_offset`] says.
+/// A region begins at a multiple of `1 << REGION_SHIFT` of the file: which one, [`region_offset`]
+/// says.
 pub const REGION_SHIFT: u32 = 40;
 
 const CONFIG: u32 = vfio::PCI_CONFIG_REGION_INDEX;
@@ -20,9 +21,9 @@ const MAP_TYPE: u32 = 0xf;
 const MAP_SHARED: u32 = 1;
 const MAP_SHARED_VALIDATE: u32 = 3;
 
-/// Where region `index` begins. Configuration space lies where it does on Linux, because DPDK up to 22.11 takes its place for
-/// known (`VFIO_GET_REGION_ADDR`, lib/eal/include/rte_vfio.h); region 0 does not, so that ordinary reads are not
-/// intercepted.
+/// Where region `index` begins. Configuration space lies where it does on Linux, because DPDK up to
+/// 22.11 takes its place for known (`VFIO_GET_REGION_ADDR`, lib/eal/include/rte_vfio.h); region 0
+/// does not, so that ordinary reads are not intercepted.
 #[must_use]
 pub fn region_offset(index: u32) -> u64 {
     let place = match index {

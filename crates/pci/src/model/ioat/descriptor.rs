@@ -3,10 +3,12 @@
 //! | offset | bits | field |
 //! |---|---|---|
 //! | 0x00 | 32 | bytes of the transfer |
-//! | 0x04 | 32 | control: bit 0 interrupt, bit 3 completion write, bit 5 NULL, bits 31:24 operation; bit 4, the fence, is always kept |
+//! | 0x04 | 32 | control: bit 0 interrupt, bit 3 completion, bit 5 NULL, bits 31:24 operation |
 //! | 0x08 | 64 | source address, or the pattern of a FILL |
 //! | 0x10 | 64 | destination address |
 //! | 0x18 | 64 | the next descriptor |
+//!
+//! Bit 4 of the control word, the fence, is always kept.
 
 /// Bytes of a descriptor.
 pub(super) const BYTES: usize = 64;

@@ -5,7 +5,7 @@
 //! |---|---|---|
 //! | 0x00 | 8 | CHANCNT: 1 channel |
 //! | 0x01 | 8 | XFERCAP: log2 of the most bytes of a descriptor |
-//! | 0x03 | 8 | INTRCTRL: bit 0 lets interrupts out, bit 3 those of MSI-X vectors; bits 1 and 2 tell of one |
+//! | 0x03 | 8 | INTRCTRL: bit 0 lets interrupts out, bit 3 those of MSI-X; bits 1 and 2 tell of one |
 //! | 0x04 | 32 | ATTNSTATUS: bit 0 while the channel's interrupt waits to be armed again |
 //! | 0x08 | 8 | CBVER |
 //! | 0x10 | 32 | DMACAPABILITY: bit 6, FILL |
