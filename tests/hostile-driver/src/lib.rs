@@ -4,9 +4,13 @@
 //! pages, and rings whose descriptors are nearly right, and polls the device by hand. At the end a
 //! reset must bring it back. The fuzz target and the tests share it.
 
+mod registers;
+
 use std::os::fd::AsRawFd;
 
 use ioasis_pci::fake::Rig;
+
+pub use registers::run_registers;
 
 /// The devices, with their options.
 const DEVICES: [(&str, &[(&str, &str)]); 4] = [

@@ -25,6 +25,15 @@ fn no_kept_input_brings_a_device_down() {
 
 #[test]
 fn no_random_input_brings_a_device_down() {
+    random_inputs(ioasis_hostile_driver::run);
+}
+
+#[test]
+fn no_random_input_brings_registers_down() {
+    random_inputs(ioasis_hostile_driver::run_registers);
+}
+
+fn random_inputs(run: fn(&[u8]) -> u64) {
     let mut state = seed().wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut steps = 0;
     for _ in 0..sequences() {
@@ -35,7 +44,7 @@ fn no_random_input_brings_a_device_down() {
             state ^= state << 17;
             *byte = state.to_le_bytes()[3];
         }
-        steps += ioasis_hostile_driver::run(&input);
+        steps += run(&input);
     }
     assert!(steps > sequences(), "they say something");
 }
