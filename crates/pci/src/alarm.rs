@@ -6,7 +6,8 @@ use std::thread::{self, Thread};
 
 use ioasis_sys::sync::Mutex;
 
-/// Wakes the thread of a device, from anywhere and at any time: a model keeps one to be told of what comes from outside.
+/// Wakes the thread of a device, from anywhere and at any time: a model keeps one to be told of
+/// what comes from outside.
 #[derive(Clone, Debug, Default)]
 pub struct Alarm(Arc<State>);
 

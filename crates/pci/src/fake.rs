@@ -1,4 +1,5 @@
-//! A program's memory and interrupts, and a model that is polled by hand: for tests of models, here and elsewhere.
+//! A program's memory and interrupts, and a model that is polled by hand: for tests of models, here
+//! and elsewhere.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

@@ -148,7 +148,8 @@ impl Backend for Files {
             && !tx.buffer.0.lock().is_empty()
             && tx.settle().is_err()
         {
-            // A disk that is full loses packets, as a cable does; half a record would spoil the others.
+            // A disk that is full loses packets, as a cable does; half a record would spoil the
+            // others.
             self.tx = None;
         }
     }

@@ -1,7 +1,8 @@
-//! A stream socket, as QEMU's `-netdev stream` and passt have it: before each packet its length in four bytes, the
-//! highest first (QEMU, net/stream.c, net_stream_receive).
+//! A stream socket, as QEMU's `-netdev stream` and passt have it: before each packet its length in
+//! four bytes, the highest first (QEMU, net/stream.c, net_stream_receive).
 //!
-//! The socket never makes the card wait: what cannot be written at once is kept, and the card has no room until it could.
+//! The socket never makes the card wait: what cannot be written at once is kept, and the card has
+//! no room until it could.
 
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;

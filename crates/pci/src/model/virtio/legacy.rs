@@ -1,5 +1,5 @@
-//! The legacy interface (4.1.4.10, 4.1.5.1.3.1): I/O ports in BAR 0, feature bits 0 to 31, queues whose parts follow each other in
-//! memory and whose size the device chooses.
+//! The legacy interface (4.1.4.10, 4.1.5.1.3.1): I/O ports in BAR 0, feature bits 0 to 31, queues
+//! whose parts follow each other in memory and whose size the device chooses.
 //!
 //! Fields are in the byte order of the driver, which is that of this machine.
 
@@ -42,7 +42,8 @@ const WRITABLE: [(u64, usize); 7] = [
 ];
 const WITHOUT_MSIX: usize = 5;
 
-/// A queue's address is a number of pages of this size, and its used ring begins at one (4.1.5.1.3.1, 2.7.2).
+/// A queue's address is a number of pages of this size, and its used ring begins at one
+/// (4.1.5.1.3.1, 2.7.2).
 const ALIGNMENT: u64 = 4096;
 
 /// Feature bits that the legacy interface knows.

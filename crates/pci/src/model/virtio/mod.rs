@@ -1,8 +1,9 @@
 //! Virtio devices behind PCI, as Virtio 1.2 has them.
 //!
-//! One file a chapter: `queue` is the split virtqueue (2.7), `transport` the PCI transport (4.1) with its registers in
-//! `registers`, `feature` the bits that all devices share (6). A device, [`Device`], knows its own feature bits, its
-//! configuration and its requests (5): `blk`, `net`. `legacy` is the interface that a transitional device has beside.
+//! One file a chapter: `queue` is the split virtqueue (2.7), `transport` the PCI transport (4.1)
+//! with its registers in `registers`, `feature` the bits that all devices share (6). A device,
+//! [`Device`], knows its own feature bits, its configuration and its requests (5): `blk`, `net`.
+//! `legacy` is the interface that a transitional device has beside.
 //!
 //! | BAR | pages | what is there |
 //! |---|---|---|
@@ -13,9 +14,10 @@
 //! | 4 | 2, trapped | device-specific configuration |
 //! | 4 | 3, shared | notifications: a dword a queue |
 //!
-//! Rings are read by the bus: a device knows no memory but by I/O virtual address, and each access is translated anew.
-//! rust-vmm's virtio-queue is not used here, because it reads memory that is mapped, a word at a time, where an access of ours
-//! may be a system call: a batch of requests costs five accesses, whatever their number.
+//! Rings are read by the bus: a device knows no memory but by I/O virtual address, and each access
+//! is translated anew. rust-vmm's virtio-queue is not used here, because it reads memory that is
+//! mapped, a word at a time, where an access of ours may be a system call: a batch of requests
+//! costs five accesses, whatever their number.
 
 mod blk;
 mod feature;
@@ -127,7 +129,8 @@ trait Device: Debug + Send {
         Change::None
     }
 
-    /// Does requests of the queues that have some, as much as does not keep others waiting. What was done is put into them, and published.
+    /// Does requests of the queues that have some, as much as does not keep others waiting. What
+    /// was done is put into them, and published.
     fn serve(&mut self, bus: &Bus<'_>, queues: &mut [Queue]) -> Stopped<Progress>;
 }
 

@@ -1,10 +1,11 @@
 //! Split virtqueues (2.7): rings in the program's memory.
 //!
-//! Each access of a ring is one transfer, however many requests it is for: the index, then ring entries and the descriptor
-//! table together, then all indirect tables. What was read is checked and used; it is never read again.
+//! Each access of a ring is one transfer, however many requests it is for: the index, then ring
+//! entries and the descriptor table together, then all indirect tables. What was read is checked
+//! and used; it is never read again.
 //!
-//! Indices are read and written as the dword that holds the ring's flags too: a copy of two bytes is two moves, and an index
-//! that is read between them never was.
+//! Indices are read and written as the dword that holds the ring's flags too: a copy of two bytes
+//! is two moves, and an index that is read between them never was.
 
 use std::sync::atomic::{Ordering, fence};
 
@@ -205,13 +206,14 @@ impl Queue {
         {
             return wrong("an area of the queue wraps around the end of all addresses", *address);
         }
-        // A driver notifies of what it has made available, earlier requests too (3.1.1): until then the rings are not read,
-        // which a driver that stops without a request may have unmapped.
+        // A driver notifies of what it has made available, earlier requests too (3.1.1): until then
+        // the rings are not read, which a driver that stops without a request may have unmapped.
         self.enabled = true;
         Ok(())
     }
 
-    /// Where `count` entries of `size` bytes of a ring of this queue lie, whose first is `header` bytes behind `base`.
+    /// Where `count` entries of `size` bytes of a ring of this queue lie, whose first is `header`
+    /// bytes behind `base`.
     fn ring(&self, base: u64, index: u16, count: u16, size: usize) -> SmallVec<[Segment; 4]> {
         let (first, entries) = (index % self.size, self.size);
         let straight = count.min(entries - first);
@@ -235,7 +237,8 @@ impl Queue {
             Ok(u16::from_le_bytes([header[2], header[3]]))
         };
         let mut seen = index()?;
-        // Memory that only the kernel reaches may be copied byte by byte: an index that changed in both is read again.
+        // Memory that only the kernel reaches may be copied byte by byte: an index that changed in
+        // both is read again.
         if seen >> 8 != self.next_available >> 8 {
             seen = index()?;
         }
@@ -309,7 +312,8 @@ impl Queue {
         Ok(())
     }
 
-    /// Adds the chain that begins at `head` of the queue's table; answers the indirect table that ends it, if one does.
+    /// Adds the chain that begins at `head` of the queue's table; answers the indirect table that
+    /// ends it, if one does.
     fn walk(&self, table: &[u8], head: u16, chain: &mut Chain) -> Result<Option<Table>, Wrong> {
         let mut index = head;
         for _ in 0..self.size {
@@ -342,12 +346,14 @@ impl Queue {
         wrong("a chain is longer than the queue", head)
     }
 
-    /// The last `count` requests that were taken are as if they had not been: they will be taken again.
+    /// The last `count` requests that were taken are as if they had not been: they will be taken
+    /// again.
     pub(super) fn leave(&mut self, count: u16) {
         self.next_available = self.next_available.wrapping_sub(count);
     }
 
-    /// Gives a request back, with so many bytes written from the first that the device may write on.
+    /// Gives a request back, with so many bytes written from the first that the device may write
+    /// on.
     pub(super) fn put(&mut self, head: u16, written: u32) {
         self.staged.extend_from_slice(&u32::from(head).to_le_bytes());
         self.staged.extend_from_slice(&written.to_le_bytes());
@@ -369,7 +375,8 @@ impl Queue {
         let [low, high] = new.to_le_bytes();
         // Flags are 0: the driver notifies, unless event indices say otherwise.
         bus.write(&[Segment { iova: self.areas.device, length: 4 }], &[0, 0, low, high])?;
-        // The index is out before it is read what the driver wants: it stores that before it looks at the index once more.
+        // The index is out before it is read what the driver wants: it stores that before it looks
+        // at the index once more.
         fence(Ordering::SeqCst);
         let mut wish = [0; 2];
         let at = self.areas.driver
@@ -381,7 +388,8 @@ impl Queue {
         Ok(())
     }
 
-    /// There was nothing more to take: from now on the driver is to say when there is. Answers whether there is already.
+    /// There was nothing more to take: from now on the driver is to say when there is. Answers
+    /// whether there is already.
     pub(super) fn rest(&mut self, bus: &Bus<'_>) -> Result<bool, Stop> {
         if self.rules.event_index {
             let at = self.areas.device + 4 + USED_BYTES as u64 * u64::from(self.size);

@@ -1,4 +1,5 @@
-//! Where the registers lie (4.1.4): offsets in the BAR, in the common configuration, and the capabilities that say so.
+//! Where the registers lie (4.1.4): offsets in the BAR, in the common configuration, and the
+//! capabilities that say so.
 
 use crate::description::{VendorCapability, VendorKind};
 
@@ -34,7 +35,8 @@ pub(super) const QUEUE_RESET: u64 = 0x3a;
 /// Bytes of it, which the administration queue's fields end.
 pub(super) const COMMON_BYTES: usize = 0x40;
 
-/// A register of the common configuration that a driver stores to: offset and bytes. Those of 8 bytes are two of 4.
+/// A register of the common configuration that a driver stores to: offset and bytes. Those of 8
+/// bytes are two of 4.
 pub(super) const WRITABLE: [(u64, usize); 16] = [
     (DEVICE_FEATURE_SELECT, 4),
     (DRIVER_FEATURE_SELECT, 4),

@@ -1,11 +1,12 @@
 //! The PCI transport (4.1): registers, notifications, interrupts.
 //!
-//! Fields of [`Transport`] are the truth; the trapped pages show what a load of them would give. A register acts in
-//! [`Transport::store`], when the program is trapped, or at the next poll, which finds what was stored to the page by somebody
-//! who is not. That poll sees the last of several stores to one register, so a driver that is not trapped must use system calls.
+//! Fields of [`Transport`] are the truth; the trapped pages show what a load of them would give. A
+//! register acts in [`Transport::store`], when the program is trapped, or at the next poll, which
+//! finds what was stored to the page by somebody who is not. That poll sees the last of several
+//! stores to one register, so a driver that is not trapped must use system calls.
 //!
-//! A page of notifications is shared memory: the driver stores a queue's number to the queue's dword, and the next poll puts
-//! a number back that no queue has.
+//! A page of notifications is shared memory: the driver stores a queue's number to the queue's
+//! dword, and the next poll puts a number back that no queue has.
 
 use ioasis_sys::mapping::Mapping;
 use ioasis_uapi::Result;
@@ -343,7 +344,8 @@ impl Transport {
         let Some(pages) = self.pages(bus) else { return Ok(()) };
         for queue in self.queues.iter_mut().filter(|queue| queue.enabled) {
             let at = registers::NOTIFY + registers::NOTIFY_STRIDE * u64::from(queue.index);
-            // The exchange is done before the ring is looked at: a driver that notifies meanwhile is seen there.
+            // The exchange is done before the ring is looked at: a driver that notifies meanwhile
+            // is seen there.
             if pages.load_u32(at)? != QUIET {
                 pages.swap_u32(at, QUIET)?;
                 queue.kicked = true;
@@ -380,7 +382,8 @@ impl Transport {
     }
 }
 
-/// What a store of `bytes` from `offset` makes of the registers it reaches, which now read as `current` says.
+/// What a store of `bytes` from `offset` makes of the registers it reaches, which now read as
+/// `current` says.
 pub(super) fn overlay(
     registers: &[(u64, usize)],
     current: &[u8],
@@ -429,7 +432,8 @@ impl Model for Transport {
         Description {
             ids: Ids {
                 vendor: VENDOR,
-                // 4.1.2.3: the number of a transitional device is its subsystem's, and its revision is 0.
+                // 4.1.2.3: the number of a transitional device is its subsystem's, and its revision
+                // is 0.
                 device: if has_ports { legacy::device_id(id) } else { MODERN + id },
                 subsystem_vendor: VENDOR,
                 subsystem_device: if has_ports { id } else { SUBSYSTEM },
@@ -480,7 +484,8 @@ impl Model for Transport {
     }
 
     fn after_store(&self, bar: usize, offset: u64) -> After {
-        // Work begins with a queue's notification, by a port or as soon as the driver lets device and queue run.
+        // Work begins with a queue's notification, by a port or as soon as the driver lets device
+        // and queue run.
         let begins = matches!(offset, registers::DEVICE_STATUS | registers::QUEUE_ENABLE);
         if bar != BAR || begins { After::Work } else { After::Settled }
     }

@@ -1,4 +1,5 @@
-//! `virtio-blk`: a disk whose contents are a raw image file (Virtio 1.2, 5.2). `request` does what it is asked.
+//! `virtio-blk`: a disk whose contents are a raw image file (Virtio 1.2, 5.2). `request` does what
+//! it is asked.
 
 mod request;
 
@@ -65,7 +66,8 @@ const QUEUES: u16 = 4;
 /// Bytes of the ID string, 5.2.6.
 const ID_BYTES: usize = 20;
 
-/// Block devices are number 2; mass storage, SCSI (PCI Code and ID Assignment 1.11, 1.2), as QEMU's is.
+/// Block devices are number 2; mass storage, SCSI (PCI Code and ID Assignment 1.11, 1.2), as QEMU's
+/// is.
 const IDENTITY: Identity = Identity { id: 2, class: 0x01_00_00 };
 
 // Feature bits, 5.2.3.
@@ -79,7 +81,8 @@ const MQ: u64 = 1 << 12;
 const DISCARD: u64 = 1 << 13;
 const WRITE_ZEROES: u64 = 1 << 14;
 
-/// Offset of `writeback` in the configuration, and bytes of all of it up to what write zeroes need (5.2.4).
+/// Offset of `writeback` in the configuration, and bytes of all of it up to what write zeroes need
+/// (5.2.4).
 const WRITEBACK: usize = 32;
 const CONFIGURATION_BYTES: usize = 60;
 

@@ -1,8 +1,9 @@
-//! Requests of a disk (5.2.6): a header to read, data, and a status byte to write, cut into descriptors anyhow.
+//! Requests of a disk (5.2.6): a header to read, data, and a status byte to write, cut into
+//! descriptors anyhow.
 //!
-//! A turn takes a batch of a queue. All headers are read in one transfer, or one by one where that fails, so that each
-//! request is answered for its own memory; all status bytes are written in one. A status byte that cannot be written stops
-//! the device: nothing else could tell the driver.
+//! A turn takes a batch of a queue. All headers are read in one transfer, or one by one where that
+//! fails, so that each request is answered for its own memory; all status bytes are written in one.
+//! A status byte that cannot be written stops the device: nothing else could tell the driver.
 
 use std::io;
 
@@ -15,8 +16,8 @@ use crate::refusal::{ImageAccess, Refusal};
 
 /// Bytes of a sector, whatever the block size.
 pub(super) const SECTOR: u64 = 512;
-/// Bytes of a data segment at most, and how many there are in a request: together 63.5 MiB, which bounds the time that a
-/// reset waits.
+/// Bytes of a data segment at most, and how many there are in a request: together 63.5 MiB, which
+/// bounds the time that a reset waits.
 pub(super) const SEGMENT_MAX: u64 = 256 << 10;
 pub(super) const SEGMENTS_MAX: u16 = 254;
 const DATA_MAX: u64 = SEGMENT_MAX * SEGMENTS_MAX as u64;
@@ -28,7 +29,8 @@ pub(super) const RANGES_MAX: u16 = 16;
 const TURN_MAX: u64 = 8 << 20;
 /// What a flush counts for.
 const FLUSH_WEIGHT: u64 = 1 << 20;
-/// Bytes moved at once: as much as stays in a second-level cache between the image and the program's memory.
+/// Bytes moved at once: as much as stays in a second-level cache between the image and the
+/// program's memory.
 const CHUNK: u64 = 128 << 10;
 
 const HEADER: u64 = 16;
@@ -104,7 +106,8 @@ impl Executor {
         self.image.protection() == Protection::ReadOnly
     }
 
-    /// Does requests of `queue`, as many as a turn takes. `through`: what was written is on the disk before it completes.
+    /// Does requests of `queue`, as many as a turn takes. `through`: what was written is on the
+    /// disk before it completes.
     pub(super) fn turn(
         &mut self,
         bus: &Bus<'_>,
@@ -247,8 +250,8 @@ impl Executor {
         })
     }
 
-    /// Calls `step` for each chunk of `bytes` bytes of `segments` from `skip` on: with its memory, how much came before, and a
-    /// buffer of its length.
+    /// Calls `step` for each chunk of `bytes` bytes of `segments` from `skip` on: with its memory,
+    /// how much came before, and a buffer of its length.
     fn chunks(
         &mut self,
         segments: &[Segment],

@@ -1,4 +1,5 @@
-//! The control queue (5.1.6.5): a class, a command and its data to read, an acknowledgement to write.
+//! The control queue (5.1.6.5): a class, a command and its data to read, an acknowledgement to
+//! write.
 
 use super::super::Stop;
 use super::super::queue::{Chain, Queue, TAKE_MAX, Wrong, length, part};

@@ -1,7 +1,8 @@
 //! Packets that come in (5.1.6.3, 5.1.6.4).
 //!
-//! Buffers of the driver are taken in batches and kept until a packet needs them. Packets are written in one transfer for
-//! all of a turn; where that fails, chain by chain, and a chain that cannot be written goes back with length 0.
+//! Buffers of the driver are taken in batches and kept until a packet needs them. Packets are
+//! written in one transfer for all of a turn; where that fails, chain by chain, and a chain that
+//! cannot be written goes back with length 0.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -197,7 +198,8 @@ impl Card {
     }
 }
 
-/// The pair for a packet: the same for all packets of a flow, which an IPv4 or IPv6 packet tells by addresses and ports.
+/// The pair for a packet: the same for all packets of a flow, which an IPv4 or IPv6 packet tells by
+/// addresses and ports.
 fn steer(packet: &[u8], pairs: u16) -> u16 {
     if pairs == 1 {
         return 0;

@@ -68,7 +68,8 @@ fn give(driver: &mut Driver, queue: u16, count: u64, length: u64) {
     driver.poll();
 }
 
-/// What came into the buffers that [`give`] gave, in the order in which they were given back, headers and all.
+/// What came into the buffers that [`give`] gave, in the order in which they were given back,
+/// headers and all.
 fn came(driver: &mut Driver, queue: u16) -> Vec<Vec<u8>> {
     driver.poll();
     let used = driver.used(queue);
@@ -477,7 +478,8 @@ fn options_that_are_wrong_name_the_value_and_what_is_accepted() {
 }
 
 proptest! {
-    /// Packets of any length, sent in any pieces, into buffers of any length: the naive card is a list.
+    /// Packets of any length, sent in any pieces, into buffers of any length: the naive card is a
+    /// list.
     #[test]
     fn any_packets_come_back_whole_and_in_order(
         sent in proptest::collection::vec((14..1500_usize, 1..5_usize), 1..12),

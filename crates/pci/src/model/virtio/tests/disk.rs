@@ -112,7 +112,8 @@ fn descriptors_may_cut_a_request_anywhere() {
     let mut disk = Disk::new(&[], ALL & !feature::RING_INDIRECT_DESC);
     disk.header(0, OUT, 2);
     let data: Vec<u8> = (0..512_usize).map(|at| (at * 5).to_le_bytes()[0]).collect();
-    // The header and the data lie together, in pieces of 7, 20 and the rest; an empty one is between.
+    // The header and the data lie together, in pieces of 7, 20 and the rest; an empty one is
+    // between.
     disk.driver.memory.put(HEADERS + 16, &data);
     let pieces = [
         Piece::Out(HEADERS, 7),
@@ -165,7 +166,8 @@ fn discarded_and_zeroed_ranges_read_as_zeroes_and_others_stay() {
         let (old, new) = (&before[sector * 512..][..512], &after[sector * 512..][..512]);
         assert!(if zeroed { new == [0; 512] } else { new == old }, "sector {sector}");
     }
-    // 5.2.6.2: an unknown flag, and unmap of a discard, are not supported; a range past the end is an error.
+    // 5.2.6.2: an unknown flag, and unmap of a discard, are not supported; a range past the end is
+    // an error.
     assert_eq!(disk.ranges(DISCARD, &[(8, 8, 1)]), UNSUPPORTED);
     assert_eq!(disk.ranges(ZEROES, &[(8, 8, 2)]), UNSUPPORTED);
     assert_eq!(disk.ranges(ZEROES, &[(2047, 2, 0)]), ERROR);

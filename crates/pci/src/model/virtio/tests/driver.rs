@@ -91,7 +91,8 @@ impl Driver {
         half(0) | half(1) << 32
     }
 
-    /// Accepts the bits offered that are among `wanted`, up to FEATURES_OK; answers the status then.
+    /// Accepts the bits offered that are among `wanted`, up to FEATURES_OK; answers the status
+    /// then.
     pub(in crate::model::virtio) fn negotiate(&mut self, wanted: u64) -> u8 {
         let features = self.offered() & wanted;
         self.accept(features)
