@@ -39,13 +39,11 @@ const CONFIGURATION: &[&str] = &[
     "BINFMT_SCRIPT",
     "BLK_DEV_INITRD",
     "PROC_FS",
-    "PROC_SYSCTL",
     "SYSFS",
     "SHMEM",
     "TMPFS",
     "DEVTMPFS",
     "STDERR_CONSOLE",
-    "STDIO_CONSOLE",
     "NULL_CHAN",
     // PCI devices through VFIO.
     "UML_PCI_OVER_VFIO",
