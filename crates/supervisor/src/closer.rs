@@ -5,9 +5,10 @@
 //! [`Closer`] has threads of its own for it: one works, in the order in which the closes began, as the kernel closes
 //! the descriptors of a process that ends, and another goes on behind a close that takes longer than [`PATIENCE`].
 //!
-//! A call whose answer a close may change waits for the closes begun before it ([`Closer::wait`]), so that a program that
-//! closed a file and asks again finds it closed; but for [`PATIENCE`] in all, and for a close that is stuck never again.
-//! A close whose thread wants nothing but a processor is not stuck, however long the system lets it wait for one.
+//! A call whose answer a close may change waits for the closes begun before it ([`Closer::wait`]),
+//! so that a program that closed a file and asks again finds it closed; but for [`PATIENCE`] in
+//! all, and for a close that is stuck never again. A close whose thread wants nothing but a
+//! processor is not stuck, however long the system lets it wait for one.
 //!
 //! `Inner::state` is a leaf lock; no close runs under it.
 

@@ -13,10 +13,11 @@
 //! and 0.7 us beside one that runs. Sections begin with every DMA, waits with every unmap. Where a sandbox refuses
 //! membarrier, entering makes the fence itself.
 //!
-//! A wait that interrupts a processor takes 15 us there, most of an unmap. So whoever waits often is believed to go on:
-//! after [`PATIENT`] waits entering makes the fence from then on, and waiting is without a broadcast. The change is
-//! announced first, then broadcast: a thread that enters stores that it is inside before it looks whether to make a fence,
-//! so that either it makes one, or the broadcast finds its store made.
+//! A wait that interrupts a processor takes 15 us there, most of an unmap. So whoever waits often
+//! is believed to go on: after [`PATIENT`] waits entering makes the fence from then on, and waiting
+//! is without a broadcast. The change is announced first, then broadcast: a thread that enters
+//! stores that it is inside before it looks whether to make a fence, so that either it makes one,
+//! or the broadcast finds its store made.
 //!
 //! Lock order: the list of free thread numbers is a leaf.
 

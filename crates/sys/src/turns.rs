@@ -1,7 +1,8 @@
 //! How soon a thread that wakes up gets a processor that others use.
 //!
-//! The scheduler lets a thread run until it has had its slice (3 ms and more), unless one wakes up whose slice is shorter
-//! (kernel/sched/fair.c, `PREEMPT_SHORT`). A short slice gives nobody more of the processor, only more often.
+//! The scheduler lets a thread run until it has had its slice (3 ms and more), unless one wakes up
+//! whose slice is shorter (kernel/sched/fair.c, `PREEMPT_SHORT`). A short slice gives nobody more
+//! of the processor, only more often.
 
 #![expect(unsafe_code, reason = "sched_setattr is not in rustix")]
 
@@ -28,8 +29,8 @@ const SHORTEST: Duration = Duration::from_micros(100);
 /// `SCHED_FLAG_RESET_ON_FORK` of linux/sched.h.
 const RESET_ON_FORK: u64 = 1;
 
-/// Gives the calling thread short turns, as far as the system has them: from Linux 6.12 on, for a thread that is scheduled
-/// as most are. Everything else about its scheduling stays as it is.
+/// Gives the calling thread short turns, as far as the system has them: from Linux 6.12 on, for a
+/// thread that is scheduled as most are. Everything else about its scheduling stays as it is.
 pub fn take_short_turns() {
     let Some(mut attributes) = own() else { return };
     if attributes.policy != libc::SCHED_OTHER.cast_unsigned() {
@@ -37,7 +38,8 @@ pub fn take_short_turns() {
     }
     attributes.flags &= RESET_ON_FORK;
     attributes.runtime = SHORTEST.as_nanos().try_into().expect("less than a second");
-    // SAFETY: 1. sched_setattr(2) reads one struct of the size that it begins with, which lives across the call.
+    // SAFETY: 1. sched_setattr(2) reads one struct of the size that it begins with, which lives
+    // across the call.
     unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) };
 }
 

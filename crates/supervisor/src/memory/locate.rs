@@ -24,7 +24,8 @@ const HUGE_SHIFT: u32 = 26;
 /// Which file systems keep their files in memory only.
 #[derive(Debug)]
 pub(super) struct MemoryMounts {
-    /// Devices of the kernel's own mounts, which no mountinfo shows: of memfd, shared anonymous and System V memory.
+    /// Devices of the kernel's own mounts, which no mountinfo shows: of memfd, shared anonymous and
+    /// System V memory.
     kernels: Vec<u64>,
     /// What is known of mounts, by the number that no later mount has.
     known: Mutex<BTreeMap<u64, bool>>,
@@ -49,8 +50,9 @@ impl MemoryMounts {
         self.kernels.contains(&vma.device)
     }
 
-    /// Whether the file that `vma` maps is on one, as far as `process` can see it. Asked of each mount once, where the kernel
-    /// says on which mount the file is: from Linux 6.8 on, and to who may look below `/proc/PID/map_files`.
+    /// Whether the file that `vma` maps is on one, as far as `process` can see it. Asked of each
+    /// mount once, where the kernel says on which mount the file is: from Linux 6.8 on, and to who
+    /// may look below `/proc/PID/map_files`.
     pub(super) fn hold(&self, process: &Process, vma: &Vma) -> bool {
         if self.are_kernels(vma) {
             return true;
@@ -90,8 +92,8 @@ fn map_file(vma: &Vma) -> String {
     format!("map_files/{:x}-{:x}", vma.start, vma.last + 1)
 }
 
-/// Bytes of a mountinfo that are looked through: some 150 each of a hundred thousand mounts (fs.mount-max). A program can
-/// make them longer; what comes after is not known to be in memory.
+/// Bytes of a mountinfo that are looked through: some 150 each of a hundred thousand mounts
+/// (fs.mount-max). A program can make them longer; what comes after is not known to be in memory.
 const MOUNTINFO_MAX: u64 = 16 << 20;
 
 fn mountinfo(process: &Process) -> Option<impl BufRead + use<>> {
@@ -100,8 +102,9 @@ fn mountinfo(process: &Process) -> Option<impl BufRead + use<>> {
     Some(BufReader::new(std::fs::File::from(fd).take(MOUNTINFO_MAX)))
 }
 
-/// Whether the file system with this number is in memory, by the first line that names it; none where none does:
-/// `36 35 98:0 /root /mnt rw shared:1 - tmpfs source options`, proc_pid_mountinfo(5).
+/// Whether the file system with this number is in memory, by the first line that names it; none
+/// where none does: `36 35 98:0 /root /mnt rw shared:1 - tmpfs source options`,
+/// proc_pid_mountinfo(5).
 fn is_in_memory(mut mountinfo: impl BufRead, device: u64) -> Option<bool> {
     let mut line = Vec::new();
     while mountinfo.read_until(b'\n', &mut line).is_ok() && line.ends_with(b"\n") {

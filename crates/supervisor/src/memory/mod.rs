@@ -29,7 +29,8 @@
 //! number no other memory has. Files that are written back to somewhere are reached by address too: a client can be the
 //! file system behind them, and need not answer.
 //!
-//! Lock order: `Memory::files` -> `MappedFile::file`, and `Memory::files` -> what is known of mounts. The others are leaves.
+//! Lock order: `Memory::files` -> `MappedFile::file`, and `Memory::files` -> what is known of
+//! mounts. The others are leaves.
 
 mod file;
 mod locate;
@@ -172,8 +173,8 @@ impl Memory {
         Ok(())
     }
 
-    /// Whether a page of `vma` may have to come from a file system that takes its time: not where it is the program's own, or
-    /// of memory without a file that anybody could name.
+    /// Whether a page of `vma` may have to come from a file system that takes its time: not where
+    /// it is the program's own, or of memory without a file that anybody could name.
     pub(crate) fn may_wait(&self, vma: &Vma) -> bool {
         vma.inode != 0 && !self.mounts.are_kernels(vma)
     }

@@ -166,8 +166,9 @@ impl ProcessMemory {
         {
             return Ok(extent);
         }
-        // Device memory, all of it, and the part of a mapping past the end of its file are mapped but not there: nothing
-        // of it is where the last byte is not. Plain private memory always is.
+        // Device memory, all of it, and the part of a mapping past the end of its file are mapped
+        // but not there: nothing of it is where the last byte is not. Plain private memory always
+        // is.
         let in_memory = vma.inode == 0 || self.memory.mounts.hold(&self.process, vma);
         if vma.inode != 0 || !vma.prot.write {
             let is_there = if in_memory {

@@ -27,8 +27,8 @@ const CHANGES_CONFIG: [u32; 5] = [
     vfio::DEVICE_BIND_IOMMUFD,
 ];
 
-/// Whether the call may take longer than other callers should wait. Commands of different files have the same numbers:
-/// DEVICE_PCI_HOT_RESET is MAP_DMA to a container.
+/// Whether the call may take longer than other callers should wait. Commands of different files
+/// have the same numbers: DEVICE_PCI_HOT_RESET is MAP_DMA to a container.
 const fn is_slow(kind: trace::Kind, command: u32) -> bool {
     match kind {
         trace::Kind::Device => matches!(command, vfio::DEVICE_RESET | vfio::DEVICE_PCI_HOT_RESET),

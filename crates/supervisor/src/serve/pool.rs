@@ -18,8 +18,9 @@
 //! - parked calls by [`PARKED`], of which a process gets a quarter of those that are left; the next one is `EAGAIN`;
 //! - slots by the sum of both, so that there is always one to receive into.
 //!
-//! A program waits for the receiver that its call wakes, and a signal that comes before the call is received ends it with
-//! EINTR: receivers take short turns, so that they get a processor at once that others compute on.
+//! A program waits for the receiver that its call wakes, and a signal that comes before the call is
+//! received ends it with EINTR: receivers take short turns, so that they get a processor at once
+//! that others compute on.
 //!
 //! Nothing here waits for a client. `Pool::state` is a leaf lock.
 

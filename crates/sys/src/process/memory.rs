@@ -210,7 +210,8 @@ impl Thread {
         self.write_to(address, buf, |vma| vma.inode != 0)
     }
 
-    /// The same, where `may_wait` says of a mapping whether a page of it may come from a file system that takes its time.
+    /// The same, where `may_wait` says of a mapping whether a page of it may come from a file
+    /// system that takes its time.
     ///
     /// # Errors
     ///
@@ -250,7 +251,8 @@ impl Thread {
         Err(Error::at(Errno::EFAULT, "a page is taken away as often as it is given", address))
     }
 
-    /// Finds out whether [`write`](Self::write) of `length` bytes would be permitted, by what is mapped there now.
+    /// Finds out whether [`write`](Self::write) of `length` bytes would be permitted, by what is
+    /// mapped there now.
     ///
     /// # Errors
     ///

@@ -183,7 +183,8 @@ const STATUS_MAX: usize = 1 << 20;
 ///
 /// # Errors
 ///
-/// `E2BIG` when it is longer; `ESRCH` when the process is gone, `EACCES` when it is not ours to look at.
+/// `E2BIG` when it is longer; `ESRCH` when the process is gone, `EACCES` when it is not ours to
+/// look at.
 pub fn text(directory: impl AsFd, path: &str, most: usize) -> Result<Vec<u8>> {
     use std::io::Read;
     let file = std::fs::File::from(open_file_at(directory, path, OFlags::RDONLY)?);
@@ -208,7 +209,8 @@ pub(super) fn group(proc: &OwnedFd, tid: u32) -> Result<u32> {
     field(&status, "Tgid:").and_then(|value| value.trim().parse().ok()).ok_or(gone(tid))
 }
 
-/// What follows `key` on its line. Names in a status text are escaped, so that no line is another's.
+/// What follows `key` on its line. Names in a status text are escaped, so that no line is
+/// another's.
 fn field<'a>(status: &'a [u8], key: &str) -> Option<&'a str> {
     let mut lines = status.split(|&byte| byte == b'\n');
     let value = lines.find_map(|line| line.strip_prefix(key.as_bytes()))?;

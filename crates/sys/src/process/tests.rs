@@ -318,6 +318,24 @@ fn memory_never_becomes_that_of_the_program_now_running() {
 }
 
 #[test]
+fn a_status_with_every_group_there_can_be_tells_the_capabilities_behind_them() {
+    let groups = (0..65_536).map(|group| format!("{group} ")).collect::<String>();
+    let text = format!("Uid:\t7\t0\t0\t0\nGid:\t8\t0\t0\t0\nGroups:\t{groups}\nCapEff:\t05\n");
+    let expected = Credentials { uid: 7, gid: 8, capabilities: 5 };
+    assert_eq!(Credentials::of_status(text.as_bytes()), Some(expected));
+    assert_eq!(Credentials::of_status(&text.as_bytes()[..1000]), None);
+}
+
+#[test]
+fn a_text_that_is_too_long_is_no_text_of_another_length() {
+    let folder = rustix::fs::open("/proc/self", OFlags::PATH, Mode::empty()).expect("a folder");
+    let whole = text(&folder, "status", 1 << 16).expect("short");
+    assert!(whole.ends_with(b"\n"));
+    let refused = text(&folder, "status", 100).expect_err("it is longer");
+    assert_eq!((refused.errno, refused.at), (Errno::E2BIG, Some(100)));
+}
+
+#[test]
 fn credentials_limits_and_names_are_those_of_proc() {
     let thread = ourselves();
     let process = thread.process();

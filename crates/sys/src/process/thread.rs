@@ -115,8 +115,8 @@ impl Thread {
         self.proc.as_fd()
     }
 
-    /// Whether its number is certainly still its own: it has not ended. Before Linux 6.9 the number may have passed to
-    /// another thread of the same process, though.
+    /// Whether its number is certainly still its own: it has not ended. Before Linux 6.9 the number
+    /// may have passed to another thread of the same process, though.
     #[must_use]
     pub fn is_alive(&self) -> bool {
         match self.kind {
@@ -168,10 +168,12 @@ impl Thread {
     }
 }
 
-/// Whether the thread behind a pidfd of its own has ended, as poll(2) says: 0.36 us, where a signal of nothing takes 0.56.
+/// Whether the thread behind a pidfd of its own has ended, as poll(2) says: 0.36 us, where a signal
+/// of nothing takes 0.56.
 fn has_ended(pidfd: BorrowedFd<'_>) -> bool {
     let mut polled = libc::pollfd { fd: pidfd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-    // SAFETY: 1. one struct pollfd, which lives across the call; 2. a timeout of 0 waits for nothing.
+    // SAFETY: 1. one struct pollfd, which lives across the call; 2. a timeout of 0 waits for
+    // nothing.
     let answer = unsafe { libc::poll(&raw mut polled, 1, 0) };
     answer != 0
 }
