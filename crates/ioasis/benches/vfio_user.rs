@@ -1,7 +1,9 @@
-//! P22: qemu-img over a disk that `ioasis serve` serves to `ioasis run --device vfio-user`, against the same disk in the run itself.
+//! P22: qemu-img over a disk that `ioasis serve` serves to `ioasis run --device vfio-user`, against
+//! the same disk in the run itself.
 //!
-//! Each figure is the median of nine pairs of runs, one of each kind after the other, so that whatever else the machine does
-//! meets both. The image is in the page cache. Prints one line a goal.
+//! Each figure is the median of nine pairs of runs, one of each kind after the other, so that
+//! whatever else the machine does meets both. The image is in the page cache. Prints one line a
+//! goal.
 
 use std::fs::{self, File};
 use std::io::{self, Read};

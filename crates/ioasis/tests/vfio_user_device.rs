@@ -1,4 +1,5 @@
-//! `--device vfio-user`: a device of another process in a run, by servers that behave and servers that do not.
+//! `--device vfio-user`: a device of another process in a run, by servers that behave and servers
+//! that do not.
 
 mod vfio_user;
 

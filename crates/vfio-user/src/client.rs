@@ -21,7 +21,8 @@ use crate::server::DeviceInfo;
 use crate::version::{self, Capabilities};
 use crate::wire::Message;
 
-/// The memory that a server asks for by DMA_READ and DMA_WRITE. A refusal is answered to the server and ends nothing.
+/// The memory that a server asks for by DMA_READ and DMA_WRITE. A refusal is answered to the server
+/// and ends nothing.
 pub trait Memory {
     /// Fills `bytes` from `address`.
     ///
@@ -71,7 +72,8 @@ pub struct Client {
 }
 
 impl Client {
-    /// Connects to the socket at `path` and agrees on a version. Every wait for the server ends after `limit`.
+    /// Connects to the socket at `path` and agrees on a version. Every wait for the server ends
+    /// after `limit`.
     ///
     /// # Errors
     ///
@@ -174,7 +176,8 @@ impl Client {
         })
     }
 
-    /// Answers what the server has asked for by now, without waiting for more; whether there was anything.
+    /// Answers what the server has asked for by now, without waiting for more; whether there was
+    /// anything.
     ///
     /// # Errors
     ///
@@ -230,8 +233,8 @@ impl Client {
         Ok(IrqInfo { flags: info.flags.get(), count: info.count.get() })
     }
 
-    /// Tells who hears interrupts `start` and the next ones of kind `index`: as many as there are `eventfds`. It is said
-    /// in as many messages as the server's limit of descriptors needs.
+    /// Tells who hears interrupts `start` and the next ones of kind `index`: as many as there are
+    /// `eventfds`. It is said in as many messages as the server's limit of descriptors needs.
     ///
     /// # Errors
     ///
@@ -253,8 +256,8 @@ impl Client {
         Ok(())
     }
 
-    /// Does `action` with `count` interrupts from `start` of kind `index`; none of them and no action but `IRQ_TRIGGER`
-    /// disables the kind.
+    /// Does `action` with `count` interrupts from `start` of kind `index`; none of them and no
+    /// action but `IRQ_TRIGGER` disables the kind.
     ///
     /// # Errors
     ///
@@ -306,7 +309,8 @@ impl Client {
         self.ask(Command::DEVICE_SET_IRQS, &parts, fds, memory).map(|_| ())
     }
 
-    /// Lets the device reach `size` bytes at `address`: those of a file from an offset, or what it asks for by messages.
+    /// Lets the device reach `size` bytes at `address`: those of a file from an offset, or what it
+    /// asks for by messages.
     ///
     /// # Errors
     ///
@@ -329,7 +333,8 @@ impl Client {
         self.ask(Command::DMA_MAP, &[body.as_bytes()], &fds, memory).map(|_| ())
     }
 
-    /// Takes back what one [`Client::dma_map`] gave: when this returns the server does not reach it any more.
+    /// Takes back what one [`Client::dma_map`] gave: when this returns the server does not reach it
+    /// any more.
     ///
     /// # Errors
     ///
@@ -395,8 +400,8 @@ impl Client {
         Ok(())
     }
 
-    /// Does many stores of at most 8 bytes each by one message, or by one each where the server takes no other. Answers how
-    /// many were done.
+    /// Does many stores of at most 8 bytes each by one message, or by one each where the server
+    /// takes no other. Answers how many were done.
     ///
     /// # Errors
     ///

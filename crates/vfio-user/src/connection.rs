@@ -1,7 +1,8 @@
 //! One connection: commands and replies both ways, by any number of threads.
 //!
-//! Whoever waits for a message and finds nobody receiving receives itself, and hands on what is not its own: a reply to who
-//! asked, a command to who takes commands. So a thread that waits for an answer needs no other thread to get it.
+//! Whoever waits for a message and finds nobody receiving receives itself, and hands on what is not
+//! its own: a reply to who asked, a command to who takes commands. So a thread that waits for an
+//! answer needs no other thread to get it.
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -231,7 +232,8 @@ impl Connection {
         }
     }
 
-    /// Sends a command and waits for its reply. Commands of the peer's that come meanwhile are given to `serve`, if any.
+    /// Sends a command and waits for its reply. Commands of the peer's that come meanwhile are
+    /// given to `serve`, if any.
     pub(crate) fn ask(
         &self,
         command: Command,

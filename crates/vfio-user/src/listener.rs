@@ -21,12 +21,13 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// Makes the socket at `path`, for its owner alone. One that a server left behind is replaced; whether one lives is
-    /// found out by a connection, which is dropped.
+    /// Makes the socket at `path`, for its owner alone. One that a server left behind is replaced;
+    /// whether one lives is found out by a connection, which is dropped.
     ///
     /// # Errors
     ///
-    /// `EADDRINUSE` where a server lives or where there is something that is no socket, and what the system answers.
+    /// `EADDRINUSE` where a server lives or where there is something that is no socket, and what
+    /// the system answers.
     pub fn bind(path: &Path) -> Result<Self> {
         let address = SocketAddrUnix::new(path).map_err(Error::system("the socket's path"))?;
         if let Ok(found) = std::fs::symlink_metadata(path) {
@@ -36,7 +37,8 @@ impl Listener {
             std::fs::remove_file(path).map_err(Error::io("a socket that was left behind"))?;
         }
         let socket = stream()?;
-        // What the file's mode will be, so that there is no moment in which it is another (unix_bind_bsd).
+        // What the file's mode will be, so that there is no moment in which it is another
+        // (unix_bind_bsd).
         rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR).map_err(Error::system("fchmod"))?;
         rustix::net::bind(&socket, &address).map_err(Error::system("bind"))?;
         std::fs::set_permissions(path, Permissions::from_mode(0o600))

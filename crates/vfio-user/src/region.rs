@@ -36,7 +36,8 @@ pub struct Region {
     pub size: u64,
     /// Where in `file` the region begins.
     pub file_offset: u64,
-    /// What can be mapped; with `REGION_MMAP` and without a list, all of it. In the order given, each inside the region.
+    /// What can be mapped; with `REGION_MMAP` and without a list, all of it. In the order given,
+    /// each inside the region.
     pub areas: Vec<Area>,
     /// What is mapped.
     pub file: Option<OwnedFd>,
@@ -55,7 +56,8 @@ impl Region {
         self.areas.clone()
     }
 
-    /// The body of a reply, at most `room` bytes: where the capabilities do not fit, none, and what it would take.
+    /// The body of a reply, at most `room` bytes: where the capabilities do not fit, none, and what
+    /// it would take.
     pub(crate) fn encode(&self, index: u32, room: usize) -> Vec<u8> {
         let mut info = RegionInfoBody::new_zeroed();
         info.index = index.into();
@@ -77,7 +79,8 @@ impl Region {
         let need = INFO + caps.len();
         info.argsz = u32::try_from(need).unwrap_or(u32::MAX).into();
         if !caps.is_empty() {
-            // Said also where they do not fit: QEMU takes no answer with the flag and without the offset.
+            // Said also where they do not fit: QEMU takes no answer with the flag and without the
+            // offset.
             info.cap_offset = u32::try_from(INFO).unwrap_or(u32::MAX).into();
         }
         if caps.is_empty() || room < need {

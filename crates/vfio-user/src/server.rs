@@ -160,8 +160,8 @@ pub trait Device {
     /// What the client is told.
     fn reset(&mut self) -> Answer<()>;
 
-    /// A feature: number, one of `FEATURE_GET` and `FEATURE_SET` or `FEATURE_PROBE` with either, and data. Answers the
-    /// data of a GET.
+    /// A feature: number, one of `FEATURE_GET` and `FEATURE_SET` or `FEATURE_PROBE` with either,
+    /// and data. Answers the data of a GET.
     ///
     /// # Errors
     ///
@@ -271,8 +271,8 @@ pub struct Server {
 }
 
 impl Server {
-    /// Agrees on a version with who connected. Every wait for the client ends after `limit`, but not that for its next
-    /// command.
+    /// Agrees on a version with who connected. Every wait for the client ends after `limit`, but
+    /// not that for its next command.
     ///
     /// # Errors
     ///

@@ -97,7 +97,8 @@ impl Device for Fake {
         Ok(())
     }
 
-    /// A store to the last word has the device reverse 16 bytes of the client's memory at the address stored.
+    /// A store to the last word has the device reverse 16 bytes of the client's memory at the
+    /// address stored.
     fn write(&mut self, region: u32, offset: u64, bytes: &[u8]) -> Answer<()> {
         let span = self.span(region, offset, bytes.len())?;
         self.bytes[span].copy_from_slice(bytes);

@@ -64,7 +64,8 @@ impl Capabilities {
         text
     }
 
-    /// Reads the JSON of the peer; what it does not say has its default, and what nobody knows is passed over.
+    /// Reads the JSON of the peer; what it does not say has its default, and what nobody knows is
+    /// passed over.
     pub(crate) fn from_json(bytes: &[u8]) -> Result<Self> {
         let mut found = Self::default();
         let text = bytes.strip_suffix(&[0]).unwrap_or(bytes);

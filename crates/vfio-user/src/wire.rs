@@ -44,8 +44,8 @@ fn ready(socket: BorrowedFd<'_>, wanted: PollFlags, deadline: Option<Instant>) -
     }
 }
 
-/// Sends `parts` one after another as one message, the descriptors with its first byte. `false` when the peer took
-/// not all of it before `deadline`: the connection is then of no use.
+/// Sends `parts` one after another as one message, the descriptors with its first byte. `false`
+/// when the peer took not all of it before `deadline`: the connection is then of no use.
 ///
 /// # Errors
 ///
@@ -88,7 +88,8 @@ pub(crate) fn send(
     Ok(true)
 }
 
-/// One `recvmsg` into `bytes`, which has room; what came along is added to `fds`. `None` when there is nothing now.
+/// One `recvmsg` into `bytes`, which has room; what came along is added to `fds`. `None` when there
+/// is nothing now.
 fn receive_some(
     socket: BorrowedFd<'_>,
     bytes: &mut [u8],
@@ -123,8 +124,8 @@ fn receive_some(
     Ok(Some(received.bytes))
 }
 
-/// Fills `bytes`, of which the first must have come by `first` and the rest `limit` after it. `false` when the first
-/// did not come.
+/// Fills `bytes`, of which the first must have come by `first` and the rest `limit` after it.
+/// `false` when the first did not come.
 fn fill(
     socket: BorrowedFd<'_>,
     bytes: &mut [u8],
@@ -147,8 +148,8 @@ fn fill(
     Ok(true)
 }
 
-/// Receives a message, whose first byte must come before `first` (or whenever it comes) and the rest `limit` after it.
-/// `None` when nothing came.
+/// Receives a message, whose first byte must come before `first` (or whenever it comes) and the
+/// rest `limit` after it. `None` when nothing came.
 ///
 /// # Errors
 ///

@@ -50,8 +50,8 @@ impl<'a> Session<'a> {
         Some((index, self.served.function().bar(index)?))
     }
 
-    /// What the client may map: shared pages alone, and none in which MSI-X structures lie. A trapped page is reached by
-    /// messages, each of which is a call of the model.
+    /// What the client may map: shared pages alone, and none in which MSI-X structures lie. A
+    /// trapped page is reached by messages, each of which is a call of the model.
     fn areas(&self, index: usize, bar: &ioasis_pci::Bar) -> Vec<Area> {
         let function = self.served.function();
         let mut areas: Vec<Area> = Vec::new();
@@ -79,7 +79,8 @@ impl Drop for Session<'_> {
     }
 }
 
-/// Whether an MSI-X structure reaches into the page at `offset` of a BAR (PCI Local Bus 3.0, 6.8.2).
+/// Whether an MSI-X structure reaches into the page at `offset` of a BAR (PCI Local Bus 3.0,
+/// 6.8.2).
 fn has_msix(table: MsixTable, vectors: u16, bar: usize, offset: u64) -> bool {
     let table_bytes = u64::from(vectors) * 16;
     let pending_bytes = u64::from(vectors).div_ceil(64) * 8;

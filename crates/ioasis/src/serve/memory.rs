@@ -1,9 +1,9 @@
-//! The client's memory as a served device reaches it: ranges that came with a descriptor are mapped here, the others are
-//! asked for by messages.
+//! The client's memory as a served device reaches it: ranges that came with a descriptor are mapped
+//! here, the others are asked for by messages.
 //!
-//! Invariant: when a range was taken back, nothing here reaches its mapping any more. Copies hold `Memory::ranges` for
-//! reading, which whoever takes a range back waits for. A message is asked for without the lock: what comes too late for its
-//! range the client refuses.
+//! Invariant: when a range was taken back, nothing here reaches its mapping any more. Copies hold
+//! `Memory::ranges` for reading, which whoever takes a range back waits for. A message is asked for
+//! without the lock: what comes too late for its range the client refuses.
 
 use std::collections::BTreeMap;
 use std::os::fd::AsFd;
@@ -82,8 +82,8 @@ impl Memory {
         Ok(())
     }
 
-    /// Does `step` with each piece of `segments` that lies in one range; `copy` moves those that are mapped here, `ask` the
-    /// others. Both are told where in the buffer the piece lies.
+    /// Does `step` with each piece of `segments` that lies in one range; `copy` moves those that
+    /// are mapped here, `ask` the others. Both are told where in the buffer the piece lies.
     fn each(
         &self,
         segments: &[Segment],

@@ -1,7 +1,8 @@
 //! `ioasis serve`: a device model for whoever connects to a socket and speaks vfio-user.
 //!
-//! The main thread takes connections and signals. One client at a time has the device, on a thread of its own; another is
-//! told so by the errno of its first message, and people by a line. The device is as after power-on for each client.
+//! The main thread takes connections and signals. One client at a time has the device, on a thread
+//! of its own; another is told so by the errno of its first message, and people by a line. The
+//! device is as after power-on for each client.
 
 mod device;
 mod memory;
@@ -33,21 +34,25 @@ const LIMIT: Duration = Duration::from_secs(5);
 /// How long one is waited for that is to be told that the device is taken, and how many at once.
 const REFUSAL_LIMIT: Duration = Duration::from_secs(1);
 const REFUSALS: usize = 16;
-/// Lines about what the device could not do, of all clients together: a client can cause any number.
+/// Lines about what the device could not do, of all clients together: a client can cause any
+/// number.
 const REMARKS: usize = 100;
 
 /// What `ioasis serve` is told.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Serve {
-    /// The device to serve: a model and its options, e.g. nvme,image=disk.img; `ioasis models` lists them
+    /// The device to serve: a model and its options, e.g. nvme,image=disk.img; `ioasis models`
+    /// lists them
     #[arg(long, value_name = "MODEL[,key=value]...")]
     device: String,
 
-    /// Where clients find it. The socket is its owner's alone; one that a server left behind is replaced
+    /// Where clients find it. The socket is its owner's alone; one that a server left behind is
+    /// replaced
     #[arg(long, value_name = "PATH")]
     socket: PathBuf,
 
-    /// Write a line to this descriptor, which this process was started with, when clients can connect, and close it
+    /// Write a line to this descriptor, which this process was started with, when clients can
+    /// connect, and close it
     #[arg(long, value_name = "FD")]
     ready_fd: Option<i32>,
 }
@@ -275,7 +280,8 @@ fn say(path: &Path, words: &str) {
     eprintln!("ioasis: {}: {words}", path.display());
 }
 
-/// Says what the device could not do, as far as it is the server's owner who can do something about it.
+/// Says what the device could not do, as far as it is the server's owner who can do something about
+/// it.
 #[derive(Debug)]
 struct Remarks(AtomicUsize);
 

@@ -1,4 +1,5 @@
-//! What wakes a device whose server has something to say: a thread that waits for its socket and its interrupts, and rings.
+//! What wakes a device whose server has something to say: a thread that waits for its socket and
+//! its interrupts, and rings.
 //!
 //! It rings once and then waits until the device has looked, so that it does not ring on and on.
 
@@ -30,7 +31,8 @@ struct Shared {
 }
 
 impl Bell {
-    /// Rings `alarm` when one of `watched` can be read. Without a thread the device finds it when it next looks.
+    /// Rings `alarm` when one of `watched` can be read. Without a thread the device finds it when
+    /// it next looks.
     pub(super) fn start(alarm: Alarm, watched: [OwnedFd; 2]) -> Option<Self> {
         let again = EventFd::create().ok()?;
         let shared =

@@ -1,5 +1,5 @@
-//! What a server's device is, from its regions, its interrupts and its configuration space: checked, since a server can say
-//! anything, and what cannot be is refused in words.
+//! What a server's device is, from its regions, its interrupts and its configuration space:
+//! checked, since a server can say anything, and what cannot be is refused in words.
 
 use std::os::fd::AsFd;
 
@@ -22,7 +22,8 @@ const VENDOR_MAX: usize = 48;
 /// Capabilities in a list; more is a list that turns round.
 const CHAIN_MAX: usize = 48;
 
-// Type 0 header, PCI Local Bus 3.0, 6.1 and 6.7; capability IDs, PCI Code and ID Assignment 1.11, 2.
+// Type 0 header, PCI Local Bus 3.0, 6.1 and 6.7; capability IDs, PCI Code and ID Assignment 1.11,
+// 2.
 const STATUS: usize = 0x06;
 const HEADER_TYPE: usize = 0x0e;
 const BASE_ADDRESS_0: usize = 0x10;
@@ -196,8 +197,8 @@ fn bar(
     Ok(Bar { size, kind, prefetchable: kind != BarKind::Io && register & 8 != 0, mappable })
 }
 
-/// The pages of a BAR: what the server lets be mapped is shared, of the others each access is a message. Those in which MSI-X
-/// structures lie, which are the function's own, are not mapped.
+/// The pages of a BAR: what the server lets be mapped is shared, of the others each access is a
+/// message. Those in which MSI-X structures lie, which are the function's own, are not mapped.
 fn pages(index: usize, region: &Region, msix: Option<(MsixTable, u16)>) -> Vec<Pages> {
     let end = region.size / PAGE_SIZE * PAGE_SIZE;
     let mut pages: Vec<Pages> = Vec::new();

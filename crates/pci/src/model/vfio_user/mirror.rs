@@ -1,8 +1,9 @@
 //! Pages that program and server share: two pieces of memory that are kept the same, word by word.
 //!
-//! A program maps pages of the run's own device file, and the server's are in a file of its own, so a store to one is carried
-//! to the other by the device's thread, when it next looks. As with every page of memory that a model polls, of two stores to a
-//! word between two looks the other side sees the last.
+//! A program maps pages of the run's own device file, and the server's are in a file of its own, so
+//! a store to one is carried to the other by the device's thread, when it next looks. As with every
+//! page of memory that a model polls, of two stores to a word between two looks the other side sees
+//! the last.
 
 use ioasis_sys::mapping::Mapping;
 use ioasis_uapi::Result;
@@ -43,8 +44,8 @@ impl Mirror {
         ours.write(self.offset, &self.seen).map_err(Lost::Ours)
     }
 
-    /// Carries what changed from one side to the other; whether anything did. Where both changed a word, the program's
-    /// store is the later one.
+    /// Carries what changed from one side to the other; whether anything did. Where both changed a
+    /// word, the program's store is the later one.
     pub(super) fn carry(&mut self, ours: &Mapping) -> std::result::Result<bool, Lost> {
         ours.read(self.offset, &mut self.now).map_err(Lost::Ours)?;
         let mut carried =
@@ -58,7 +59,8 @@ impl Mirror {
         Ok(worked)
     }
 
-    /// Does `store` with each word of `now` that is not as seen, at the place that `place` makes of its offset, and notes it.
+    /// Does `store` with each word of `now` that is not as seen, at the place that `place` makes of
+    /// its offset, and notes it.
     fn each_change(
         &mut self,
         store: impl Fn(&Mapping, u64, u32) -> Result<()>,

@@ -1,12 +1,13 @@
 //! `vfio-user`: a device that another process is, by messages over a Unix socket.
 //!
-//! The server's registers are reached by messages, from trapped pages and from system calls alike; pages that it lets be
-//! mapped are mirrored ([`mirror`]). Its DMA goes through this side's IOMMU: the server is told that all of memory may be
-//! asked for, and each DMA_READ and DMA_WRITE is a transfer of this device. Configuration space is the function's own, made from
-//! the server's; COMMAND and the kind of interrupt are told to the server.
+//! The server's registers are reached by messages, from trapped pages and from system calls alike;
+//! pages that it lets be mapped are mirrored ([`mirror`]). Its DMA goes through this side's IOMMU:
+//! the server is told that all of memory may be asked for, and each DMA_READ and DMA_WRITE is a
+//! transfer of this device. Configuration space is the function's own, made from the server's;
+//! COMMAND and the kind of interrupt are told to the server.
 //!
-//! A server that does not answer in time, or breaks the protocol, has taken its device away: the connection is finished, whoever
-//! waits is told at once from then on, and the function is removed.
+//! A server that does not answer in time, or breaks the protocol, has taken its device away: the
+//! connection is finished, whoever waits is told at once from then on, and the function is removed.
 
 mod bell;
 mod describe;
@@ -51,7 +52,8 @@ pub(super) const INFO: ModelInfo = ModelInfo {
     create,
 };
 
-/// What the server may ask for: all addresses of 48 bits, in ranges that libvfio-user takes (`MAX_DMA_SIZE`, 8 TiB).
+/// What the server may ask for: all addresses of 48 bits, in ranges that libvfio-user takes
+/// (`MAX_DMA_SIZE`, 8 TiB).
 const RANGE: u64 = 8 << 40;
 const RANGES: u64 = 32;
 
@@ -132,7 +134,8 @@ impl VfioUser {
         self.client.connection().broken().is_some()
     }
 
-    /// What a message gave; `None` when the server refused it, or is gone, which whoever watches the device is told.
+    /// What a message gave; `None` when the server refused it, or is gone, which whoever watches
+    /// the device is told.
     fn took<T>(&self, bus: &Bus<'_>, answer: ioasis_vfio_user::Result<T>) -> Option<T> {
         match answer {
             Ok(value) => Some(value),
@@ -145,7 +148,8 @@ impl VfioUser {
         }
     }
 
-    /// Whether an access lies in what the server has of a BAR; the BAR here may be larger, as its size is a power of two.
+    /// Whether an access lies in what the server has of a BAR; the BAR here may be larger, as its
+    /// size is a power of two.
     fn has(&self, bar: usize, offset: u64, length: usize) -> bool {
         let end = offset.checked_add(length as u64);
         !self.is_gone() && end.is_some_and(|end| end <= self.found.sizes[bar])
@@ -194,7 +198,8 @@ impl VfioUser {
         done.map(|()| worked)
     }
 
-    /// Sends on what the server signalled. Its pin is asserted until the program unmasks it, as VFIO's is.
+    /// Sends on what the server signalled. Its pin is asserted until the program unmasks it, as
+    /// VFIO's is.
     fn interrupt(&self, bus: &Bus<'_>) -> bool {
         let vectors = self.signals.take();
         for &vector in &vectors {

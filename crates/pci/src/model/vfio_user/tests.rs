@@ -30,8 +30,8 @@ struct Heard {
     eventfds: Vec<OwnedFd>,
 }
 
-/// BAR 0 has two pages of registers and one that is mapped. A store to 0x10 doubles the byte at the address stored and sends
-/// message 3.
+/// BAR 0 has two pages of registers and one that is mapped. A store to 0x10 doubles the byte at the
+/// address stored and sends message 3.
 struct Doubler {
     config: Vec<u8>,
     registers: Vec<u8>,
