@@ -86,6 +86,11 @@ enum Change {
 
 /// One kind of device, behind the transport.
 trait Device: Debug + Send {
+    /// Brings what it keeps to where it is kept.
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+
     fn identity(&self) -> Identity;
 
     /// How many queues it has.

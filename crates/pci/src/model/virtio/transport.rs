@@ -408,6 +408,10 @@ pub(super) fn overlay(
 }
 
 impl Model for Transport {
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.device.flush()
+    }
+
     fn description(&self) -> Description {
         let Identity { id, class } = self.device.identity();
         let (has_ports, has_pages) =

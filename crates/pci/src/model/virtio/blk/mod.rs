@@ -142,6 +142,10 @@ impl Disk {
 }
 
 impl Device for Disk {
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.executor.flush()
+    }
+
     fn identity(&self) -> Identity {
         IDENTITY
     }

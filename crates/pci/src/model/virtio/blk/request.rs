@@ -98,6 +98,11 @@ impl Executor {
         Self { image, id, chains: Vec::new(), buffer: Vec::new() }
     }
 
+    /// Returns when all that was written is on the disk.
+    pub(super) fn flush(&self) -> std::io::Result<()> {
+        self.image.sync()
+    }
+
     pub(super) fn bytes(&self) -> u64 {
         self.image.bytes()
     }
