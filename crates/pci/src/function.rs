@@ -1,7 +1,7 @@
 //! One PCI function: its configuration space, its BARs, and the model behind them.
 //!
-//! Lock order: `Function::open` -> `Device::model`; `Function::config` is a leaf. A reset called by a write to
-//! configuration space happens after its lock is released.
+//! Lock order: `Function::open` -> `Device::model`; `Function::config` is a leaf. A reset called by
+//! a write to configuration space happens after its lock is released.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,7 +11,7 @@ use ioasis_sys::sync::Mutex;
 use ioasis_uapi::{Errno, Error, Result};
 
 use crate::address::Bdf;
-use crate::bus::{Session, Wires};
+use crate::bus::{Bus, Session, Wires};
 use crate::config::{ConfigSpace, IrqMode, Window};
 use crate::description::{
     BARS, Bar, BarKind, Description, Ids, MsixTable, PageKind, Vectors, pba_bytes, table_bytes,
@@ -33,6 +33,8 @@ pub struct Function {
     device: Arc<Device>,
     open: Mutex<Option<Open>>,
     resets: AtomicU64,
+    /// The model is told of COMMAND and interrupts.
+    elsewhere: bool,
 }
 
 #[derive(Debug)]
@@ -55,6 +57,7 @@ impl Function {
         let config = ConfigSpace::new(&description, &addresses);
         Self {
             address,
+            elsewhere: model.is_elsewhere(),
             device: Arc::new(Device::new(model, &description)),
             description,
             addresses,
@@ -104,8 +107,8 @@ impl Function {
     ///
     /// # Errors
     ///
-    /// `EFAULT` when a BAR page cannot be reached; `EAGAIN` when no thread can be started. The function is then
-    /// closed.
+    /// `EFAULT` when a BAR page cannot be reached; `EAGAIN` when no thread can be started. The
+    /// function is then closed.
     ///
     /// # Panics
     ///
@@ -132,8 +135,8 @@ impl Function {
         Ok(())
     }
 
-    /// Ends the session: when this returns the worker has ended and the device does no DMA. Nothing happens when
-    /// none is open.
+    /// Ends the session: when this returns the worker has ended and the device does no DMA. Nothing
+    /// happens when none is open.
     pub fn close(&self) {
         let Some(Open { session, worker }) = self.open.lock().take() else { return };
         let mut worker = Some(worker);
@@ -147,18 +150,29 @@ impl Function {
         self.device.model().close(&self.device.bus(&session));
     }
 
-    /// Tells the model what COMMAND holds.
+    /// Tells a model that is elsewhere what COMMAND holds.
     fn tell_command(&self, session: &Session) {
         let command = self.config.lock().command();
-        self.device.model().set_command(&self.device.bus(session), command);
+        self.tell(session, |model, bus| model.set_command(bus, command));
+    }
+
+    /// Tells a model that is elsewhere something. One that is here needs no telling, and nobody
+    /// waits for it.
+    fn tell(&self, session: &Session, word: impl Fn(&mut dyn Model, &Bus<'_>)) {
+        if self.elsewhere {
+            session.dma.without_waiting(&mut || {
+                word(self.device.model().as_mut(), &self.device.bus(session));
+            });
+        }
     }
 
     fn session(&self) -> Option<Arc<Session>> {
         self.open.lock().as_ref().map(|open| Arc::clone(&open.session))
     }
 
-    /// A function-level reset: the model as after power-on, power state D0, the rest of configuration space as it
-    /// was. Waits for the worker to finish what it does. Nothing happens when no session is open.
+    /// A function-level reset: the model as after power-on, power state D0, the rest of
+    /// configuration space as it was. Waits for the worker to finish what it does. Nothing happens
+    /// when no session is open.
     ///
     /// # Errors
     ///
@@ -193,16 +207,16 @@ impl Function {
         self.resets.load(Ordering::Acquire)
     }
 
-    /// Makes the worker look at once. To be called for every trapped call on the device: a program that makes
-    /// calls is about to want something.
+    /// Makes the worker look at once. To be called for every trapped call on the device: a program
+    /// that makes calls is about to want something.
     pub fn wake(&self) {
         if let Some(open) = self.open.lock().as_ref() {
             open.worker.wake();
         }
     }
 
-    /// Brings the interrupt pin to the level its cause has by now, where the worker may not have looked yet: to be
-    /// called before a masked pin is unmasked.
+    /// Brings the interrupt pin to the level its cause has by now, where the worker may not have
+    /// looked yet: to be called before a masked pin is unmasked.
     pub fn update_line(&self) {
         if let Some(session) = self.session() {
             self.device.update_line(&session);
@@ -226,8 +240,8 @@ impl Function {
         self.config.lock().read(offset, bytes, self.device.wires.line.load(Ordering::Acquire))
     }
 
-    /// Writes configuration space; bits that may not be written keep their values. What it changes is asked for
-    /// with [`Function::memory_enabled`] and its siblings.
+    /// Writes configuration space; bits that may not be written keep their values. What it changes
+    /// is asked for with [`Function::memory_enabled`] and its siblings.
     ///
     /// # Errors
     ///
@@ -291,31 +305,32 @@ impl Function {
         self.config.lock().irq_mode()
     }
 
-    /// Notes which kind of interrupt `VFIO_DEVICE_SET_IRQS` enabled: it decides which enable bits configuration
-    /// space shows and lets stick. No vector of MSI-X has a handler then.
+    /// Notes which kind of interrupt `VFIO_DEVICE_SET_IRQS` enabled: it decides which enable bits
+    /// configuration space shows and lets stick. No vector of MSI-X has a handler then.
     pub fn set_irq_mode(&self, mode: IrqMode) {
         self.config.lock().set_irq_mode(mode);
         let session = self.session();
         self.device.wires.msix.set_enabled(session.as_deref(), mode == IrqMode::Msix);
         if let Some(session) = session {
-            self.device.model().set_irq_mode(&self.device.bus(&session), mode);
+            self.tell(&session, |model, bus| model.set_irq_mode(bus, mode));
         }
     }
 
-    /// Notes whether MSI-X vector `vector` has a handler on the host, which masks its entry as long as there is none. A message
-    /// that is pending is sent to a new handler before this returns.
+    /// Notes whether MSI-X vector `vector` has a handler on the host, which masks its entry as long
+    /// as there is none. A message that is pending is sent to a new handler before this returns.
     pub fn set_handler(&self, vector: u16, handler: Handler) {
         let Some(session) = self.session() else { return };
         let Wires { gate, msix, .. } = &self.device.wires;
         msix.set_handler(&session, vector, handler, gate.may_send());
     }
 
-    /// Reads a BAR in aligned pieces of 8, 4, 2 or 1 bytes, as a system call does. The MSI-X table reads all-ones.
+    /// Reads a BAR in aligned pieces of 8, 4, 2 or 1 bytes, as a system call does. The MSI-X table
+    /// reads all-ones.
     ///
     /// # Errors
     ///
-    /// `EINVAL` when there is no such BAR or the access passes its end; `EIO` while memory decoding is off;
-    /// `EFAULT` when its page cannot be reached; `ENODEV` when no session is open.
+    /// `EINVAL` when there is no such BAR or the access passes its end; `EIO` while memory decoding
+    /// is off; `EFAULT` when its page cannot be reached; `ENODEV` when no session is open.
     pub fn bar_read(&self, bar: usize, offset: u64, bytes: &mut [u8]) -> Result<()> {
         let (found, session) = self.admit(bar, offset, bytes.len())?;
         let (mut position, mut rest) = (offset, bytes);
@@ -330,8 +345,8 @@ impl Function {
         Ok(())
     }
 
-    /// Writes a BAR in aligned pieces of 8, 4, 2 or 1 bytes, as a system call does. Writes to the MSI-X structures are
-    /// dropped.
+    /// Writes a BAR in aligned pieces of 8, 4, 2 or 1 bytes, as a system call does. Writes to the
+    /// MSI-X structures are dropped.
     ///
     /// # Errors
     ///
@@ -357,8 +372,9 @@ impl Function {
         Ok(())
     }
 
-    /// A load of a trapped page, as an instruction does it: of 1 to 64 bytes at any offset, in aligned pieces as
-    /// [`Function::bar_read`]. What it gives is the device's answer at this moment.
+    /// A load of a trapped page, as an instruction does it: of 1 to 64 bytes at any offset, in
+    /// aligned pieces as [`Function::bar_read`]. What it gives is the device's answer at this
+    /// moment.
     ///
     /// # Errors
     ///
@@ -368,7 +384,8 @@ impl Function {
         self.bar_read(bar, offset, bytes)
     }
 
-    /// A store to a trapped page, as an instruction does it. When this returns the device has acted on it.
+    /// A store to a trapped page, as an instruction does it. When this returns the device has acted
+    /// on it.
     ///
     /// # Errors
     ///
@@ -378,7 +395,8 @@ impl Function {
         self.bar_write(bar, offset, bytes)
     }
 
-    /// A write that nobody waits for. It is lost while the BAR does not answer, as on the bus, and people are told.
+    /// A write that nobody waits for. It is lost while the BAR does not answer, as on the bus, and
+    /// people are told.
     pub fn ring(&self, bar: usize, offset: u64, bytes: &[u8]) {
         if self.bar_write(bar, offset, bytes).is_ok() || self.memory_enabled() {
             return;

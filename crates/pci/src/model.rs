@@ -116,14 +116,18 @@ pub trait Model: Debug + Send {
         let _ = bus;
     }
 
-    /// The value of COMMAND in configuration space: after an open, a reset, and each write that changes it. What it
-    /// allows is seen to already; this is for a device that is elsewhere.
+    /// Whether the device is elsewhere, and is to be told what configuration space and interrupts are by
+    /// [`Model::set_command`] and [`Model::set_irq_mode`]. What they allow is seen to already.
+    fn is_elsewhere(&self) -> bool {
+        false
+    }
+
+    /// The value of COMMAND: after an open, a reset, and each write that changes it.
     fn set_command(&mut self, bus: &Bus<'_>, command: u16) {
         let _ = (bus, command);
     }
 
-    /// The kind of interrupt that is enabled from now on. Which of them is heard is seen to already; this is for a device
-    /// that is elsewhere.
+    /// The kind of interrupt that is enabled from now on.
     fn set_irq_mode(&mut self, bus: &Bus<'_>, mode: IrqMode) {
         let _ = (bus, mode);
     }

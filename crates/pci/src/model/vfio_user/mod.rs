@@ -267,6 +267,10 @@ impl Model for VfioUser {
         }
     }
 
+    fn is_elsewhere(&self) -> bool {
+        true
+    }
+
     fn set_command(&mut self, bus: &Bus<'_>, command: u16) {
         if !self.is_gone() {
             let bytes = command.to_le_bytes();

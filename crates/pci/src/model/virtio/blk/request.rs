@@ -99,7 +99,7 @@ impl Executor {
     }
 
     /// Returns when all that was written is on the disk.
-    pub(super) fn flush(&self) -> std::io::Result<()> {
+    pub(super) fn flush(&self) -> io::Result<()> {
         self.image.sync()
     }
 
