@@ -185,6 +185,19 @@ fn nodes_outlive_a_supervisor_that_is_killed() {
 }
 
 #[test]
+fn a_device_held_by_another_process_says_where_it_is() {
+    let script = "sleep 100 4<>/dev/vfio/devices/vfio0 & p=$!; until test -e /proc/$p/fd/4; do :; done; \
+                  grep -c ^lock: /proc/$p/fdinfo/4; sed -n 's/^vfio-device-syspath: //p' /proc/$p/fdinfo/4; kill $p; \
+                  readlink -f /sys/bus/pci/devices/0000:01:00.0";
+    for options in [&[][..], &["--root"]] {
+        let text = succeeded(&run(options, &["sh", "-c", script]));
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!((lines.len(), lines[0]), (3, "0"), "{options:?}: {text}");
+        assert_eq!(lines[1], lines[2], "{options:?}");
+    }
+}
+
+#[test]
 fn fuser_names_who_holds_a_node_and_nobody_else() {
     if !opens_fuse() {
         return;

@@ -1,4 +1,5 @@
-//! The seccomp filter: classic BPF that stops chosen system calls, and its installation with a listener.
+//! Seccomp filters: classic BPF that stops chosen system calls, and its installation with a listener; and a list of the only
+//! calls that a process may make.
 //!
 //! A [`Rule`] names a system call of one entry ABI and what its arguments must look like to be stopped; whatever
 //! no rule names is allowed. The kernel remembers per number when the arguments do not matter, so a call that no
@@ -10,6 +11,10 @@ use std::os::fd::{FromRawFd, OwnedFd};
 use ioasis_uapi::{Errno, Error, Result};
 
 use crate::notify::Listener;
+
+mod allow;
+
+pub use allow::number;
 
 /// An ABI by which a system call can enter the kernel, as `AUDIT_ARCH_*` names it (linux/audit.h).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,6 +92,8 @@ pub enum Action {
     Allow,
     /// Stops the caller and notifies the listener.
     Notify,
+    /// Does not make it, and tells the caller by a signal.
+    Trap,
 }
 
 impl Action {
@@ -94,6 +101,7 @@ impl Action {
         match self {
             Self::Allow => libc::SECCOMP_RET_ALLOW,
             Self::Notify => libc::SECCOMP_RET_USER_NOTIF,
+            Self::Trap => libc::SECCOMP_RET_TRAP,
         }
     }
 }
@@ -175,7 +183,7 @@ impl Filter {
     ///
     /// # Panics
     ///
-    /// If the program is not one that [`Filter::new`] makes.
+    /// If the program is not one that is made here.
     #[must_use]
     pub fn decide(&self, call: &Call) -> Action {
         let (mut accumulator, mut at) = (0_u32, 0_usize);
@@ -190,6 +198,7 @@ impl Filter {
                 JUMP_AT_LEAST => at += jump(accumulator >= step.k),
                 JUMP => at += usize::try_from(step.k).expect("a short program"),
                 RETURN if step.k == Action::Notify.raw() => return Action::Notify,
+                RETURN if step.k == Action::Trap.raw() => return Action::Trap,
                 RETURN => return Action::Allow,
                 other => unreachable!("opcode {other:#x} is not one of ours"),
             }

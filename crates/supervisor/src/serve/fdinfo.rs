@@ -8,7 +8,7 @@ use ioasis_sys::process;
 use rustix::fs::{AtFlags, Mode, OFlags};
 
 use super::client::Caller;
-use super::judge::{Asked, judge};
+use super::judge::may_see;
 use super::open::{on_exec, text_file};
 use super::{Decision, File, Gift, Line, Server};
 use crate::filter::O_ACCMODE;
@@ -49,10 +49,10 @@ pub(super) fn answer(
     if !caller.is_there() {
         return None;
     }
-    // Its own a process may always read; of what keeps it from another's the kernel tells.
+    // Of what keeps the program from it the kernel tells.
     let own = caller.task.process.pid().to_string();
-    if directory_name.split('/').next() != Some(&own) {
-        judge(caller, open, (seen, found.as_fd()), Asked::of(open.flags)).ok()?;
+    if directory_name.split('/').next() != Some(&own) && !may_see(caller, found.as_fd()) {
+        return None;
     }
     let file = text_file(caller, shown.as_bytes()).ok()?;
     Some(Decision::Give(Gift { file, on_exec: on_exec(open.flags), line: Line::None }))
@@ -67,13 +67,22 @@ fn mentions_fdinfo(path: &[u8]) -> bool {
 
 /// The text of a device's file at its start (`seq_show`, fs/proc/fd.c; `vfio_device_show_fdinfo`).
 fn shown(kernels: &str, server: &Server, file: &File) -> String {
-    let mut text: String = kernels.lines().map(line).collect();
+    let mut text: String = kernels.lines().filter(|line| !is_own_lock(line)).map(line).collect();
     if let File::Device { device, .. } = file
         && let Some(directory) = server.directories.get(device.device().name())
     {
         text += &format!("vfio-device-syspath: /sys/{directory}\n");
     }
     text
+}
+
+/// Whether a line is that of a lock on one byte, by which open files are told apart ([`crate::files`]). A program's own lies
+/// elsewhere, or on more.
+fn is_own_lock(line: &str) -> bool {
+    let range = || line.rsplit(' ').take(2).collect::<Vec<_>>();
+    line.starts_with("lock:")
+        && line.contains(" OFDLCK ")
+        && matches!(range()[..], [a, b] if a == b)
 }
 
 fn line(kernels: &str) -> String {
@@ -104,5 +113,7 @@ mod tests {
         assert_eq!(line("pos:\t9223372036854775807"), "pos:\t0\n");
         assert_eq!(line("flags:\t02102002"), "flags:\t02100002\n");
         assert_eq!(line("mnt_id:\t27"), "mnt_id:\t27\n");
+        assert!(is_own_lock("lock:\t1: OFDLCK ADVISORY  WRITE -1 00:28:4 1 1"));
+        assert!(!is_own_lock("lock:\t1: POSIX  ADVISORY  WRITE 7 00:28:4 0 EOF"));
     }
 }

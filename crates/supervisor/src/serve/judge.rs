@@ -24,6 +24,8 @@ use crate::task::{OpenCall, Task};
 /// generic_permission and may_open). The supervisor has given up most others, and need not lend them.
 const FOR_FILES: u64 = 0b1110;
 
+/// `CAP_DAC_READ_SEARCH` of linux/capability.h.
+const CAP_DAC_READ_SEARCH: u32 = 2;
 /// `CAP_FOWNER` of linux/capability.h.
 const CAP_FOWNER: u32 = 3;
 /// `CAP_MKNOD` of linux/capability.h.
@@ -77,6 +79,17 @@ pub(super) fn judge(
         })??;
     }
     task.may_use(caller, place, asked)
+}
+
+/// Whether the task may see what a file in /proc tells of another process, as far as ids and capabilities say
+/// (`__ptrace_may_access`, kernel/ptrace.c): nobody judges that in its place, since whoever takes on a task's rights is no
+/// tracer of its.
+pub(super) fn may_see(caller: &Caller<'_>, file: BorrowedFd<'_>) -> bool {
+    let owner = rustix::fs::fstat(file).map(|stat| stat.st_uid);
+    let task = TaskRights::of(caller);
+    owner.is_ok_and(|owner| {
+        task.is_ok_and(|task| owner == task.rights.user || task.rights.has(CAP_DAC_READ_SEARCH))
+    })
 }
 
 const WAY: &str = "a directory or link on the way is not for this user";
