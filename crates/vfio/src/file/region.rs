@@ -21,25 +21,29 @@ const MAP_TYPE: u32 = 0xf;
 const MAP_SHARED: u32 = 1;
 const MAP_SHARED_VALIDATE: u32 = 3;
 
-/// Where region `index` begins. Configuration space lies where it does on Linux, because DPDK up to
-/// 22.11 takes its place for known (`VFIO_GET_REGION_ADDR`, lib/eal/include/rte_vfio.h); region 0
-/// does not, so that ordinary reads are not intercepted.
+/// Where region `index` begins: at `(index + 1) << 40`, so that ordinary reads are not intercepted, as Linux's region 0 would have them.
+/// Configuration space alone lies where it does on Linux, because DPDK up to 22.11 takes its place for known
+/// (`VFIO_GET_REGION_ADDR`, lib/eal/include/rte_vfio.h). It answers at its place by the rule as well, where programs found it
+/// before, so the ROM has another.
 #[must_use]
 pub fn region_offset(index: u32) -> u64 {
     let place = match index {
         CONFIG => u64::from(CONFIG),
-        ROM => u64::from(ROM) + 2,
+        ROM => ROM_PLACE.into(),
         other => u64::from(other) + 1,
     };
     place.checked_shl(REGION_SHIFT).unwrap_or(0)
 }
 
+/// Behind the places of all other regions.
+const ROM_PLACE: u32 = vfio::PCI_NUM_REGIONS + 1;
+const CONFIG_BY_RULE: u32 = CONFIG + 1;
+
 /// The region an offset lies in.
 #[must_use]
 pub fn region_index(offset: u64) -> Option<u32> {
-    const ROM_PLACE: u32 = ROM + 2;
     match u32::try_from(offset >> REGION_SHIFT).ok()? {
-        CONFIG => Some(CONFIG),
+        CONFIG | CONFIG_BY_RULE => Some(CONFIG),
         ROM_PLACE => Some(ROM),
         other => other.checked_sub(1),
     }

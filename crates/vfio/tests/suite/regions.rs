@@ -203,4 +203,10 @@ fn configuration_space_lies_where_programs_that_do_not_ask_look_for_it() {
             assert_eq!(ioasis_vfio::region_index(offset).map(u64::from), Some(index));
         }
     }
+    // Where the rule of all others would have it, it answers too.
+    let by_rule = (8 << 40) + 0x3c;
+    assert_eq!(
+        ioasis_vfio::region_index(by_rule),
+        Some(ioasis_uapi::vfio::PCI_CONFIG_REGION_INDEX)
+    );
 }
