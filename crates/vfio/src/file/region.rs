@@ -24,8 +24,8 @@ const MAP_SHARED_VALIDATE: u32 = 3;
 /// Where region `index` begins: at `(index + 1) << 40`, so that ordinary reads are not intercepted,
 /// as Linux's region 0 would have them. Configuration space alone lies where it does on Linux,
 /// because DPDK up to 22.11 takes its place for known (`VFIO_GET_REGION_ADDR`,
-/// lib/eal/include/rte_vfio.h). It answers at its place by the rule as well, where programs found it
-/// before, so the ROM has another.
+/// lib/eal/include/rte_vfio.h). It answers at its place by the rule as well, where programs found
+/// it before, so the ROM has another.
 #[must_use]
 pub fn region_offset(index: u32) -> u64 {
     let place = match index {
