@@ -219,8 +219,9 @@ impl FileSystem {
     }
 
     fn close(&self, node: Node) {
-        self.count.fetch_sub(1, Ordering::AcqRel);
         self.closer.begin(Box::new(move || node.file.close()));
+        // After it: who finds no file left asks nobody, and must find the close begun.
+        self.count.fetch_sub(1, Ordering::AcqRel);
     }
 
     fn answer(&self, request: &Request<'_>) {
