@@ -126,6 +126,10 @@ impl Archive {
         if version != wanted.pin {
             println!("{} {} is no longer served; taking {version}", wanted.package, wanted.pin);
         }
+        // An earlier fetch may have taken it in the pin's place.
+        if let Some(fetched) = self.unpacked(wanted.package, &version) {
+            return Ok(fetched);
+        }
         self.download(wanted.package, &version)
     }
 
