@@ -63,7 +63,7 @@ impl Igb {
                 continue;
             }
             if !self.deliver(bus, frame.clone())? {
-                if since.elapsed() < PATIENCE {
+                if since.elapsed() < PATIENCE || self.backend.waits() {
                     self.coming = Some((since, frame));
                     break;
                 }

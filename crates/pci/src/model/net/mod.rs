@@ -36,8 +36,8 @@ pub(in crate::model) trait Backend: Debug + Send {
         true
     }
 
-    /// Whether its packets keep until the driver has given buffers for the first time, rather than
-    /// come when they come.
+    /// Whether its packets keep until the driver has given buffers, rather than come when they come:
+    /// none of them is dropped.
     fn waits(&self) -> bool {
         false
     }

@@ -4,7 +4,7 @@
 //!
 //! No offload is offered: a packet that leaves is whole and its checksums are the driver's. A
 //! packet waits for a buffer of the driver, and whoever sent it waits behind it; one that has
-//! waited for 100 ms is dropped.
+//! waited for 100 ms is dropped, but for packets of a file, which keep.
 
 mod control;
 mod filter;

@@ -14,7 +14,7 @@ use crate::bus::{Bus, Segment};
 
 /// Packets of a turn.
 const TURN: usize = 64;
-/// How long a packet waits for a buffer.
+/// How long a packet that comes when it comes waits for a buffer.
 const PATIENCE: Duration = Duration::from_millis(100);
 
 /// What is kept between turns.
@@ -93,7 +93,7 @@ impl Card {
             };
             match self.place(bus, queues, &packet)? {
                 Fate::Gone => moved += 1,
-                Fate::Waits if since.elapsed() > PATIENCE => moved += 1,
+                Fate::Waits if since.elapsed() > PATIENCE && !self.backend.waits() => moved += 1,
                 Fate::Waits => {
                     self.receiver.waiting = Some((packet, since));
                     break;

@@ -238,6 +238,9 @@ fn packets_come_out_of_a_pcap_file_and_go_into_one() {
         let now = packets(&mut driver, 0, 12);
         send(&mut driver, 1, 12, &now);
         seen.extend(now);
+        // Longer than a packet waits that comes when it comes.
+        std::thread::sleep(std::time::Duration::from_millis(120));
+        driver.poll();
     }
     assert!(seen == all, "in order, and once");
     let mut reader = PcapReader::new(fs::File::open(&tx).unwrap()).unwrap();
