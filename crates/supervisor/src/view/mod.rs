@@ -4,7 +4,7 @@
 //! and reports by which inode each device node can be recognised when it is opened. Nothing is mounted outside the
 //! client's own mount namespace, so nothing is left when its last process ends.
 //!
-//! Device nodes are files of the run's own file system where it has one ([`nodes`]), else character devices 0:0: an open that
+//! Device nodes are files of the run's own file system where it has one (`nodes`), else character devices 0:0: an open that
 //! nobody answers fails either way. Sysfs files are plain
 //! files with Linux's texts, on read-only mounts; those that Linux lets root write are known to the supervisor as
 //! [`Node::Attribute`].
