@@ -14,7 +14,7 @@
 //! membarrier, entering makes the fence itself.
 //!
 //! A wait that interrupts a processor takes 15 us there, most of an unmap. So whoever waits often
-//! is believed to go on: after [`PATIENT`] waits entering makes the fence from then on, and waiting
+//! is believed to go on: after `PATIENT` waits entering makes the fence from then on, and waiting
 //! is without a broadcast. The change is announced first, then broadcast: a thread that enters
 //! stores that it is inside before it looks whether to make a fence, so that either it makes one,
 //! or the broadcast finds its store made.

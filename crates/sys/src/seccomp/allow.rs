@@ -96,7 +96,7 @@ fn digits(number: u32, text: &mut [u8]) -> usize {
     count + 1
 }
 
-/// The number on x86_64 of the system call of this name, if it is one of [`NUMBERS`].
+/// The number on x86_64 of the system call of this name, if it is one of `NUMBERS`.
 #[must_use]
 pub fn number(name: &str) -> Option<u32> {
     let found = NUMBERS.iter().find(|(known, _)| *known == name)?;
