@@ -8,7 +8,7 @@ use std::path::Path;
 use ioasis_sys::locks::{Holder, Lock, lock};
 use rustix::fs::{FallocateFlags, fallocate};
 
-use super::options::ModelError;
+use super::options::{self, ModelError, Options};
 
 /// Zeroes written at once where the file system cannot make them itself.
 const ZEROES: usize = 64 << 10;
@@ -43,6 +43,36 @@ pub(super) struct Image {
     protection: Protection,
     /// Device and inode, which tell one image from another.
     identity: (u64, u64),
+}
+
+/// Bytes of a block of a disk: the option `lba`.
+pub(super) fn block(options: &Options<'_>) -> Result<u64, ModelError> {
+    options.parsed("lba", 512, |text| match text {
+        "512" => Some(512),
+        "4096" => Some(4096),
+        _ => None,
+    })
+}
+
+/// Bytes of an image that is to be made, in whole blocks: the option `size`.
+pub(super) fn size(options: &Options<'_>, block: u64) -> Result<Option<u64>, ModelError> {
+    options.parsed("size", None, |text| {
+        let size = options::bytes(text)?;
+        (size > 0 && size.is_multiple_of(block)).then_some(Some(size))
+    })
+}
+
+/// Printable text of at most `longest` bytes: the option `serial`.
+pub(super) fn serial(options: &Options<'_>, longest: usize) -> Result<Option<String>, ModelError> {
+    options.parsed("serial", None, |text| {
+        let printable = text.bytes().all(|byte| byte == b' ' || byte.is_ascii_graphic());
+        (printable && (1..=longest).contains(&text.len())).then(|| Some(text.to_owned()))
+    })
+}
+
+/// The option `ro`.
+pub(super) fn protection(options: &Options<'_>) -> Result<Protection, ModelError> {
+    Ok(if options.switch("ro")? { Protection::ReadOnly } else { Protection::Writable })
 }
 
 impl Image {

@@ -26,8 +26,8 @@ use ioasis_uapi::Result;
 use self::controller::Controller;
 use self::identify::Identity;
 use self::registers::DOORBELLS;
-use super::image::{Image, Protection, Wanted};
-use super::options::{self, ModelError, OptionInfo, Options};
+use super::image::{self, Image, Wanted};
+use super::options::{ModelError, OptionInfo, Options};
 use super::{After, Model, ModelInfo, Progress};
 use crate::bus::Bus;
 use crate::description::{Bar, BarKind, Description, Ids, MsixTable, Pages, Vectors};
@@ -97,28 +97,16 @@ const SERIAL_MAX: usize = 20;
 
 fn create(options: &Options<'_>) -> Result<Box<dyn Model>, ModelError> {
     let path = Path::new(options.required("image")?);
-    let lba_lg2 = options.parsed("lba", 9, |text| match text {
-        "512" => Some(9),
-        "4096" => Some(12),
-        _ => None,
-    })?;
-    let block = 1 << lba_lg2;
-    let size = options.parsed("size", None, |text| {
-        let size = options::bytes(text)?;
-        (size > 0 && size.is_multiple_of(block)).then_some(Some(size))
-    })?;
+    let block = image::block(options)?;
+    let size = image::size(options, block)?;
     let queues = options.parsed("queues", QUEUES_MAX, |text| {
         text.parse().ok().filter(|queues| (1..=QUEUES_MAX).contains(queues))
     })?;
-    let serial = options.parsed("serial", None, |text| {
-        let printable = text.bytes().all(|byte| byte == b' ' || byte.is_ascii_graphic());
-        (printable && (1..=SERIAL_MAX).contains(&text.len())).then(|| Some(text.to_owned()))
-    })?;
-    let protection =
-        if options.switch("ro")? { Protection::ReadOnly } else { Protection::Writable };
+    let serial = image::serial(options, SERIAL_MAX)?;
+    let protection = image::protection(options)?;
     let image = Image::open(&Wanted { model: "nvme", path, size, protection, block })?;
     let identity = Identity::new(serial.unwrap_or_else(|| serial_of(&image)));
-    Ok(Box::new(Nvme(Controller::new(image, identity, queues, lba_lg2))))
+    Ok(Box::new(Nvme(Controller::new(image, identity, queues, block.trailing_zeros()))))
 }
 
 /// A serial number that stays the same as long as the image is the same file.

@@ -10,8 +10,8 @@ use super::queue::Queue;
 use super::transport::{Interface, Transport};
 use super::{Device, Identity, Stopped};
 use crate::bus::Bus;
-use crate::model::image::{Image, Protection, Wanted};
-use crate::model::options::{self, ModelError, OptionInfo, Options};
+use crate::model::image::{self, Image, Wanted};
+use crate::model::options::{ModelError, OptionInfo, Options};
 use crate::model::{Model, ModelInfo, Progress};
 
 /// How `ioasis models` lists it.
@@ -88,24 +88,13 @@ const CONFIGURATION_BYTES: usize = 60;
 
 fn create(options: &Options<'_>) -> Result<Box<dyn Model>, ModelError> {
     let path = Path::new(options.required("image")?);
-    let block = options.parsed("lba", 512, |text| match text {
-        "512" => Some(512),
-        "4096" => Some(4096),
-        _ => None,
-    })?;
-    let size = options.parsed("size", None, |text| {
-        let size = options::bytes(text)?;
-        (size > 0 && size.is_multiple_of(block)).then_some(Some(size))
-    })?;
+    let block = image::block(options)?;
+    let size = image::size(options, block)?;
     let queues = options.parsed("queues", QUEUES, |text| {
         text.parse().ok().filter(|queues| (1..=QUEUES_MAX).contains(queues))
     })?;
-    let serial = options.parsed("serial", None, |text| {
-        let printable = text.bytes().all(|byte| byte == b' ' || byte.is_ascii_graphic());
-        (printable && (1..=ID_BYTES).contains(&text.len())).then(|| Some(text.to_owned()))
-    })?;
-    let protection =
-        if options.switch("ro")? { Protection::ReadOnly } else { Protection::Writable };
+    let serial = image::serial(options, ID_BYTES)?;
+    let protection = image::protection(options)?;
     let image = Image::open(&Wanted { model: "virtio-blk", path, size, protection, block })?;
     let serial = serial.unwrap_or_else(|| serial_of(&image));
     let mut id = [0; ID_BYTES];
