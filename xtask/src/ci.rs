@@ -1,12 +1,16 @@
 //! `cargo xtask ci` and `cargo xtask test`: the checks every change passes.
 //!
 //! Every stage runs even if one before it failed; the last line counts tests and checks, and the
-//! exit status is that of the worst.
+//! exit status is that of the worst. A stage is a process of its own, whose output goes to a file:
+//! a person reads one line a stage, and what failed.
 
-use std::process::ExitCode;
+use std::fs::{self, File};
+use std::path::Path;
+use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
+use clap::ValueEnum as _;
 
 use crate::kselftest::Totals;
 use crate::workspace::Workspace;
@@ -16,6 +20,15 @@ use crate::{clients, conformance, fuzz, process, selftests, structure, tools, ua
 const SEQUENCES: &str = "2000";
 /// Where they begin.
 const SEED: &str = "1";
+
+/// How often a stage that goes on says so.
+const STILL: Duration = Duration::from_secs(60);
+/// How often it is looked at: of the whole run's minutes this is nothing.
+const LOOK: Duration = Duration::from_millis(50);
+/// Lines shown of a stage that failed. A runner names and prints its failures at its end.
+const SHOWN: usize = 300;
+/// Names of what failed that are said again below the summary.
+const NAMED: usize = 40;
 
 /// One kind of check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -71,6 +84,17 @@ impl Stage {
 pub(crate) struct Args {
     /// Which checks to run; all without
     stages: Vec<Stage>,
+    /// Show everything that the checks print, as they run
+    #[arg(long, short)]
+    verbose: bool,
+}
+
+/// A stage that has run.
+#[derive(Debug)]
+struct Ran {
+    tally: Tally,
+    /// What it printed, unless that was shown as it came.
+    output: String,
 }
 
 /// Tests or checks counted.
@@ -101,31 +125,111 @@ pub(crate) fn test(workspace: &Workspace) -> Result<ExitCode> {
     if !workspace.fuzz_targets.is_empty() {
         tools::ensure_subcommand(workspace, "cargo-fuzz")?;
     }
-    run(workspace, &Args { stages: Vec::new() })
+    run(workspace, &Args { stages: Vec::new(), verbose: false })
 }
 
 /// `cargo xtask ci`: runs the chosen checks with the tools that are there.
 pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     let stages = if args.stages.is_empty() { &Stage::ALL[..] } else { &args.stages };
-    let mut rows = Vec::new();
-    let mut total = Tally::default();
+    let logs = workspace.target.join("ci");
+    let (mut rows, mut failed, mut total) = (Vec::new(), Vec::new(), Tally::default());
     for &stage in stages {
-        println!("\n== {stage:?}");
         let start = Instant::now();
-        let tally = check(workspace, stage).unwrap_or_else(|error| {
-            println!("{stage:?}: {error:#}");
-            Tally::FAILED
-        });
-        rows.push(row(stage, tally, start.elapsed()));
-        total = total.add(tally);
+        let ran = if args.verbose { aloud(workspace, stage) } else { quietly(&logs, stage)? };
+        let row = row(stage, ran.tally, start.elapsed());
+        if !args.verbose {
+            println!("{row}");
+        }
+        if ran.tally.failed > 0 {
+            println!("{}", shown(&ran.output));
+            failed.extend(names(&ran.output).map(|name| format!("{stage:?}: {name}")));
+        }
+        rows.push(row);
+        total = total.add(ran.tally);
     }
 
     println!("\n== Summary\n{}", rows.join("\n"));
-    println!(
-        "{} passed, {} failed, {} skipped (tests and checks)",
-        total.passed, total.failed, total.skipped
-    );
+    for name in failed.iter().take(NAMED) {
+        println!("{name}");
+    }
+    // Alone on its line, in the words that CI systems look for.
+    println!("{} passed, {} failed, {} skipped", total.passed, total.failed, total.skipped);
     Ok(if total.failed > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// Runs a stage in this process, so that what it prints is seen as it comes.
+fn aloud(workspace: &Workspace, stage: Stage) -> Ran {
+    println!("\n== {stage:?}");
+    let tally = check(workspace, stage).unwrap_or_else(|error| {
+        println!("error: {stage:?}: {error:#}");
+        Tally::FAILED
+    });
+    Ran { tally, output: String::new() }
+}
+
+/// Runs a stage as a process of its own with a file for what it prints, and says once a minute that
+/// it goes on: a CI ends what is silent for too long.
+fn quietly(logs: &Path, stage: Stage) -> Result<Ran> {
+    fs::create_dir_all(logs)?;
+    let name = stage.to_possible_value().context("a stage has a name")?;
+    let log = logs.join(format!("{}.log", name.get_name()));
+    let file = File::create(&log).with_context(|| log.display().to_string())?;
+    let child = Command::new(std::env::current_exe()?)
+        .args(["ci", "--verbose", name.get_name()])
+        .stdin(Stdio::null())
+        .stdout(file.try_clone()?)
+        .stderr(file)
+        .spawn()?;
+    let success = waited_for(child, stage, &log)?;
+    let output = String::from_utf8_lossy(&fs::read(&log)?).into_owned();
+    let tally = match closing_tally(&output) {
+        Some(tally) if success == (tally.failed == 0) => tally,
+        Some(tally) => tally.add(Tally::FAILED),
+        None => Tally::FAILED,
+    };
+    Ok(Ran { tally, output })
+}
+
+/// Whether it succeeded.
+fn waited_for(mut child: Child, stage: Stage, log: &Path) -> Result<bool> {
+    let start = Instant::now();
+    let mut said = start;
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok(status.success());
+        }
+        if said.elapsed() >= STILL {
+            said = Instant::now();
+            println!(
+                "{:<11} .. {:>4} s, {}",
+                format!("{stage:?}"),
+                start.elapsed().as_secs(),
+                log.display()
+            );
+        }
+        std::thread::sleep(LOOK);
+    }
+}
+
+/// The end of a failed stage's output, which is where its failures are in full.
+fn shown(output: &str) -> String {
+    let lines: Vec<_> = output.lines().collect();
+    lines[lines.len().saturating_sub(SHOWN)..].join("\n")
+}
+
+/// The lines that name a failure, each once.
+fn names(output: &str) -> impl Iterator<Item = &str> {
+    let mut seen = std::collections::BTreeSet::new();
+    output.lines().map(str::trim).filter(move |line| names_a_failure(line) && seen.insert(*line))
+}
+
+/// As nextest, libtest and the kernel's test programs print it, and as ours do.
+fn names_a_failure(line: &str) -> bool {
+    const BEGINNINGS: [&str; 7] =
+        ["FAIL [", "TIMEOUT [", "SIGABRT [", "SIGSEGV [", "not ok ", "error: ", "error["];
+    BEGINNINGS.iter().any(|beginning| line.starts_with(beginning))
+        || line.ends_with("... FAILED")
+        || line.contains(": FAILED")
 }
 
 fn row(stage: Stage, tally: Tally, took: Duration) -> String {
@@ -291,9 +395,38 @@ fn libtest_tally(text: &str) -> Option<Tally> {
     Some(tally)
 }
 
+/// Reads the last line, `12 passed, 0 failed, 3 skipped`.
+fn closing_tally(text: &str) -> Option<Tally> {
+    let mut counts = text.lines().next_back()?.split(", ");
+    let mut count = |word| counts.next()?.strip_suffix(word)?.parse().ok();
+    let (passed, failed) = (count(" passed")?, count(" failed")?);
+    Some(Tally { passed, failed, skipped: count(" skipped")? })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_stages_closing_line_is_read_and_nothing_else_is_taken_for_one() {
+        let tally = Tally { passed: 12, failed: 1, skipped: 3 };
+        assert_eq!(closing_tally("noise\n12 passed, 1 failed, 3 skipped\n"), Some(tally));
+        assert_eq!(closing_tally("12 passed, 1 failed, 3 skipped\nkilled"), None);
+        assert_eq!(closing_tally(""), None);
+    }
+
+    #[test]
+    fn what_failed_is_named_once_in_each_runners_words() {
+        let output = "  PASS [ 1s] (1/2) a b\n  FAIL [ 1s] (2/2) a c\nok 1 x\nnot ok 2 y\n  FAIL [ 1s] (2/2) a c\n\
+                      test lib - Table (line 3) ... FAILED\nerror: test run failed\n";
+        let expected = [
+            "FAIL [ 1s] (2/2) a c",
+            "not ok 2 y",
+            "test lib - Table (line 3) ... FAILED",
+            "error: test run failed",
+        ];
+        assert!(names(output).eq(expected));
+    }
 
     #[test]
     fn nextests_summary_is_counted() {
@@ -322,7 +455,6 @@ mod tests {
 
     #[test]
     fn every_stage_is_run_without_arguments() {
-        use clap::ValueEnum as _;
         assert_eq!(Stage::ALL.as_slice(), Stage::value_variants());
     }
 }
