@@ -111,7 +111,7 @@ impl FileSystem {
         closer: &Closer,
     ) -> Result<Arc<Self>> {
         let dev = dev_of(&mounted)?;
-        let state = State { last: devices.last(), nodes: BTreeMap::new() };
+        let state = State { last: view::END, nodes: BTreeMap::new() };
         let served = Arc::new(Self {
             connection: Arc::new(Connection::new(mounted.device)),
             serving: Mutex::default(),
@@ -151,6 +151,18 @@ impl FileSystem {
     /// The device nodes of the view, where they are files of this file system.
     pub(crate) const fn devices(&self) -> &DeviceNodes {
         &self.devices
+    }
+
+    /// What the file with this identity stands for, if it is a node of the view.
+    pub(crate) fn node(&self, (dev, inode): (u64, u64)) -> Option<view::Node> {
+        if dev == self.dev { self.devices.node(inode) } else { None }
+    }
+
+    /// Lets the kernel forget names that nodes of the view had. Not for the thread that serves.
+    pub(crate) fn forget(&self, names: &[view::Changed]) {
+        for changed in names {
+            self.connection.forget_name(changed.parent, &changed.name);
+        }
     }
 
     /// The node of the view, by which it is judged who may open it.
@@ -225,6 +237,9 @@ impl FileSystem {
     }
 
     fn answer(&self, request: &Request<'_>) {
+        if let Operation::Interrupt { .. } = request.operation {
+            return;
+        }
         let mut bytes = Vec::new();
         let answer = self.decide(request, &mut bytes);
         self.connection.answer(request.unique, answer);

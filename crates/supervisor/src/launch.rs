@@ -17,7 +17,7 @@ use crate::filter::{self, QueueFds};
 use crate::fuse;
 use crate::limits::Limits;
 use crate::removal::Failure;
-use crate::view::{self, DeviceNodes, Identity, View};
+use crate::view::{self, Cover, DeviceNodes, Identity, View};
 
 /// Descriptors whose read and write are stopped, at most: one for every queue.
 const QUEUES: u32 = 64;
@@ -35,6 +35,8 @@ pub(crate) struct Launched {
     /// The numbers at which read and write are stopped, where there is none.
     pub(crate) queues: Option<QueueFds>,
     pub(crate) nodes: Vec<Identity>,
+    /// What covers directories of the host; taken when the view is looked after.
+    pub(crate) covers: Vec<Cover>,
     /// Below /sys, the directory of each device, by its address.
     pub(crate) directories: BTreeMap<String, String>,
     /// Entries of /dev and /sys it does not see.
@@ -95,6 +97,10 @@ pub(crate) fn launch(
             };
             let (owner, nodes, lost) = read_identities(&bytes);
             let mounted = fds.next().zip(fds.next());
+            let (paths, roots) = message::receive(&ours, LIMIT).map_err(failed)?;
+            let paths = String::from_utf8_lossy(&paths).into_owned();
+            let covers = paths.lines().skip(1).zip(roots);
+            let covers = covers.map(|(path, root)| Cover { path: path.to_owned(), root }).collect();
             let mounted = mounted.map(|(device, root)| Mounted { device, root, owner });
             let fuse = mounted.map(|mounted| {
                 let dev = fuse::dev_of(&mounted).ok();
@@ -109,6 +115,7 @@ pub(crate) fn launch(
                 queues: queues.filter(|_| fuse.is_none()),
                 fuse,
                 nodes,
+                covers,
                 directories: view.directories().clone(),
                 lost,
                 start: ours,
@@ -175,6 +182,12 @@ fn prepare(view: &View, queues: Option<QueueFds>, socket: &OwnedFd) -> Result<()
         fds.extend([fuse.device.as_fd(), fuse.root.as_fd()]);
     }
     message::send(socket, &identities, &fds).map_err(failed)?;
+    // Without one, what changes below it is not seen.
+    let covers = &entered.covers[..entered.covers.len().min(message::MAX_FDS)];
+    let paths = covers.iter().fold("\n".to_owned(), |text, cover| text + &cover.path + "\n");
+    let roots: Vec<_> = covers.iter().map(|cover| cover.root.as_fd()).collect();
+    message::send(socket, paths.as_bytes(), &roots).map_err(failed)?;
+    drop(roots);
     // Whoever holds the device keeps the file system from ending with the supervisor.
     drop(fds);
     drop(entered);

@@ -7,7 +7,7 @@ use ioasis_pci::{BARS, BarKind, CONFIG_SIZE};
 use ioasis_uapi::{Errno, Error, Result};
 use ioasis_vfio::Device;
 
-use crate::view::{self, Bar, GroupKind, Reserved};
+use crate::view::{self, Bar, GroupKind, Registration, Reserved};
 
 /// What a program is run on.
 #[derive(Debug)]
@@ -79,7 +79,9 @@ fn seen(device: &Device, iommu: usize) -> Result<view::Device> {
         cdev: cdev.unwrap_or((0, device.index())),
         numa_node: -1,
         config,
-        driver: "vfio-pci".to_owned(),
+        driver: Some("vfio-pci".to_owned()),
+        driver_override: Some("vfio-pci".to_owned()),
+        registration: Registration::Registered,
         iommu,
         reserved: device.endpoint().config().reserved.iter().map(reserved).collect(),
     })

@@ -219,8 +219,8 @@ fn prepare(
         say(&format!("ioasis: {entry} is not in the program's view\n"));
     }
     confine().map_err(failed)?;
-    let server =
-        Server::new(&mut launched, (machine, trace, rules), shared, notes).map_err(failed)?;
+    let server = Server::new(&mut launched, &view, (machine, trace, rules), shared, notes)
+        .map_err(failed)?;
     let marks = Marks::new(server.files_dev(), &launched.nodes);
     let listener = launched.listener.try_clone().map_err(failed)?;
     let client = launched.child.as_fd().try_clone_to_owned();

@@ -10,7 +10,7 @@ use std::process::{Command, ExitCode};
 use std::time::Instant;
 
 use ioasis_supervisor::view::{
-    Bar, Device, Entered, GroupKind, HostPci, Identity, Node, Options, Reserved, View,
+    Bar, Device, Entered, GroupKind, HostPci, Identity, Node, Options, Registration, Reserved, View,
 };
 
 type Check = fn(&View, &Entered);
@@ -115,6 +115,7 @@ fn inside() {
     let start = Instant::now();
     let entered = view.enter().unwrap();
     println!("  entered in {} us", start.elapsed().as_micros());
+    view.serve_nodes(&entered).unwrap();
     for (name, check) in CHECKS {
         println!("  {name}");
         check(&view, &entered);
@@ -126,7 +127,9 @@ fn the_hosts_devices_can_be_shown_beside_ours() {
     let (devices_before, drivers_before) =
         (list("/sys/bus/pci/devices"), list("/sys/bus/pci/drivers"));
     let options = Options { host_pci: HostPci::Shown, ..Options::default() };
-    let entered = View::plan(&devices(), &options).unwrap().enter().unwrap();
+    let view = View::plan(&devices(), &options).unwrap();
+    let entered = view.enter().unwrap();
+    view.serve_nodes(&entered).unwrap();
     assert_eq!(entered.lost, [""; 0]);
     let (devices_now, drivers_now) = (names("/sys/bus/pci/devices"), names("/sys/bus/pci/drivers"));
     for bdf in &devices_before {
@@ -166,7 +169,9 @@ fn device(bdf: &str, vfio: u32, group: u32) -> Device {
         cdev: (511, vfio),
         numa_node: -1,
         config,
-        driver: "vfio-pci".to_owned(),
+        driver: Some("vfio-pci".to_owned()),
+        driver_override: Some("vfio-pci".to_owned()),
+        registration: Registration::Registered,
         iommu: 0,
         reserved: vec![Reserved { start: 0xfee0_0000, last: 0xfeef_ffff, kind: "msi" }],
     }

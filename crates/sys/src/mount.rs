@@ -94,6 +94,19 @@ pub fn clone_recursive(dir: impl AsFd) -> Result<OwnedFd> {
     open_tree(dir, "", flags).map_err(because("a mount cannot be copied"))
 }
 
+/// Copies the mount that holds the directory `dir`, from there on down, without what is mounted below. The copy is mounted
+/// nowhere, and what becomes of the other mount's flags is nothing to it.
+///
+/// # Errors
+///
+/// The errno of open_tree(2).
+pub fn clone_alone(dir: impl AsFd) -> Result<OwnedFd> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_EMPTY_PATH;
+    open_tree(dir, "", flags).map_err(because("a mount cannot be copied"))
+}
+
 /// Mounts the detached `tree`, which may have been made in another user namespace, on the directory `target`.
 ///
 /// # Errors

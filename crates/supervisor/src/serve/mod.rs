@@ -53,6 +53,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use crate::Machine;
 use crate::files::{Behind, Files, Opened};
 use crate::filter::{self, Changes, number};
+use crate::fuse::FileSystem;
 use crate::injection::Injection;
 use crate::launch::Launched;
 use crate::memlock::{INFINITY, Limit, Memlock};
@@ -64,7 +65,7 @@ use crate::rules::{Rule, Rules};
 use crate::task::{Task, Tasks, low, signed};
 use crate::trace::{self, Trace};
 use crate::trap::{Action, Executes, Surroundings, Traps};
-use crate::view::{Identity, Node, Stores};
+use crate::view::{Live, Node, Stores, View};
 use crate::watchdog::{Shared, say};
 use client::Caller;
 use judge::Own;
@@ -169,7 +170,8 @@ pub(crate) struct Server {
     memory: Arc<Memory>,
     traps: Traps,
     machine: Machine,
-    nodes: Vec<Identity>,
+    /// The files by which it is seen.
+    live: Live,
     /// Below /sys, the directory of each device, by its address.
     directories: BTreeMap<String, String>,
     /// Nodes that programs made, by device and inode.
@@ -193,6 +195,7 @@ pub(crate) struct Server {
 impl Server {
     pub(crate) fn new(
         launched: &mut Launched,
+        view: &View,
         (machine, trace, rules): (Machine, Option<Trace>, Vec<Rule>),
         shared: &Arc<Shared>,
         notes: &Arc<Notes>,
@@ -234,7 +237,7 @@ impl Server {
             tasks: Tasks::default(),
             memlock,
             machine,
-            nodes: launched.nodes.clone(),
+            live: Live::new(view, &launched.nodes, std::mem::take(&mut launched.covers)),
             directories: launched.directories.clone(),
             places: Mutex::default(),
             made: Mutex::default(),
@@ -244,6 +247,28 @@ impl Server {
             left,
             pool: Arc::new(Pool::new(0..shared.slots.count())),
         }))
+    }
+
+    /// Lets programs see the devices as they are now.
+    ///
+    /// For whoever has changed a device, or which there are. May wait for the thread that serves files: not to be called by
+    /// it, nor with a lock that it takes.
+    ///
+    /// # Errors
+    ///
+    /// What planning a view says; nothing has changed then.
+    #[expect(dead_code, reason = "nothing comes or goes yet")]
+    pub(crate) fn show(&self) -> Result<()> {
+        let (machine, files) = (&self.machine, self.queues.file_system());
+        let nodes = files.map(FileSystem::devices);
+        let shown = self.live.show(|| machine.seen(), &machine.view, nodes)?;
+        if let Some(files) = files {
+            files.forget(&shown.names);
+        }
+        for path in shown.lost {
+            say(&format!("ioasis: {path} could not be changed in the program's view\n"));
+        }
+        Ok(())
     }
 
     /// `st_dev` of the files given to clients.

@@ -39,6 +39,12 @@ impl HostNumbers {
 }
 
 impl Server {
+    /// What the file of the view with this device and inode stands for.
+    pub(super) fn node_of_file(&self, identity: (u64, u64)) -> Option<Node> {
+        let files = self.queues.file_system();
+        self.live.node(identity).or_else(|| files.and_then(|files| files.node(identity)))
+    }
+
     /// The node that a character device with this number is, where the host has no other driver for it.
     pub(super) fn node_of_number(&self, number: (u32, u32)) -> Option<Node> {
         self.own_node_of_number(number).filter(|_| !self.host_numbers.has(number))

@@ -175,12 +175,7 @@ impl Caller<'_> {
         if seen.dev == self.server.files.dev() {
             return places.get(node).map_or_else(|| Arc::clone(found), Arc::clone);
         }
-        if self
-            .server
-            .nodes
-            .iter()
-            .any(|identity| (identity.dev, identity.ino) == (seen.dev, seen.ino))
-        {
+        if self.server.live.node((seen.dev, seen.ino)).is_some() {
             places.entry(*node).or_insert_with(|| Arc::clone(found));
         }
         Arc::clone(found)
@@ -360,9 +355,8 @@ enum Target {
 
 fn node(caller: &Caller<'_>, file: Seen) -> Option<Target> {
     let server = caller.server;
-    let is_it = |identity: &&view::Identity| (identity.dev, identity.ino) == (file.dev, file.ino);
-    if let Some(identity) = server.nodes.iter().find(is_it) {
-        return Some(Target::Node(identity.node));
+    if let Some(node) = server.node_of_file((file.dev, file.ino)) {
+        return Some(Target::Node(node));
     }
     if file.kind.is_char_device() {
         let node = match file.number {
@@ -371,10 +365,7 @@ fn node(caller: &Caller<'_>, file: Seen) -> Option<Target> {
         };
         return node.map(Target::Node);
     }
-    let beside_attributes = |identity: &view::Identity| {
-        identity.dev == file.dev && matches!(identity.node, Node::Attribute(_))
-    };
-    if file.kind == FileType::RegularFile && server.nodes.iter().any(beside_attributes) {
+    if file.kind == FileType::RegularFile && server.live.has_attributes(file.dev) {
         return Some(Target::ReadOnly);
     }
     // A link in /proc/PID/fd leads to the file itself; opening a device anew is opening its node.

@@ -1,9 +1,10 @@
 //! What the view has under /dev.
 
+use std::collections::BTreeSet;
 use std::os::unix::fs::FileTypeExt as _;
 
 use super::tree::Dir;
-use super::{ContainerNode, Device, GroupKind, Node, Options};
+use super::{ContainerNode, Device, GroupKind, Node, Options, Registration};
 
 /// Major and minor number of /dev/vfio/vfio (drivers/vfio/container.c: a misc device with a fixed minor).
 pub(crate) const CONTAINER: (u32, u32) = (MISC, 196);
@@ -20,13 +21,19 @@ pub(super) fn group_name(device: &Device) -> String {
 
 /// One device of every group.
 pub(super) fn groups(devices: &[Device]) -> impl Iterator<Item = &Device> {
-    devices
-        .iter()
-        .enumerate()
-        .filter(|(index, device)| {
-            devices[..*index].iter().all(|earlier| earlier.group != device.group)
-        })
-        .map(|(_, device)| device)
+    one_of_each(devices.iter())
+}
+
+/// One device of every group that has a node, which is as long as VFIO has one of its devices (drivers/vfio/group.c,
+/// `vfio_device_set_group`, `vfio_device_remove_group`).
+pub(super) fn groups_with_node(devices: &[Device]) -> impl Iterator<Item = &Device> {
+    let known = devices.iter().filter(|device| device.registration != Registration::Absent);
+    one_of_each(known)
+}
+
+fn one_of_each<'a>(devices: impl Iterator<Item = &'a Device>) -> impl Iterator<Item = &'a Device> {
+    let mut seen = BTreeSet::new();
+    devices.filter(move |device| seen.insert(device.group))
 }
 
 pub(super) fn plan(dev: &mut Dir, devices: &[Device], options: &Options) {
@@ -36,7 +43,7 @@ pub(super) fn plan(dev: &mut Dir, devices: &[Device], options: &Options) {
         vfio.node("vfio", Node::VfioContainer, 0o666, Some(CONTAINER));
     }
     vfio.dir("devices");
-    for device in groups(devices) {
+    for device in groups_with_node(devices) {
         let node = match device.group_kind {
             GroupKind::Iommu | GroupKind::Emulated => Node::Group(device.group),
             GroupKind::NoIommu => Node::NoIommuGroup(device.group),
@@ -54,6 +61,11 @@ pub(super) fn plan(dev: &mut Dir, devices: &[Device], options: &Options) {
 
 /// A group without an IOMMU has no cdev (drivers/vfio/vfio_main.c).
 pub(super) fn with_cdev(devices: &[Device]) -> impl Iterator<Item = &Device> {
+    behind_iommu(devices).filter(|device| device.registration == Registration::Registered)
+}
+
+/// The devices that an IOMMU translates for.
+pub(super) fn behind_iommu(devices: &[Device]) -> impl Iterator<Item = &Device> {
     devices.iter().filter(|device| device.group_kind == GroupKind::Iommu)
 }
 
@@ -65,7 +77,7 @@ fn links(char: &mut Dir, devices: &[Device], options: &Options) {
         link(CONTAINER, "../vfio/vfio".to_owned());
     }
     link((MISC, options.iommu_minor), "../iommu".to_owned());
-    for device in groups(devices) {
+    for device in groups_with_node(devices) {
         link((options.group_major, device.group), format!("../vfio/{}", group_name(device)));
     }
     for device in with_cdev(devices) {

@@ -40,13 +40,14 @@ pub(super) fn plan_device(sys: &mut Dir, machine: &Machine<'_>, device: &Device)
         revision: device.revision,
         config: &device.config,
         numa_node: device.numa_node,
-        driver: Some(&device.driver),
+        driver: device.driver.as_deref(),
         group: device.group,
         iommu: (device.group_kind == GroupKind::Iommu).then_some(iommu),
     };
     let path = machine.directory(device);
     let dir = plan(sys, &path, &function, &device.bars);
-    dir.writable("driver_override", format!("{}\n", device.driver));
+    let only = device.driver_override.as_deref().unwrap_or("(null)");
+    dir.writable("driver_override", format!("{only}\n"));
     dir.writable("reset_method", "flr\n");
     dir.write_only("reset");
     resources(dir, device);

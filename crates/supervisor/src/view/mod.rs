@@ -15,6 +15,7 @@
 mod dev;
 mod function;
 mod host;
+mod live;
 mod mounts;
 mod nodes;
 mod proc;
@@ -32,7 +33,9 @@ pub use ioasis_sys::namespace::User;
 use ioasis_uapi::{Errno, Error, Result};
 
 pub(crate) use dev::{CONTAINER, MISC};
-pub(crate) use nodes::{DeviceNodes, encoded, root};
+pub(crate) use live::Live;
+pub(crate) use mounts::Cover;
+pub(crate) use nodes::{Changed, DeviceNodes, END, encoded, root};
 pub(crate) use proc::ProcFile;
 use topology::Topology;
 use tree::{Dir, Host};
@@ -40,7 +43,7 @@ use tree::{Dir, Host};
 /// What the client's environment needs, so that libudev (systemd 251 and newer) takes the view for a sysfs.
 pub const ENVIRONMENT: &[(&str, &str)] = &[("SYSTEMD_DEVICE_VERIFY_SYSFS", "0")];
 
-/// A PCI function bound to vfio-pci, as its files in /sys and /dev describe it.
+/// A PCI function, as its files in /sys and /dev describe it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Device {
     /// Domain, bus, device and function, as in "0000:01:00.0".
@@ -72,7 +75,11 @@ pub struct Device {
     /// The first 64, 256 or 4096 bytes of configuration space.
     pub config: Vec<u8>,
     /// Name of the driver it is bound to, usually "vfio-pci".
-    pub driver: String,
+    pub driver: Option<String>,
+    /// The only driver that may bind it, if somebody said so.
+    pub driver_override: Option<String>,
+    /// Whether it is a VFIO device.
+    pub registration: Registration,
     /// Which of [`Options::iommus`] translates for it.
     pub iommu: usize,
     /// What it cannot use for memory.
@@ -84,6 +91,18 @@ impl Device {
     fn address(&self) -> Bdf {
         Bdf::parse(&self.bdf).expect("View::plan checked it")
     }
+}
+
+/// What VFIO has of a device, which its driver registers and unregisters (drivers/vfio/vfio_main.c).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Registration {
+    /// Its nodes.
+    #[default]
+    Registered,
+    /// The node of its group, until it is closed; no node of its own any more.
+    Unregistering,
+    /// Nothing: another driver has it, or none.
+    Absent,
 }
 
 /// An address range of a device, as a line of its `resource` file. All zero when not present.
@@ -181,6 +200,8 @@ pub struct Options {
     pub user: User,
     /// How stores to mapped registers reach a device.
     pub stores: Stores,
+    /// Drivers on the PCI bus beside vfio-pci, which do nothing but bind the devices that start with them.
+    pub drivers: Vec<String>,
 }
 
 /// How a device learns of what a program stores into its mapped registers.
@@ -233,6 +254,7 @@ impl Default for Options {
             container: ContainerNode::Type1,
             user: User::Own,
             stores: Stores::Trapped,
+            drivers: Vec::new(),
         }
     }
 }
@@ -329,6 +351,8 @@ pub struct Entered {
     pub files: OwnedFd,
     /// A file system for those that are read and written, if /dev/fuse opens.
     pub fuse: Option<Mounted>,
+    /// What covers directories of the host, so that entries come and go.
+    pub(crate) covers: Vec<Cover>,
     /// Entries of /dev and /sys that could not be kept in view.
     pub lost: Vec<String>,
 }
@@ -337,6 +361,8 @@ pub struct Entered {
 #[derive(Clone, Debug)]
 pub struct View {
     root: Dir,
+    /// The same without what the host's entries become.
+    own: Dir,
     device_nodes: Vec<nodes::Planned>,
     /// When they were made.
     time: Time,
@@ -360,32 +386,50 @@ impl View {
     /// `EINVAL` for a BDF or a name that is none, `EEXIST` for two devices with one BDF or one cdev, `ENODEV` for an IOMMU
     /// that `options` lacks, `ENOSPC` for more buses than bus 0 has room for root ports.
     pub fn plan(devices: &[Device], options: &Options) -> Result<Self> {
+        Self::of(devices, options, HostEntries::Rearranged)
+    }
+
+    fn of(devices: &[Device], options: &Options, host: HostEntries) -> Result<Self> {
         check(devices, options)?;
         let mut root = Dir::new(Host::Kept);
         dev::plan(root.kept("dev"), devices, options);
-        let host = match options.host_pci {
+        let functions = match options.host_pci {
             HostPci::Shown => sysfs::host_functions(),
             HostPci::Hidden => BTreeSet::new(),
         };
-        let topology = Topology::new(devices, options, &host)?;
+        let topology = Topology::new(devices, options, &functions)?;
         let machine = Machine { devices, options, topology: &topology };
         sysfs::plan(root.kept("sys"), &machine);
-        if options.host_pci == HostPci::Hidden {
-            host::hide(root.kept("sys"));
-        }
         let mut attributes = Vec::new();
         root.number("", &mut attributes);
+        let own = root.clone();
+        if host == HostEntries::Rearranged && options.host_pci == HostPci::Hidden {
+            host::hide(root.kept("sys"));
+        }
         let (files_size, user) = (options.files_size, options.user);
-        let device_nodes = root.device_nodes();
+        let device_nodes = own.device_nodes("");
         let directory = |device: &Device| (device.bdf.clone(), machine.directory(device));
         let directories = devices.iter().map(directory).collect();
         let time = Time::now();
-        Ok(Self { root, device_nodes, time, directories, attributes, files_size, user })
+        Ok(Self { root, own, device_nodes, time, directories, attributes, files_size, user })
     }
 
     /// Below /sys, the directory of each device, by its address.
     pub(crate) const fn directories(&self) -> &BTreeMap<String, String> {
         &self.directories
+    }
+
+    /// Answers for the nodes of the view that was entered, as the supervisor does, until its file system is gone.
+    ///
+    /// # Errors
+    ///
+    /// `EMFILE`, `EAGAIN`.
+    pub fn serve_nodes(&self, entered: &Entered) -> Result<()> {
+        let Some(fuse) = &entered.fuse else { return Ok(()) };
+        let nodes = self.device_nodes(fuse.owner);
+        let device = fuse.device.try_clone();
+        let device = device.map_err(|_| Error::new(Errno::EMFILE, "too many open files"))?;
+        mounts::serve(device, nodes)
     }
 
     /// The device nodes as files of a file system of `owner`'s.
@@ -398,6 +442,15 @@ impl View {
     pub fn attribute(&self, number: u32) -> Option<&str> {
         self.attributes.get(usize::try_from(number).ok()?).map(String::as_str)
     }
+}
+
+/// Whether a plan says what becomes of the host's entries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum HostEntries {
+    /// It does.
+    Rearranged,
+    /// It does not, as nothing is mounted by it.
+    Ignored,
 }
 
 /// What there is to be planned.
@@ -450,7 +503,8 @@ fn check(devices: &[Device], options: &Options) -> Result<()> {
     let is_name = |name: &str| !matches!(name, "" | "." | "..") && !name.contains(['/', '\0']);
     let names = devices
         .iter()
-        .map(|device| &device.driver)
+        .filter_map(|device| device.driver.as_ref())
+        .chain(options.drivers.iter())
         .chain(options.iommus.iter().map(|iommu| &iommu.name));
     if !names.map(String::as_str).all(is_name) {
         return Err(Error::new(Errno::EINVAL, "the name of a driver or IOMMU is no file name"));
@@ -509,7 +563,9 @@ mod tests {
             cdev: (511, vfio),
             numa_node: -1,
             config: vec![0; 256],
-            driver: "vfio-pci".to_owned(),
+            driver: Some("vfio-pci".to_owned()),
+            driver_override: Some("vfio-pci".to_owned()),
+            registration: Registration::Registered,
             iommu: 0,
             reserved: Vec::new(),
         }

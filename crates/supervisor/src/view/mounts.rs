@@ -3,7 +3,8 @@
 //! A directory the host has already, and whose planned entries are all directories that it has too, stays as it is.
 //! Any other is covered by a memory file system that holds the planned entries, with the host's own entries bound
 //! (or, if links, copied) beside them where they are kept. Binding keeps them exact: writes, ioctls and new files
-//! below them reach the real thing.
+//! below them reach the real thing. Each such memory file system is kept open by a second mount, which is nowhere and can be
+//! written: what comes and goes later is made and removed there, and every mount namespace sees it ([`Live`](super::Live)).
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -54,10 +55,40 @@ impl View {
         rustix::process::umask(umask);
         // The same path again: what it leads to may be covered now. Where it led nowhere, it still does.
         let _ = cwd.and_then(std::env::set_current_dir);
-        let (nodes, lost) = made?;
+        let Made { nodes, lost, covers } = made?;
         namespace.drop_capabilities()?;
-        Ok(Entered { nodes, files, fuse, lost })
+        Ok(Entered { nodes, files, fuse, covers, lost })
     }
+}
+
+/// A memory file system of the view.
+#[derive(Debug)]
+pub(crate) struct Cover {
+    /// The directory that it covers.
+    pub(crate) path: String,
+    /// Its root, on a mount that can be written.
+    pub(crate) root: OwnedFd,
+}
+
+/// What was made.
+struct Made {
+    nodes: Vec<Identity>,
+    lost: Vec<String>,
+    covers: Vec<Cover>,
+}
+
+/// Answers for `nodes` in a thread of its own as long as there is somebody to ask.
+pub(super) fn serve(device: OwnedFd, nodes: DeviceNodes) -> Result<()> {
+    let connection = Connection::new(device);
+    let serve = move || {
+        let wait = || {
+            let _ = rustix::event::poll(&mut [PollFd::new(&connection, PollFlags::IN)], None);
+            false
+        };
+        let _ = nodes.serve(&connection, wait);
+    };
+    let thread = std::thread::Builder::new().spawn(serve);
+    thread.map(drop).map_err(|_| Error::new(Errno::EAGAIN, "no thread to serve nodes with"))
 }
 
 /// Does `act` while a thread answers for `nodes`; it is told whether one does.
@@ -110,17 +141,17 @@ struct Covered<'a> {
 }
 
 struct Work<'a> {
-    nodes: Vec<Identity>,
-    lost: Vec<String>,
+    made: Made,
     devices: Option<Devices<'a>>,
 }
 
 impl<'a> Work<'a> {
-    /// Makes everything. What is returned is what can be recognised, and what is lost.
-    fn all(root: &Dir, devices: Option<Devices<'a>>) -> Result<(Vec<Identity>, Vec<String>)> {
-        let mut work = Self { nodes: Vec::new(), lost: Vec::new(), devices };
+    /// Makes everything.
+    fn all(root: &Dir, devices: Option<Devices<'a>>) -> Result<Made> {
+        let made = Made { nodes: Vec::new(), lost: Vec::new(), covers: Vec::new() };
+        let mut work = Self { made, devices };
         work.root(root)?;
-        Ok((work.nodes, work.lost))
+        Ok(work.made)
     }
 
     fn root(&mut self, root: &Dir) -> Result<()> {
@@ -164,8 +195,11 @@ impl<'a> Work<'a> {
             .transpose()?;
         mount::tmpfs(path, LIMITS)?;
         let target = open(CWD, path).map_err(because("a mount just made cannot be opened"))?;
+        // Before anything is mounted below: what is the host's cannot be copied alone.
+        let root = mount::clone_alone(&target)?;
+        self.made.covers.push(Cover { path: path.display().to_string(), root });
         let covered = Covered { path, original: &original, source: None };
-        let source = self.devices.filter(|_| !dir.device_nodes().is_empty());
+        let source = self.devices.filter(|_| !dir.device_nodes("").is_empty());
         let source = source.and_then(|devices| place(&target, path, devices).ok());
         let covered = Covered { source: source.as_deref(), ..covered };
         let filled = self.fill(&target, path, dir, Some(&original), covered);
@@ -197,12 +231,15 @@ impl<'a> Work<'a> {
             match entry {
                 Entry::Dir(below) => {
                     make_directory(target, name)?;
+                    if self.directory(&path.join(name), covered.source) {
+                        continue;
+                    }
                     let target = open(target, Path::new(name)).map_err(because(FILL))?;
                     let original =
                         original.and_then(|original| open(original, Path::new(name)).ok());
                     self.fill(&target, &path.join(name), below, original.as_ref(), covered)?;
                 }
-                Entry::File(file) => self.file(target, name, file)?,
+                Entry::File(file) => self.made.nodes.extend(make_file(target, name, file)?),
                 Entry::Link(link) => rustix::fs::symlinkat(link.as_str(), target, name.as_str())
                     .map_err(because(FILL))?,
                 Entry::Node { node, mode, .. } => {
@@ -214,6 +251,28 @@ impl<'a> Work<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Mounts the directory that is to be at `path`, if that is one of device nodes; whether it is there.
+    fn directory(&mut self, path: &Path, source: Option<&Path>) -> bool {
+        let (Some(devices), Some(source)) = (self.devices, source) else { return false };
+        let inode = path.to_str().and_then(|path| devices.nodes.inode_at(path));
+        let Some(inode) = inode else { return false };
+        if mount::bind_recursive(&source.join(inode.to_string()), path).is_err() {
+            return false;
+        }
+        let look = |path: &str| {
+            // Asked once for the time of birth, which it has not, the file system is not asked by whoever wants it later; and
+            // the name is known when there is no supervisor any more.
+            let flags = AtFlags::SYMLINK_NOFOLLOW;
+            let _ = rustix::fs::statx(CWD, path, flags, StatxFlags::BTIME);
+            rustix::fs::lstat(path).ok().map(|stat| (stat.st_dev, stat.st_ino))
+        };
+        let all = devices.nodes.below(&path.display().to_string());
+        let known = all.into_iter().filter_map(|(path, node)| Some((look(&path)?, node?)));
+        let known = known.map(|((dev, ino), node)| Identity { dev, ino, node });
+        self.made.nodes.extend(known);
+        true
     }
 
     /// Makes a node at `path`, whose parent is `target`. A file bound over it leaves what is covered for nobody but who may
@@ -232,13 +291,13 @@ impl<'a> Work<'a> {
                 .map_err(because(FILL))
         };
         mount::placeholder(target, name, 0)?;
-        self.nodes.push(identify()?);
+        self.made.nodes.push(identify()?);
         let inode = self.devices.and_then(|devices| devices.nodes.inode(node));
         let bound = source.zip(inode).is_some_and(|(source, inode)| {
             mount::bind_recursive(&source.join(inode.to_string()), path).is_ok()
         });
         if bound {
-            self.nodes.push(identify()?);
+            self.made.nodes.push(identify()?);
             // Asked once for the time of birth, which it has not, the file system is not asked by whoever wants it later.
             let flags = AtFlags::SYMLINK_NOFOLLOW;
             let _ = rustix::fs::statx(target, name, flags, StatxFlags::BTIME);
@@ -265,26 +324,7 @@ impl<'a> Work<'a> {
         if mount::bind_recursive(&Path::new(".").join(relative), path).is_err() {
             // Better no entry than one that leads nowhere; it is reported as lost either way.
             let _ = rustix::fs::unlinkat(target, name, AtFlags::REMOVEDIR);
-            self.lost.push(from.display().to_string());
-        }
-        Ok(())
-    }
-
-    fn file(&mut self, target: &OwnedFd, name: &str, file: &File) -> Result<()> {
-        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
-        let made_file = rustix::fs::openat(target, name, flags, Mode::from_raw_mode(file.mode))
-            .map_err(because(FILL))?;
-        let mut rest = file.bytes.as_slice();
-        while !rest.is_empty() {
-            let written = rustix::io::write(&made_file, rest).map_err(because(FILL))?;
-            rest = &rest[written..];
-        }
-        if file.size > file.bytes.len() as u64 {
-            rustix::fs::ftruncate(&made_file, file.size).map_err(because(FILL))?;
-        }
-        if let Some(node) = file.node {
-            let stat = rustix::fs::fstat(&made_file).map_err(because(FILL))?;
-            self.nodes.push(Identity { dev: stat.st_dev, ino: stat.st_ino, node });
+            self.made.lost.push(from.display().to_string());
         }
         Ok(())
     }
@@ -294,7 +334,7 @@ impl<'a> Work<'a> {
         // Sources are named relative to it: its absolute path leads to `target` by now.
         rustix::process::fchdir(original).map_err(because(FILL))?;
         let Ok(listing) = Listing::read_from(original) else {
-            self.lost.push(path.display().to_string());
+            self.made.lost.push(path.display().to_string());
             return Ok(());
         };
         for entry in listing.flatten() {
@@ -303,11 +343,37 @@ impl<'a> Work<'a> {
                 continue;
             }
             if keep_one(target.as_fd(), path, original.as_fd(), name, entry.file_type()).is_err() {
-                self.lost.push(path.join(name).display().to_string());
+                self.made.lost.push(path.join(name).display().to_string());
             }
         }
         Ok(())
     }
+}
+
+/// Makes a file; by what it is recognised, if it is to be.
+pub(super) fn make_file(target: impl AsFd, name: &str, file: &File) -> Result<Option<Identity>> {
+    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+    let made = rustix::fs::openat(target, name, flags, Mode::from_raw_mode(file.mode))
+        .map_err(because(FILL))?;
+    write_file(&made, file)?;
+    let identity = |node| {
+        let stat = rustix::fs::fstat(&made).map_err(because(FILL))?;
+        Ok(Identity { dev: stat.st_dev, ino: stat.st_ino, node })
+    };
+    file.node.map(identity).transpose()
+}
+
+/// Gives an empty file its content.
+pub(super) fn write_file(made: &OwnedFd, file: &File) -> Result<()> {
+    let mut rest = file.bytes.as_slice();
+    while !rest.is_empty() {
+        let written = rustix::io::write(made, rest).map_err(because(FILL))?;
+        rest = &rest[written..];
+    }
+    if file.size > file.bytes.len() as u64 {
+        rustix::fs::ftruncate(made, file.size).map_err(because(FILL))?;
+    }
+    Ok(())
 }
 
 /// Mounts the device nodes in the directory `target`, found at `path`.
@@ -348,7 +414,7 @@ fn keep_one(
     })
 }
 
-fn make_directory(target: impl AsFd, name: &str) -> Result<()> {
+pub(super) fn make_directory(target: impl AsFd, name: &str) -> Result<()> {
     rustix::fs::mkdirat(target, name, Mode::from_raw_mode(0o755)).map_err(because(FILL))
 }
 

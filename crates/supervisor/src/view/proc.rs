@@ -134,7 +134,7 @@ fn pci_devices(devices: &[Device], options: &Options) -> Result<String> {
         address: device.address(),
         ids: (device.vendor, device.device),
         bars: device.bars,
-        driver: &device.driver,
+        driver: device.driver.as_deref().unwrap_or_default(),
     });
     let bridges = topology.bridges.iter().map(|placed| Line {
         address: placed.address,

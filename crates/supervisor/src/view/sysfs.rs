@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use ioasis_iommufd::Params;
 
-use super::dev::{CONTAINER, group_name, groups, with_cdev};
+use super::dev::{CONTAINER, behind_iommu, group_name, groups, groups_with_node, with_cdev};
 use super::tree::{Dir, Host};
 use super::{
     Bdf, ContainerNode, Device, FaultInjection, GroupKind, HostPci, Iommu, Machine, Node, Options,
@@ -65,7 +65,7 @@ fn bus(sys: &mut Dir, machine: &Machine<'_>) {
     pci.write_only("uevent");
     pci.writable("resource_alignment", "\n");
     pci.dir("slots");
-    let bound = devices.iter().map(|device| (device.address(), Some(&*device.driver)));
+    let bound = devices.iter().map(|device| (device.address(), device.driver.as_deref()));
     let bridges = topology
         .bridges
         .iter()
@@ -78,8 +78,8 @@ fn bus(sys: &mut Dir, machine: &Machine<'_>) {
             driver.link(&name, format!("../../../../{directory}"));
         }
     }
-    let names: Vec<String> =
-        pci.dir("drivers").entries.keys().cloned().chain(["vfio-pci".to_owned()]).collect();
+    let others = options.drivers.iter().cloned().chain(["vfio-pci".to_owned()]);
+    let names: Vec<String> = pci.dir("drivers").entries.keys().cloned().chain(others).collect();
     for name in names {
         let driver = pci.dir("drivers").dir(&name);
         if driver.entries.contains_key("bind") {
@@ -247,7 +247,7 @@ fn classes(sys: &mut Dir, machine: &Machine<'_>) {
     );
     sys.dir("class").dir("vfio");
     sys.dir("class").dir("vfio-dev");
-    for device in groups(devices) {
+    for device in groups_with_node(devices) {
         let name = group_name(device);
         let node = ((options.group_major, device.group), &*format!("vfio/{name}"));
         class_device(sys, &format!("devices/virtual/vfio/{name}"), "vfio", &name, Some(node));
@@ -275,7 +275,7 @@ fn iommus(sys: &mut Dir, machine: &Machine<'_>) {
         class_device(sys, &path, "iommu", &iommu.name, None);
         registers(sys.dir(&path), iommu);
         let members = sys.dir(&path).dir("devices");
-        let behind = with_cdev(devices).map(|device| (device.address(), device.iommu));
+        let behind = behind_iommu(devices).map(|device| (device.address(), device.iommu));
         let bridges = topology.bridges.iter().map(|placed| (placed.address, placed.iommu));
         for (address, _) in behind.chain(bridges).filter(|&(_, iommu)| iommu == index) {
             let directory = topology.directory(address);

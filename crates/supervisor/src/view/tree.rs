@@ -16,14 +16,14 @@ pub(super) enum Host {
 }
 
 /// A directory.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Dir {
     pub(super) host: Host,
     pub(super) entries: BTreeMap<String, Entry>,
 }
 
 /// What a name in a directory stands for.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Entry {
     Dir(Dir),
     File(File),
@@ -43,7 +43,7 @@ pub(super) enum Entry {
 }
 
 /// A regular file.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct File {
     /// Permissions without the write bits Linux gives root.
     pub(super) mode: u32,
@@ -148,16 +148,19 @@ impl Dir {
         self.insert(name, Entry::Node { node, mode, number });
     }
 
-    /// Every device node that has a number.
-    pub(super) fn device_nodes(&self) -> Vec<Planned> {
-        let below = |entry: &Entry| match *entry {
-            Entry::Dir(ref dir) => dir.device_nodes(),
-            Entry::Node { node, mode, number: Some(number) } => {
-                vec![Planned { node, mode, number }]
+    /// Every device node that has a number; this directory is found at `path`.
+    pub(super) fn device_nodes(&self, path: &str) -> Vec<Planned> {
+        let below = |(name, entry): (&String, &Entry)| {
+            let path = format!("{path}/{name}");
+            match *entry {
+                Entry::Dir(ref dir) => dir.device_nodes(&path),
+                Entry::Node { node, mode, number: Some(number) } => {
+                    vec![Planned { path, node, mode, number }]
+                }
+                _ => Vec::new(),
             }
-            _ => Vec::new(),
         };
-        self.entries.values().flat_map(below).collect()
+        self.entries.iter().flat_map(below).collect()
     }
 
     /// The host's directory in whose place this one stands; only where a mount is made, not further down.

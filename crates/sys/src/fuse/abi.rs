@@ -21,6 +21,10 @@ pub(super) const GETXATTR: u32 = 22;
 pub(super) const LISTXATTR: u32 = 23;
 pub(super) const REMOVEXATTR: u32 = 24;
 pub(super) const INIT: u32 = 26;
+pub(super) const OPENDIR: u32 = 27;
+pub(super) const READDIR: u32 = 28;
+pub(super) const RELEASEDIR: u32 = 29;
+pub(super) const FSYNCDIR: u32 = 30;
 pub(super) const INTERRUPT: u32 = 36;
 pub(super) const POLL: u32 = 40;
 pub(super) const NOTIFY_REPLY: u32 = 41;
@@ -38,6 +42,10 @@ pub(super) const READ_LOCKOWNER: u32 = 1 << 1;
 pub(super) const POLL_SCHEDULE_NOTIFY: u32 = 1;
 /// Code of the message that wakes who polls.
 pub(super) const NOTIFY_POLL: i32 = 1;
+/// Code of the message that what is known of a file is not true any more.
+pub(super) const NOTIFY_INVAL_INODE: i32 = 2;
+/// Code of the message that a name in a directory leads elsewhere.
+pub(super) const NOTIFY_INVAL_ENTRY: i32 = 3;
 
 /// What a request begins with.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
@@ -211,6 +219,39 @@ pub(super) struct PollOut {
     pub(super) padding: u32,
 }
 
+#[derive(Clone, Copy, Debug, FromBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub(super) struct InterruptIn {
+    pub(super) unique: u64,
+}
+
+#[derive(Clone, Copy, Debug, IntoBytes, Immutable)]
+#[repr(C)]
+pub(super) struct InvalInodeOut {
+    pub(super) node: u64,
+    pub(super) offset: i64,
+    pub(super) length: i64,
+}
+
+/// Followed by the name and a NUL.
+#[derive(Clone, Copy, Debug, IntoBytes, Immutable)]
+#[repr(C)]
+pub(super) struct InvalEntryOut {
+    pub(super) parent: u64,
+    pub(super) name_length: u32,
+    pub(super) flags: u32,
+}
+
+/// Followed by the name, and zeros up to a multiple of eight bytes.
+#[derive(Clone, Copy, Debug, IntoBytes, Immutable)]
+#[repr(C)]
+pub(super) struct Dirent {
+    pub(super) node: u64,
+    pub(super) offset: u64,
+    pub(super) name_length: u32,
+    pub(super) kind: u32,
+}
+
 #[derive(Clone, Copy, Debug, Default, IntoBytes, Immutable)]
 #[repr(C)]
 pub(super) struct StatfsOut {
@@ -228,3 +269,4 @@ const _: () = assert!(size_of::<SetattrIn>() == 88 && size_of::<ExtendedIn>() ==
 const _: () = assert!(size_of::<Attr>() == 88 && size_of::<EntryOut>() == 128);
 const _: () = assert!(size_of::<AttrOut>() == 104 && size_of::<TransferIn>() == 40);
 const _: () = assert!(size_of::<PollIn>() == 24 && size_of::<OpenOut>() == 16);
+const _: () = assert!(size_of::<Dirent>() == 24 && size_of::<InvalEntryOut>() == 16);

@@ -6,7 +6,8 @@
 //!
 //! The bytes of a read and a write go through the connection: no request is answered by way of the process id it carries.
 //! Its caller waits, whatever signals it gets, until it is answered or the last descriptor of the connection is closed;
-//! then it fails with `ENOTCONN`.
+//! then it fails with `ENOTCONN`. A signal is told ([`Operation::Interrupt`]), so that a request that waits for something can
+//! be answered when its caller is killed.
 
 mod abi;
 
@@ -166,6 +167,22 @@ pub enum Operation<'a> {
     },
     /// The last descriptor and the last mapping of an open file are gone.
     Release,
+    /// An open directory.
+    OpenDirectory,
+    /// Entries of a directory.
+    ReadDirectory {
+        /// From where the last one ended.
+        offset: u64,
+        /// At most so many bytes.
+        size: u32,
+    },
+    /// The last descriptor of an open directory is gone.
+    ReleaseDirectory,
+    /// Whoever made an earlier request, which has not been answered, got a signal. It has no answer.
+    Interrupt {
+        /// The earlier request.
+        unique: u64,
+    },
     /// Its writes on a disk.
     Sync,
     /// Anything else.
@@ -226,6 +243,8 @@ pub struct Request<'a> {
     pub node: u64,
     /// Whose it is, in the ids of the file system's user namespace.
     pub owner: Owner,
+    /// The thread that waits for the answer.
+    pub tid: u32,
     /// What.
     pub operation: Operation<'a>,
 }
@@ -268,14 +287,16 @@ pub enum Positions {
 /// What a request is answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer<'a> {
-    /// To [`Operation::Lookup`].
+    /// To [`Operation::Lookup`]: a file, whose name is asked for anew each time.
     Entry(Attributes),
+    /// To [`Operation::Lookup`]: a file that has this name until [`Connection::forget_name`].
+    Named(Attributes),
     /// To [`Operation::Attributes`] and [`Operation::SetAttributes`].
     Attributes(Attributes),
     /// To [`Operation::Open`]. Every read and write of the open file arrives here, and its descriptors are closed without a
     /// word until the last.
     Opened(Positions),
-    /// To [`Operation::Read`], [`Operation::GetExtended`] and [`Operation::ListExtended`].
+    /// To [`Operation::Read`], [`Operation::ReadDirectory`], [`Operation::GetExtended`] and [`Operation::ListExtended`].
     Bytes(&'a [u8]),
     /// To [`Operation::Write`].
     Written(u32),
@@ -326,20 +347,25 @@ impl Connection {
             // Whoever asked may have been killed meanwhile, which is nothing to us.
             let _ = match header.opcode {
                 abi::INIT => self.agree(header.unique, &buffer.0[HEADER..length]),
-                abi::FORGET | abi::BATCH_FORGET | abi::INTERRUPT | abi::NOTIFY_REPLY => Ok(()),
+                abi::FORGET | abi::BATCH_FORGET | abi::NOTIFY_REPLY => Ok(()),
                 abi::STATFS => self.send(header.unique, 0, abi::StatfsOut::default().as_bytes()),
                 _ => break (header, length),
             };
         };
         let operation = operation(header.opcode, &buffer.0[HEADER..length])?;
         let owner = Owner { uid: header.uid, gid: header.gid };
-        Ok(Some(Request { unique: header.unique, node: header.node, owner, operation }))
+        let (unique, node, tid) = (header.unique, header.node, header.pid);
+        Ok(Some(Request { unique, node, owner, tid, operation }))
     }
 
     /// Answers a request. Its caller may have been killed meanwhile.
     pub fn answer(&self, unique: u64, answer: Result<Answer<'_>>) {
         let _ = match answer {
             Ok(Answer::Entry(of)) => self.send(unique, 0, entry(of).as_bytes()),
+            Ok(Answer::Named(of)) => {
+                let named = abi::EntryOut { entry_valid: FOREVER, ..entry(of) };
+                self.send(unique, 0, named.as_bytes())
+            }
             Ok(Answer::Attributes(of)) => {
                 let attributes =
                     abi::AttrOut { attr_valid: FOREVER, attr: attr(of), ..Default::default() };
@@ -371,6 +397,23 @@ impl Connection {
     /// Lets `waiter` ask again what poll(2) says. Does not wait.
     pub fn wake(&self, waiter: u64) {
         let _ = self.send(0, abi::NOTIFY_POLL, waiter.as_bytes());
+    }
+
+    /// Lets `name` in the directory `parent` be asked for anew. May wait for an answer to what was asked of that directory
+    /// before, so it is not for the thread that answers.
+    pub fn forget_name(&self, parent: u64, name: &str) {
+        let name_length = u32::try_from(name.len()).expect("a file name is short");
+        let gone = abi::InvalEntryOut { parent, name_length, flags: 0 };
+        let body = [gone.as_bytes(), name.as_bytes(), b"\0"].concat();
+        // ENOENT: nobody knows it.
+        let _ = self.send(0, abi::NOTIFY_INVAL_ENTRY, &body);
+    }
+
+    /// Lets the attributes of `node` be asked for anew. As [`Connection::forget_name`].
+    pub fn forget_attributes(&self, node: u64) {
+        // A negative offset: not its bytes.
+        let gone = abi::InvalInodeOut { node, offset: -1, length: 0 };
+        let _ = self.send(0, abi::NOTIFY_INVAL_INODE, gone.as_bytes());
     }
 
     fn agree(&self, unique: u64, body: &[u8]) -> Result<()> {
@@ -468,7 +511,14 @@ fn operation(opcode: u32, body: &[u8]) -> Result<Operation<'_>> {
             Operation::Poll { waiter: waits.then_some(asked.kh) }
         }
         abi::RELEASE => Operation::Release,
-        abi::FSYNC => Operation::Sync,
+        abi::OPENDIR => Operation::OpenDirectory,
+        abi::READDIR => {
+            let (asked, _) = take::<abi::TransferIn>(body)?;
+            Operation::ReadDirectory { offset: asked.offset, size: asked.size }
+        }
+        abi::RELEASEDIR => Operation::ReleaseDirectory,
+        abi::INTERRUPT => Operation::Interrupt { unique: take::<abi::InterruptIn>(body)?.0.unique },
+        abi::FSYNC | abi::FSYNCDIR => Operation::Sync,
         _ => Operation::Other,
     })
 }
@@ -509,6 +559,40 @@ fn attr(of: Attributes) -> abi::Attr {
         rdev: of.rdev,
         blksize: 4096,
         ..Default::default()
+    }
+}
+
+/// An entry of a directory, as [`Operation::ReadDirectory`] is answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DirectoryEntry<'a> {
+    /// The number of its file.
+    pub node: u64,
+    /// Type and permissions.
+    pub mode: u32,
+    /// Its name.
+    pub name: &'a str,
+    /// The offset at which the next entry is asked for.
+    pub next: u64,
+}
+
+impl DirectoryEntry<'_> {
+    /// Appends it to `bytes`, unless that is more than `size` together; whether it did.
+    pub fn append_to(self, bytes: &mut Vec<u8>, size: u32) -> bool {
+        let length = (size_of::<abi::Dirent>() + self.name.len()).next_multiple_of(8);
+        if bytes.len() + length > size as usize {
+            return false;
+        }
+        let end = bytes.len() + length;
+        let entry = abi::Dirent {
+            node: self.node,
+            offset: self.next,
+            name_length: u32::try_from(self.name.len()).expect("a file name is short"),
+            kind: self.mode >> 12,
+        };
+        bytes.extend_from_slice(entry.as_bytes());
+        bytes.extend_from_slice(self.name.as_bytes());
+        bytes.resize(end, 0);
+        true
     }
 }
 
