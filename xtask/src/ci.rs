@@ -45,6 +45,8 @@ pub(crate) enum Stage {
     Schedules,
     /// The examples in documentation
     Doctests,
+    /// The projects under examples/, which are built against the crates as others build theirs
+    Examples,
     /// Documentation builds without a warning
     Doc,
     /// Every crate can be packaged for a registry
@@ -62,13 +64,14 @@ pub(crate) enum Stage {
 }
 
 impl Stage {
-    const ALL: [Self; 13] = [
+    const ALL: [Self; 14] = [
         Self::Fmt,
         Self::Clippy,
         Self::Structure,
         Self::Tests,
         Self::Schedules,
         Self::Doctests,
+        Self::Examples,
         Self::Doc,
         Self::Package,
         Self::UapiCheck,
@@ -266,6 +269,7 @@ fn check(workspace: &Workspace, stage: Stage) -> Result<Tally> {
             cargo.args(["test", "--doc", "--workspace", "--release", "--locked"]);
             return Ok(counted(process::tee(cargo)?, libtest_tally));
         }
+        Stage::Examples => return examples(workspace),
         Stage::Doc => {
             cargo.env("RUSTDOCFLAGS", "-D warnings");
             process::run(cargo.args(["doc", "--workspace", "--no-deps", "--locked"]))?;
@@ -302,6 +306,29 @@ fn check(workspace: &Workspace, stage: Stage) -> Result<Tally> {
         }
     }
     Ok(Tally::PASSED)
+}
+
+/// Formats, lints and tests of each project under examples/. One target folder is enough for all.
+fn examples(workspace: &Workspace) -> Result<Tally> {
+    let mut total = Tally::default();
+    for project in &workspace.example_projects {
+        let manifest = project.join("Cargo.toml");
+        let cargo = |words: &[&str]| {
+            let mut cargo = workspace.cargo();
+            cargo.args(words).arg("--manifest-path").arg(&manifest);
+            cargo.env("CARGO_TARGET_DIR", workspace.target.join("examples"));
+            cargo
+        };
+        process::run(
+            cargo(&["fmt", "--check"]).args(["--", "--config-path"]).arg(&workspace.root),
+        )?;
+        process::run(
+            cargo(&["clippy", "--all-targets", "--locked"]).args(["--", "-D", "warnings"]),
+        )?;
+        let tests = cargo(&["test", "--locked", "--no-fail-fast", "--color", "never"]);
+        total = total.add(counted(process::tee(tests)?, libtest_tally));
+    }
+    Ok(total)
 }
 
 /// Runs the tests whose names end in `in_any_schedule`, each with the scheduler of its package.

@@ -26,6 +26,8 @@ pub(crate) struct Workspace {
     pub(crate) schedulers: BTreeMap<&'static str, Vec<String>>,
     /// Every fuzz target, by name.
     pub(crate) fuzz_targets: Vec<String>,
+    /// The folders of the projects under examples/.
+    pub(crate) example_projects: Vec<PathBuf>,
 }
 
 /// The configurations that replace locks and threads. A package that has tests for one depends on
@@ -41,6 +43,7 @@ impl Workspace {
             .context("cargo metadata has another shape")?;
         workspace.cache = cache::folder(&workspace.target);
         workspace.fuzz_targets = workspace.find_fuzz_targets()?;
+        workspace.example_projects = workspace.find_example_projects()?;
         Ok(workspace)
     }
 
@@ -61,6 +64,17 @@ impl Workspace {
         }
         names.sort();
         Ok(names)
+    }
+
+    /// The folders of examples/ that have a Cargo.toml.
+    fn find_example_projects(&self) -> Result<Vec<PathBuf>> {
+        let mut projects = Vec::new();
+        for entry in fs::read_dir(self.root.join("examples"))? {
+            let path = entry?.path();
+            projects.extend(path.join("Cargo.toml").is_file().then_some(path));
+        }
+        projects.sort();
+        Ok(projects)
     }
 
     fn read(metadata: &Value) -> Option<Self> {
@@ -88,6 +102,7 @@ impl Workspace {
             benches,
             schedulers,
             fuzz_targets: Vec::new(),
+            example_projects: Vec::new(),
         })
     }
 

@@ -1,13 +1,15 @@
 //! The command line.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Error, Result, bail, ensure};
-use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use clap::builder::{PossibleValue, TypedValueParser};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use ioasis_pci::{ModelInfo, Models};
 
 use ioasis_supervisor::Machine;
 use ioasis_supervisor::trace::{Filter, Format, Stamp, Trace};
@@ -19,6 +21,7 @@ use crate::hardware::{self, MockHardware};
 use crate::machine::{self, Description};
 use crate::man;
 use crate::serve::{self, Serve};
+use crate::template::{self, New};
 use crate::torture::{self, Torture};
 
 /// Exit status when the client could not be started; the shells' 127 stays the client's own.
@@ -47,6 +50,8 @@ enum Action {
         /// Of this model alone
         name: Option<String>,
     },
+    /// Write a project with a device model of one's own into a new folder; docs/models.md is its tutorial
+    New(New),
     /// Say what works on this host, what does not, and how to mend it; the exit status is 1 if no run works
     Doctor {
         /// As JSON: a list of objects with name, status (ok, limited, missing), detail and mend
@@ -99,6 +104,60 @@ struct TortureRun {
 
     #[command(flatten)]
     run: Run,
+}
+
+/// Who this program is.
+#[derive(Debug)]
+pub(crate) struct Program {
+    /// What command lines call it.
+    pub(crate) name: &'static str,
+    pub(crate) models: Models,
+}
+
+impl Program {
+    /// The command line it takes. Shells complete names of models from it.
+    fn command(&self) -> clap::Command {
+        let names: Vec<_> = self.models.list().iter().map(|model| model.name).collect();
+        let of = |argument: &'static str| {
+            let parser = ModelParser(names.clone());
+            move |command: clap::Command| {
+                command.mut_arg(argument, |argument| {
+                    argument.value_parser(parser).hide_possible_values(true)
+                })
+            }
+        };
+        let mut command = Arguments::command().name(self.name);
+        for runs in ["run", "trace", "torture"] {
+            command = command.mut_subcommand(runs, of("devices"));
+        }
+        command.mut_subcommand("serve", of("device")).mut_subcommand("models", of("name"))
+    }
+
+    /// What `given`, the words of a command line, ask for.
+    pub(crate) fn parse(&self, given: Vec<OsString>) -> Result<Arguments, clap::Error> {
+        Arguments::from_arg_matches(&self.command().try_get_matches_from(given)?)
+    }
+}
+
+/// Takes any text, which the machine's description looks at, and knows how it may begin.
+#[derive(Clone, Debug)]
+struct ModelParser(Vec<&'static str>);
+
+impl TypedValueParser for ModelParser {
+    type Value = String;
+
+    fn parse_ref(
+        &self,
+        command: &clap::Command,
+        argument: Option<&clap::Arg>,
+        value: &OsStr,
+    ) -> Result<String, clap::Error> {
+        clap::builder::StringValueParser::new().parse_ref(command, argument, value)
+    }
+
+    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
+        Some(Box::new(self.0.iter().map(PossibleValue::new)))
+    }
 }
 
 /// How a trace looks.
@@ -259,9 +318,10 @@ pub(crate) fn misplaced(arguments: &[OsString]) -> Option<String> {
 }
 
 /// Does what the arguments ask for; the exit status of `run` is the client's.
-pub(crate) fn run(arguments: Arguments) -> Result<ExitCode> {
+pub(crate) fn run(program: &Program, arguments: Arguments) -> Result<ExitCode> {
+    let models = &program.models;
     match arguments.action {
-        Action::Run(run) => start(run, Look::default()),
+        Action::Run(run) => start(models, run, Look::default()),
         Action::Trace(TraceRun { output, expression, time, relative, count, mut run }) => {
             ensure!(run.trace.is_none(), "`ioasis trace` traces already: -o names the file");
             run.trace = Some(output);
@@ -271,26 +331,30 @@ pub(crate) fn run(arguments: Arguments) -> Result<ExitCode> {
                 1 => Stamp::Seconds,
                 _ => Stamp::Microseconds,
             };
-            start(run, Look { shown: expression.unwrap_or_default(), stamp, count })
+            start(models, run, Look { shown: expression.unwrap_or_default(), stamp, count })
         }
-        Action::Serve(serve) => serve::run(&serve),
+        Action::Serve(serve) => serve::run(models, &serve),
         Action::Torture(TortureRun { torture, run }) => {
             let options = run.machine_options()?;
-            let is_fine = torture::run(&torture, options, run.command)?;
+            let is_fine = torture::run(program.name, &torture, options, run.command)?;
             Ok(if is_fine { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
         Action::Models { name } => {
-            print!("{}", models(name.as_deref())?);
+            print!("{}", list(models.list(), name.as_deref())?);
+            Ok(ExitCode::SUCCESS)
+        }
+        Action::New(new) => {
+            print!("{}", template::write(&new)?);
             Ok(ExitCode::SUCCESS)
         }
         Action::Doctor { json } => Ok(doctor(json)),
         Action::Completions { shell } => {
-            let mut command = Arguments::command();
-            clap_complete::generate(shell, &mut command, "ioasis", &mut std::io::stdout());
+            let mut command = program.command();
+            clap_complete::generate(shell, &mut command, program.name, &mut std::io::stdout());
             Ok(ExitCode::SUCCESS)
         }
         Action::Man { folder } => {
-            man::write(Arguments::command(), &folder)?;
+            man::write(program.command(), &folder)?;
             Ok(ExitCode::SUCCESS)
         }
     }
@@ -343,7 +407,7 @@ fn trace(to: Option<&Path>, look: Look) -> Result<Trace> {
     Ok(if count { trace.with_counts() } else { trace })
 }
 
-fn start(run: Run, look: Look) -> Result<ExitCode> {
+fn start(models: &Models, run: Run, look: Look) -> Result<ExitCode> {
     let mut description = Description::default();
     if let Some(path) = &run.machine {
         description.read(path)?;
@@ -363,7 +427,7 @@ fn start(run: Run, look: Look) -> Result<ExitCode> {
     } else {
         (MockHardware::Absent, FaultInjection::Absent)
     };
-    let (iommu, devices) = hardware::build(&description, mock)?;
+    let (iommu, devices) = hardware::build(models, &description, mock)?;
     let machine = Machine {
         iommu,
         devices,
@@ -443,8 +507,7 @@ fn doctor(json: bool) -> ExitCode {
 }
 
 /// What `ioasis models` prints: every model with its options, or one alone.
-fn models(only: Option<&str>) -> Result<String> {
-    let models = ioasis_pci::models();
+fn list(models: &[ModelInfo], only: Option<&str>) -> Result<String> {
     let names = models.iter().map(|model| model.name);
     if let Some(name) = only {
         ensure!(
@@ -479,6 +542,45 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Arguments::command().debug_assert();
+    }
+
+    fn with_a_model() -> Program {
+        let mut models = Models::default();
+        let testdev = models.list().iter().find(|model| model.name == "testdev");
+        models.add(ModelInfo { name: "mine", ..*testdev.expect("a model") });
+        Program { name: "my-ioasis", models }
+    }
+
+    #[test]
+    fn an_added_model_is_listed_completed_and_meant_like_ours() {
+        let Program { models, .. } = with_a_model();
+        let text = list(models.list(), Some("mine")).expect("listed");
+        assert!(text.starts_with("mine: "), "{text}");
+        let error = list(models.list(), Some("mien")).expect_err("no model").to_string();
+        assert!(error.contains("did you mean mine?"), "{error}");
+        for shell in [clap_complete::Shell::Bash, clap_complete::Shell::Zsh] {
+            let (mut script, mut command) = (Vec::new(), with_a_model().command());
+            clap_complete::generate(shell, &mut command, "my-ioasis", &mut script);
+            let script = String::from_utf8(script).expect("text");
+            assert!(script.contains("my-ioasis") && script.contains("virtio-net mine"), "{shell}");
+        }
+        let words = words("my-ioasis run --device mine,latch=on -- true");
+        let Action::Run(run) = with_a_model().parse(words).expect("a command line").action else {
+            panic!("a run");
+        };
+        assert_eq!(run.devices, ["mine,latch=on"], "options may follow a name");
+    }
+
+    #[test]
+    fn an_added_model_is_a_device_of_a_machine() {
+        let Program { models, .. } = with_a_model();
+        let mut description = Description::default();
+        description.add("mine").expect("described");
+        description.place().expect("placed");
+        assert!(hardware::build(&models, &description, MockHardware::Absent).is_ok());
+        let ours = Models::default();
+        let error = hardware::build(&ours, &description, MockHardware::Absent).unwrap_err();
+        assert!(error.to_string().contains("no device model is called \"mine\""), "{error}");
     }
 
     #[test]

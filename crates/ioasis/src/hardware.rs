@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use anyhow::{Context, Result, bail, ensure};
 use ioasis_iommufd::type1::GroupKind;
 use ioasis_iommufd::{self as iommufd, Endpoint, EndpointConfig, Group, IommuKind};
-use ioasis_pci::{Bdf, Function, Model, Windows};
+use ioasis_pci::{Bdf, Function, Model, Models, Windows};
 use ioasis_supervisor::view;
 use ioasis_vfio::{Machine, Placement};
 
@@ -60,6 +60,7 @@ fn seen(index: usize, hardware: &iommufd::Iommu) -> view::Iommu {
 
 /// The devices of `description`, which is placed, and what they share.
 pub(crate) fn build(
+    known: &Models,
     description: &Description,
     mock: MockHardware,
 ) -> Result<(Arc<iommufd::Machine>, Machine)> {
@@ -85,9 +86,9 @@ pub(crate) fn build(
             device.place,
             device.iommu
         );
-        device.check(ioasis_pci::models())?;
-        let model = ioasis_pci::create(&device.model, &device.options)
-            .with_context(|| device.place.clone())?;
+        device.check(known.list())?;
+        let model =
+            known.create(&device.model, &device.options).with_context(|| device.place.clone())?;
         let config = EndpointConfig {
             name: address.to_string().into(),
             requester_id: address.requester_id(),

@@ -139,6 +139,8 @@ fn learn(trace: &str) -> Result<Vec<(String, u64)>> {
 /// What makes the runs.
 struct Runs {
     program: PathBuf,
+    /// What the program is called.
+    name: String,
     /// Options of the machine.
     options: Vec<OsString>,
     command: Vec<OsString>,
@@ -158,7 +160,7 @@ impl Runs {
         let rule = ["--inject".to_owned(), case.rule(), "--".to_owned()];
         let command = self.command.iter().map(|word| word.to_string_lossy().into_owned());
         let words = words.chain(rule).chain(command).map(|word| quoted(&word));
-        format!("ioasis run {}", words.collect::<Vec<_>>().join(" "))
+        format!("{} run {}", self.name, words.collect::<Vec<_>>().join(" "))
     }
 
     /// Makes the run of a case, which ends within `limit` and a little more.
@@ -215,12 +217,14 @@ impl Outcome {
 
 /// Does what `torture` asks for with the machine of `options`. Whether nothing was found.
 pub(crate) fn run(
+    name: &str,
     torture: &Torture,
     options: Vec<OsString>,
     command: Vec<OsString>,
 ) -> Result<bool> {
     let program = std::env::current_exe().context("this program has no path")?;
-    let runs = Runs { program, options, command, check: torture.check.clone() };
+    let runs =
+        Runs { program, name: name.to_owned(), options, command, check: torture.check.clone() };
     let begun = Instant::now();
     let (counts, took) = learned(&runs)?;
     let limit = torture.limit.unwrap_or_else(|| (took * 10).max(Duration::from_secs(5)));

@@ -226,6 +226,13 @@ pub struct Description {
 }
 
 impl Description {
+    /// A function that is `ids` and has nothing else: what a model begins with.
+    #[must_use]
+    pub fn new(ids: Ids) -> Self {
+        let vectors = Vectors::default();
+        Self { ids, bars: Default::default(), vectors, msix: None, vendor: Vec::new() }
+    }
+
     /// Checks what the rest of this crate relies on.
     ///
     /// # Panics

@@ -1,5 +1,29 @@
 //! A program's memory and interrupts, and a model that is polled by hand: for tests of models, here
 //! and elsewhere.
+//!
+//! [`Rig`] is a bus without a run. The test is the program: it stores to the model's pages, polls, and looks at memory and
+//! at what was raised. Nothing happens between two polls, so that a test is exact.
+//!
+//! ```
+//! use ioasis_pci::fake::Rig;
+//!
+//! // testdev copies 4 KiB from memory at ADDR into itself when CMD becomes 3.
+//! const MEMORY: u64 = 0x10_0000;
+//! let mut rig = Rig::new(ioasis_pci::create("testdev", &[])?, MEMORY, 0x4000);
+//! rig.memory.put(MEMORY + 0x1000, b"bytes of the program");
+//! rig.pages(0).store_u64(0, MEMORY + 0x1000)?;
+//! rig.pages(0).store_u32(8, 3)?;
+//! rig.poll();
+//! assert_eq!(rig.pages(0).load_u32(8), Ok(0), "done, and nothing faulted");
+//! assert_eq!(rig.raised(), [0]);
+//!
+//! // Past the end of memory it faults, and says where.
+//! rig.pages(0).store_u64(0, MEMORY + 0x3800)?;
+//! rig.pages(0).store_u32(8, 1)?;
+//! rig.poll();
+//! assert_eq!(rig.pages(0).load_u32(8)? >> 31, 1);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

@@ -31,8 +31,10 @@ pub use description::{
     VendorCapability, VendorKind,
 };
 pub use function::Function;
-pub use model::options::{ModelError, OptionInfo};
-pub use model::{After, Model, ModelInfo, Progress, create, models};
+pub use ioasis_sys::mapping::Mapping;
+pub use ioasis_uapi::{Errno, Error, Result};
+pub use model::options::{ModelError, OptionInfo, Options, bytes};
+pub use model::{After, Model, ModelInfo, Models, Progress, create, models};
 pub use msix::Handler;
 pub use refusal::{Closed, ImageAccess, Refusal, Way, Witness};
 pub use windows::Windows;

@@ -21,7 +21,7 @@ use ioasis_uapi::Result;
 use crate::bus::Bus;
 use crate::config::IrqMode;
 use crate::description::Description;
-pub use list::{create, models};
+pub use list::{Models, create, models};
 use options::{ModelError, OptionInfo, Options};
 
 /// What a call of [`Model::poll`] found.
@@ -143,11 +143,12 @@ pub trait Model: Debug + Send {
 /// One kind of device, as `ioasis models` lists it.
 #[derive(Clone, Copy, Debug)]
 pub struct ModelInfo {
-    /// What `--device` calls it.
+    /// What `--device` calls it: letters, digits, `-` and `_`.
     pub name: &'static str,
     /// One sentence.
     pub summary: &'static str,
     /// What can be said about it.
     pub options: &'static [OptionInfo],
-    create: fn(&Options<'_>) -> Result<Box<dyn Model>, ModelError>,
+    /// Makes one. It is called once a device, before the program runs.
+    pub create: fn(&Options<'_>) -> Result<Box<dyn Model>, ModelError>,
 }

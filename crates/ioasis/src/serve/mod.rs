@@ -17,7 +17,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use ioasis_pci::{Bdf, Function, Refusal, Windows};
+use ioasis_pci::{Bdf, Function, Models, Refusal, Windows};
 use ioasis_sys::eventfd::EventFd;
 use ioasis_sys::signal::{self, SignalFd};
 use ioasis_sys::sync::Mutex;
@@ -78,11 +78,11 @@ enum Standing {
 }
 
 /// Serves until SIGTERM or SIGINT.
-pub(crate) fn run(serve: &Serve) -> Result<ExitCode> {
+pub(crate) fn run(models: &Models, serve: &Serve) -> Result<ExitCode> {
     let ready = serve.ready_fd.map(notice::inherited).transpose()?;
     // Who waits for the end of --ready-fd must not wait for the number under which it came.
     ioasis_sys::spawn::close_inherited();
-    let served = Arc::new(build(&serve.device)?);
+    let served = Arc::new(build(models, &serve.device)?);
     let listener = bind(&serve.socket)?;
     // Threads that are made from here on inherit what is blocked.
     let blocked = signal::Set::all_but(&signal::BROKEN);
@@ -102,11 +102,11 @@ pub(crate) fn run(serve: &Serve) -> Result<ExitCode> {
 }
 
 /// The device, without a machine around it.
-fn build(text: &str) -> Result<Served> {
+fn build(models: &Models, text: &str) -> Result<Served> {
     let mut description = Description::default();
     description.add(text)?;
     let device = &description.devices[0];
-    device.check(ioasis_pci::models())?;
+    device.check(models.list())?;
     let placed = device.address.is_some() || device.group.is_some() || device.iommu != 0;
     let sends = device.pasid_bits != 0 || device.ats || device.pri;
     ensure!(
@@ -115,7 +115,7 @@ fn build(text: &str) -> Result<Served> {
         device.place
     );
     let model =
-        ioasis_pci::create(&device.model, &device.options).with_context(|| device.place.clone())?;
+        models.create(&device.model, &device.options).with_context(|| device.place.clone())?;
     let address = Bdf::new(0, 0, 0, 0).context("an address")?;
     let served = Served::new(Function::new(address, model, &mut Windows::default()));
     served.watch(&device.model, Arc::new(Remarks(AtomicUsize::new(0))));

@@ -19,14 +19,16 @@ pub struct OptionInfo {
 pub struct ModelError(String);
 
 impl ModelError {
-    pub(crate) fn new(sentence: String) -> Self {
+    /// `sentence`, which says what is wrong and what to write.
+    #[must_use]
+    pub fn new(sentence: String) -> Self {
         Self(sentence)
     }
 }
 
 /// The options given for one device, each known to its model and given once.
 #[derive(Debug)]
-pub(crate) struct Options<'a> {
+pub struct Options<'a> {
     model: &'static str,
     known: &'static [OptionInfo],
     given: &'a [(String, String)],
@@ -54,17 +56,27 @@ impl<'a> Options<'a> {
     }
 
     /// What the model is called.
-    pub(crate) fn model(&self) -> &'static str {
+    #[must_use]
+    pub fn model(&self) -> &'static str {
         self.model
     }
 
     /// The text of an option, or `None` when it is not given.
-    pub(crate) fn text(&self, name: &str) -> Option<&'a str> {
+    #[must_use]
+    pub fn text(&self, name: &str) -> Option<&'a str> {
         self.given.iter().find(|(given, _)| given == name).map(|(_, value)| value.as_str())
     }
 
     /// The text of an option that must be there.
-    pub(crate) fn required(&self, name: &str) -> Result<&'a str, ModelError> {
+    ///
+    /// # Errors
+    ///
+    /// A sentence that asks for it.
+    ///
+    /// # Panics
+    ///
+    /// If it is not an option that the model lists.
+    pub fn required(&self, name: &str) -> Result<&'a str, ModelError> {
         match self.text(name) {
             Some(value) if !value.is_empty() => Ok(value),
             _ => Err(ModelError::new(format!(
@@ -77,7 +89,15 @@ impl<'a> Options<'a> {
     }
 
     /// The value of an option as `parse` understands it, or `default`.
-    pub(crate) fn parsed<T>(
+    ///
+    /// # Errors
+    ///
+    /// A sentence that quotes what the model says the option accepts, where `parse` gives `None`.
+    ///
+    /// # Panics
+    ///
+    /// If it is not an option that the model lists.
+    pub fn parsed<T>(
         &self,
         name: &str,
         default: T,
@@ -87,7 +107,15 @@ impl<'a> Options<'a> {
     }
 
     /// A switch, as every switch of a machine is written; the bare name of an option has been given as on.
-    pub(crate) fn switch(&self, name: &str) -> Result<bool, ModelError> {
+    ///
+    /// # Errors
+    ///
+    /// A sentence, as [`Options::parsed`].
+    ///
+    /// # Panics
+    ///
+    /// If it is not an option that the model lists.
+    pub fn switch(&self, name: &str) -> Result<bool, ModelError> {
         self.parsed(name, false, |value| match value {
             "on" => Some(true),
             "off" => Some(false),
@@ -96,7 +124,12 @@ impl<'a> Options<'a> {
     }
 
     /// The error for a value that the option does not take.
-    pub(crate) fn refuse(&self, name: &str) -> ModelError {
+    ///
+    /// # Panics
+    ///
+    /// If it is not an option that the model lists.
+    #[must_use]
+    pub fn refuse(&self, name: &str) -> ModelError {
         let value = self.text(name).unwrap_or_default();
         ModelError::new(format!(
             "{}: {name}={value} is not accepted; {name} is {}",
@@ -112,7 +145,8 @@ impl<'a> Options<'a> {
 }
 
 /// A number of bytes: decimal, with K, M, G or T for powers of 1024.
-pub(crate) fn bytes(text: &str) -> Option<u64> {
+#[must_use]
+pub fn bytes(text: &str) -> Option<u64> {
     let (digits, shift) = match text.as_bytes().last()?.to_ascii_uppercase() {
         b'K' => (&text[..text.len() - 1], 10),
         b'M' => (&text[..text.len() - 1], 20),

@@ -1,0 +1,1 @@
+../../../../examples/ringsum-python/ringsum.py

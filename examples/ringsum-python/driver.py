@@ -1,0 +1,1 @@
+../ringsum/driver.py
