@@ -73,6 +73,9 @@ pub(crate) const WINDOW_OFFSET: usize = 8;
 pub(crate) const WINDOW_LENGTH: usize = 12;
 pub(crate) const WINDOW_DATA: usize = 16;
 
+/// Bytes of ID and next pointer.
+const OWN_HEADER: usize = 2;
+
 /// Where capabilities lie: behind the header, in what PCI 2.x had of configuration space.
 const ROOM: std::ops::Range<usize> = 0x40..0x100;
 
@@ -87,6 +90,8 @@ pub(crate) enum Kind {
     Vendor(usize),
     /// The same, that is a window to the BARs.
     Window(usize),
+    /// The one of this index and ID that nothing is known about.
+    Own(usize, u8),
 }
 
 /// Where one capability lies.
@@ -140,6 +145,11 @@ pub(crate) fn chain(description: &Description) -> Vec<Capability> {
         let start = free(&chain, length);
         chain.push(Capability { kind, start, length });
     }
+    for (index, own) in description.own.iter().enumerate() {
+        let length = OWN_HEADER + own.bytes.len();
+        let start = free(&chain, length);
+        chain.push(Capability { kind: Kind::Own(index, own.id), start, length });
+    }
     chain
 }
 
@@ -167,6 +177,7 @@ impl Kind {
             Self::Express => ID_EXPRESS,
             Self::Msix => ID_MSIX,
             Self::Vendor(_) | Self::Window(_) => ID_VENDOR,
+            Self::Own(_, id) => id,
         }
     }
 
@@ -208,6 +219,12 @@ impl Kind {
                 ]
             }
             Self::Vendor(index) => vendor_fields(description, index),
+            Self::Own(index, _) => {
+                let bytes = description.own[index].bytes.iter();
+                let field =
+                    |(offset, byte): (usize, &u8)| Field::read_only(offset, 1, (*byte).into());
+                (OWN_HEADER..).zip(bytes).map(field).collect()
+            }
             Self::Window(index) => {
                 let mut fields = vendor_fields(description, index);
                 fields.push(Field::writable(WINDOW_BAR, 1, 0, 0xff));

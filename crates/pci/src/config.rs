@@ -8,7 +8,7 @@
 use ioasis_uapi::{Errno, Error, Result};
 
 use crate::capability::{self, Capability, Kind};
-use crate::description::{BARS, Bar, BarKind, Description};
+use crate::description::{BARS, Bar, BarKind, Description, ExtendedCapability};
 use crate::gate::Permissions;
 
 /// Bytes of configuration space of a PCI Express function.
@@ -38,6 +38,15 @@ const COMMAND_SERR: u16 = 1 << 8;
 const COMMAND_INTX_DISABLE: u16 = 1 << 10;
 const STATUS_INTERRUPT: u16 = 1 << 3;
 const STATUS_CAPABILITIES: u16 = 1 << 4;
+
+const ROM_ADDRESS: usize = 0x30;
+const ROM_ENABLE: u32 = 1 << 0;
+
+/// Where the list of extended capabilities begins, and where those of a model lie if something is there (PCI Express 6.0, 7.6).
+const EXTENDED: usize = 0x100;
+const EXTENDED_OF_MODEL: usize = 0x200;
+const EXTENDED_HEADER: usize = 4;
+const EXTENDED_NEXT_SHIFT: u32 = 20;
 
 const BAR_IO: u32 = 1 << 0;
 const BAR_64: u32 = 1 << 2;
@@ -87,6 +96,8 @@ pub(crate) struct ConfigSpace {
     capabilities: Vec<Capability>,
     /// What each BAR register keeps of a written address, and its type bits.
     bars: [(u32, u32); BARS],
+    /// What the ROM's register keeps of a written address.
+    rom: u32,
     irq_mode: IrqMode,
 }
 
@@ -98,6 +109,7 @@ impl ConfigSpace {
             writable: Box::new([0; CONFIG_SIZE]),
             capabilities: Vec::new(),
             bars: [(0, 0); BARS],
+            rom: 0,
             irq_mode: IrqMode::Off,
         };
         space.fill_header(description);
@@ -107,6 +119,9 @@ impl ConfigSpace {
             }
         }
         space.add_capabilities(description);
+        for capability in &description.extended {
+            space.add_extended_of_model(capability);
+        }
         space
     }
 
@@ -168,6 +183,58 @@ impl ConfigSpace {
                 self.allow(start + field.offset, &field.writable.to_le_bytes()[..field.width]);
             }
         }
+    }
+
+    /// Appends an extended capability to their list.
+    ///
+    /// # Panics
+    ///
+    /// If it does not fit: a model has more than there is room for.
+    fn add_extended_of_model(&mut self, capability: &ExtendedCapability) {
+        let (mut last, mut start) = (None, EXTENDED);
+        while self.dword(start) != 0 {
+            last = Some(start);
+            let next = self.dword(start) >> EXTENDED_NEXT_SHIFT;
+            if next == 0 {
+                break;
+            }
+            start = next as usize;
+        }
+        if let Some(link) = last {
+            start = self.free_for_extended();
+            let place = u32::try_from(start).expect("below 4096") << EXTENDED_NEXT_SHIFT;
+            self.put(link, &(self.dword(link) | place).to_le_bytes());
+        }
+        let ExtendedCapability { id, version, bytes, writable } = capability;
+        let end = start + EXTENDED_HEADER + bytes.len();
+        assert!(end <= CONFIG_SIZE, "extended capabilities fit into configuration space");
+        self.put(start, &(u32::from(*id) | u32::from(*version) << 16).to_le_bytes());
+        self.put(start + EXTENDED_HEADER, bytes);
+        self.allow(start + EXTENDED_HEADER, writable);
+    }
+
+    /// The first dword behind everything of extended configuration space.
+    fn free_for_extended(&self) -> usize {
+        let used =
+            self.bytes.iter().zip(&self.writable[..]).rposition(|(&byte, &mask)| byte | mask != 0);
+        let end = used.map_or(0, |last| (last + 1).next_multiple_of(4));
+        end.max(EXTENDED_OF_MODEL)
+    }
+
+    fn dword(&self, offset: usize) -> u32 {
+        u32::from_le_bytes(self.bytes[offset..offset + 4].try_into().expect("four bytes"))
+    }
+
+    /// The register of an expansion ROM of `size` bytes at bus address `address`.
+    pub(crate) fn place_rom(&mut self, address: u64, size: u64) {
+        let (mask, _) = halves(!(size - 1));
+        self.rom = mask | ROM_ENABLE;
+        self.put(ROM_ADDRESS, &halves(address).0.to_le_bytes());
+        self.allow(ROM_ADDRESS, &[0xff; 4]);
+        // It is memory that COMMAND switches, whether or not a BAR is.
+        let command = self.command() | COMMAND_MEMORY;
+        self.put(COMMAND, &command.to_le_bytes());
+        self.writable[COMMAND] |= COMMAND_MEMORY.to_le_bytes()[0];
     }
 
     fn put(&mut self, offset: usize, value: &[u8]) {
@@ -270,6 +337,10 @@ impl ConfigSpace {
         };
         if touches(BASE_ADDRESS_0, 4 * BARS) {
             self.settle_bars();
+        }
+        if touches(ROM_ADDRESS, 4) {
+            // `vfio_bar_fixup`: the address as far as it is decoded, and the enable bit.
+            self.put(ROM_ADDRESS, &(self.dword(ROM_ADDRESS) & self.rom).to_le_bytes());
         }
         let mut asked = Asked::default();
         for Capability { kind, start, .. } in self.capabilities.clone() {

@@ -9,7 +9,7 @@ pub const PAGE_SIZE: u64 = 4096;
 pub const BARS: usize = 6;
 
 /// The identity of a function (PCI Local Bus 3.0, 6.2.1 and 6.2.4).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Ids {
     /// Vendor ID.
     pub vendor: u16,
@@ -210,8 +210,30 @@ impl VendorCapability {
     }
 }
 
-/// A function as its model describes it. Constant for the life of the model.
+/// A capability of the first 256 bytes that this crate knows nothing about: read-only data.
 #[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OwnCapability {
+    /// Its ID (PCI Code and ID Assignment 1.11, 2).
+    pub id: u8,
+    /// Its bytes behind ID and next pointer.
+    pub bytes: Vec<u8>,
+}
+
+/// An extended capability (PCI Express 6.0, 7.6.3): read-only data, but for what may be written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExtendedCapability {
+    /// Its ID (PCI Code and ID Assignment 1.11, 3).
+    pub id: u16,
+    /// Its version, 0 to 15.
+    pub version: u8,
+    /// Its bytes behind the header.
+    pub bytes: Vec<u8>,
+    /// A mask for the same bytes: a program keeps in its bits what it likes. Empty where it keeps nothing.
+    pub writable: Vec<u8>,
+}
+
+/// A function as its model describes it. Constant for the life of the model.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Description {
     /// Identity.
     pub ids: Ids,
@@ -223,14 +245,19 @@ pub struct Description {
     pub msix: Option<MsixTable>,
     /// Vendor-specific capabilities, in the order of the chain.
     pub vendor: Vec<VendorCapability>,
+    /// Other capabilities, which follow those.
+    pub own: Vec<OwnCapability>,
+    /// Extended capabilities, in the order of their chain.
+    pub extended: Vec<ExtendedCapability>,
+    /// What the expansion ROM holds, up to 16 MiB; none when it is empty.
+    pub rom: Vec<u8>,
 }
 
 impl Description {
     /// A function that is `ids` and has nothing else: what a model begins with.
     #[must_use]
     pub fn new(ids: Ids) -> Self {
-        let vectors = Vectors::default();
-        Self { ids, bars: Default::default(), vectors, msix: None, vendor: Vec::new() }
+        Self { ids, ..Self::default() }
     }
 
     /// Checks what the rest of this crate relies on.
@@ -251,10 +278,23 @@ impl Description {
         assert!(msi <= 32 && (msi == 0 || msi.is_power_of_two()), "MSI has 1 to 32 messages");
         assert!(msix <= 2048, "an MSI-X table has at most 2048 entries");
         assert_eq!(msix != 0, self.msix.is_some(), "an MSI-X table is where its vectors are");
+        assert!(self.rom_size() <= 1 << 24, "an expansion ROM has at most 16 MiB");
+        for ExtendedCapability { id, version, bytes, writable } in &self.extended {
+            assert!(*version < 16, "the version of extended capability {id:#x} has four bits");
+            assert!(
+                writable.is_empty() || writable.len() == bytes.len(),
+                "a mask of as many bytes"
+            );
+        }
         if let Some(table) = self.msix {
             self.check_structure(table.table_bar, table.table_offset, table_bytes(msix));
             self.check_structure(table.pba_bar, table.pba_offset, pba_bytes(msix));
         }
+    }
+
+    /// Bytes of the expansion ROM as the bus has it, 0 for none: a power of two from 2 KiB (PCI Local Bus 3.0, 6.2.5.2).
+    pub(crate) fn rom_size(&self) -> u64 {
+        if self.rom.is_empty() { 0 } else { (self.rom.len() as u64).next_power_of_two().max(2048) }
     }
 
     fn check_structure(&self, bar: usize, offset: u32, length: u64) {

@@ -25,6 +25,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -46,6 +47,8 @@ pub struct Memory {
     start: u64,
     read_only: AtomicU64,
     bytes: Mutex<Vec<u8>>,
+    /// What other address spaces hold, by PASID.
+    pasids: Mutex<BTreeMap<u32, Arc<Memory>>>,
 }
 
 impl Memory {
@@ -53,7 +56,22 @@ impl Memory {
     #[must_use]
     pub fn new(start: u64, length: usize) -> Self {
         let bytes = Mutex::new(vec![0; length]);
-        Self { start, read_only: AtomicU64::new(u64::MAX), bytes }
+        let pasids = Mutex::default();
+        Self { start, read_only: AtomicU64::new(u64::MAX), bytes, pasids }
+    }
+
+    /// Memory of another address space, which is reached with `pasid`: `length` zeroes from address `start` on.
+    #[must_use]
+    pub fn with_pasid(&self, pasid: u32, start: u64, length: usize) -> Arc<Self> {
+        let memory = Arc::new(Self::new(start, length));
+        self.pasids.lock().insert(pasid, Arc::clone(&memory));
+        memory
+    }
+
+    /// What is reached with `pasid`; a fault where there is no such address space.
+    fn space(&self, pasid: u32, segments: &[Segment]) -> Result<Arc<Self>, DmaFault> {
+        let found = self.pasids.lock().get(&pasid).cloned();
+        found.ok_or(DmaFault { iova: segments.first().map_or(0, |segment| segment.iova) })
     }
 
     /// From here on writes fault.
@@ -119,6 +137,24 @@ impl Dma for Memory {
         }
         assert!(rest.is_empty(), "lengths add up");
         Ok(())
+    }
+
+    fn read_with_pasid(
+        &self,
+        pasid: u32,
+        segments: &[Segment],
+        buf: &mut [u8],
+    ) -> Result<(), DmaFault> {
+        self.space(pasid, segments)?.read(segments, buf)
+    }
+
+    fn write_with_pasid(
+        &self,
+        pasid: u32,
+        segments: &[Segment],
+        buf: &[u8],
+    ) -> Result<(), DmaFault> {
+        self.space(pasid, segments)?.write(segments, buf)
     }
 }
 

@@ -29,6 +29,8 @@ pub struct Function {
     description: Description,
     /// Bus addresses of the BARs.
     addresses: [u64; BARS],
+    /// Bus address of the expansion ROM, 0 for none.
+    rom_address: u64,
     config: Mutex<ConfigSpace>,
     device: Arc<Device>,
     open: Mutex<Option<Open>>,
@@ -54,9 +56,11 @@ impl Function {
         let description = model.description();
         description.check();
         let addresses = windows.assign(address, &description);
-        let config = ConfigSpace::new(&description, &addresses);
+        let rom_address = windows.assign_rom(description.rom_size());
+        let config = config_space(&description, &addresses, rom_address);
         Self {
             address,
+            rom_address,
             elsewhere: model.is_elsewhere(),
             device: Arc::new(Device::new(model, &description)),
             description,
@@ -91,6 +95,33 @@ impl Function {
         self.addresses.get(index).copied().unwrap_or(0)
     }
 
+    /// Bytes of its expansion ROM as the bus has it, a power of two; 0 where there is none.
+    #[must_use]
+    pub fn rom_size(&self) -> u64 {
+        if self.rom_address == 0 { 0 } else { self.description.rom_size() }
+    }
+
+    /// Reads the expansion ROM. Behind what it holds it reads all ones (`vfio_pci_bar_rw`).
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` when there is none or the access passes its end; `EIO` while memory decoding is off.
+    pub fn rom_read(&self, offset: u64, bytes: &mut [u8]) -> Result<()> {
+        if offset.checked_add(bytes.len() as u64).is_none_or(|end| end > self.rom_size()) {
+            return Err(Error::at(Errno::EINVAL, "access past the end of the ROM", offset));
+        }
+        if !self.memory_enabled() {
+            let why = self.device.wires.gate.deafness().unanswered();
+            return Err(Error::at(Errno::EIO, why, offset));
+        }
+        let start = usize::try_from(offset).unwrap_or(usize::MAX);
+        let held = self.description.rom.get(start..).unwrap_or_default();
+        let (from, behind) = bytes.split_at_mut(held.len().min(bytes.len()));
+        from.copy_from_slice(&held[..from.len()]);
+        behind.fill(0xff);
+        Ok(())
+    }
+
     /// How many interrupts it has.
     #[must_use]
     pub fn vectors(&self) -> Vectors {
@@ -122,7 +153,7 @@ impl Function {
         }
         {
             let mut config = self.config.lock();
-            *config = ConfigSpace::new(&self.description, &self.addresses);
+            *config = config_space(&self.description, &self.addresses, self.rom_address);
             self.device.wires.gate.set(config.permissions());
         }
         self.device.wires.line.store(false, Ordering::Release);
@@ -481,6 +512,19 @@ impl Function {
             Some(PageKind::Trapped | PageKind::TrappedLoads) | None => Owner::Model,
         }
     }
+}
+
+/// Configuration space after power-on.
+fn config_space(
+    description: &Description,
+    addresses: &[u64; BARS],
+    rom_address: u64,
+) -> ConfigSpace {
+    let mut config = ConfigSpace::new(description, addresses);
+    if rom_address != 0 {
+        config.place_rom(rom_address, description.rom_size());
+    }
+    config
 }
 
 impl Drop for Function {

@@ -27,8 +27,8 @@ pub use bridge::{Bridge, Opening};
 pub use bus::{Bus, Dma, DmaFault, Heard, Irq, Line, Segment, Session};
 pub use config::{CONFIG_SIZE, IrqMode};
 pub use description::{
-    BARS, Bar, BarKind, Description, Ids, MsixTable, PAGE_SIZE, PageKind, Pages, Vectors,
-    VendorCapability, VendorKind,
+    BARS, Bar, BarKind, Description, ExtendedCapability, Ids, MsixTable, OwnCapability, PAGE_SIZE,
+    PageKind, Pages, Vectors, VendorCapability, VendorKind,
 };
 pub use function::Function;
 pub use ioasis_sys::mapping::Mapping;

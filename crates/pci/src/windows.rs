@@ -65,4 +65,17 @@ impl Windows {
         }
         addresses
     }
+
+    /// An address for an expansion ROM of `size` bytes, behind the BARs of its function; 0 when there is no room, or no ROM.
+    pub(crate) fn assign_rom(&mut self, size: u64) -> u64 {
+        if size == 0 {
+            return 0;
+        }
+        let start = self.memory_32.next_multiple_of(size);
+        if size > MEMORY_32_END.saturating_sub(start) {
+            return 0;
+        }
+        self.memory_32 = start + size;
+        start
+    }
 }

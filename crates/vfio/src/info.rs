@@ -73,7 +73,10 @@ pub(crate) fn region(client: &dyn Client, function: &Function, address: u64) -> 
                 .bar(bar)
                 .map_or((0, 0), |found| (found.size, bar_flags(function, bar, found, &mut chain)))
         }
-        vfio::PCI_ROM_REGION_INDEX => (0, 0),
+        vfio::PCI_ROM_REGION_INDEX => match function.rom_size() {
+            0 => (0, 0),
+            size => (size, vfio::REGION_INFO_FLAG_READ),
+        },
         vfio::PCI_CONFIG_REGION_INDEX => {
             (CONFIG_SIZE as u64, vfio::REGION_INFO_FLAG_READ | vfio::REGION_INFO_FLAG_WRITE)
         }

@@ -114,6 +114,11 @@ impl Device for Session<'_> {
         if index == pci::CONFIG {
             return Ok(Region { flags, size: CONFIG_SIZE as u64, ..Region::default() });
         }
+        if index == pci::ROM {
+            let size = self.served.function().rom_size();
+            let flags = if size == 0 { 0 } else { REGION_READABLE };
+            return Ok(Region { flags, size, ..Region::default() });
+        }
         let Some((index, bar)) = self.bar(index) else { return Ok(Region::default()) };
         let mut region = Region { flags, size: bar.size, ..Region::default() };
         if bar.kind != BarKind::Io
@@ -151,6 +156,9 @@ impl Device for Session<'_> {
     fn read(&mut self, region: u32, offset: u64, bytes: &mut [u8]) -> Answer<()> {
         if region == pci::CONFIG {
             return told(self.served.config_read(offset, bytes));
+        }
+        if region == pci::ROM {
+            return told(self.served.function().rom_read(offset, bytes));
         }
         let (bar, _) = self.bar(region).ok_or(Errno::INVAL)?;
         told(self.served.function().bar_read(bar, offset, bytes))

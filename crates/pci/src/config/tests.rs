@@ -1,6 +1,5 @@
 use super::*;
-use crate::description::MsixTable;
-use crate::description::{Ids, Vectors};
+use crate::description::{Ids, MsixTable, OwnCapability, Vectors};
 use proptest::prelude::*;
 
 const PM: usize = 0x40;
@@ -30,7 +29,7 @@ fn description() -> Description {
         ],
         vectors: Vectors { intx: true, msi: 8, msix: 9 },
         msix: Some(MsixTable { table_bar: 2, table_offset: 0, pba_bar: 2, pba_offset: 0x800 }),
-        vendor: Vec::new(),
+        ..Description::default()
     }
 }
 
@@ -273,4 +272,61 @@ proptest! {
         }
         prop_assert_eq!(whole.bytes, pieces.bytes);
     }
+}
+
+#[test]
+fn capabilities_of_a_model_stand_behind_ours_and_cannot_be_written() {
+    let own = OwnCapability { id: 0x0d, bytes: vec![0, 0, 0xf4, 0x1a, 0, 0x11] };
+    let description = Description { own: vec![own], ..description() };
+    let mut space = ConfigSpace::new(&description, &[0; BARS]);
+    let mut at = usize::from(read::<1>(&space, 0x34)[0]);
+    while read::<1>(&space, at)[0] != 0x0d {
+        at = usize::from(read::<1>(&space, at + 1)[0]);
+        assert_ne!(at, 0, "it is in the list");
+    }
+    assert_eq!(read32(&space, at + 4), 0x1100_1af4);
+    write32(&mut space, at + 4, 0);
+    assert_eq!(read32(&space, at + 4), 0x1100_1af4);
+    assert_eq!(read::<1>(&space, at + 1), [0], "it is the last");
+}
+
+#[test]
+fn extended_capabilities_are_a_list_of_which_marked_bits_can_be_written() {
+    let serial = ExtendedCapability {
+        id: 3,
+        version: 1,
+        bytes: vec![1, 2, 3, 4, 5, 6, 7, 8],
+        writable: Vec::new(),
+    };
+    let vendor = ExtendedCapability {
+        id: 0xb,
+        version: 2,
+        bytes: vec![0x77, 0, 0xc0, 0, 0, 0, 0, 0],
+        writable: vec![0, 0, 0, 0, 0xff, 0x0f, 0, 0],
+    };
+    let plain = description();
+    let description = Description { extended: vec![serial, vendor], ..description() };
+    let mut space = ConfigSpace::new(&description, &[0; BARS]);
+    let head = read32(&space, 0x100);
+    assert_eq!(head & 0xf_ffff, 0x1_0003);
+    assert_eq!(read::<8>(&space, 0x104), [1, 2, 3, 4, 5, 6, 7, 8]);
+    let next = (head >> 20) as usize;
+    assert!(next >= 0x10c && next.is_multiple_of(4), "{next:#x}");
+    assert_eq!(read32(&space, next), 0x2_000b, "the last");
+    write32(&mut space, next + 8, !0);
+    assert_eq!(read32(&space, next + 8), 0xfff);
+    write32(&mut space, 0x104, 0);
+    assert_eq!(read32(&space, 0x104), 0x0403_0201);
+    assert_eq!(read32(&ConfigSpace::new(&plain, &[0; BARS]), 0x100), 0);
+}
+
+#[test]
+fn the_register_of_a_rom_tells_its_size_and_keeps_its_enable_bit() {
+    let mut space = space();
+    space.place_rom(0xc010_0000, 0x1_0000);
+    assert_eq!(read32(&space, 0x30), 0xc010_0000);
+    write32(&mut space, 0x30, !0);
+    assert_eq!(read32(&space, 0x30), 0xffff_0001);
+    write32(&mut space, 0x30, 0xd000_0000);
+    assert_eq!(read32(&space, 0x30), 0xd000_0000);
 }

@@ -62,6 +62,7 @@ impl Model for Probe {
                 VendorCapability { bytes: vec![7; 10], kind: VendorKind::Plain },
                 VendorCapability { bytes: vec![0; 17], kind: VendorKind::Window },
             ],
+            ..Description::default()
         }
     }
 

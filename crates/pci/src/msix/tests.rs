@@ -60,7 +60,7 @@ fn rig(vectors: u16, reach: Reach) -> Rig {
             pba_bar: 1,
             pba_offset: PENDING,
         }),
-        vendor: Vec::new(),
+        ..Description::default()
     };
     description.check();
     let interrupts = Arc::new(Interrupts::default());

@@ -58,6 +58,7 @@ pub(crate) fn region_position(offset: u64) -> u64 {
 /// A region that can be read or written.
 enum Region {
     Bar(usize),
+    Rom,
     Config,
 }
 
@@ -75,6 +76,7 @@ impl DeviceFile {
         let position = region_position(offset);
         Ok(match region {
             Region::Bar(bar) => self.clip(bar, position, length)?,
+            Region::Rom => self.clip_rom(position, length)?,
             Region::Config => check_config(position, length).map(|()| length)?,
         } as u64)
     }
@@ -93,6 +95,11 @@ impl DeviceFile {
             Region::Bar(bar) => {
                 let length = self.clip(bar, position, buf.len())?;
                 function.bar_read(bar, position, &mut buf[..length])?;
+                Ok(length)
+            }
+            Region::Rom => {
+                let length = self.clip_rom(position, buf.len())?;
+                function.rom_read(position, &mut buf[..length])?;
                 Ok(length)
             }
             Region::Config => {
@@ -117,6 +124,7 @@ impl DeviceFile {
                 function.bar_write(bar, position, &buf[..length])?;
                 Ok(length)
             }
+            Region::Rom => Err(Error::new(Errno::EINVAL, "the ROM is not written")),
             Region::Config => {
                 check_config(position, buf.len())?;
                 let resets = function.resets();
@@ -246,10 +254,20 @@ impl DeviceFile {
         let region = match region_index(offset) {
             Some(index) if (index as usize) < BARS => Region::Bar(index as usize),
             Some(vfio::PCI_CONFIG_REGION_INDEX) => Region::Config,
+            Some(ROM) if self.device.function().rom_size() != 0 => Region::Rom,
             _ => return Err(Error::at(Errno::EINVAL, "no such region, or an empty one", offset)),
         };
         self.touch();
         Ok(Some(region))
+    }
+
+    /// The bytes of an access that lie inside the ROM.
+    fn clip_rom(&self, position: u64, length: usize) -> Result<usize> {
+        let size = self.device.function().rom_size();
+        if position >= size {
+            return Err(Error::at(Errno::EINVAL, "past the end of the ROM", position));
+        }
+        Ok(usize::try_from(size - position).unwrap_or(length).min(length))
     }
 
     /// The bytes of an access that lie inside a BAR.

@@ -88,7 +88,7 @@ fn every_region_has_its_place_and_size() {
         (3, 0, 0),
         (4, 0x20, READ_WRITE),
         (5, 0, 0),
-        (6, 0, 0),
+        (6, 2048, vfio::REGION_INFO_FLAG_READ),
         (7, 4096, READ_WRITE),
     ];
     for (index, size, flags) in rows {

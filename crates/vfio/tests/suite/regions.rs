@@ -66,12 +66,29 @@ fn an_access_outside_the_regions_is_refused() {
     let rig = Rig::new();
     let (_group, file) = rig.open();
     let mut buf = [0; 4];
-    // Below the first region, absent BARs, ROM, VGA, past the last region, the end of the offsets.
-    for offset in [0, 0x1000, at(1, 0), at(5, 0), at(6, 0), at(8, 0), at(9, 0), u64::MAX - 8] {
+    // Below the first region, absent BARs, VGA, past the last region, the end of the offsets.
+    for offset in [0, 0x1000, at(1, 0), at(5, 0), at(6, 2048), at(8, 0), at(10, 0), u64::MAX - 8] {
         assert_eq!(errno(file.read(offset, &mut buf)), Some(Errno::EINVAL), "{offset:#x}");
         assert_eq!(errno(file.write(offset, &buf)), Some(Errno::EINVAL), "{offset:#x}");
         assert_eq!(file.read(offset, &mut []).expect("nothing"), 0, "{offset:#x}");
     }
+}
+
+#[test]
+fn the_rom_is_read_and_all_ones_behind_its_content_and_never_written() {
+    let rig = Rig::new();
+    let (_group, file) = rig.open();
+    let mut bytes = [0; 16];
+    assert_eq!(file.read(at(6, 0), &mut bytes).expect("the ROM"), 16);
+    assert_eq!(&bytes, b"\x55\xaa a ROM\xff\xff\xff\xff\xff\xff\xff\xff");
+    assert_eq!(file.read(at(6, 2040), &mut bytes).expect("the rest"), 8);
+    assert_eq!(errno(file.write(at(6, 0), &bytes)), Some(Errno::EINVAL));
+    let mut config = [0; 4];
+    file.write(at(7, 0x30), &[0xff; 4]).expect("its register");
+    file.read(at(7, 0x30), &mut config).expect("its register");
+    assert_eq!(u32::from_le_bytes(config), 0xffff_f801, "its size, and the enable bit");
+    file.write(at(7, 4), &[0, 0]).expect("no decoding");
+    assert_eq!(errno(file.read(at(6, 0), &mut bytes)), Some(Errno::EIO));
 }
 
 #[test]

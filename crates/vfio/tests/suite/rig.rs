@@ -95,7 +95,8 @@ impl Model for Probe {
                 pba_bar: 0,
                 pba_offset: 0x3800,
             }),
-            vendor: Vec::new(),
+            rom: b"\x55\xaa a ROM".to_vec(),
+            ..Description::default()
         }
     }
 

@@ -307,7 +307,7 @@ impl Model for Igb {
                 pba_bar: MSIX_BAR,
                 pba_offset: MSIX_PENDING,
             }),
-            vendor: Vec::new(),
+            ..Description::default()
         }
     }
 

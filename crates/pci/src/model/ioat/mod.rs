@@ -193,7 +193,7 @@ impl Model for Ioat {
                 pba_bar: BAR,
                 pba_offset: MSIX_PENDING,
             }),
-            vendor: Vec::new(),
+            ..Description::default()
         }
     }
 

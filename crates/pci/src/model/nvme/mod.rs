@@ -150,7 +150,7 @@ impl Model for Nvme {
                 pba_bar: MSIX_BAR,
                 pba_offset: MSIX_PENDING,
             }),
-            vendor: Vec::new(),
+            ..Description::default()
         }
     }
 

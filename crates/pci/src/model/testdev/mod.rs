@@ -12,10 +12,11 @@
 //! MSI message 0 is sent when a copy ends. After a reset the device holds zeroes.
 //!
 //! With `latch=on`, BAR 2 is a page whose first 32-bit word is a latch: a store sets bits in it, and a load takes what is set.
+//! With `memory=SIZE`, BAR 4 is memory: large pages of a program's mapping can lie in it.
 
 use ioasis_uapi::Result;
 
-use super::options::{ModelError, OptionInfo, Options};
+use super::options::{self, ModelError, OptionInfo, Options};
 use super::{After, Model, ModelInfo, Progress};
 use crate::bus::{Bus, Segment};
 use crate::description::{Bar, BarKind, Description, Ids, Pages, Vectors};
@@ -24,12 +25,20 @@ use crate::description::{Bar, BarKind, Description, Ids, Pages, Vectors};
 pub(super) const INFO: ModelInfo = ModelInfo {
     name: "testdev",
     summary: "copies 4 KiB from memory into itself and back (1234:11e9)",
-    options: &[OptionInfo {
-        name: "latch",
-        meaning: "BAR 2, of a register that a load clears",
-        accepted: "on or off",
-        default: "off",
-    }],
+    options: &[
+        OptionInfo {
+            name: "latch",
+            meaning: "BAR 2, of a register that a load clears",
+            accepted: "on or off",
+            default: "off",
+        },
+        OptionInfo {
+            name: "memory",
+            meaning: "BAR 4, of plain memory that programs share with it",
+            accepted: "a power of two from 4K to 64M",
+            default: "none",
+        },
+    ],
     create,
 };
 
@@ -48,6 +57,8 @@ struct Testdev {
     buffer: Box<[u8; BYTES]>,
     /// Bits that are set, where there is a latch.
     latch: Option<u32>,
+    /// Bytes of BAR 4, where there is one.
+    memory: Option<u64>,
 }
 
 fn create(options: &Options<'_>) -> Result<Box<dyn Model>, ModelError> {
@@ -56,7 +67,12 @@ fn create(options: &Options<'_>) -> Result<Box<dyn Model>, ModelError> {
         "off" => Some(false),
         _ => None,
     })?;
-    Ok(Box::new(Testdev { buffer: Box::new([0; BYTES]), latch: has_latch.then_some(0) }))
+    let memory = options.parsed("memory", None, |text| {
+        let bytes = options::bytes(text)?;
+        ((4096..=1 << 26).contains(&bytes) && bytes.is_power_of_two()).then_some(Some(bytes))
+    })?;
+    let latch = has_latch.then_some(0);
+    Ok(Box::new(Testdev { buffer: Box::new([0; BYTES]), latch, memory }))
 }
 
 impl Model for Testdev {
@@ -74,6 +90,12 @@ impl Model for Testdev {
             prefetchable: false,
             mappable: vec![Pages::trapped_loads(page)],
         };
+        let memory = self.memory.map(|size| Bar {
+            size,
+            kind: BarKind::Memory64,
+            prefetchable: true,
+            mappable: vec![Pages::shared(0..size)],
+        });
         Description {
             ids: Ids {
                 vendor: 0x1234,
@@ -83,16 +105,19 @@ impl Model for Testdev {
                 class: 0x00_ff_00,
                 revision: 0,
             },
-            bars: [Some(registers), None, self.latch.map(|_| latch), None, None, None],
+            bars: [Some(registers), None, self.latch.map(|_| latch), None, memory, None],
             vectors: Vectors { intx: false, msi: 1, msix: 0 },
             msix: None,
-            vendor: Vec::new(),
+            ..Description::default()
         }
     }
 
     fn reset(&mut self, bus: &Bus<'_>) -> Result<()> {
         self.buffer.fill(0);
         self.latch = self.latch.map(|_| 0);
+        if let Some(size) = self.memory {
+            bus.pages(4).fill(0, usize::try_from(size).expect("at most 64 MiB"), 0)?;
+        }
         bus.pages(0).fill(0, BYTES, 0)
     }
 

@@ -134,3 +134,34 @@ fn a_reset_clears_the_buffer_and_the_registers() {
     bench.copy(1, MEMORY);
     assert_eq!(bench.memory.get(MEMORY, 4096), [0; 4096]);
 }
+
+#[test]
+fn another_address_space_is_reached_with_its_pasid() {
+    let mut rig = crate::fake::Rig::new(made(&[]), 0x1000, 0x2000);
+    let space = rig.memory.with_pasid(5, 0x8000, 0x1000);
+    space.put(0x8000, b"of the other space");
+    for (pasid, status) in [(5, 0), (6, CMD_FAULTED), (0, CMD_FAULTED)] {
+        let registers = rig.pages(0);
+        registers.store_u64(ADDR, 0x8000).expect("pages");
+        registers.store_u32(PASID, pasid).expect("pages");
+        registers.store_u32(CMD, CMD_RUN | CMD_FROM_MEMORY).expect("pages");
+        rig.poll();
+        assert_eq!(rig.pages(0).load_u32(CMD), Ok(status), "PASID {pasid}");
+    }
+}
+
+#[test]
+fn a_bar_of_memory_has_whole_large_pages_and_is_cleared_by_a_reset() {
+    let options = [("memory".to_owned(), "2M".to_owned())];
+    let mut rig = crate::fake::Rig::new(made(&options), 0x1000, 0x1000);
+    let last = (2 << 20) - 8;
+    rig.pages(4).store_u64(last, 77).expect("the last word");
+    rig.reset();
+    assert_eq!(rig.pages(4).load_u64(last), Ok(0));
+    let wrong = [("memory".to_owned(), "3M".to_owned())];
+    assert!(create("testdev", &wrong).is_err());
+}
+
+fn made(options: &[(String, String)]) -> Box<dyn Model> {
+    create("testdev", options).expect("a device")
+}

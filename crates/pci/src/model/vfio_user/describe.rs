@@ -54,6 +54,7 @@ pub(super) fn find(client: &Client) -> Result<Found, String> {
             vectors,
             msix,
             vendor: vendor(&config),
+            ..Description::default()
         },
         sizes: [0; BARS],
         mirrors: Vec::new(),

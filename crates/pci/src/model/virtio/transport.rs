@@ -458,6 +458,7 @@ impl Model for Transport {
                 }
                 false => Vec::new(),
             },
+            ..Description::default()
         }
     }
 
