@@ -123,6 +123,7 @@ fn every_piece_of_code_of_the_tutorial_is_a_piece_of_an_example() {
         "ringsum/src/model.rs",
         "ringsum/src/model/tests.rs",
         "ringsum-python/ringsum.py",
+        "edu/src/model.rs",
     ] {
         files += &flat(&fs::read_to_string(root().join("examples").join(file)).expect(file));
     }
