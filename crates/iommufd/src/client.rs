@@ -154,6 +154,21 @@ pub trait ClientFile: Debug + Send + Sync + Any {
         None
     }
 
+    /// Which of read(2) and write(2) its descriptors are open for.
+    fn access(&self) -> FileAccess {
+        FileAccess::Both
+    }
+
+    /// One ioctl on it.
+    ///
+    /// # Errors
+    ///
+    /// `ENOTTY` for a command it does not have; the others are each command's own.
+    fn ioctl(&self, client: &dyn Client, command: u32, address: u64) -> Result<i64> {
+        let _ = (client, address);
+        refuse!(ENOTTY, "the file has no such ioctl", u64::from(command))
+    }
+
     /// The memory IOAS_MAP_FILE finds in it; `None` for a file that holds none.
     fn memory(&self) -> Option<Arc<dyn AddressSpace>> {
         None
@@ -161,6 +176,17 @@ pub trait ClientFile: Debug + Send + Sync + Any {
 
     /// The last descriptor is gone; called once.
     fn close(&self);
+}
+
+/// What a descriptor is open for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FileAccess {
+    /// `O_RDONLY`.
+    Read,
+    /// `O_WRONLY`.
+    Write,
+    /// `O_RDWR`.
+    Both,
 }
 
 /// Where the bytes of a read(2) go: to the caller's memory, or into a buffer that the kernel copies
@@ -269,6 +295,16 @@ pub trait QueueFile {
 
     /// Whether reads have positions; a queue has none.
     fn is_seekable(&self) -> bool {
+        false
+    }
+
+    /// Whether poll calls it readable and writable at all times, as a file that has no say in it.
+    fn is_always_ready(&self) -> bool {
+        self.is_seekable()
+    }
+
+    /// Whether it is bytes without records, of which a call may move any number.
+    fn is_stream(&self) -> bool {
         false
     }
 

@@ -96,8 +96,8 @@ mod params;
 mod tests;
 
 pub use client::{
-    Account, AddressSpace, Backing, Client, ClientFile, Destination, Extent, Extents, Importer,
-    Kind, MappableMemory, OnExec, PAGE_SIZE, Piece, QueueFile, QueueWatcher, Source,
+    Account, AddressSpace, Backing, Client, ClientFile, Destination, Extent, Extents, FileAccess,
+    Importer, Kind, MappableMemory, OnExec, PAGE_SIZE, Piece, QueueFile, QueueWatcher, Source,
 };
 pub use container as type1;
 pub use device::PageAsk;
@@ -111,6 +111,7 @@ pub use hw::kinds::cmdqv::Cmdqv;
 pub use hw::machine::Machine;
 pub use hw::ops as driver;
 pub use hw::phys::{Phys, Window};
+pub use ioas::dirty::Bitmap;
 pub use ioas::{MapRequest, Place, Unmapped};
 pub use ioasis_iommupt::{Dirty, Iova, IovaRange, Pa, Prot, Run};
 pub use memory::Memory;

@@ -10,7 +10,7 @@ use crate::alarm::Alarm;
 use crate::description::{BARS, Description};
 use crate::gate::Gate;
 use crate::msix::Msix;
-use crate::refusal::{Refusal, Way, Witness};
+use crate::refusal::{Closed, Refusal, Way, Witness};
 
 /// One piece of a scattered transfer, by the address the device puts on the bus.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -137,6 +137,8 @@ pub(crate) struct Wires {
     /// The level of the interrupt pin.
     pub(crate) line: AtomicBool,
     pub(crate) msix: Msix,
+    /// The device stands still for migration. Set under the lock of the model.
+    pub(crate) stopped: AtomicBool,
     /// What wakes the thread that polls the model.
     pub(crate) alarm: Alarm,
 }
@@ -144,7 +146,25 @@ pub(crate) struct Wires {
 impl Wires {
     pub(crate) fn new(description: &Description) -> Self {
         let (gate, line) = (Gate::default(), AtomicBool::new(false));
-        Self { gate, line, msix: Msix::new(description), alarm: Alarm::default() }
+        let (stopped, alarm) = (AtomicBool::new(false), Alarm::default());
+        Self { gate, line, msix: Msix::new(description), stopped, alarm }
+    }
+
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.stopped.load(Ordering::Acquire)
+    }
+
+    /// Whether a message that waits for its vector could be sent.
+    pub(crate) fn may_send(&self) -> bool {
+        self.gate.may_send() && !self.is_stopped()
+    }
+
+    /// Why the device sends nothing; `None` when it may.
+    fn silence(&self) -> Option<Closed> {
+        if !self.gate.may_master() {
+            return Some(self.gate.silence());
+        }
+        self.is_stopped().then_some(Closed::Stopped)
     }
 }
 
@@ -217,12 +237,9 @@ impl<'a> Bus<'a> {
     }
 
     fn admit(&self, way: Way, segments: &[Segment]) -> Result<(), DmaFault> {
-        let gate = &self.wires.gate;
-        if gate.may_master() {
-            return Ok(());
-        }
+        let Some(closed) = self.wires.silence() else { return Ok(()) };
         let fault = first(segments);
-        self.tell(&Refusal::Dma { way, iova: fault.iova, closed: gate.silence() });
+        self.tell(&Refusal::Dma { way, iova: fault.iova, closed });
         Err(fault)
     }
 
@@ -238,13 +255,14 @@ impl<'a> Bus<'a> {
     }
 
     /// Sends the message of MSI or MSI-X vector `vector`; a message is a memory write, so none is sent while bus
-    /// mastering is off. That of a masked MSI-X vector is pending until it is unmasked.
+    /// mastering is off. That of a masked MSI-X vector is pending until it is unmasked, and that of a device which is
+    /// stopped until it goes on.
     pub fn raise(&self, vector: u16) {
         let Wires { gate, msix, .. } = self.wires;
-        if gate.may_master() {
-            msix.raise(self.session, vector, gate.vectors_masked());
-        } else {
-            self.tell(&Refusal::Message { vector, closed: gate.silence() });
+        match self.wires.silence() {
+            None => msix.raise(self.session, vector, gate.vectors_masked()),
+            Some(Closed::Stopped) if msix.is_enabled() => msix.raise(self.session, vector, true),
+            Some(closed) => self.tell(&Refusal::Message { vector, closed }),
         }
     }
 
@@ -271,9 +289,13 @@ impl<'a> Bus<'a> {
         self.wires.msix.withdraw(self.session, vector);
     }
 
-    /// Sets the level of the interrupt pin; free when it does not change.
+    /// Sets the level of the interrupt pin; free when it does not change. A device that is stopped asks for nothing, and
+    /// says so when it goes on.
     pub fn set_line(&self, line: Line) {
         let asserted = line == Line::Asserted;
+        if asserted && self.wires.is_stopped() {
+            return;
+        }
         if self.wires.line.swap(asserted, Ordering::AcqRel) != asserted {
             self.session.irq.set_line(line);
         }

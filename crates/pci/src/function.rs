@@ -1,7 +1,11 @@
 //! One PCI function: its configuration space, its BARs, and the model behind them.
 //!
+//! `migration` is how it stops, and moves to another run.
+//!
 //! Lock order: `Function::open` -> `Device::model`; `Function::config` is a leaf. A reset called by
 //! a write to configuration space happens after its lock is released.
+
+mod migration;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,8 +14,9 @@ use ioasis_sys::mapping::Mapping;
 use ioasis_sys::sync::Mutex;
 use ioasis_uapi::{Errno, Error, Result};
 
+use self::migration::Migrates;
 use crate::address::Bdf;
-use crate::bus::{Bus, Session, Wires};
+use crate::bus::{Bus, Session};
 use crate::config::{ConfigSpace, IrqMode, Window};
 use crate::description::{
     BARS, Bar, BarKind, Description, Ids, MsixTable, PageKind, Vectors, pba_bytes, table_bytes,
@@ -33,6 +38,8 @@ pub struct Function {
     rom_address: u64,
     config: Mutex<ConfigSpace>,
     device: Arc<Device>,
+    /// What it can do on its way to another run; `None` when it stays.
+    migrates: Option<Migrates>,
     open: Mutex<Option<Open>>,
     resets: AtomicU64,
     /// The model is told of COMMAND and interrupts.
@@ -52,7 +59,7 @@ impl Function {
     ///
     /// If the model describes a function that cannot exist.
     #[must_use]
-    pub fn new(address: Bdf, model: Box<dyn Model>, windows: &mut Windows) -> Self {
+    pub fn new(address: Bdf, mut model: Box<dyn Model>, windows: &mut Windows) -> Self {
         let description = model.description();
         description.check();
         let addresses = windows.assign(address, &description);
@@ -62,6 +69,7 @@ impl Function {
             address,
             rom_address,
             elsewhere: model.is_elsewhere(),
+            migrates: model.migration().map(Migrates::new),
             device: Arc::new(Device::new(model, &description)),
             description,
             addresses,
@@ -351,8 +359,8 @@ impl Function {
     /// as there is none. A message that is pending is sent to a new handler before this returns.
     pub fn set_handler(&self, vector: u16, handler: Handler) {
         let Some(session) = self.session() else { return };
-        let Wires { gate, msix, .. } = &self.device.wires;
-        msix.set_handler(&session, vector, handler, gate.may_send());
+        let wires = &self.device.wires;
+        wires.msix.set_handler(&session, vector, handler, wires.may_send());
     }
 
     /// Reads a BAR in aligned pieces of 8, 4, 2 or 1 bytes, as a system call does. The MSI-X table

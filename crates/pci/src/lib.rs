@@ -15,6 +15,7 @@ mod description;
 pub mod fake;
 mod function;
 mod gate;
+pub mod migration;
 mod model;
 mod msix;
 mod refusal;

@@ -21,6 +21,7 @@ use ioasis_uapi::Result;
 use crate::bus::Bus;
 use crate::config::IrqMode;
 use crate::description::Description;
+use crate::migration::Migration;
 pub use list::{Models, create, models};
 use options::{ModelError, OptionInfo, Options};
 
@@ -130,6 +131,11 @@ pub trait Model: Debug + Send {
     /// The kind of interrupt that is enabled from now on.
     fn set_irq_mode(&mut self, bus: &Bus<'_>, mode: IrqMode) {
         let _ = (bus, mode);
+    }
+
+    /// How it moves to another run; `None` for a device that stays where it is. The same at every call.
+    fn migration(&mut self) -> Option<&mut dyn Migration> {
+        None
     }
 
     /// What a store at `offset` has left to be done when [`Model::store`] has returned. Waking the worker takes longer than

@@ -248,6 +248,27 @@ impl Msix {
         }
     }
 
+    /// The pending bits, a bit a vector.
+    pub(crate) fn pending(&self) -> Vec<u64> {
+        self.state.lock().pending.to_vec()
+    }
+
+    /// Whether these can be the pending bits of so many vectors.
+    pub(crate) fn could_be_pending(&self, words: &[u64]) -> bool {
+        let used = self.vectors % 64;
+        let beyond = if used == 0 { 0 } else { u64::MAX << used };
+        words.len() == usize::from(self.vectors.div_ceil(64))
+            && words.last().is_none_or(|last| last & beyond == 0)
+    }
+
+    /// Takes pending bits over that could be pending.
+    pub(crate) fn set_pending(&self, session: &Session, words: Vec<u64>) -> Result<()> {
+        let mut state = self.state.lock();
+        self.waiting.store(words.iter().any(|&word| word != 0), Ordering::Release);
+        state.pending = words.into_boxed_slice();
+        self.show_pending(session, &state)
+    }
+
     fn show_mask(&self, session: &Session, state: &State, vector: u16) -> Result<()> {
         let Some((pages, table)) = self.table(session) else { return Ok(()) };
         let control = if state.is_handled(vector) { 0 } else { MASK };

@@ -27,6 +27,8 @@ pub enum Closed {
     Memory,
     /// It sleeps.
     D3hot,
+    /// It is stopped for migration.
+    Stopped,
 }
 
 impl Closed {
@@ -37,6 +39,7 @@ impl Closed {
             Self::Master => "bus mastering is off",
             Self::Memory => "memory decoding is off",
             Self::D3hot => "the function is in D3hot",
+            Self::Stopped => "the device is stopped for migration",
         }
     }
 
@@ -47,6 +50,7 @@ impl Closed {
             Self::Master => "set bit 2 of COMMAND",
             Self::Memory => "set bit 1 of COMMAND",
             Self::D3hot => "write power state D0 to its power management capability, or reset it",
+            Self::Stopped => "leave the device alone until its migration state is RUNNING",
         }
     }
 
@@ -56,7 +60,9 @@ impl Closed {
             Self::D3hot => {
                 "the function is in D3hot: write power state D0 to its power management capability, or reset it"
             }
-            Self::Master | Self::Memory => "memory decoding is off: set bit 1 of COMMAND",
+            Self::Master | Self::Memory | Self::Stopped => {
+                "memory decoding is off: set bit 1 of COMMAND"
+            }
         }
     }
 }

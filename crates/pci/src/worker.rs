@@ -13,7 +13,11 @@ use ioasis_uapi::{Errno, Error, Result};
 use crate::alarm::Alarm;
 use crate::bus::{Bus, Line, Session, Wires};
 use crate::description::Description;
+use crate::migration::{Reader, Writer, bad};
 use crate::model::{After, Model, Progress};
+
+/// Words of pending bits of the 2048 vectors that MSI-X can have.
+const WORDS_MAX: usize = 32;
 
 /// What the worker and the callers of a function share.
 #[derive(Debug)]
@@ -24,6 +28,8 @@ pub(crate) struct Device {
     pub(crate) wires: Wires,
     /// A BAR page could not be reached; nothing is polled until the next reset.
     dead: AtomicBool,
+    /// It was loaded and has not run since.
+    loaded: AtomicBool,
 }
 
 impl Device {
@@ -33,6 +39,7 @@ impl Device {
             waiting: AtomicUsize::new(0),
             wires: Wires::new(description),
             dead: AtomicBool::new(false),
+            loaded: AtomicBool::new(false),
         }
     }
 
@@ -55,6 +62,8 @@ impl Device {
         let done = model.reset(&bus).and_then(|()| self.wires.msix.reset(session));
         bus.set_line(Line::Deasserted);
         self.dead.store(done.is_err(), Ordering::Release);
+        self.loaded.store(false, Ordering::Release);
+        self.wires.stopped.store(false, Ordering::Release);
         done
     }
 
@@ -101,6 +110,68 @@ impl Device {
         let _ = self.live_or_die(|model| model.update_line(&self.bus(session)));
     }
 
+    /// Stops the device: when this returns nothing moves until [`Device::run`], or a reset.
+    pub(crate) fn stop(&self) {
+        let _model = self.model();
+        self.wires.stopped.store(true, Ordering::Release);
+    }
+
+    /// Lets a device go on that was stopped.
+    pub(crate) fn run(&self, session: &Session) {
+        // One that runs may be in a transfer that waits for the program, which must not be waited for.
+        if !self.wires.is_stopped() {
+            return;
+        }
+        let mut model = self.model();
+        self.wires.stopped.store(false, Ordering::Release);
+        let bus = self.bus(session);
+        if self.dead.load(Ordering::Acquire) {
+            return;
+        }
+        let was_loaded = self.loaded.swap(false, Ordering::AcqRel);
+        let reminded = match model.migration() {
+            Some(migration) if was_loaded => migration.remind(&bus),
+            _ => Ok(()),
+        };
+        if reminded.and_then(|()| model.update_line(&bus)).is_err() {
+            self.dead.store(true, Ordering::Release);
+        }
+    }
+
+    /// The state of a device that is stopped, and the messages that wait to be sent.
+    ///
+    /// # Panics
+    ///
+    /// If the model cannot migrate.
+    pub(crate) fn save(&self, session: &Session) -> Result<Vec<u8>> {
+        let mut model = self.model();
+        let mut state = Writer::default();
+        state.list(self.wires.msix.pending().into_iter(), Writer::u64);
+        let migration = model.migration().expect("a model that migrates");
+        migration.save(&self.bus(session), &mut state)?;
+        Ok(state.into_bytes())
+    }
+
+    /// Takes over what [`Device::save`] gave, of version `version`.
+    ///
+    /// # Panics
+    ///
+    /// If the model cannot migrate.
+    pub(crate) fn load_state(&self, session: &Session, version: u32, state: &[u8]) -> Result<()> {
+        let mut model = self.model();
+        let mut state = Reader::new(state);
+        let pending = state.list(WORDS_MAX, Reader::u64)?;
+        if !self.wires.msix.could_be_pending(&pending) {
+            return bad("other messages wait than this device has", pending.len() as u64);
+        }
+        let migration = model.migration().expect("a model that migrates");
+        migration.load(&self.bus(session), version, &mut state)?;
+        self.wires.msix.set_pending(session, pending)?;
+        self.dead.store(false, Ordering::Release);
+        self.loaded.store(true, Ordering::Release);
+        Ok(())
+    }
+
     /// One poll, or `None` when the model is not to be polled before something is called.
     fn poll(&self, bus: &Bus<'_>) -> Option<Progress> {
         while self.waiting.load(Ordering::Acquire) != 0 {
@@ -109,7 +180,12 @@ impl Device {
         if self.dead.load(Ordering::Acquire) || !self.wires.gate.memory_enabled() {
             return None;
         }
-        let polled = self.model.lock().poll(bus);
+        let mut model = self.model.lock();
+        // Under the lock: who stops the device has waited for the poll before.
+        if self.wires.is_stopped() {
+            return None;
+        }
+        let polled = model.poll(bus);
         self.dead.store(polled.is_err(), Ordering::Release);
         polled.ok()
     }
@@ -185,9 +261,8 @@ fn work(device: &Device, session: &Session, signals: &Signals) {
             pace.expects();
         }
         let polled = device.poll(&bus);
-        let Wires { gate, msix, .. } = &device.wires;
         // A program unmasks a vector with a store to the mapped table, of which nothing tells.
-        msix.send_waiting(session, gate.may_send());
+        device.wires.msix.send_waiting(session, device.wires.may_send());
         match polled {
             Some(Progress::Worked) => pace.worked(),
             Some(Progress::Idle) => match pace.pause() {

@@ -282,12 +282,12 @@ impl FileSystem {
                 Err(Error::new(Errno::EOPNOTSUPP, "the file has no attributes of its own"))
             }
             Operation::Read { offset, size } => {
-                queue.read_to(offset, whole(size).into(), bytes)?;
+                queue.read_to(offset, whole(queue, size).into(), bytes)?;
                 Ok(Answer::Bytes(bytes))
             }
             Operation::Write { bytes, .. } => {
                 let size = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
-                let mut from = &bytes[..whole(size) as usize];
+                let mut from = &bytes[..whole(queue, size) as usize];
                 let taken = queue.write_from(from.len() as u64, &mut from)?;
                 Ok(Answer::Written(u32::try_from(taken).expect("no more than there were")))
             }
@@ -364,8 +364,8 @@ fn is_seekable(file: &dyn ClientFile) -> bool {
 }
 
 /// The bytes of a request of `size` that its call's count is judged by.
-const fn whole(size: u32) -> u32 {
-    if size > MAX_BYTES - 4096 { size - size % RECORDS } else { size }
+fn whole(queue: &dyn QueueFile, size: u32) -> u32 {
+    if size > MAX_BYTES - 4096 && !queue.is_stream() { size - size % RECORDS } else { size }
 }
 
 /// What poll says (`iommufd_eventq_fops_poll`, drivers/iommu/iommufd/eventq.c; `DEFAULT_POLLMASK` of a file without a say).
@@ -374,7 +374,7 @@ fn events(queue: &dyn QueueFile) -> u32 {
     const OUT: u32 = 0x4;
     const READ_NORMAL: u32 = 0x40;
     const WRITE_NORMAL: u32 = 0x100;
-    if queue.is_seekable() {
+    if queue.is_always_ready() {
         return IN | OUT | READ_NORMAL | WRITE_NORMAL;
     }
     let readable = if queue.is_readable() { IN | READ_NORMAL } else { 0 };

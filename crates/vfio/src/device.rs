@@ -17,6 +17,8 @@ use crate::dma::Translated;
 use crate::emulated::EmulatedDma;
 use crate::ioeventfd::Ioeventfds;
 use crate::irq::Interrupts;
+use crate::logging::DmaLog;
+use crate::migration::Migrating;
 use crate::{Client, DeviceFile, DeviceMemory, Group};
 
 /// Major number of `/dev/vfio/devices/vfioN`: from the range Linux hands out dynamically.
@@ -34,6 +36,8 @@ pub struct Device {
     emulated: Option<Arc<EmulatedDma>>,
     set: Arc<DeviceSet>,
     slot: usize,
+    migrating: Arc<Migrating>,
+    log: Arc<DmaLog>,
     interrupts: Arc<Interrupts>,
     ioeventfds: Ioeventfds,
     /// A leaf.
@@ -142,9 +146,12 @@ pub(crate) struct Place {
 impl Device {
     pub(crate) fn new(function: Function, place: Place) -> Self {
         let Place { index, group, endpoint, set, slot } = place;
+        let function = Arc::new(function);
         Self {
             bdf: function.address().to_string(),
-            function: Arc::new(function),
+            migrating: Migrating::new(&function),
+            log: Arc::default(),
+            function,
             index,
             emulated: group.is_emulated().then(EmulatedDma::new),
             group,
@@ -278,6 +285,23 @@ impl Device {
         &self.ioeventfds
     }
 
+    /// Its way to another run.
+    pub(crate) fn migrating(&self) -> &Migrating {
+        &self.migrating
+    }
+
+    /// What it wrote, where that is logged.
+    ///
+    /// # Errors
+    ///
+    /// `ENOTTY` for an emulated device: what it writes is marked where it is written.
+    pub(crate) fn log(&self) -> Result<&DmaLog> {
+        if self.emulated.is_some() {
+            return Err(Error::new(Errno::ENOTTY, "an emulated device logs no DMA"));
+        }
+        Ok(&self.log)
+    }
+
     pub(crate) fn shared_function(&self) -> &Arc<Function> {
         &self.function
     }
@@ -289,7 +313,7 @@ impl Device {
         let (irq, witness) = (Arc::clone(&interrupts), interrupts);
         let dma: Arc<dyn Dma> = match &self.emulated {
             Some(emulated) => Arc::clone(emulated) as _,
-            None => Arc::new(Translated::new(Arc::clone(&self.endpoint))),
+            None => Arc::new(Translated::new(&self.endpoint, &self.log)),
         };
         step("a thread for a device")?;
         self.function.open(Session { dma, irq, witness, pages: memory.pages.clone() })?;
@@ -302,6 +326,8 @@ impl Device {
         self.revoke();
         self.leave_low_power();
         self.function.close();
+        self.migrating.end();
+        self.log.stop();
         if let Some(emulated) = &self.emulated {
             emulated.end();
         }
@@ -349,6 +375,7 @@ impl Device {
 
     /// A reset left the command register and the power state as they are now.
     pub(crate) fn after_reset(&self) {
+        self.migrating.reset();
         self.revoke();
         self.interrupts.command_changed(&self.function);
     }

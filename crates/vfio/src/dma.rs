@@ -7,15 +7,18 @@ use std::sync::Arc;
 use ioasis_iommufd::{Endpoint, Iova};
 use ioasis_pci::{Dma, DmaFault, Segment};
 
+use crate::logging::DmaLog;
+
 /// DMA of one session.
 #[derive(Debug)]
 pub(crate) struct Translated {
     endpoint: Arc<Endpoint>,
+    log: Arc<DmaLog>,
 }
 
 impl Translated {
-    pub(crate) fn new(endpoint: Arc<Endpoint>) -> Self {
-        Self { endpoint }
+    pub(crate) fn new(endpoint: &Arc<Endpoint>, log: &Arc<DmaLog>) -> Self {
+        Self { endpoint: Arc::clone(endpoint), log: Arc::clone(log) }
     }
 }
 
@@ -34,6 +37,7 @@ impl Dma for Translated {
 
     fn write(&self, segments: &[Segment], buf: &[u8]) -> Result<(), DmaFault> {
         let done = self.endpoint.write(translated(segments), buf);
+        self.log.record(segments);
         done.map_err(|fault| DmaFault { iova: fault.iova.0 })
     }
 
@@ -54,6 +58,7 @@ impl Dma for Translated {
         buf: &[u8],
     ) -> Result<(), DmaFault> {
         let done = self.endpoint.with_pasid(pasid).write(translated(segments), buf);
+        self.log.record(segments);
         done.map_err(|fault| DmaFault { iova: fault.iova.0 })
     }
 

@@ -2,10 +2,14 @@
 
 use std::sync::Arc;
 
-use ioasis_uapi::vfio::{self, DeviceFeature, DeviceFeatureDmaBuf, DeviceLowPowerEntryWithWakeup};
+use ioasis_uapi::vfio::{
+    self, DeviceFeature, DeviceFeatureDmaBuf, DeviceFeatureDmaLoggingControl,
+    DeviceFeatureDmaLoggingReport, DeviceFeatureMigDataSize, DeviceFeatureMigState,
+    DeviceFeatureMigration, DeviceLowPowerEntryWithWakeup,
+};
 use ioasis_uapi::{Errno, Error, Result};
 
-use crate::{Client, Device, DeviceFile, arg, dmabuf};
+use crate::{Client, Device, DeviceFile, arg, dmabuf, logging, migration};
 
 /// A call after its header was checked.
 struct Call {
@@ -47,6 +51,14 @@ impl Call {
         }
         Ok(Todo::Act)
     }
+
+    /// Does `act` with the address of the payload, unless the call only asked.
+    fn act(&self, allowed: u32, payload: usize, act: impl FnOnce(u64) -> Result<()>) -> Result<()> {
+        match self.check(allowed, payload)? {
+            Todo::Act => act(self.address),
+            Todo::Nothing => Ok(()),
+        }
+    }
 }
 
 /// Answers DEVICE_FEATURE; only the export of a dma-buf has a number to tell.
@@ -78,23 +90,62 @@ pub(crate) fn call(client: &dyn Client, file: &Arc<DeviceFile>, address: u64) ->
 }
 
 fn act(client: &dyn Client, device: &Device, call: &Call) -> Result<()> {
-    let set = vfio::DEVICE_FEATURE_SET;
+    let (get, set) = (vfio::DEVICE_FEATURE_GET, vfio::DEVICE_FEATURE_SET);
+    let migrating = device.migrating();
     match call.flags & vfio::DEVICE_FEATURE_MASK {
-        vfio::DEVICE_FEATURE_LOW_POWER_ENTRY => match call.check(set, 0)? {
-            Todo::Act => device.enter_low_power(None),
-            Todo::Nothing => Ok(()),
-        },
+        vfio::DEVICE_FEATURE_LOW_POWER_ENTRY => call.act(set, 0, |_| device.enter_low_power(None)),
         vfio::DEVICE_FEATURE_LOW_POWER_ENTRY_WITH_WAKEUP => with_wakeup(client, device, call),
-        vfio::DEVICE_FEATURE_LOW_POWER_EXIT => match call.check(set, 0)? {
-            Todo::Act => {
-                device.leave_low_power();
-                Ok(())
-            }
-            Todo::Nothing => Ok(()),
-        },
-        // Linux asks for PRE_COPY before it asks whether there is migration at all.
+        vfio::DEVICE_FEATURE_LOW_POWER_EXIT => call.act(set, 0, |_| {
+            device.leave_low_power();
+            Ok(())
+        }),
+        vfio::DEVICE_FEATURE_MIGRATION => {
+            migrating.check()?;
+            call.act(get, size_of::<DeviceFeatureMigration>(), |address| {
+                migration::flags(client, migrating, address)
+            })
+        }
+        vfio::DEVICE_FEATURE_MIG_DEVICE_STATE => {
+            migrating.check()?;
+            call.act(get | set, size_of::<DeviceFeatureMigState>(), |address| {
+                if call.flags & get != 0 {
+                    migration::get_state(client, migrating, address)
+                } else {
+                    migration::set_state(client, migrating, address)
+                }
+            })
+        }
+        vfio::DEVICE_FEATURE_MIG_DATA_SIZE => {
+            migrating.check()?;
+            call.act(get, size_of::<DeviceFeatureMigDataSize>(), |address| {
+                migration::data_size(client, migrating, address)
+            })
+        }
         vfio::DEVICE_FEATURE_MIG_PRECOPY_INFOv2 => {
-            Err(Error::new(Errno::EINVAL, "the device has no PRE_COPY state"))
+            migrating.check_flags()?;
+            call.act(set, 0, |_| {
+                migrating.want_flags();
+                Ok(())
+            })
+        }
+        vfio::DEVICE_FEATURE_DMA_LOGGING_START => {
+            let log = device.log()?;
+            call.act(set, size_of::<DeviceFeatureDmaLoggingControl>(), |address| {
+                logging::start(client, log, address)
+            })
+        }
+        vfio::DEVICE_FEATURE_DMA_LOGGING_STOP => {
+            let log = device.log()?;
+            call.act(set, 0, |_| {
+                log.stop();
+                Ok(())
+            })
+        }
+        vfio::DEVICE_FEATURE_DMA_LOGGING_REPORT => {
+            let log = device.log()?;
+            call.act(get, size_of::<DeviceFeatureDmaLoggingReport>(), |address| {
+                logging::report(client, log, address)
+            })
         }
         other => Err(Error::at(Errno::ENOTTY, "the device has no such feature", other.into())),
     }

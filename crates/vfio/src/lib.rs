@@ -12,6 +12,8 @@
 //! Lock order: `Group::state` -> `DeviceSet::opens` -> `Interrupts::gate` -> `Interrupts::pin`.
 //! Locks of `iommufd` and `pci` are taken inside the first two, never the other way round, except
 //! that a device model raising an interrupt takes `Interrupts::pin`, which is a leaf.
+//! `Migrating::held` comes before the locks of `pci`, and no other lock of this crate is taken
+//! inside it but those of its data files; the log of a device's DMA is a leaf.
 
 mod arg;
 mod attached;
@@ -27,7 +29,9 @@ mod info;
 mod ioeventfd;
 mod irq;
 mod kvm;
+mod logging;
 mod machine;
+mod migration;
 mod name;
 mod reset;
 mod served;

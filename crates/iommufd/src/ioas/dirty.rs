@@ -13,13 +13,13 @@ use crate::ioas::Ioas;
 
 /// A range of IOVAs and the bitmap that is to describe it.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Bitmap {
+pub struct Bitmap {
     /// What bit 0 onward stands for.
-    pub(crate) range: IovaRange,
+    pub range: IovaRange,
     /// Bytes a bit stands for, as a power of two.
-    pub(crate) page_lg2: u32,
+    pub page_lg2: u32,
     /// Client address of the first byte.
-    pub(crate) data: u64,
+    pub data: u64,
 }
 
 /// IOVAs harvested at once: the dirty ranges of this much are kept here while no lock is held and
@@ -71,12 +71,12 @@ impl Ioas {
 }
 
 impl Bitmap {
-    /// Sets the bits of `ranges`, which ascend.
+    /// Sets the bits of `ranges`, which ascend, as far as they lie in the bitmap's range.
     ///
     /// # Errors
     ///
     /// `EFAULT`.
-    pub(crate) fn set(&self, ranges: &[IovaRange], client: &dyn Client) -> Result<()> {
+    pub fn set(&self, ranges: &[IovaRange], client: &dyn Client) -> Result<()> {
         let mut chunk = Chunk { base: 0, first: CHUNK, last: 0, bits: [0; CHUNK] };
         for range in ranges.iter().filter_map(|range| range.intersect(self.range)) {
             let bit = |iova: Iova| (iova.0 - self.range.start().0) >> self.page_lg2;

@@ -5,8 +5,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use ioasis_iommufd::{
-    self as iommufd, Account, AddressSpace, Backing, ClientFile, Extents, Kind, MappableMemory,
-    Piece, Prot,
+    self as iommufd, Account, AddressSpace, Backing, ClientFile, Extents, FileAccess, Kind,
+    MappableMemory, Piece, Prot,
 };
 use ioasis_pci::{BARS, Bar};
 use ioasis_sys::because;
@@ -375,7 +375,12 @@ impl ioasis_iommufd::Client for Caller<'_> {
 
     fn install(&self, file: Arc<dyn ClientFile>, on_exec: iommufd::OnExec) -> Result<i32> {
         if file.queue().is_some() {
-            return self.install_queue(&file, OFlags::RDWR, seccomp_flag(on_exec));
+            let access = match file.access() {
+                FileAccess::Read => OFlags::RDONLY,
+                FileAccess::Write => OFlags::WRONLY,
+                FileAccess::Both => OFlags::RDWR,
+            };
+            return self.install_queue(&file, access, seccomp_flag(on_exec));
         }
         let (opened, open) = match self.publish(File::Made(Arc::clone(&file)), file.name()) {
             Ok(published) => published,

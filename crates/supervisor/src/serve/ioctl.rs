@@ -53,7 +53,7 @@ pub(super) fn ioctl(caller: &Caller<'_>, call: &Notification) -> Decision {
     let opened = match caller.opened(fd) {
         Ok(Some(opened)) => opened,
         Ok(None) if command == KVM_CREATE_DEVICE => return kvm::create(caller, fd, argument),
-        Ok(None) => return Decision::CONTINUE,
+        Ok(None) => return queue(caller, (fd, command, argument)),
         Err(error) => return Decision::Answer(unknown(error)),
     };
     if is_slow(kind(&opened.file), command)
@@ -79,6 +79,24 @@ pub(super) fn ioctl(caller: &Caller<'_>, call: &Notification) -> Decision {
             Ok(file) => Decision::Give(Gift { file, on_exec: OnExec::Close, line }),
             Err(error) => refuse(caller, line, error),
         },
+        Err(error) => refuse(caller, line, error),
+    }
+}
+
+/// An ioctl on a file that is read and written, as the data of a migration.
+fn queue(caller: &Caller<'_>, (fd, command, argument): (i32, u32, u64)) -> Decision {
+    let Ok((_, identity)) = caller.identified(fd) else { return Decision::CONTINUE };
+    let Some(file) = caller.server.queues.get(identity) else { return Decision::CONTINUE };
+    let kind = trace::Kind::Device;
+    let line = Line::of(caller, file.name(), kind, (fd, command, argument));
+    if let Err(error) = caller.injected(|| trace::request_name(kind, command)) {
+        return refuse(caller, line, error);
+    }
+    match file.ioctl(caller, command, argument) {
+        Ok(value) => {
+            caller.server.write_line(line, Ok(value));
+            Decision::Answer(Answer::Value(value))
+        }
         Err(error) => refuse(caller, line, error),
     }
 }

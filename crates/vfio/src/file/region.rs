@@ -134,6 +134,7 @@ impl DeviceFile {
                     self.device.revoke();
                 }
                 if was_reset {
+                    self.device.migrating().reset();
                     self.device.interrupts().told_reset();
                 }
                 self.device.interrupts().command_changed(function);

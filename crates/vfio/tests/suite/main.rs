@@ -9,6 +9,8 @@ mod groups;
 mod infos;
 mod irqs;
 mod kvm;
+mod logging;
+mod migration;
 mod peers;
 mod random;
 mod regions;

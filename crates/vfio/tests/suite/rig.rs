@@ -359,13 +359,24 @@ impl Rig {
 
     /// Devices by address and group.
     pub(crate) fn with(places: &[(&str, u32)]) -> Self {
+        Self::build(places, |log| Box::new(Probe { log: Arc::clone(log), ..Probe::default() }))
+    }
+
+    /// One testdev with this `migration=`.
+    pub(crate) fn testdev(migration: &str) -> Self {
+        let options = [("migration".to_owned(), migration.to_owned())];
+        Self::build(&[("0000:01:00.0", 1)], |_| {
+            ioasis_pci::create("testdev", &options).expect("a testdev")
+        })
+    }
+
+    fn build(places: &[(&str, u32)], model: impl Fn(&Log) -> Box<dyn Model>) -> Self {
         let mut hardware = Hardware::new();
         let mut windows = Windows::default();
         let log = Log::default();
         let placements = places.iter().map(|&(bdf, group)| {
             let address: Bdf = bdf.parse().expect("an address");
-            let probe = Box::new(Probe { log: Arc::clone(&log), ..Probe::default() });
-            let function = Function::new(address, probe, &mut windows);
+            let function = Function::new(address, model(&log), &mut windows);
             let kind = match group {
                 Self::NO_IOMMU => GroupKind::NoIommu,
                 Self::EMULATED => GroupKind::Emulated,

@@ -11,6 +11,8 @@
 //!
 //! MSI message 0 is sent when a copy ends. After a reset the device holds zeroes.
 //!
+//! The page moves to another run with the device, and a copy that was asked for is done there. One with `memory=` stays.
+//!
 //! With `latch=on`, BAR 2 is a page whose first 32-bit word is a latch: a store sets bits in it, and a load takes what is set.
 //! With `memory=SIZE`, BAR 4 is memory: large pages of a program's mapping can lie in it.
 
@@ -20,6 +22,7 @@ use super::options::{self, ModelError, OptionInfo, Options};
 use super::{After, Model, ModelInfo, Progress};
 use crate::bus::{Bus, Segment};
 use crate::description::{Bar, BarKind, Description, Ids, Pages, Vectors};
+use crate::migration::{Abilities, Migration, Reader, Writer, bad};
 
 /// How `ioasis models` lists it.
 pub(super) const INFO: ModelInfo = ModelInfo {
@@ -37,6 +40,12 @@ pub(super) const INFO: ModelInfo = ModelInfo {
             meaning: "BAR 4, of plain memory that programs share with it",
             accepted: "a power of two from 4K to 64M",
             default: "none",
+        },
+        OptionInfo {
+            name: "migration",
+            meaning: "the migration states it has beyond those that every device has which migrates",
+            accepted: "all, p2p, pre-copy, none, or off: it does not migrate",
+            default: "all; off with memory=",
         },
     ],
     create,
@@ -59,6 +68,8 @@ struct Testdev {
     latch: Option<u32>,
     /// Bytes of BAR 4, where there is one.
     memory: Option<u64>,
+    /// `None` when it stays.
+    abilities: Option<Abilities>,
 }
 
 fn create(options: &Options<'_>) -> Result<Box<dyn Model>, ModelError> {
@@ -71,8 +82,18 @@ fn create(options: &Options<'_>) -> Result<Box<dyn Model>, ModelError> {
         let bytes = options::bytes(text)?;
         ((4096..=1 << 26).contains(&bytes) && bytes.is_power_of_two()).then_some(Some(bytes))
     })?;
-    let latch = has_latch.then_some(0);
-    Ok(Box::new(Testdev { buffer: Box::new([0; BYTES]), latch, memory }))
+    let abilities = |p2p, pre_copy| Some(Some(Abilities { p2p, pre_copy }));
+    let abilities = options.parsed("migration", Some(Abilities::ALL), |text| match text {
+        "all" => abilities(true, true),
+        "p2p" => abilities(true, false),
+        "pre-copy" => abilities(false, true),
+        "none" => abilities(false, false),
+        "off" => Some(None),
+        _ => None,
+    })?;
+    let (buffer, latch) = (Box::new([0; BYTES]), has_latch.then_some(0));
+    let abilities = abilities.filter(|_| memory.is_none());
+    Ok(Box::new(Testdev { buffer, latch, memory, abilities }))
 }
 
 impl Model for Testdev {
@@ -167,6 +188,59 @@ impl Model for Testdev {
         registers.store_u32(CMD, status)?;
         bus.raise(0);
         Ok(Progress::Worked)
+    }
+
+    fn migration(&mut self) -> Option<&mut dyn Migration> {
+        self.abilities.map(|_| self as _)
+    }
+}
+
+impl Migration for Testdev {
+    fn name(&self) -> &'static str {
+        INFO.name
+    }
+
+    fn version(&self) -> u32 {
+        1
+    }
+
+    fn most_bytes(&self) -> usize {
+        BYTES + 32
+    }
+
+    fn abilities(&self) -> Abilities {
+        self.abilities.expect("it migrates")
+    }
+
+    fn save(&mut self, bus: &Bus<'_>, state: &mut Writer) -> Result<()> {
+        let registers = bus.pages(0);
+        state.flag(self.latch.is_some());
+        state.u32(self.latch.unwrap_or(0));
+        state.u64(registers.load_u64(ADDR)?);
+        state.u32(registers.load_u32(CMD)?);
+        state.u64(registers.load_u64(FAULT)?);
+        state.u32(registers.load_u32(PASID)?);
+        state.bytes(&*self.buffer);
+        Ok(())
+    }
+
+    fn load(&mut self, bus: &Bus<'_>, _: u32, state: &mut Reader<'_>) -> Result<()> {
+        let (has_latch, latch) = (state.flag()?, state.u32()?);
+        if has_latch != self.latch.is_some() {
+            return bad("the device that was saved has another latch=", has_latch);
+        }
+        let (address, command) = (state.u64()?, state.u32()?);
+        let (fault, pasid) = (state.u64()?, state.u32()?);
+        let buffer = state.bytes(BYTES)?;
+        state.end()?;
+        self.reset(bus)?;
+        self.buffer.copy_from_slice(buffer);
+        self.latch = has_latch.then_some(latch);
+        let registers = bus.pages(0);
+        registers.store_u64(ADDR, address)?;
+        registers.store_u64(FAULT, fault)?;
+        registers.store_u32(PASID, pasid)?;
+        registers.store_u32(CMD, command)
     }
 }
 
