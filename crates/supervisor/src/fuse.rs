@@ -3,7 +3,8 @@
 //! A file is opened once, by this process, and given away; its inode is never used again. The device nodes of the view, which
 //! nobody opens, are files of it too ([`DeviceNodes`]). Requests are taken in a thread of
 //! its own, and by whoever calls [`FileSystem::serve`]: once that returns, everything that was asked before has been
-//! answered, so that a program that closed a file and makes another call finds it closed.
+//! answered, so that a program that closed a file and makes another call finds it closed. Threads of this process open
+//! and look at the files too, so the connection is in a thread apart ([`Connection::apart`]).
 //!
 //! A request carries a process id, which is not used: the kernel itself moves the bytes. Nothing here waits for a client.
 //! Where this process is gone, the kernel answers: `ENOTCONN`, and poll says `POLLERR`.
@@ -95,6 +96,9 @@ const MODE: u32 = 0o100_600;
 const TEXT_MODE: u32 = 0o100_644;
 /// Size of a file as the kernel knows it, so that io_uring and AIO do not take it for empty.
 const SIZE: u64 = 4096;
+/// How often more is fetched, where there is more at once than fits: who floods a file is answered by the thread that does
+/// nothing else.
+const ROUNDS: u32 = 8;
 /// A multiple of the size of every record. A call that moves more than one request may is cut somewhere, which its count must
 /// not be judged by.
 const RECORDS: u32 = 40;
@@ -113,7 +117,7 @@ impl FileSystem {
         let dev = dev_of(&mounted)?;
         let state = State { last: view::END, nodes: BTreeMap::new() };
         let served = Arc::new(Self {
-            connection: Arc::new(Connection::new(mounted.device)),
+            connection: Arc::new(Connection::apart(mounted.device)?),
             serving: Mutex::default(),
             root: mounted.root,
             dev,
@@ -133,7 +137,7 @@ impl FileSystem {
         loop {
             let mut polled = [PollFd::new(&*self.connection, PollFlags::IN)];
             let _ = rustix::event::poll(&mut polled, None);
-            match self.serve() {
+            match self.take(&mut self.serving.lock()) {
                 Ok(()) => {}
                 // Aborted by who may: the kernel answers from now on.
                 Err(Error { errno: Errno::ENODEV, .. }) => return,
@@ -179,7 +183,18 @@ impl FileSystem {
     /// `ENODEV` once the file system is gone.
     pub(crate) fn serve(&self) -> Result<()> {
         let mut buffer = self.serving.lock();
-        while let Some(request) = self.connection.next(&mut buffer)? {
+        for _ in 0..ROUNDS {
+            let is_all = self.connection.fetch()?;
+            self.take(&mut buffer)?;
+            if is_all {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn take(&self, buffer: &mut Buffer) -> Result<()> {
+        while let Some(request) = self.connection.next(buffer)? {
             self.answer(&request);
         }
         Ok(())

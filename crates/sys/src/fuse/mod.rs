@@ -10,6 +10,7 @@
 //! be answered when its caller is killed.
 
 mod abi;
+mod apart;
 
 use std::io::IoSlice;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -22,6 +23,8 @@ use rustix::mount::{
     fsconfig_set_string, fsmount, fsopen,
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use apart::Apart;
 
 use crate::because;
 
@@ -320,13 +323,45 @@ impl Default for Buffer {
 
 /// Where the requests of a file system arrive and are answered.
 #[derive(Debug)]
-pub struct Connection(OwnedFd);
+pub struct Connection(Way);
+
+#[derive(Debug)]
+enum Way {
+    /// Whoever asks for the next request reads it.
+    Here(OwnedFd),
+    /// A thread of its own does.
+    Apart(Apart),
+}
 
 impl Connection {
-    /// From the device of a [`Mounted`].
+    /// From the device of a [`Mounted`]. The threads of this process must not use the file system: see
+    /// [`Connection::apart`].
     #[must_use]
     pub const fn new(device: OwnedFd) -> Self {
-        Self(device)
+        Self(Way::Here(device))
+    }
+
+    /// The same with a thread that has the device for itself, so that a process that is killed while a thread of it waits for
+    /// an answer can end.
+    ///
+    /// # Errors
+    ///
+    /// `EMFILE`; `EAGAIN` if the system has no thread left.
+    pub fn apart(device: OwnedFd) -> Result<Self> {
+        Apart::start(device).map(|apart| Self(Way::Apart(apart)))
+    }
+
+    /// Sees to it that [`Connection::next`] has all that was asked up to now, and says whether it has: there may be more
+    /// than is fetched at once.
+    ///
+    /// # Errors
+    ///
+    /// `ENODEV` once the file system is gone.
+    pub fn fetch(&self) -> Result<bool> {
+        match &self.0 {
+            Way::Here(_) => Ok(true),
+            Way::Apart(apart) => apart.fetch(),
+        }
     }
 
     /// The next request, unless none waits. What needs no decision is answered here.
@@ -335,23 +370,12 @@ impl Connection {
     ///
     /// `ENODEV` once the file system is gone; `EIO` for a request of another protocol.
     pub fn next<'a>(&self, buffer: &'a mut Buffer) -> Result<Option<Request<'a>>> {
-        let (header, length) = loop {
-            let length = match rustix::io::read(&self.0, &mut buffer.0) {
-                Ok(length) => length,
-                // ENOENT: the request was taken back while it was read.
-                Err(rustix::io::Errno::INTR | rustix::io::Errno::NOENT) => continue,
-                Err(rustix::io::Errno::AGAIN) => return Ok(None),
-                Err(raw) => return Err(because("the file system is gone")(raw)),
-            };
-            let header = take::<abi::InHeader>(&buffer.0[..length])?.0;
-            // Whoever asked may have been killed meanwhile, which is nothing to us.
-            let _ = match header.opcode {
-                abi::INIT => self.agree(header.unique, &buffer.0[HEADER..length]),
-                abi::FORGET | abi::BATCH_FORGET | abi::NOTIFY_REPLY => Ok(()),
-                abi::STATFS => self.send(header.unique, 0, abi::StatfsOut::default().as_bytes()),
-                _ => break (header, length),
-            };
+        let length = match &self.0 {
+            Way::Here(device) => read(device.as_fd(), &mut buffer.0)?,
+            Way::Apart(apart) => apart.next(&mut buffer.0)?,
         };
+        let Some(length) = length else { return Ok(None) };
+        let header = take::<abi::InHeader>(&buffer.0[..length])?.0;
         let operation = operation(header.opcode, &buffer.0[HEADER..length])?;
         let owner = Owner { uid: header.uid, gid: header.gid };
         let (unique, node, tid) = (header.unique, header.node, header.pid);
@@ -405,50 +429,99 @@ impl Connection {
         let name_length = u32::try_from(name.len()).expect("a file name is short");
         let gone = abi::InvalEntryOut { parent, name_length, flags: 0 };
         let body = [gone.as_bytes(), name.as_bytes(), b"\0"].concat();
-        // ENOENT: nobody knows it.
-        let _ = self.send(0, abi::NOTIFY_INVAL_ENTRY, &body);
+        self.forget(abi::NOTIFY_INVAL_ENTRY, &body);
     }
 
     /// Lets the attributes of `node` be asked for anew. As [`Connection::forget_name`].
     pub fn forget_attributes(&self, node: u64) {
         // A negative offset: not its bytes.
         let gone = abi::InvalInodeOut { node, offset: -1, length: 0 };
-        let _ = self.send(0, abi::NOTIFY_INVAL_INODE, gone.as_bytes());
+        self.forget(abi::NOTIFY_INVAL_INODE, gone.as_bytes());
     }
 
-    fn agree(&self, unique: u64, body: &[u8]) -> Result<()> {
-        let (asked, _) = take::<abi::InitIn>(body)?;
-        if asked.major != abi::MAJOR {
-            return self.send(unique, -Errno::EIO.raw(), &[]);
+    fn forget(&self, what: i32, body: &[u8]) {
+        match &self.0 {
+            // ENOENT: nobody knows it.
+            Way::Here(device) => drop(send(device.as_fd(), 0, what, body)),
+            Way::Apart(apart) => {
+                let head = out_header(0, what, body);
+                apart.forget([head.as_bytes(), body].concat());
+            }
         }
-        let reply = abi::InitOut {
-            major: abi::MAJOR,
-            minor: abi::MINOR,
-            max_readahead: asked.max_readahead,
-            flags: asked.flags & FEATURES,
-            // Releases are such requests, and must not wait for each other.
-            max_background: 4096,
-            congestion_threshold: 3072,
-            max_write: MAX_BYTES,
-            time_gran: 1,
-            max_pages: PAGES,
-            ..Default::default()
-        };
-        self.send(unique, 0, reply.as_bytes())
     }
 
     fn send(&self, unique: u64, error: i32, body: &[u8]) -> Result<()> {
-        let length = size_of::<abi::OutHeader>() + body.len();
-        let len = u32::try_from(length).expect("less than a request's limit");
-        let header = abi::OutHeader { len, error, unique };
-        let parts = [IoSlice::new(header.as_bytes()), IoSlice::new(body)];
-        rustix::io::writev(&self.0, &parts).map(drop).map_err(because("the request is gone"))
+        match &self.0 {
+            Way::Here(device) => send(device.as_fd(), unique, error, body),
+            Way::Apart(apart) => {
+                let head = out_header(unique, error, body);
+                apart.send([head.as_bytes(), body].concat());
+                Ok(())
+            }
+        }
     }
+}
+
+/// Reads the next request, unless none waits: its length. What needs no decision is answered.
+fn read(device: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<Option<usize>> {
+    loop {
+        let length = match rustix::io::read(device, &mut *buffer) {
+            Ok(length) => length,
+            // ENOENT: the request was taken back while it was read.
+            Err(rustix::io::Errno::INTR | rustix::io::Errno::NOENT) => continue,
+            Err(rustix::io::Errno::AGAIN) => return Ok(None),
+            Err(raw) => return Err(because("the file system is gone")(raw)),
+        };
+        let header = take::<abi::InHeader>(&buffer[..length])?.0;
+        // Whoever asked may have been killed meanwhile, which is nothing to us.
+        let _ = match header.opcode {
+            abi::INIT => agree(device, header.unique, &buffer[HEADER..length]),
+            abi::FORGET | abi::BATCH_FORGET | abi::NOTIFY_REPLY => Ok(()),
+            abi::STATFS => send(device, header.unique, 0, abi::StatfsOut::default().as_bytes()),
+            _ => return Ok(Some(length)),
+        };
+    }
+}
+
+fn agree(device: BorrowedFd<'_>, unique: u64, body: &[u8]) -> Result<()> {
+    let (asked, _) = take::<abi::InitIn>(body)?;
+    if asked.major != abi::MAJOR {
+        return send(device, unique, -Errno::EIO.raw(), &[]);
+    }
+    let reply = abi::InitOut {
+        major: abi::MAJOR,
+        minor: abi::MINOR,
+        max_readahead: asked.max_readahead,
+        flags: asked.flags & FEATURES,
+        // Releases are such requests, and must not wait for each other.
+        max_background: 4096,
+        congestion_threshold: 3072,
+        max_write: MAX_BYTES,
+        time_gran: 1,
+        max_pages: PAGES,
+        ..Default::default()
+    };
+    send(device, unique, 0, reply.as_bytes())
+}
+
+fn send(device: BorrowedFd<'_>, unique: u64, error: i32, body: &[u8]) -> Result<()> {
+    let head = out_header(unique, error, body);
+    let parts = [IoSlice::new(head.as_bytes()), IoSlice::new(body)];
+    rustix::io::writev(device, &parts).map(drop).map_err(because("the request is gone"))
+}
+
+fn out_header(unique: u64, error: i32, body: &[u8]) -> abi::OutHeader {
+    let length = size_of::<abi::OutHeader>() + body.len();
+    let len = u32::try_from(length).expect("less than a request's limit");
+    abi::OutHeader { len, error, unique }
 }
 
 impl AsFd for Connection {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        match &self.0 {
+            Way::Here(device) => device.as_fd(),
+            Way::Apart(apart) => apart.arrived().as_fd(),
+        }
     }
 }
 

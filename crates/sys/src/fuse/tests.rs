@@ -102,7 +102,7 @@ struct Bench {
 
 impl Bench {
     fn new(mounted: Mounted, positions: Positions) -> Self {
-        let connection = Arc::new(Connection::new(mounted.device));
+        let connection = Arc::new(Connection::apart(mounted.device).expect("a thread"));
         let (tell, told) = mpsc::channel();
         let server = Arc::clone(&connection);
         std::thread::spawn(move || serve(&server, positions, &tell));
@@ -226,4 +226,47 @@ fn without_its_server_a_file_fails_and_nobody_hangs() {
         poll(&mut polled, Some(&Timespec { tv_sec: 30, tv_nsec: 0 })).expect("a poll");
         assert!(polled[0].revents().contains(PollFlags::ERR));
     });
+}
+
+/// Something that waits for an answer that does not come.
+#[derive(Clone, Copy, Debug)]
+enum Waits {
+    ForAnOpen,
+    ForAttributes,
+}
+
+#[test]
+fn a_process_that_is_killed_while_it_waits_for_its_own_answer_ends() {
+    for waits in [Waits::ForAnOpen, Waits::ForAttributes] {
+        with_file_system(|mounted| {
+            let (ours, theirs) = crate::message::pair().expect("sockets");
+            let child = fork_with(move || {
+                // The parent's copies are closed with this closure.
+                let Mounted { device, root, .. } = mounted;
+                let connection = Connection::apart(device).expect("a thread");
+                std::thread::scope(|scope| {
+                    scope.spawn(|| {
+                        let mut buffer = Buffer::default();
+                        let mut polled = [PollFd::new(&connection, PollFlags::IN)];
+                        while !matches!(connection.next(&mut buffer), Ok(Some(_))) {
+                            poll(&mut polled, None).expect("a poll");
+                        }
+                        crate::message::send(&theirs, b"x", &[]).expect("sent");
+                        std::thread::sleep(std::time::Duration::from_secs(60));
+                    });
+                    let _ = match waits {
+                        Waits::ForAnOpen => {
+                            openat(&root, "file", OFlags::RDWR, Mode::empty()).map(drop)
+                        }
+                        Waits::ForAttributes => rustix::fs::fstat(&root).map(drop),
+                    };
+                    crate::spawn::exit(1)
+                })
+            })
+            .expect("fork");
+            crate::message::receive(&ours, 1).expect("it was asked");
+            child.kill();
+            child.wait().expect("it ends");
+        });
+    }
 }
