@@ -246,28 +246,31 @@ mod tests {
         }
         let cell: Published<Word> = Published::empty(Sections::of_process());
         let stop = AtomicBool::new(false);
-        let seen: u64 = std::thread::scope(|scope| {
+        // However the system shares its processors out, readers meet values.
+        let seen = AtomicU64::new(0);
+        std::thread::scope(|scope| {
             let readers: Vec<_> = (0..2)
                 .map(|_| {
                     scope.spawn(|| {
-                        let mut seen = 0;
                         while !stop.load(Ordering::Relaxed) {
                             let Some(word) = cell.load() else { continue };
                             let good = (0..16).all(|_| word.0.load(Ordering::Relaxed) == GOOD);
                             assert!(good, "a value was dropped while it was read");
-                            seen += 1;
+                            seen.fetch_add(1, Ordering::Relaxed);
                         }
-                        seen
                     })
                 })
                 .collect();
-            for turn in 0..20_000 {
+            for turn in 0.. {
+                let is_met = seen.load(Ordering::Relaxed) > 0;
+                if turn >= 20_000 && (is_met || readers.iter().any(|reader| reader.is_finished())) {
+                    break;
+                }
                 let word = (turn % 3 != 0).then(|| Arc::new(Word(AtomicU64::new(GOOD))));
                 drop(cell.swap(word));
             }
             stop.store(true, Ordering::Relaxed);
-            readers.into_iter().map(|reader| reader.join().expect("no panic")).sum()
+            readers.into_iter().for_each(|reader| reader.join().expect("no panic"));
         });
-        assert!(seen > 0, "readers met values");
     }
 }

@@ -4,12 +4,17 @@
 //! chosen by a seed. It is a `cfg` and no cargo feature because features add up across a build: one crate that
 //! asked for it would change the type of everybody's locks.
 //!
+//! A debug build checks the order in which locks are taken (`order.rs`).
+//!
 //! Poisoning is not surfaced. A release build aborts on panic, so no thread ever sees a poisoned lock; in a test
 //! build the panic itself fails the test.
 #![cfg_attr(
     not(ioasis_shuttle),
     expect(clippy::disallowed_types, reason = "this is the one place that chooses them")
 )]
+
+#[cfg_attr(any(not(debug_assertions), ioasis_shuttle), path = "unchecked.rs")]
+mod order;
 
 use std::fmt;
 use std::ops::{Deref, DerefMut};
@@ -20,6 +25,8 @@ use shuttle::sync as imp;
 #[cfg(not(ioasis_shuttle))]
 use std::sync as imp;
 
+use order::{Class, Held};
+
 pub use imp::atomic;
 pub use std::sync::{Arc, LazyLock, OnceLock, Weak};
 
@@ -29,22 +36,28 @@ pub use shuttle::thread;
 pub use std::thread;
 
 /// Mutual exclusion.
-#[derive(Default)]
-pub struct Mutex<T: ?Sized>(imp::Mutex<T>);
+pub struct Mutex<T: ?Sized> {
+    class: Class,
+    lock: imp::Mutex<T>,
+}
 
 /// Unlocks its [`Mutex`] when dropped.
 #[must_use = "the lock is released at once"]
-pub struct MutexGuard<'a, T: ?Sized>(imp::MutexGuard<'a, T>);
+pub struct MutexGuard<'a, T: ?Sized> {
+    guard: imp::MutexGuard<'a, T>,
+    held: Held,
+}
 
 impl<T> Mutex<T> {
     /// An unlocked mutex around `value`.
+    #[track_caller]
     pub const fn new(value: T) -> Self {
-        Self(imp::Mutex::new(value))
+        Self { class: Class::here(), lock: imp::Mutex::new(value) }
     }
 
     /// The value, without the lock.
     pub fn into_inner(self) -> T {
-        self.0.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.lock.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }
 
@@ -60,34 +73,46 @@ impl<T: ?Sized> Mutex<T> {
             thread::yield_now();
         }
         #[cfg(not(ioasis_tsan))]
-        MutexGuard(self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner()))
+        {
+            self.class.check();
+            let guard = self.lock.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+            MutexGuard { guard, held: self.class.hold() }
+        }
     }
 
     /// The lock, if no other thread holds it.
     pub fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
-        match self.0.try_lock() {
-            Ok(guard) => Some(MutexGuard(guard)),
-            Err(imp::TryLockError::Poisoned(poisoned)) => Some(MutexGuard(poisoned.into_inner())),
-            Err(imp::TryLockError::WouldBlock) => None,
-        }
+        let guard = match self.lock.try_lock() {
+            Ok(guard) => guard,
+            Err(imp::TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(imp::TryLockError::WouldBlock) => return None,
+        };
+        Some(MutexGuard { guard, held: self.class.hold() })
     }
 
     /// The value, through the only reference there is.
     pub fn get_mut(&mut self) -> &mut T {
-        self.0.get_mut().unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.lock.get_mut().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+impl<T: Default> Default for Mutex<T> {
+    #[track_caller]
+    fn default() -> Self {
+        Self::new(T::default())
     }
 }
 
 impl<T: ?Sized> Deref for MutexGuard<'_, T> {
     type Target = T;
     fn deref(&self) -> &T {
-        &self.0
+        &self.guard
     }
 }
 
 impl<T: ?Sized> DerefMut for MutexGuard<'_, T> {
     fn deref_mut(&mut self) -> &mut T {
-        &mut self.0
+        &mut self.guard
     }
 }
 
@@ -107,69 +132,89 @@ impl<T: ?Sized + fmt::Debug> fmt::Debug for MutexGuard<'_, T> {
 }
 
 /// Many readers or one writer.
-#[derive(Default)]
-pub struct RwLock<T: ?Sized>(imp::RwLock<T>);
+pub struct RwLock<T: ?Sized> {
+    class: Class,
+    lock: imp::RwLock<T>,
+}
 
 /// A reader's hold on a [`RwLock`].
 #[must_use = "the lock is released at once"]
-pub struct RwLockReadGuard<'a, T: ?Sized>(imp::RwLockReadGuard<'a, T>);
+pub struct RwLockReadGuard<'a, T: ?Sized> {
+    guard: imp::RwLockReadGuard<'a, T>,
+    _held: Held,
+}
 
 /// The writer's hold on a [`RwLock`].
 #[must_use = "the lock is released at once"]
-pub struct RwLockWriteGuard<'a, T: ?Sized>(imp::RwLockWriteGuard<'a, T>);
+pub struct RwLockWriteGuard<'a, T: ?Sized> {
+    guard: imp::RwLockWriteGuard<'a, T>,
+    _held: Held,
+}
 
 impl<T> RwLock<T> {
     /// An unlocked lock around `value`.
+    #[track_caller]
     pub const fn new(value: T) -> Self {
-        Self(imp::RwLock::new(value))
+        Self { class: Class::here(), lock: imp::RwLock::new(value) }
     }
 
     /// The value, without the lock.
     pub fn into_inner(self) -> T {
-        self.0.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.lock.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }
 
 impl<T: ?Sized> RwLock<T> {
     /// Waits until there is no writer. Not to be taken twice by one thread: a writer may wait in between.
     pub fn read(&self) -> RwLockReadGuard<'_, T> {
-        RwLockReadGuard(self.0.read().unwrap_or_else(|poisoned| poisoned.into_inner()))
+        self.class.check();
+        let guard = self.lock.read().unwrap_or_else(|poisoned| poisoned.into_inner());
+        RwLockReadGuard { guard, _held: self.class.hold() }
     }
 
     /// Waits until there is neither reader nor writer.
     pub fn write(&self) -> RwLockWriteGuard<'_, T> {
-        RwLockWriteGuard(self.0.write().unwrap_or_else(|poisoned| poisoned.into_inner()))
+        self.class.check();
+        let guard = self.lock.write().unwrap_or_else(|poisoned| poisoned.into_inner());
+        RwLockWriteGuard { guard, _held: self.class.hold() }
     }
 
     /// The value, through the only reference there is.
     pub fn get_mut(&mut self) -> &mut T {
-        self.0.get_mut().unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.lock.get_mut().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+impl<T: Default> Default for RwLock<T> {
+    #[track_caller]
+    fn default() -> Self {
+        Self::new(T::default())
     }
 }
 
 impl<T: ?Sized> Deref for RwLockReadGuard<'_, T> {
     type Target = T;
     fn deref(&self) -> &T {
-        &self.0
+        &self.guard
     }
 }
 
 impl<T: ?Sized> Deref for RwLockWriteGuard<'_, T> {
     type Target = T;
     fn deref(&self) -> &T {
-        &self.0
+        &self.guard
     }
 }
 
 impl<T: ?Sized> DerefMut for RwLockWriteGuard<'_, T> {
     fn deref_mut(&mut self) -> &mut T {
-        &mut self.0
+        &mut self.guard
     }
 }
 
 impl<T: ?Sized + fmt::Debug> fmt::Debug for RwLock<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0.try_read() {
+        match self.lock.try_read() {
             Ok(guard) => f.debug_tuple("RwLock").field(&&*guard).finish(),
             Err(_) => f.write_str("RwLock(locked)"),
         }
@@ -210,7 +255,12 @@ impl Condvar {
 
     /// Releases the lock, waits for a notification, takes the lock again. May return without one.
     pub fn wait<'a, T>(&self, guard: MutexGuard<'a, T>) -> MutexGuard<'a, T> {
-        MutexGuard(self.0.wait(guard.0).unwrap_or_else(|poisoned| poisoned.into_inner()))
+        let MutexGuard { guard, held } = guard;
+        let class = held.class();
+        drop(held);
+        let guard = self.0.wait(guard).unwrap_or_else(|poisoned| poisoned.into_inner());
+        class.check();
+        MutexGuard { guard, held: class.hold() }
     }
 
     /// Waits as long as `condition` holds.
@@ -231,9 +281,16 @@ impl Condvar {
         guard: MutexGuard<'a, T>,
         limit: Duration,
     ) -> (MutexGuard<'a, T>, Woken) {
+        let MutexGuard { guard, held } = guard;
+        let class = held.class();
+        drop(held);
         let (guard, result) =
-            self.0.wait_timeout(guard.0, limit).unwrap_or_else(|poisoned| poisoned.into_inner());
-        (MutexGuard(guard), if result.timed_out() { Woken::TimedOut } else { Woken::Notified })
+            self.0.wait_timeout(guard, limit).unwrap_or_else(|poisoned| poisoned.into_inner());
+        class.check();
+        (
+            MutexGuard { guard, held: class.hold() },
+            if result.timed_out() { Woken::TimedOut } else { Woken::Notified },
+        )
     }
 
     /// Wakes one waiting thread.
