@@ -2,7 +2,8 @@
 //!
 //! The exported headers are those that uapi-check compares with. Each test runs every mode it has:
 //! both container types, on /dev/vfio/vfio and on /dev/iommu, and a device bound to an iommufd. The
-//! test of Linux's drivers is that of 7.3, whose drivers are more, on each device that has one.
+//! test of Linux's drivers is that of 7.3, whose drivers are more, on each device that has one, and
+//! so is that of virtual functions.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -36,6 +37,11 @@ const TESTS: [Test; 5] = [
 const DRIVER_TEST: &str = "vfio_pci_driver_test";
 const DRIVER_CASES: u32 = 35;
 const DRIVER_KERNEL: &str = "7.3";
+
+/// The test of virtual functions and their token, which came with the same kernel.
+const SRIOV_TEST: &str = "vfio_pci_sriov_uapi_test";
+const SRIOV_CASES: u32 = 45;
+const SRIOV_DEVICE: &str = "testdev,vfs=4";
 
 /// A device with a driver in the tests: 64 KiB a descriptor are 20 GiB of copies in all, where 1
 /// MiB would be 320.
@@ -75,7 +81,9 @@ impl Args {
 
     /// What was asked for and is no test.
     fn unknown(&self) -> Option<&String> {
-        let is_one = |name: &str| name == DRIVER_TEST || TESTS.iter().any(|test| test.name == name);
+        let is_one = |name: &str| {
+            [DRIVER_TEST, SRIOV_TEST].contains(&name) || TESTS.iter().any(|test| test.name == name)
+        };
         self.tests.iter().find(|name| !is_one(name))
     }
 }
@@ -86,7 +94,7 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<Totals> {
     tools::ensure_header("/usr/include/uuid/uuid.h", "uuid-dev")?;
     if let Some(name) = args.unknown() {
         let all = TESTS.map(|test| test.name).join(", ");
-        bail!("{name} is none of the tests: {all}, {DRIVER_TEST}");
+        bail!("{name} is none of the tests: {all}, {DRIVER_TEST}, {SRIOV_TEST}");
     }
     let tree = Tree::get(workspace, &args.choice)?;
     let tests: Vec<&Test> = TESTS.iter().filter(|test| args.wants(test.name)).collect();
@@ -120,6 +128,17 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<Totals> {
     }
     if args.wants(DRIVER_TEST) {
         run_drivers(workspace, args, &ioasis, &mut count)?;
+    }
+    if args.wants(SRIOV_TEST) {
+        let newer = Tree::get(workspace, &args.choice.or_kernel(DRIVER_KERNEL))?;
+        if newer.source.join(format!("tools/testing/selftests/vfio/{SRIOV_TEST}.c")).is_file() {
+            let program = build(&newer, &[SRIOV_TEST])?.remove(0);
+            let mut command = Command::new(&ioasis);
+            command.args(["run", "--device", SRIOV_DEVICE, "--"]).arg(program).arg("0000:01:00.0");
+            count(format!("{SRIOV_TEST} on testdev"), command, SRIOV_CASES, 0)?;
+        } else {
+            println!("these tests have no {SRIOV_TEST}");
+        }
     }
     // Without a test that needs it there is no image.
     let _ = fs::remove_file(image);

@@ -427,7 +427,7 @@ fn start(models: &Models, run: Run, look: Look) -> Result<ExitCode> {
     } else {
         (MockHardware::Absent, FaultInjection::Absent)
     };
-    let (iommu, devices) = hardware::build(models, &description, mock)?;
+    let hardware::Built { iommu, devices, iommu_of } = hardware::build(models, &description, mock)?;
     let machine = Machine {
         iommu,
         devices,
@@ -443,7 +443,7 @@ fn start(models: &Models, run: Run, look: Look) -> Result<ExitCode> {
             },
             ..view::Options::default()
         },
-        iommu_of: description.devices.iter().map(|device| device.iommu).collect(),
+        iommu_of,
     };
     let ledger = match run.ledger {
         None => None,

@@ -1,6 +1,6 @@
 //! Makes the machine that a [`Description`] describes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -58,12 +58,23 @@ fn seen(index: usize, hardware: &iommufd::Iommu) -> view::Iommu {
     view::Iommu { name, registers }
 }
 
+/// What a [`Description`] becomes.
+#[derive(Debug)]
+pub(crate) struct Built {
+    /// What all devices share.
+    pub(crate) iommu: Arc<iommufd::Machine>,
+    /// The devices of the description in its order, behind them all virtual functions.
+    pub(crate) devices: Machine,
+    /// For every device, in their order, the index of its IOMMU.
+    pub(crate) iommu_of: Vec<usize>,
+}
+
 /// The devices of `description`, which is placed, and what they share.
 pub(crate) fn build(
     known: &Models,
     description: &Description,
     mock: MockHardware,
-) -> Result<(Arc<iommufd::Machine>, Machine)> {
+) -> Result<Built> {
     let machine = match mock {
         MockHardware::Present => iommufd::Machine::with_mock(),
         MockHardware::Absent => iommufd::Machine::new(),
@@ -73,11 +84,11 @@ pub(crate) fn build(
     let iommus: Vec<_> =
         description.iommus.iter().map(|iommu| Arc::new(iommu.hardware.clone())).collect();
     let mut groups: BTreeMap<u32, (usize, Arc<Group>)> = BTreeMap::new();
-    let (mut models, mut places) = (Vec::new(), Vec::new());
+    let mut models = Vec::new();
     for device in &description.devices {
         let address = device.address.context("a device has no address")?;
         let number = device.group.context("a device has no group")?;
-        let (iommu, group) = groups
+        let (iommu, _) = groups
             .entry(number)
             .or_insert_with(|| (device.iommu, Group::new(&machine, &iommus[device.iommu], number)));
         ensure!(
@@ -89,42 +100,120 @@ pub(crate) fn build(
         device.check(known.list())?;
         let model =
             known.create(&device.model, &device.options).with_context(|| device.place.clone())?;
-        let config = EndpointConfig {
-            name: address.to_string().into(),
-            requester_id: address.requester_id(),
-            reserved: description.iommus[device.iommu].reserved.clone(),
-            pasid_bits: device.pasid_bits,
-            ats: device.ats,
-            pri: device.pri,
-            ..EndpointConfig::default()
-        };
-        models.push((address, model));
-        let kind = match device.translation {
-            Translation::Iommu => GroupKind::Iommu,
-            Translation::None => GroupKind::NoIommu,
-            Translation::Emulated => GroupKind::Emulated,
-        };
-        places.push((Endpoint::new(group, config), kind));
+        models.push((device, address, model));
     }
-    let functions = functions(models).into_iter().zip(places);
-    let placements: Vec<_> = functions
-        .map(|(function, (endpoint, kind))| Placement { function, endpoint, kind })
-        .collect();
+    let (mut placements, mut virtuals) = (Vec::new(), Vec::new());
+    for (device, (function, below)) in description.devices.iter().zip(functions(models)?) {
+        let number = device.group.context("a device has no group")?;
+        placements.push(placement(description, device, function, &groups[&number].1));
+        virtuals.extend(below.into_iter().map(|function| (device, function)));
+    }
+    let iommu_of = description.devices.iter().chain(virtuals.iter().map(|(device, _)| *device));
+    let iommu_of = iommu_of.map(|device| device.iommu).collect();
+    for (number, (device, function)) in groups_of_virtual_functions(description).zip(virtuals) {
+        check_virtual(device, &function, &placements)?;
+        let number = number.with_context(|| {
+            format!("{}: no group number is left for its virtual functions", device.place)
+        })?;
+        let group = Group::new(&machine, &iommus[device.iommu], number);
+        placements.push(placement(description, device, function, &group));
+    }
     check_kinds(&placements)?;
-    Ok((machine, Machine::new(placements)))
+    let devices = Machine::new(placements);
+    create_virtual_functions(description, &devices)?;
+    Ok(Built { iommu: machine, devices, iommu_of })
 }
 
-/// A function for each model, in the order given, their BARs in the order of their addresses: those of one bus lie together.
-fn functions(models: Vec<(Bdf, Box<dyn Model>)>) -> Vec<Function> {
+/// The virtual functions that are there before anybody asks for them.
+fn create_virtual_functions(description: &Description, machine: &Machine) -> Result<()> {
+    let wanted = description.devices.iter().zip(machine.devices());
+    for (described, device) in wanted.filter(|(described, _)| described.numvfs != 0) {
+        let (place, count) = (described.place_of("numvfs"), described.numvfs);
+        let total = device.function().sriov().map_or(0, |sriov| sriov.total());
+        ensure!(
+            count <= total,
+            "{place}: numvfs={count} is more than the {total} virtual functions that vfs= gives the device"
+        );
+        device
+            .create_virtual_functions(count)
+            .with_context(|| format!("{place}: virtual functions cannot be enabled"))?;
+    }
+    Ok(())
+}
+
+/// A function that `device` describes, in `group`.
+fn placement(
+    description: &Description,
+    device: &Device,
+    function: Function,
+    group: &Arc<Group>,
+) -> Placement {
+    let address = function.address();
+    let config = EndpointConfig {
+        name: address.to_string().into(),
+        requester_id: address.requester_id(),
+        reserved: description.iommus[device.iommu].reserved.clone(),
+        pasid_bits: device.pasid_bits,
+        ats: device.ats,
+        pri: device.pri,
+        ..EndpointConfig::default()
+    };
+    let kind = match device.translation {
+        Translation::Iommu => GroupKind::Iommu,
+        Translation::None => GroupKind::NoIommu,
+        Translation::Emulated => GroupKind::Emulated,
+    };
+    Placement { function, endpoint: Endpoint::new(group, config), kind }
+}
+
+/// A function for each model, in the order given, each with its virtual functions. Their BARs are in the order of the addresses of
+/// physical functions: those of one bus lie together.
+fn functions(
+    models: Vec<(&Device, Bdf, Box<dyn Model>)>,
+) -> Result<Vec<(Function, Vec<Function>)>> {
     let mut models: Vec<_> = models.into_iter().enumerate().collect();
-    models.sort_by_key(|(_, (address, _))| *address);
+    models.sort_by_key(|(_, (_, address, _))| *address);
     let mut windows = Windows::default();
-    let mut functions: Vec<_> = models
-        .into_iter()
-        .map(|(index, (address, model))| (index, Function::new(address, model, &mut windows)))
-        .collect();
+    let made = models.into_iter().map(|(index, (device, address, model))| {
+        let made = Function::with_virtual_functions(address, model, &mut windows);
+        let made = made.with_context(|| {
+            let device = device.place_of("vfs");
+            format!("{device}: there is no room for so many virtual functions behind {address}")
+        })?;
+        Ok((index, made))
+    });
+    let mut functions: Vec<_> = made.collect::<Result<_>>()?;
     functions.sort_by_key(|(index, _)| *index);
-    functions.into_iter().map(|(_, function)| function).collect()
+    Ok(functions.into_iter().map(|(_, function)| function).collect())
+}
+
+/// Numbers for the groups of virtual functions, behind those that devices and bridges have (`view`): as on a machine where they come
+/// last.
+fn groups_of_virtual_functions(description: &Description) -> impl Iterator<Item = Option<u32>> {
+    let used: BTreeSet<_> = description.devices.iter().filter_map(|device| device.group).collect();
+    let addresses = description.devices.iter().filter_map(|device| device.address);
+    let buses: BTreeSet<_> = addresses
+        .filter(|address| address.bus() != 0)
+        .map(|address| (address.domain(), address.bus()))
+        .collect();
+    // The host bridge takes group 0, or else a number as root ports do.
+    let bridges = buses.len() + usize::from(used.contains(&0));
+    let bridges = u32::try_from(bridges).ok();
+    let first = used.last().copied().unwrap_or(0).checked_add(1);
+    let first = first.zip(bridges).and_then(|(first, bridges)| first.checked_add(bridges));
+    (0..).map(move |index| first?.checked_add(index))
+}
+
+/// A virtual function has its address to itself, and does DMA of its own.
+fn check_virtual(device: &Device, function: &Function, placed: &[Placement]) -> Result<()> {
+    let (place, address) = (device.place_of("vfs"), function.address());
+    ensure!(
+        device.translation != Translation::Emulated,
+        "{place}: a device with iommu=emulated has no DMA, and no virtual functions"
+    );
+    let free = placed.iter().all(|other| other.function.address() != address);
+    ensure!(free, "{place}: a virtual function would be at {address}, where another function is");
+    Ok(())
 }
 
 /// Every module parameter, for messages: docs/machine.md says what each is.

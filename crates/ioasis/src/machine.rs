@@ -44,6 +44,8 @@ pub(crate) struct Device {
     pub(crate) pri: bool,
     /// How it reaches memory.
     pub(crate) translation: Translation,
+    /// How many of its virtual functions are there from the start.
+    pub(crate) numvfs: u16,
     /// The model's own options, in the order given.
     pub(crate) options: Vec<(String, String)>,
     /// Where the device was described.
@@ -65,13 +67,14 @@ pub(crate) enum Translation {
 }
 
 /// Keys that every device has beside its model's options, with what each sets.
-pub(crate) const KEYS: [(&str, &str); 6] = [
+pub(crate) const KEYS: [(&str, &str); 7] = [
     ("address", "where it sits: 0000:01:00.0 (default: the lowest free bus from 1)"),
     ("group", "its IOMMU group: a number (default: the lowest free from 1)"),
     ("iommu", "the IOMMU it is behind: a number from 0, none, or emulated (default: 0)"),
     ("pasid_bits", "width of the PASIDs it sends: 0 to 20 (default: 0)"),
     ("ats", "translates ahead: on or off (default: off)"),
     ("pri", "asks for pages that are not there: on or off, needs ats (default: off)"),
+    ("numvfs", "virtual functions that are there from the start: a number (default: 0)"),
 ];
 
 impl Device {
@@ -105,6 +108,10 @@ impl Device {
             "pasid_bits" => {
                 let width = || wrong("a number from 0 to 20");
                 self.pasid_bits = iommu::pasid_bits(value).with_context(width)?;
+            }
+            "numvfs" => {
+                self.numvfs = value.parse().with_context(number)?;
+                self.places.push((key.clone(), place.clone()));
             }
             "ats" => self.ats = iommu::switch(value).with_context(|| wrong("on or off"))?,
             "pri" => self.pri = iommu::switch(value).with_context(|| wrong("on or off"))?,

@@ -52,6 +52,16 @@ impl Bdf {
         self.devfn
     }
 
+    /// The address `distance` routing IDs further on the same bus; `None` past its end.
+    #[must_use]
+    pub const fn beyond(self, distance: u16) -> Option<Self> {
+        let devfn = self.devfn as u32 + distance as u32;
+        if devfn > u8::MAX as u32 {
+            return None;
+        }
+        Some(Self { devfn: (devfn & 0xff) as u8, ..self })
+    }
+
     /// The requester ID that the function's DMA carries: bus in the high byte, device and function in the low.
     #[must_use]
     pub const fn requester_id(self) -> u16 {

@@ -8,8 +8,9 @@
 use ioasis_uapi::{Errno, Error, Result};
 
 use crate::capability::{self, Capability, Kind};
-use crate::description::{BARS, Bar, BarKind, Description, ExtendedCapability};
+use crate::description::{BARS, Bar, BarKind, Description, ExtendedCapability, halves};
 use crate::gate::Permissions;
+use crate::sriov::{self, Role};
 
 /// Bytes of configuration space of a PCI Express function.
 pub const CONFIG_SIZE: usize = 4096;
@@ -48,9 +49,12 @@ const EXTENDED_OF_MODEL: usize = 0x200;
 const EXTENDED_HEADER: usize = 4;
 const EXTENDED_NEXT_SHIFT: u32 = 20;
 
-const BAR_IO: u32 = 1 << 0;
-const BAR_64: u32 = 1 << 2;
-const BAR_PREFETCHABLE: u32 = 1 << 3;
+// Extended capabilities that are there for SR-IOV: PCI Express 6.0, 7.8.8 and 9.3.3.
+const ARI: usize = EXTENDED;
+/// Extended capability Eh, version 1: each function of a device with SR-IOV has it (9.3.7). The
+/// root ports here forward none of it, so it says nothing but that it is there.
+const ARI_HEADER: u32 = 0x0e | 1 << 16;
+const SRIOV: usize = 0x140;
 
 /// Which kind of interrupt the program enabled.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -99,11 +103,12 @@ pub(crate) struct ConfigSpace {
     /// What the ROM's register keeps of a written address.
     rom: u32,
     irq_mode: IrqMode,
+    role: Role,
 }
 
 impl ConfigSpace {
     /// The space as the first open finds it: memory and I/O decoding on, bus mastering off.
-    pub(crate) fn new(description: &Description, addresses: &[u64; BARS]) -> Self {
+    pub(crate) fn new(description: &Description, addresses: &[u64; BARS], role: &Role) -> Self {
         let mut space = Self {
             bytes: Box::new([0; CONFIG_SIZE]),
             writable: Box::new([0; CONFIG_SIZE]),
@@ -111,6 +116,7 @@ impl ConfigSpace {
             bars: [(0, 0); BARS],
             rom: 0,
             irq_mode: IrqMode::Off,
+            role: role.clone(),
         };
         space.fill_header(description);
         for (index, bar) in description.bars.iter().enumerate() {
@@ -119,10 +125,26 @@ impl ConfigSpace {
             }
         }
         space.add_capabilities(description);
+        space.add_extended();
         for capability in &description.extended {
             space.add_extended_of_model(capability);
         }
         space
+    }
+
+    /// The space as the function itself answers, for whoever is the host: vfio-pci shows a virtual
+    /// function what its own registers do not hold (`vfio_config_init`, `vfio_bar_fixup`).
+    pub(crate) fn without_vfio(mut self) -> Self {
+        if self.is_virtual() {
+            self.put(VENDOR_ID, &[0xff; 4]);
+            self.put(COMMAND, &[0; 2]);
+            self.put(BASE_ADDRESS_0, &[0; 4 * BARS]);
+        }
+        self
+    }
+
+    fn is_virtual(&self) -> bool {
+        matches!(self.role, Role::Virtual)
     }
 
     fn fill_header(&mut self, description: &Description) {
@@ -135,6 +157,10 @@ impl ConfigSpace {
         self.put(SUBSYSTEM_ID, &ids.subsystem_device.to_le_bytes());
         self.put(STATUS, &STATUS_CAPABILITIES.to_le_bytes());
         self.put(INTERRUPT_PIN, &[u8::from(description.vectors.intx)]);
+        if self.is_virtual() {
+            self.fill_virtual();
+            return;
+        }
         let mut decoded = 0;
         let mut writable = COMMAND_MASTER | COMMAND_PARITY | COMMAND_SERR | COMMAND_INTX_DISABLE;
         for bar in description.bars.iter().flatten() {
@@ -148,16 +174,18 @@ impl ConfigSpace {
         self.allow(INTERRUPT_LINE, &[0xff]);
     }
 
+    /// A virtual function has bus mastering alone in COMMAND; memory and INTx disable are kept by
+    /// vfio-pci, and the latency timer is the physical function's (PCI Express 6.0, 9.3.4.1).
+    fn fill_virtual(&mut self) {
+        let writable = COMMAND_MEMORY | COMMAND_MASTER | COMMAND_INTX_DISABLE;
+        self.put(COMMAND, &COMMAND_MEMORY.to_le_bytes());
+        self.allow(COMMAND, &writable.to_le_bytes());
+        self.allow(INTERRUPT_LINE, &[0xff]);
+    }
+
     fn fill_bar(&mut self, index: usize, bar: &Bar, address: u64) {
         let mask = !(bar.size - 1);
-        let mut flags = match bar.kind {
-            BarKind::Io => BAR_IO,
-            BarKind::Memory32 => 0,
-            BarKind::Memory64 => BAR_64,
-        };
-        if bar.prefetchable {
-            flags |= BAR_PREFETCHABLE;
-        }
+        let flags = bar.type_bits();
         let (mask_low, mask_high) = halves(mask);
         let (low, high) = halves(address);
         self.bars[index] = (mask_low, flags);
@@ -182,6 +210,20 @@ impl ConfigSpace {
                 self.put(start + field.offset, &field.value.to_le_bytes()[..field.width]);
                 self.allow(start + field.offset, &field.writable.to_le_bytes()[..field.width]);
             }
+        }
+    }
+
+    /// What SR-IOV adds. The registers of its own capability are not here; their place is.
+    fn add_extended(&mut self) {
+        let next = match &self.role {
+            Role::Plain => return,
+            Role::Physical(_) => SRIOV,
+            Role::Virtual => 0,
+        };
+        let link = u32::try_from(next).expect("below 4096") << EXTENDED_NEXT_SHIFT;
+        self.put(ARI, &(ARI_HEADER | link).to_le_bytes());
+        if next != 0 {
+            self.put(next, &sriov::HEADER.to_le_bytes());
         }
     }
 
@@ -266,7 +308,9 @@ impl ConfigSpace {
             .map_or(0, |start| self.bytes[start + capability::PM_CONTROL] & capability::PM_STATE);
         Permissions {
             master: command & COMMAND_MASTER != 0,
-            memory: command & COMMAND_MEMORY != 0,
+            // VF Memory Space Enable of the physical function decides for a virtual one, and is set
+            // as long as there is one (`__vfio_pci_memory_enabled`).
+            memory: command & COMMAND_MEMORY != 0 || self.is_virtual(),
             io: command & COMMAND_IO != 0,
             intx_disable: command & COMMAND_INTX_DISABLE != 0,
             d3hot: state == capability::PM_STATE_D3HOT,
@@ -285,6 +329,15 @@ impl ConfigSpace {
     pub(crate) fn read(&self, offset: u64, bytes: &mut [u8], line_asserted: bool) -> Result<()> {
         let start = checked_start(offset, bytes.len())?;
         bytes.copy_from_slice(&self.bytes[start..start + bytes.len()]);
+        if let Role::Physical(sriov) = &self.role {
+            let end = start + bytes.len();
+            // The header is among the bytes here, with its link.
+            let first = start.max(SRIOV + EXTENDED_HEADER);
+            let last = end.min(SRIOV + sriov::LENGTH);
+            if first < last {
+                sriov.read(first - SRIOV, &mut bytes[first - start..last - start]);
+            }
+        }
         let position = STATUS.checked_sub(start);
         if let Some(status) = position.and_then(|position| bytes.get_mut(position))
             && line_asserted
@@ -430,6 +483,10 @@ impl ConfigSpace {
     /// D0 and D3hot are the states there are; asking for another leaves the state as it is.
     fn settle_power(&mut self, start: usize, written: u8) {
         let state = written & capability::PM_STATE;
+        if state != 0 && matches!(&self.role, Role::Physical(sriov) if sriov.enabled() != 0) {
+            // EBUSY, of which nobody learns (`vfio_pci_set_power_state`).
+            return;
+        }
         if state == 0 || state == capability::PM_STATE_D3HOT {
             let control = &mut self.bytes[start + capability::PM_CONTROL];
             *control = *control & !capability::PM_STATE | state;
@@ -453,6 +510,12 @@ impl ConfigSpace {
         }
     }
 
+    /// The function lost what COMMAND let it do.
+    pub(crate) fn stop_mastering(&mut self) {
+        let command = self.command() & !COMMAND_MASTER;
+        self.put(COMMAND, &command.to_le_bytes());
+    }
+
     /// Notes which kind of interrupt `VFIO_DEVICE_SET_IRQS` enabled. MSI-X's enable bit follows it.
     pub(crate) fn set_irq_mode(&mut self, mode: IrqMode) {
         self.irq_mode = mode;
@@ -468,11 +531,6 @@ impl ConfigSpace {
     pub(crate) fn irq_mode(&self) -> IrqMode {
         self.irq_mode
     }
-}
-
-fn halves(value: u64) -> (u32, u32) {
-    let low = u32::try_from(value & 0xffff_ffff).expect("32 bits");
-    (low, u32::try_from(value >> 32).expect("32 bits"))
 }
 
 fn checked_start(offset: u64, length: usize) -> Result<usize> {

@@ -51,6 +51,16 @@ pub struct Bar {
 }
 
 impl Bar {
+    /// The type bits of its register (PCI Local Bus 3.0, 6.2.5.1).
+    pub(crate) fn type_bits(&self) -> u32 {
+        let bits = match self.kind {
+            BarKind::Io => 1 << 0,
+            BarKind::Memory32 => 0,
+            BarKind::Memory64 => 1 << 2,
+        };
+        if self.prefetchable { bits | 1 << 3 } else { bits }
+    }
+
     /// How the page of `offset` reaches the model when a program maps it; `None` where it may not be mapped.
     #[must_use]
     pub fn page_kind(&self, offset: u64) -> Option<PageKind> {
@@ -348,4 +358,10 @@ pub(crate) fn table_bytes(vectors: u16) -> u64 {
 /// Bytes of a pending bit array: a bit a vector, in whole quadwords.
 pub(crate) fn pba_bytes(vectors: u16) -> u64 {
     u64::from(vectors).div_ceil(64) * 8
+}
+
+/// The two registers of a 64-bit value.
+pub(crate) fn halves(value: u64) -> (u32, u32) {
+    let low = u32::try_from(value & 0xffff_ffff).expect("32 bits");
+    (low, u32::try_from(value >> 32).expect("32 bits"))
 }

@@ -17,13 +17,14 @@ use ioasis_uapi::{Errno, Error, Result};
 use self::migration::Migrates;
 use crate::address::Bdf;
 use crate::bus::{Bus, Session};
-use crate::config::{ConfigSpace, IrqMode, Window};
+use crate::config::{CONFIG_SIZE, ConfigSpace, IrqMode, Window};
 use crate::description::{
     BARS, Bar, BarKind, Description, Ids, MsixTable, PageKind, Vectors, pba_bytes, table_bytes,
 };
-use crate::model::{After, Model};
+use crate::model::{After, Model, VirtualFunctions};
 use crate::msix::Handler;
 use crate::refusal::Refusal;
+use crate::sriov::{Role, Sriov};
 use crate::windows::Windows;
 use crate::worker::{Device, Worker};
 
@@ -44,6 +45,7 @@ pub struct Function {
     resets: AtomicU64,
     /// The model is told of COMMAND and interrupts.
     elsewhere: bool,
+    role: Role,
 }
 
 #[derive(Debug)]
@@ -53,18 +55,76 @@ struct Open {
 }
 
 impl Function {
-    /// A function at `address`, its BARs placed in `windows`.
+    /// A function at `address`, its BARs placed in `windows`. It has no virtual functions, whatever
+    /// its model could have.
     ///
     /// # Panics
     ///
     /// If the model describes a function that cannot exist.
     #[must_use]
-    pub fn new(address: Bdf, mut model: Box<dyn Model>, windows: &mut Windows) -> Self {
+    pub fn new(address: Bdf, model: Box<dyn Model>, windows: &mut Windows) -> Self {
         let description = model.description();
-        description.check();
         let addresses = windows.assign(address, &description);
-        let rom_address = windows.assign_rom(description.rom_size());
-        let config = config_space(&description, &addresses, rom_address);
+        let rom = windows.assign_rom(description.rom_size());
+        Self::made(address, model, description, (addresses, rom), Role::Plain)
+    }
+
+    /// The same, with the virtual functions that its model can have, which are not there yet.
+    ///
+    /// # Errors
+    ///
+    /// `ENOSPC` when their addresses pass the end of the bus.
+    ///
+    /// # Panics
+    ///
+    /// If a model describes a function that cannot exist.
+    pub fn with_virtual_functions(
+        address: Bdf,
+        mut model: Box<dyn Model>,
+        windows: &mut Windows,
+    ) -> Result<(Self, Vec<Self>)> {
+        let Some(virtual_functions) = model.virtual_functions() else {
+            return Ok((Self::new(address, model, windows), Vec::new()));
+        };
+        let VirtualFunctions { offset, stride, models } = virtual_functions;
+        let description = model.description();
+        let first = models.first().expect("a model has some or none").description();
+        let total = u16::try_from(models.len()).expect("TotalVFs has 16 bits");
+        let addresses = windows.assign(address, &description);
+        let rom = windows.assign_rom(description.rom_size());
+        let below = windows.assign_virtual(&first, total);
+        let made = (0..total).zip(models).map(|(index, model)| {
+            let full = Error::at(
+                Errno::ENOSPC,
+                "a virtual function would lie past the end of the bus",
+                index.into(),
+            );
+            let distance = index.checked_mul(stride).and_then(|all| all.checked_add(offset));
+            let place = distance.and_then(|distance| address.beyond(distance)).ok_or(full)?;
+            let described = model.description();
+            assert_eq!(described, first, "virtual functions are alike");
+            let bar = |bar: usize| match &first.bars[bar] {
+                Some(found) if below[bar] != 0 => below[bar] + u64::from(index) * found.size,
+                _ => 0,
+            };
+            let bars = std::array::from_fn(bar);
+            Ok(Self::made(place, model, described, (bars, 0), Role::Virtual))
+        });
+        let made = made.collect::<Result<Vec<_>>>()?;
+        let sriov = Arc::new(Sriov::new(address, (total, offset, stride), &first, below));
+        let role = Role::Physical(sriov);
+        Ok((Self::made(address, model, description, (addresses, rom), role), made))
+    }
+
+    fn made(
+        address: Bdf,
+        mut model: Box<dyn Model>,
+        description: Description,
+        (addresses, rom_address): ([u64; BARS], u64),
+        role: Role,
+    ) -> Self {
+        description.check();
+        let config = config_space(&description, &addresses, rom_address, &role);
         Self {
             address,
             rom_address,
@@ -76,7 +136,37 @@ impl Function {
             config: Mutex::new(config),
             open: Mutex::new(None),
             resets: AtomicU64::new(0),
+            role,
         }
+    }
+
+    /// Its SR-IOV capability, if it is a physical function.
+    #[must_use]
+    pub fn sriov(&self) -> Option<&Arc<Sriov>> {
+        match &self.role {
+            Role::Physical(sriov) => Some(sriov),
+            Role::Plain | Role::Virtual => None,
+        }
+    }
+
+    /// Whether it is a virtual function.
+    #[must_use]
+    pub fn is_virtual(&self) -> bool {
+        matches!(self.role, Role::Virtual)
+    }
+
+    /// Its configuration space before any program had it, as the host reads it.
+    ///
+    /// # Panics
+    ///
+    /// Never: it is read whole.
+    #[must_use]
+    pub fn config_of_host(&self) -> Vec<u8> {
+        let (description, addresses) = (&self.description, &self.addresses);
+        let config = config_space(description, addresses, self.rom_address, &self.role);
+        let mut bytes = vec![0; CONFIG_SIZE];
+        config.without_vfio().read(0, &mut bytes, false).expect("it is as long");
+        bytes
     }
 
     /// Where the function sits.
@@ -161,7 +251,8 @@ impl Function {
         }
         {
             let mut config = self.config.lock();
-            *config = config_space(&self.description, &self.addresses, self.rom_address);
+            *config =
+                config_space(&self.description, &self.addresses, self.rom_address, &self.role);
             self.device.wires.gate.set(config.permissions());
         }
         self.device.wires.line.store(false, Ordering::Release);
@@ -229,6 +320,19 @@ impl Function {
         self.tell_command(&session);
         self.wake();
         done
+    }
+
+    /// What a reset of its physical function does to a virtual one: the same as its own, and nobody
+    /// puts back what its COMMAND held.
+    ///
+    /// # Errors
+    ///
+    /// `EFAULT` when a BAR page cannot be reached.
+    // DIFFERS: MSI and MSI-X stay enabled, where the registers of a real one are cleared. It sends
+    // no message all the same before bus mastering is on again.
+    pub fn reset_with_physical(&self) -> Result<()> {
+        self.config.lock().stop_mastering();
+        self.reset()
     }
 
     /// Brings what the device keeps to where it is kept.
@@ -527,8 +631,9 @@ fn config_space(
     description: &Description,
     addresses: &[u64; BARS],
     rom_address: u64,
+    role: &Role,
 ) -> ConfigSpace {
-    let mut config = ConfigSpace::new(description, addresses);
+    let mut config = ConfigSpace::new(description, addresses, role);
     if rom_address != 0 {
         config.place_rom(rom_address, description.rom_size());
     }

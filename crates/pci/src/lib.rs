@@ -19,6 +19,7 @@ pub mod migration;
 mod model;
 mod msix;
 mod refusal;
+mod sriov;
 mod windows;
 mod worker;
 
@@ -35,7 +36,8 @@ pub use function::Function;
 pub use ioasis_sys::mapping::Mapping;
 pub use ioasis_uapi::{Errno, Error, Result};
 pub use model::options::{ModelError, OptionInfo, Options, bytes};
-pub use model::{After, Model, ModelInfo, Models, Progress, create, models};
+pub use model::{After, Model, ModelInfo, Models, Progress, VirtualFunctions, create, models};
 pub use msix::Handler;
 pub use refusal::{Closed, ImageAccess, Refusal, Way, Witness};
+pub use sriov::Sriov;
 pub use windows::Windows;

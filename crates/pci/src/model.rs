@@ -43,6 +43,17 @@ pub enum After {
     Settled,
 }
 
+/// The virtual functions that a model can have. None is there before it is enabled.
+#[derive(Debug)]
+pub struct VirtualFunctions {
+    /// From the routing ID of the physical function to that of the first.
+    pub offset: u16,
+    /// From the routing ID of one to that of the next.
+    pub stride: u16,
+    /// A model for each; they describe themselves alike.
+    pub models: Vec<Box<dyn Model>>,
+}
+
 /// A device.
 ///
 /// Calls are never concurrent. While no program has the device open there is none but [`Model::description`].
@@ -57,6 +68,11 @@ pub trait Model: Debug + Send {
     ///
     /// `EFAULT` when a BAR page cannot be reached because the program truncated it.
     fn reset(&mut self, bus: &Bus<'_>) -> Result<()>;
+
+    /// The virtual functions it can have (SR-IOV). Asked once, of the model of a physical function.
+    fn virtual_functions(&mut self) -> Option<VirtualFunctions> {
+        None
+    }
 
     /// Looks at the BAR pages and does what is asked there. Called by the device's worker, soon after every trapped
     /// access and often while there is work; never while memory decoding is off. One call does a bounded amount of

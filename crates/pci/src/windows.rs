@@ -46,6 +46,16 @@ impl Windows {
             self.memory_64 = self.memory_64.next_multiple_of(MEMORY_PIECE);
             self.io = self.io.next_multiple_of(IO_PIECE);
         }
+        self.place(description, 1)
+    }
+
+    /// The same for `count` functions like `description`, on the bus of the function that was
+    /// placed last: the addresses of the first, which those of the others follow.
+    pub(crate) fn assign_virtual(&mut self, description: &Description, count: u16) -> [u64; BARS] {
+        self.place(description, count.into())
+    }
+
+    fn place(&mut self, description: &Description, count: u64) -> [u64; BARS] {
         let mut addresses = [0; BARS];
         for (address, bar) in addresses.iter_mut().zip(&description.bars) {
             let Some(bar) = bar else { continue };
@@ -58,9 +68,10 @@ impl Windows {
                 BarKind::Io => (&mut self.io, IO_END),
             };
             let start = next.next_multiple_of(bar.size);
-            if bar.size <= end.saturating_sub(start) {
+            let size = bar.size.saturating_mul(count);
+            if size <= end.saturating_sub(start) {
                 *address = start;
-                *next = start + bar.size;
+                *next = start + size;
             }
         }
         addresses

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use ioasis_iommufd::{ReservedKind, ReservedRegion};
-use ioasis_pci::{BARS, BarKind, CONFIG_SIZE};
+use ioasis_pci::{BARS, BarKind, CONFIG_SIZE, Function};
 use ioasis_uapi::{Errno, Error, Result};
 use ioasis_vfio::Device;
 
-use crate::view::{self, Bar, GroupKind, Registration, Reserved};
+use crate::view::{self, Bar, GroupKind, PhysicalFunction, Registration, Reserved, Sriov};
 
 /// What a program is run on.
 #[derive(Debug)]
@@ -26,7 +26,7 @@ pub struct Machine {
 const OPENS: u64 = 64;
 
 impl Machine {
-    /// The devices as /sys and /dev show them.
+    /// The devices as /sys and /dev show them: those that there are.
     ///
     /// # Errors
     ///
@@ -34,6 +34,7 @@ impl Machine {
     pub(crate) fn seen(&self) -> Result<Vec<view::Device>> {
         let iommu = |index: usize| self.iommu_of.get(index).copied().unwrap_or_default();
         let devices = self.devices.devices().iter().enumerate();
+        let devices = devices.filter(|(_, device)| device.exists());
         devices.map(|(index, device)| seen(device, iommu(index))).collect()
     }
 
@@ -52,8 +53,7 @@ impl Machine {
 fn seen(device: &Device, iommu: usize) -> Result<view::Device> {
     let function = device.function();
     let ids = function.ids();
-    let mut config = vec![0; CONFIG_SIZE];
-    function.config_read(0, &mut config)?;
+    let config = config(function)?;
     let group = device.group();
     let kind = match (group.is_no_iommu(), group.is_emulated()) {
         (true, _) => GroupKind::NoIommu,
@@ -84,6 +84,38 @@ fn seen(device: &Device, iommu: usize) -> Result<view::Device> {
         registration: Registration::Registered,
         iommu,
         reserved: device.endpoint().config().reserved.iter().map(reserved).collect(),
+        sriov: sriov(device),
+    })
+}
+
+/// What the host reads of it.
+fn config(function: &Function) -> Result<Vec<u8>> {
+    if function.is_virtual() {
+        return Ok(function.config_of_host());
+    }
+    let mut config = vec![0; CONFIG_SIZE];
+    function.config_read(0, &mut config)?;
+    Ok(config)
+}
+
+fn sriov(device: &Device) -> Sriov {
+    if let Some(physical) = device.physical_function() {
+        return Sriov::Virtual(physical.name().to_owned());
+    }
+    let Some(sriov) = device.function().sriov() else { return Sriov::None };
+    let functions = device.virtual_functions();
+    Sriov::Physical(PhysicalFunction {
+        total: sriov.total(),
+        functions: functions.iter().map(|function| function.name().to_owned()).collect(),
+        offset: sriov.offset(),
+        stride: sriov.stride(),
+        device: sriov.device(),
+        bars: std::array::from_fn(|index| {
+            let bar = sriov.bar(index).filter(|(_, start)| *start != 0);
+            bar.map_or_else(Bar::default, |(bar, start)| {
+                range(bar, start, bar.size * u64::from(sriov.total()))
+            })
+        }),
     })
 }
 
@@ -106,12 +138,15 @@ const MEM_64: u64 = 0x10_0000;
 
 fn resource(device: &Device, index: usize) -> Bar {
     let Some(bar) = device.function().bar(index) else { return Bar::default() };
-    let start = device.function().bar_address(index);
+    range(bar, device.function().bar_address(index), bar.size)
+}
+
+fn range(bar: &ioasis_pci::Bar, start: u64, size: u64) -> Bar {
     let prefetch = if bar.prefetchable { PREFETCH | 0x8 } else { 0 };
     let flags = match bar.kind {
         BarKind::Io => IO | 0x1,
         BarKind::Memory32 => MEM | prefetch,
         BarKind::Memory64 => MEM | MEM_64 | 0x4 | prefetch,
     };
-    Bar { start, last: start + (bar.size - 1), flags: SIZEALIGN | flags }
+    Bar { start, last: start + (size - 1), flags: SIZEALIGN | flags }
 }

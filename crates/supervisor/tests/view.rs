@@ -10,7 +10,8 @@ use std::process::{Command, ExitCode};
 use std::time::Instant;
 
 use ioasis_supervisor::view::{
-    Bar, Device, Entered, GroupKind, HostPci, Identity, Node, Options, Registration, Reserved, View,
+    Bar, Device, Entered, GroupKind, HostPci, Identity, Node, Options, Registration, Reserved,
+    Sriov, View,
 };
 
 type Check = fn(&View, &Entered);
@@ -174,6 +175,7 @@ fn device(bdf: &str, vfio: u32, group: u32) -> Device {
         registration: Registration::Registered,
         iommu: 0,
         reserved: vec![Reserved { start: 0xfee0_0000, last: 0xfeef_ffff, kind: "msi" }],
+        sriov: Sriov::None,
     }
 }
 

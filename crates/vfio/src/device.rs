@@ -19,6 +19,7 @@ use crate::ioeventfd::Ioeventfds;
 use crate::irq::Interrupts;
 use crate::logging::DmaLog;
 use crate::migration::Migrating;
+use crate::token::VfToken;
 use crate::{Client, DeviceFile, DeviceMemory, Group};
 
 /// Major number of `/dev/vfio/devices/vfioN`: from the range Linux hands out dynamically.
@@ -49,6 +50,7 @@ pub struct Device {
     revocations: AtomicU64,
     /// Who maps a dma-buf of it, by the key of the buffer; a leaf.
     importers: Mutex<Vec<(u128, Weak<dyn Importer>)>>,
+    relation: Relation,
 }
 
 type Pages = [Option<Arc<Mapping>>; BARS];
@@ -61,9 +63,44 @@ struct Power {
     wakeup: Option<Arc<EventFd>>,
 }
 
-/// Devices that one bus reset reaches. Linux: `vfio_assign_device_set`.
+/// What SR-IOV makes of a device.
+#[derive(Debug)]
+pub(crate) enum Relation {
+    /// Nothing.
+    None,
+    /// It can have virtual functions.
+    Physical {
+        token: VfToken,
+        /// In the order of their numbers; set once, with the machine.
+        functions: OnceLock<Vec<Weak<Device>>>,
+    },
+    /// It is one.
+    Virtual {
+        /// Set once, with the machine.
+        physical: OnceLock<Weak<Device>>,
+        /// It is on the bus.
+        exists: AtomicBool,
+    },
+}
+
+impl Relation {
+    pub(crate) fn of(function: &Function) -> Self {
+        if function.sriov().is_some() {
+            let functions = OnceLock::new();
+            Self::Physical { token: VfToken::new(), functions }
+        } else if function.is_virtual() {
+            Self::Virtual { physical: OnceLock::new(), exists: AtomicBool::new(false) }
+        } else {
+            Self::None
+        }
+    }
+}
+
+/// Devices that are opened and reset under one lock. Linux: `vfio_assign_device_set`.
 pub(crate) struct DeviceSet {
     devices: OnceLock<Vec<Weak<Device>>>,
+    /// All devices that a reset of their bus reaches; a virtual function is in no set with others.
+    on_bus: OnceLock<Vec<Weak<Device>>>,
     opens: Mutex<Opens>,
     /// A root bus has no bridge to reset it.
     bus: u8,
@@ -113,12 +150,24 @@ impl fmt::Debug for DeviceSet {
 impl DeviceSet {
     pub(crate) fn new(bus: u8, length: usize) -> Arc<Self> {
         let opens = std::iter::repeat_with(Open::default).take(length).collect();
-        Arc::new(Self { devices: OnceLock::new(), opens: Mutex::new(opens), bus })
+        let opens = Mutex::new(opens);
+        Arc::new(Self { devices: OnceLock::new(), on_bus: OnceLock::new(), opens, bus })
     }
 
-    pub(crate) fn fill(&self, devices: Vec<Weak<Device>>) {
+    pub(crate) fn fill(&self, devices: Vec<Weak<Device>>, on_bus: Vec<Weak<Device>>) {
         assert_eq!(devices.len(), self.opens.lock().len(), "every device has its slot");
         assert!(self.devices.set(devices).is_ok(), "a set is filled once");
+        assert!(self.on_bus.set(on_bus).is_ok(), "a set is filled once");
+    }
+
+    /// The devices that a reset of the bus reaches, as there are now.
+    pub(crate) fn on_bus(&self) -> Vec<Arc<Device>> {
+        let all = self.on_bus.get().into_iter().flatten().filter_map(Weak::upgrade);
+        all.filter(|device| device.exists()).collect()
+    }
+
+    pub(crate) fn has(&self, device: &Device) -> bool {
+        self.devices().iter().any(|other| std::ptr::eq(&raw const **other, device))
     }
 
     pub(crate) fn devices(&self) -> Vec<Arc<Device>> {
@@ -148,6 +197,7 @@ impl Device {
         let Place { index, group, endpoint, set, slot } = place;
         let function = Arc::new(function);
         Self {
+            relation: Relation::of(&function),
             bdf: function.address().to_string(),
             migrating: Migrating::new(&function),
             log: Arc::default(),
@@ -234,8 +284,11 @@ impl Device {
 
     /// # Errors
     ///
-    /// `ENODEV` after the device was removed.
+    /// `ENODEV` after the device was removed, and for a virtual function that is not there.
     pub(crate) fn present(&self) -> Result<()> {
+        if !self.exists() {
+            return Err(Error::new(Errno::ENODEV, "there is no such virtual function now"));
+        }
         if self.removed.load(Ordering::Acquire) {
             return Err(Error::new(Errno::ENODEV, "the device was removed"));
         }
@@ -267,6 +320,10 @@ impl Device {
     /// Its bytes, if it is emulated.
     pub(crate) fn emulated(&self) -> Option<&Arc<EmulatedDma>> {
         self.emulated.as_ref()
+    }
+
+    pub(crate) fn relation(&self) -> &Relation {
+        &self.relation
     }
 
     pub(crate) fn set(&self) -> &DeviceSet {
@@ -318,11 +375,13 @@ impl Device {
         step("a thread for a device")?;
         self.function.open(Session { dma, irq, witness, pages: memory.pages.clone() })?;
         self.pages.lock().clone_from(&memory.pages);
+        self.count_user();
         Ok(())
     }
 
     /// The driver's close: no DMA, no interrupt and no eventfd after it returns.
     pub(crate) fn end(&self) {
+        self.discount_user();
         self.revoke();
         self.leave_low_power();
         self.function.close();
@@ -341,6 +400,7 @@ impl Device {
         self.function.reset()?;
         self.after_reset();
         self.interrupts.told_reset();
+        self.reset_virtual_functions();
         Ok(())
     }
 

@@ -9,6 +9,8 @@ use ioasis_uapi::vfio::{
 };
 use ioasis_uapi::{Errno, Error, Result};
 
+use crate::device::Relation;
+use crate::token::Uuid;
 use crate::{Client, Device, DeviceFile, arg, dmabuf, logging, migration};
 
 /// A call after its header was checked.
@@ -99,6 +101,7 @@ fn act(client: &dyn Client, device: &Device, call: &Call) -> Result<()> {
             device.leave_low_power();
             Ok(())
         }),
+        vfio::DEVICE_FEATURE_PCI_VF_TOKEN => token(client, device, call),
         vfio::DEVICE_FEATURE_MIGRATION => {
             migrating.check()?;
             call.act(get, size_of::<DeviceFeatureMigration>(), |address| {
@@ -149,6 +152,20 @@ fn act(client: &dyn Client, device: &Device, call: &Call) -> Result<()> {
         }
         other => Err(Error::at(Errno::ENOTTY, "the device has no such feature", other.into())),
     }
+}
+
+/// Sets the token by which virtual functions are opened. Nobody reads it, as it may be an earlier
+/// user's. Linux: `vfio_pci_core_feature_token`.
+fn token(client: &dyn Client, device: &Device, call: &Call) -> Result<()> {
+    let Relation::Physical { token, .. } = device.relation() else {
+        return Err(Error::new(Errno::ENOTTY, "the device has no SR-IOV, so it has no token"));
+    };
+    let mut uuid = Uuid::default();
+    if call.check(vfio::DEVICE_FEATURE_SET, uuid.len())? == Todo::Act {
+        client.read(call.address, &mut uuid)?;
+        token.set(uuid);
+    }
+    Ok(())
 }
 
 fn with_wakeup(client: &dyn Client, device: &Device, call: &Call) -> Result<()> {

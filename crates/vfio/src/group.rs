@@ -147,6 +147,9 @@ impl Group {
         if self.removed.load(Ordering::Acquire) {
             return Err(Error::new(Errno::ENODEV, "the group's devices were removed"));
         }
+        if !self.devices().iter().any(|device| device.exists()) {
+            return Err(Error::new(Errno::ENODEV, "the group has no device now"));
+        }
         Ok(())
     }
 
@@ -318,15 +321,12 @@ impl GroupFile {
         Ok(Reply::Open(file))
     }
 
-    /// The device a name speaks of. No function here has SR-IOV, so no token is ever needed.
+    /// The device a name speaks of, if the name has the token that it needs.
     fn find(&self, text: &[u8]) -> Result<Arc<Device>> {
-        for device in self.group.devices() {
-            match name::parse(text, device.name())? {
-                Match::No => {}
-                Match::Yes { token: None } => return Ok(device),
-                Match::Yes { token: Some(_) } => {
-                    return Err(Error::new(Errno::EINVAL, "the device needs no token"));
-                }
+        for device in self.group.devices().into_iter().filter(|device| device.exists()) {
+            if let Match::Yes { token } = name::parse(text, device.name())? {
+                device.check_token(token.as_ref())?;
+                return Ok(device);
             }
         }
         Err(Error::new(Errno::ENODEV, "the group has no such device"))

@@ -35,6 +35,8 @@ mod migration;
 mod name;
 mod reset;
 mod served;
+mod sriov;
+mod token;
 mod watch;
 
 pub use client::{Client, DeviceMemory, IommuFile, VfioFile};

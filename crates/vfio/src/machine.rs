@@ -9,7 +9,7 @@ use ioasis_pci::Function;
 use ioasis_sys::sync::thread;
 
 use crate::device::{DeviceSet, Place};
-use crate::{Device, DeviceWatcher, Group};
+use crate::{Device, DeviceWatcher, Group, sriov};
 
 /// A function and where it belongs.
 #[derive(Debug)]
@@ -48,7 +48,7 @@ impl Machine {
             let made =
                 groups.entry(hardware.number()).or_insert_with(|| Group::new(hardware, *kind));
             assert!(made.is(hardware, *kind), "devices of group {} agree", hardware.number());
-            *buses.entry(bus(function)).or_default() += 1;
+            *buses.entry(place_of_set(function)).or_default() += 1;
         }
         let sets: BTreeMap<_, _> =
             buses.into_iter().map(|(bus, length)| (bus, DeviceSet::new(bus.1, length))).collect();
@@ -57,7 +57,7 @@ impl Machine {
         for (index, Placement { function, endpoint, .. }) in placements.into_iter().enumerate() {
             let bdf = function.address();
             assert!(devices.iter().all(|device| device.bdf() != bdf), "{bdf} is placed twice");
-            let bus = bus(&function);
+            let bus = place_of_set(&function);
             let slot: &mut usize = slots.entry(bus).or_default();
             let place = Place {
                 index: u32::try_from(index).expect("fewer devices than addresses"),
@@ -69,10 +69,15 @@ impl Machine {
             *slot += 1;
             devices.push(Arc::new(Device::new(function, place)));
         }
-        for (bus_of_set, set) in sets {
-            let members = devices.iter().filter(|device| bus(device.function()) == bus_of_set);
-            set.fill(members.map(Arc::downgrade).collect());
+        for (place, set) in sets {
+            let members = devices.iter().filter(|device| place_of_set(device.function()) == place);
+            let on_bus = devices.iter().filter(|device| {
+                let bdf = device.bdf();
+                (bdf.domain(), bdf.bus()) == (place.0, place.1)
+            });
+            set.fill(members.map(Arc::downgrade).collect(), on_bus.map(Arc::downgrade).collect());
         }
+        sriov::relate(&devices);
         for group in groups.values() {
             let members = devices.iter().filter(|device| Arc::ptr_eq(device.group(), group));
             group.fill(members.map(Arc::downgrade).collect());
@@ -133,8 +138,10 @@ impl Machine {
     }
 }
 
-/// Domain and bus of a function. On a root bus, which cannot be reset, every device is for itself.
-fn bus(function: &Function) -> (u16, u8, u8) {
+/// Domain and bus of a function. On a root bus, which cannot be reset, every device is for itself,
+/// and so is a virtual function, which never is the first one of its bus.
+fn place_of_set(function: &Function) -> (u16, u8, u8) {
     let bdf = function.address();
-    (bdf.domain(), bdf.bus(), if bdf.bus() == 0 { bdf.devfn() } else { 0 })
+    let is_alone = bdf.bus() == 0 || function.is_virtual();
+    (bdf.domain(), bdf.bus(), if is_alone { bdf.devfn() } else { 0 })
 }

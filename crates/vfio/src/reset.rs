@@ -34,7 +34,7 @@ pub(crate) fn info(client: &dyn Client, device: &Device, address: u64) -> Result
     if !set.can_reset() {
         return Err(no_reset());
     }
-    let devices = set.devices();
+    let devices = set.on_bus();
     header.count = u32::try_from(devices.len()).unwrap_or(u32::MAX);
     let room = usize::try_from(header.argsz).unwrap_or(usize::MAX) - MIN;
     if devices.len() > room / size_of::<PciDependentDevice>() {
@@ -70,7 +70,7 @@ pub(crate) fn info(client: &dyn Client, device: &Device, address: u64) -> Result
 
 /// The id of `other` in the iommufd `device` is bound to. Linux: `vfio_iommufd_get_dev_id`.
 fn id(opens: &Opens, device: &Device, other: &Device) -> u32 {
-    let Some(context) = opens[device.slot()].context() else {
+    let Some(context) = opens[device.slot()].context().filter(|_| device.set().has(other)) else {
         return vfio::PCI_DEVID_NOT_OWNED;
     };
     match opens[other.slot()].bound() {
@@ -105,8 +105,15 @@ pub(crate) fn hot(client: &dyn Client, device: &Device, address: u64) -> Result<
         return Err(no_reset());
     }
     let groups = groups(client, device, address, header.count as usize)?;
-    let devices = set.devices();
+    let devices = set.on_bus();
     let opens = set.opens().lock();
+    // `vfio_pci_dev_set_resettable`: what is reset together is opened together.
+    if !devices.iter().all(|other| set.has(other)) {
+        return Err(Error::new(
+            Errno::EINVAL,
+            "virtual functions on the bus, or this one, are not reset with it",
+        ));
+    }
     let owned = devices.iter().all(|other| {
         if by_id {
             id(&opens, device, other) != vfio::PCI_DEVID_NOT_OWNED
@@ -127,7 +134,7 @@ fn groups(
     address: u64,
     count: usize,
 ) -> Result<Vec<Arc<Group>>> {
-    if count > device.set().devices().len() {
+    if count > device.set().on_bus().len() {
         return Err(Error::at(Errno::EINVAL, "more groups than affected devices", count as u64));
     }
     step("a list of groups")?;

@@ -34,7 +34,7 @@ fn description() -> Description {
 }
 
 fn space() -> ConfigSpace {
-    ConfigSpace::new(&description(), &[0x38_0000_4000, 0, 0xc000_1000, 0xc020, 0, 0])
+    ConfigSpace::new(&description(), &[0x38_0000_4000, 0, 0xc000_1000, 0xc020, 0, 0], &Role::Plain)
 }
 
 fn read<const N: usize>(space: &ConfigSpace, offset: usize) -> [u8; N] {
@@ -139,7 +139,7 @@ fn the_capability_chain_holds_what_the_device_has() {
 #[test]
 fn a_device_without_messages_has_no_capability_for_them() {
     let without = Description { vectors: Vectors::default(), msix: None, ..description() };
-    let space = ConfigSpace::new(&without, &[0; 6]);
+    let space = ConfigSpace::new(&without, &[0; 6], &Role::Plain);
     assert_eq!(read::<2>(&space, PM), [1, 0x70]);
     assert_eq!(read::<2>(&space, EXPRESS), [0x10, 0]);
     assert_eq!(read::<1>(&space, 0x3d), [0], "no pin");
@@ -278,7 +278,7 @@ proptest! {
 fn capabilities_of_a_model_stand_behind_ours_and_cannot_be_written() {
     let own = OwnCapability { id: 0x0d, bytes: vec![0, 0, 0xf4, 0x1a, 0, 0x11] };
     let description = Description { own: vec![own], ..description() };
-    let mut space = ConfigSpace::new(&description, &[0; BARS]);
+    let mut space = ConfigSpace::new(&description, &[0; BARS], &Role::Plain);
     let mut at = usize::from(read::<1>(&space, 0x34)[0]);
     while read::<1>(&space, at)[0] != 0x0d {
         at = usize::from(read::<1>(&space, at + 1)[0]);
@@ -306,7 +306,7 @@ fn extended_capabilities_are_a_list_of_which_marked_bits_can_be_written() {
     };
     let plain = description();
     let description = Description { extended: vec![serial, vendor], ..description() };
-    let mut space = ConfigSpace::new(&description, &[0; BARS]);
+    let mut space = ConfigSpace::new(&description, &[0; BARS], &Role::Plain);
     let head = read32(&space, 0x100);
     assert_eq!(head & 0xf_ffff, 0x1_0003);
     assert_eq!(read::<8>(&space, 0x104), [1, 2, 3, 4, 5, 6, 7, 8]);
@@ -317,7 +317,7 @@ fn extended_capabilities_are_a_list_of_which_marked_bits_can_be_written() {
     assert_eq!(read32(&space, next + 8), 0xfff);
     write32(&mut space, 0x104, 0);
     assert_eq!(read32(&space, 0x104), 0x0403_0201);
-    assert_eq!(read32(&ConfigSpace::new(&plain, &[0; BARS]), 0x100), 0);
+    assert_eq!(read32(&ConfigSpace::new(&plain, &[0; BARS], &Role::Plain), 0x100), 0);
 }
 
 #[test]

@@ -144,6 +144,19 @@ impl<'a> Options<'a> {
     }
 }
 
+/// The option of a model that can have virtual functions.
+pub(crate) const VFS: OptionInfo = OptionInfo {
+    name: "vfs",
+    meaning: "how many virtual functions it can have (SR-IOV)",
+    accepted: "0 to 64",
+    default: "0",
+};
+
+/// The value of [`VFS`].
+pub(crate) fn virtual_functions(options: &Options<'_>) -> Result<u16, ModelError> {
+    options.parsed(VFS.name, 0, |text| text.parse().ok().filter(|vfs| *vfs <= 64))
+}
+
 /// A number of bytes: decimal, with K, M, G or T for powers of 1024.
 #[must_use]
 pub fn bytes(text: &str) -> Option<u64> {

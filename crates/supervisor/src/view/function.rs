@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use super::topology::Placed;
 use super::tree::Dir;
-use super::{Bar, Device, GroupKind, Machine};
+use super::{Bar, Device, GroupKind, Machine, Sriov};
 
 /// Lines of a `resource` file: 6 BARs, the ROM and, as with CONFIG_PCI_IOV, 6 VF BARs.
 const RESOURCES: usize = 13;
@@ -45,12 +45,41 @@ pub(super) fn plan_device(sys: &mut Dir, machine: &Machine<'_>, device: &Device)
         iommu: (device.group_kind == GroupKind::Iommu).then_some(iommu),
     };
     let path = machine.directory(device);
-    let dir = plan(sys, &path, &function, &device.bars);
+    let mut lines = device.bars.to_vec();
+    if let Sriov::Physical(physical) = &device.sriov {
+        lines.extend(physical.bars);
+    }
+    let dir = plan(sys, &path, &function, &lines);
     let only = device.driver_override.as_deref().unwrap_or("(null)");
     dir.writable("driver_override", format!("{only}\n"));
     dir.writable("reset_method", "flr\n");
     dir.write_only("reset");
     resources(dir, device);
+    sriov(dir, &device.sriov);
+}
+
+/// What a physical function says of its virtual ones, and they of it (drivers/pci/iov.c). vfio-pci has no way to share
+/// MSI-X vectors out.
+fn sriov(dir: &mut Dir, sriov: &Sriov) {
+    match sriov {
+        Sriov::None => {}
+        Sriov::Physical(physical) => {
+            dir.attribute("sriov_totalvfs", format!("{}\n", physical.total));
+            dir.writable("sriov_numvfs", format!("{}\n", physical.functions.len()));
+            dir.attribute("sriov_offset", format!("{}\n", physical.offset));
+            dir.attribute("sriov_stride", format!("{}\n", physical.stride));
+            dir.attribute("sriov_vf_device", format!("{:x}\n", physical.device));
+            dir.writable("sriov_drivers_autoprobe", "1\n");
+            dir.attribute("sriov_vf_total_msix", "0\n");
+            for (index, function) in physical.functions.iter().enumerate() {
+                dir.link(&format!("virtfn{index}"), format!("../{function}"));
+            }
+        }
+        Sriov::Virtual(physical) => {
+            dir.write_only("sriov_vf_msix_count");
+            dir.link("physfn", format!("../{physical}"));
+        }
+    }
 }
 
 /// The directory of a bridge.

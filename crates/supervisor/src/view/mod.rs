@@ -84,6 +84,37 @@ pub struct Device {
     pub iommu: usize,
     /// What it cannot use for memory.
     pub reserved: Vec<Reserved>,
+    /// What SR-IOV makes of it.
+    pub sriov: Sriov,
+}
+
+/// What SR-IOV makes of a function.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Sriov {
+    /// Nothing.
+    #[default]
+    None,
+    /// It can have virtual functions.
+    Physical(PhysicalFunction),
+    /// It is a virtual function of the device with this address.
+    Virtual(String),
+}
+
+/// A device that can have virtual functions.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PhysicalFunction {
+    /// How many it can have.
+    pub total: u16,
+    /// The addresses of those that it has, in their order.
+    pub functions: Vec<String>,
+    /// From its routing ID to that of the first.
+    pub offset: u16,
+    /// From the routing ID of one to that of the next.
+    pub stride: u16,
+    /// Their device ID.
+    pub device: u16,
+    /// Their BARs 0 to 5, each with room for all of them.
+    pub bars: [Bar; 6],
 }
 
 impl Device {
@@ -568,6 +599,7 @@ mod tests {
             registration: Registration::Registered,
             iommu: 0,
             reserved: Vec::new(),
+            sriov: Sriov::None,
         }
     }
 

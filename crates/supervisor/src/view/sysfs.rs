@@ -8,7 +8,7 @@ use super::dev::{CONTAINER, behind_iommu, group_name, groups, groups_with_node, 
 use super::tree::{Dir, Host};
 use super::{
     Bdf, ContainerNode, Device, FaultInjection, GroupKind, HostPci, Iommu, Machine, Node, Options,
-    Registers, Reserved, function,
+    Registers, Reserved, Sriov, function,
 };
 
 /// The PCI functions of the host. There are none where there is no PCI bus.
@@ -21,7 +21,7 @@ pub(super) fn host_functions() -> BTreeSet<Bdf> {
 pub(super) fn plan(sys: &mut Dir, machine: &Machine<'_>) {
     let Machine { devices, options, topology } = *machine;
     bus(sys, machine);
-    modules(sys, options);
+    modules(sys, devices, options);
     iommu_groups(sys, machine);
     classes(sys, machine);
     iommus(sys, machine);
@@ -101,7 +101,8 @@ fn bus(sys: &mut Dir, machine: &Machine<'_>) {
 }
 
 /// /sys/module: that the modules are there, and their parameters; those that nothing here reads have the defaults of Linux.
-fn modules(sys: &mut Dir, options: &Options) {
+fn modules(sys: &mut Dir, devices: &[Device], options: &Options) {
+    let has_sriov = devices.iter().any(|device| matches!(device.sriov, Sriov::Physical(_)));
     sys.kept("module");
     let mut module = |name: &str, parameters: &[(&str, &str)]| {
         let module = sys.dir("module").dir(name);
@@ -122,7 +123,7 @@ fn modules(sys: &mut Dir, options: &Options) {
             ("disable_denylist", "N"),
             ("disable_idle_d3", "N"),
             ("disable_vga", "N"),
-            ("enable_sriov", "N"),
+            ("enable_sriov", if has_sriov { "Y" } else { "N" }),
             ("nointxmask", "N"),
         ],
     );

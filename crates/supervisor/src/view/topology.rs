@@ -10,7 +10,7 @@ use std::ops::RangeInclusive;
 use ioasis_pci::{Bridge, Opening};
 use ioasis_uapi::{Errno, Error, Result};
 
-use super::{Bar, Bdf, Device, Options};
+use super::{Bar, Bdf, Device, Options, Sriov};
 
 /// A bridge of the run.
 #[derive(Clone, Debug)]
@@ -105,7 +105,9 @@ struct Groups {
 
 impl Groups {
     fn new(devices: &[Device]) -> Self {
-        let used: BTreeSet<u32> = devices.iter().map(|device| device.group).collect();
+        // Virtual functions come later, and change no number.
+        let others = devices.iter().filter(|device| !matches!(device.sriov, Sriov::Virtual(_)));
+        let used: BTreeSet<u32> = others.map(|device| device.group).collect();
         let next = used.last().map_or(1, |last| last.saturating_add(1));
         Self { used, next }
     }
@@ -167,7 +169,16 @@ const IORESOURCE_MEM: u64 = 0x200;
 const FOUR_GIB: u64 = 1 << 32;
 
 fn root_port(address: Bdf, bus: u8, below: &[&Device], group: u32, options: &Options) -> Placed {
-    let bars = || below.iter().flat_map(|device| &device.bars);
+    // Room for virtual functions is there before they are.
+    let bars = || {
+        below.iter().flat_map(|device| {
+            let of_functions = match &device.sriov {
+                Sriov::Physical(physical) => &physical.bars[..],
+                Sriov::None | Sriov::Virtual(_) => &[],
+            };
+            device.bars.iter().chain(of_functions)
+        })
+    };
     let window = |unit: u64, wanted: &dyn Fn(&&Bar) -> bool| {
         let start = bars().filter(wanted).map(|bar| bar.start).min()?;
         let last = bars().filter(wanted).map(|bar| bar.last).max()?;

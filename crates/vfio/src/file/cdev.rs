@@ -10,7 +10,7 @@ use zerocopy::{FromZeros, IntoBytes};
 use super::{DeviceFile, Path};
 use crate::attached::Attached;
 use crate::device::{Open, Opens};
-use crate::{Client, IommuFile, arg};
+use crate::{Client, Device, IommuFile, arg};
 
 impl DeviceFile {
     /// Answers DEVICE_BIND_IOMMUFD.
@@ -52,7 +52,7 @@ impl DeviceFile {
         if self.granted.load(Ordering::Acquire) {
             return Err(Error::new(Errno::EINVAL, "the file is bound"));
         }
-        check_token(client, call)?;
+        check_token(client, &self.device, call)?;
         let IommuFile::Iommufd(context) = client.iommu_file(call.iommufd)? else {
             return Err(Error::new(Errno::EBADFD, "the fd is no iommufd"));
         };
@@ -136,14 +136,14 @@ fn read_bind(client: &dyn Client, address: u64) -> Result<DeviceBindIommufd> {
     Ok(call)
 }
 
-/// No function here has SR-IOV, so a token is never needed and always wrong.
-fn check_token(client: &dyn Client, call: &DeviceBindIommufd) -> Result<()> {
+/// Linux: `vfio_df_check_token`.
+fn check_token(client: &dyn Client, device: &Device, call: &DeviceBindIommufd) -> Result<()> {
     if call.flags & vfio::DEVICE_BIND_FLAG_TOKEN == 0 {
-        return Ok(());
+        return device.check_token(None);
     }
     let mut token = [0; 16];
     client.read(call.token_uuid_ptr, &mut token)?;
-    Err(Error::new(Errno::EINVAL, "the device needs no token"))
+    device.check_token(Some(&token))
 }
 
 /// The PASID of an attach or detach call, which lies after the `min` bytes of its first version.

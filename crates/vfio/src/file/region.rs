@@ -136,6 +136,7 @@ impl DeviceFile {
                 if was_reset {
                     self.device.migrating().reset();
                     self.device.interrupts().told_reset();
+                    self.device.reset_virtual_functions();
                 }
                 self.device.interrupts().command_changed(function);
                 Ok(buf.len())

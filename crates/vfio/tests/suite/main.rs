@@ -17,3 +17,4 @@ mod regions;
 mod removal;
 mod resets;
 mod rig;
+mod sriov;

@@ -389,6 +389,25 @@ impl Rig {
         Self { caller: Caller::new(), machine, hardware, log }
     }
 
+    /// A testdev at 0000:01:00.0 in group 1 that can have `count` virtual functions, which are in
+    /// the groups behind it, and are not there yet.
+    pub(crate) fn with_virtual_functions(count: u16) -> Self {
+        let mut hardware = Hardware::new();
+        let options = [("vfs".to_owned(), count.to_string())];
+        let model = ioasis_pci::create("testdev", &options).expect("a model");
+        let address = "0000:01:00.0".parse().expect("an address");
+        let windows = &mut Windows::default();
+        let (physical, virtuals) =
+            Function::with_virtual_functions(address, model, windows).expect("room");
+        let functions = std::iter::once(physical).chain(virtuals);
+        let placements = (1..).zip(functions).map(|(group, function)| {
+            let endpoint = hardware.endpoint(function.address(), group);
+            Placement { function, endpoint, kind: GroupKind::Iommu }
+        });
+        let machine = Machine::new(placements.collect());
+        Self { caller: Caller::new(), machine, hardware, log: Log::default() }
+    }
+
     pub(crate) fn first(&self) -> &Arc<Device> {
         &self.machine.devices()[0]
     }

@@ -11,15 +11,19 @@
 //!
 //! MSI message 0 is sent when a copy ends. After a reset the device holds zeroes.
 //!
-//! The page moves to another run with the device, and a copy that was asked for is done there. One with `memory=` stays.
+//! The page moves to another run with the device, and a copy that was asked for is done there. One with `memory=` or
+//! `vfs=` stays; virtual functions move.
+//!
+//! With `vfs=N` it can have N virtual functions (1234:11ea), each a testdev with registers and a
+//! buffer of its own.
 //!
 //! With `latch=on`, BAR 2 is a page whose first 32-bit word is a latch: a store sets bits in it, and a load takes what is set.
 //! With `memory=SIZE`, BAR 4 is memory: large pages of a program's mapping can lie in it.
 
 use ioasis_uapi::Result;
 
-use super::options::{self, ModelError, OptionInfo, Options};
-use super::{After, Model, ModelInfo, Progress};
+use super::options::{self, ModelError, OptionInfo, Options, VFS, virtual_functions};
+use super::{After, Model, ModelInfo, Progress, VirtualFunctions};
 use crate::bus::{Bus, Segment};
 use crate::description::{Bar, BarKind, Description, Ids, Pages, Vectors};
 use crate::migration::{Abilities, Migration, Reader, Writer, bad};
@@ -47,6 +51,7 @@ pub(super) const INFO: ModelInfo = ModelInfo {
             accepted: "all, p2p, pre-copy, none, or off: it does not migrate",
             default: "all; off with memory=",
         },
+        VFS,
     ],
     create,
 };
@@ -70,7 +75,14 @@ struct Testdev {
     memory: Option<u64>,
     /// `None` when it stays.
     abilities: Option<Abilities>,
+    /// Device ID.
+    device: u16,
+    /// How many virtual functions it can have.
+    vfs: u16,
 }
+
+const DEVICE: u16 = 0x11e9;
+const VF_DEVICE: u16 = 0x11ea;
 
 fn create(options: &Options<'_>) -> Result<Box<dyn Model>, ModelError> {
     let has_latch = options.parsed("latch", false, |text| match text {
@@ -91,9 +103,10 @@ fn create(options: &Options<'_>) -> Result<Box<dyn Model>, ModelError> {
         "off" => Some(None),
         _ => None,
     })?;
+    let vfs = virtual_functions(options)?;
     let (buffer, latch) = (Box::new([0; BYTES]), has_latch.then_some(0));
     let abilities = abilities.filter(|_| memory.is_none());
-    Ok(Box::new(Testdev { buffer, latch, memory, abilities }))
+    Ok(Box::new(Testdev { buffer, latch, memory, abilities, device: DEVICE, vfs }))
 }
 
 impl Model for Testdev {
@@ -120,7 +133,7 @@ impl Model for Testdev {
         Description {
             ids: Ids {
                 vendor: 0x1234,
-                device: 0x11e9,
+                device: self.device,
                 subsystem_vendor: 0x1af4,
                 subsystem_device: 0x1100,
                 class: 0x00_ff_00,
@@ -131,6 +144,18 @@ impl Model for Testdev {
             msix: None,
             ..Description::default()
         }
+    }
+
+    fn virtual_functions(&mut self) -> Option<VirtualFunctions> {
+        let model = |_| {
+            let (buffer, latch) = (Box::new([0; BYTES]), self.latch.map(|_| 0));
+            let (memory, abilities) = (self.memory, self.abilities);
+            let model = Self { buffer, latch, memory, abilities, device: VF_DEVICE, vfs: 0 };
+            Box::new(model) as Box<dyn Model>
+        };
+        let models: Vec<_> = (0..self.vfs).map(model).collect();
+        // Behind the eight functions that a device can have beside them.
+        (self.vfs != 0).then_some(VirtualFunctions { offset: 0x80, stride: 1, models })
     }
 
     fn reset(&mut self, bus: &Bus<'_>) -> Result<()> {
@@ -191,7 +216,8 @@ impl Model for Testdev {
     }
 
     fn migration(&mut self) -> Option<&mut dyn Migration> {
-        self.abilities.map(|_| self as _)
+        // A physical function stays with its virtual ones, which move.
+        self.abilities.filter(|_| self.vfs == 0).map(|_| self as _)
     }
 }
 
