@@ -49,6 +49,39 @@ pub fn lock(file: impl AsFd, lock: Lock) -> Result<Result<(), Holder>> {
     }
 }
 
+/// Locks the whole of `file`, or says that somebody else has a lock. Opens nothing, so that it can be asked where no file can be
+/// opened.
+///
+/// # Errors
+///
+/// As [`lock`].
+pub fn try_lock(file: impl AsFd, lock: Lock) -> Result<bool> {
+    let mut request = whole_file(lock);
+    // SAFETY: 1. the descriptor is open, `request` a local struct flock, and F_OFD_SETLK only reads it.
+    if unsafe { libc::fcntl(file.as_fd().as_raw_fd(), libc::F_OFD_SETLK, &raw mut request) } == 0 {
+        return Ok(true);
+    }
+    match last_errno() {
+        Errno::EAGAIN | Errno::EACCES => Ok(false),
+        errno => Err(Error::new(errno, "the file cannot be locked")),
+    }
+}
+
+/// Gives the lock of `file` up, if it has one.
+///
+/// # Errors
+///
+/// `ENOLCK` where the file system has no locks.
+pub fn unlock(file: impl AsFd) -> Result<()> {
+    let mut request = whole_file(Lock::Shared);
+    request.l_type = i16::try_from(libc::F_UNLCK).expect("the lock types are tiny");
+    // SAFETY: 1. the descriptor is open, `request` a local struct flock, and F_OFD_SETLK only reads it.
+    if unsafe { libc::fcntl(file.as_fd().as_raw_fd(), libc::F_OFD_SETLK, &raw mut request) } == 0 {
+        return Ok(());
+    }
+    Err(Error::new(last_errno(), "the lock of the file cannot be given up"))
+}
+
 /// Locks one byte of `file`, which need not exist, until its last descriptor and mapping are gone. Readers and writers
 /// of a file take the lock that their access mode allows.
 ///
@@ -186,6 +219,20 @@ mod tests {
         assert_eq!(lock(&second, Lock::Shared), Ok(Ok(())));
         let third = reopen(&path);
         assert!(matches!(lock(&third, Lock::Exclusive), Ok(Err(Holder::Process(_)))));
+        std::fs::remove_file(path).expect("cleanup");
+    }
+
+    #[test]
+    fn a_lock_that_was_given_up_is_anybodys() {
+        let (path, first) = image();
+        let second = reopen(&path);
+        assert_eq!(try_lock(&first, Lock::Exclusive), Ok(true));
+        assert_eq!(try_lock(&first, Lock::Exclusive), Ok(true), "one's own stands in no way");
+        assert_eq!(try_lock(&second, Lock::Exclusive), Ok(false));
+        assert_eq!(unlock(&first), Ok(()));
+        assert_eq!(unlock(&first), Ok(()));
+        assert_eq!(try_lock(&second, Lock::Exclusive), Ok(true));
+        assert_eq!(try_lock(&first, Lock::Shared), Ok(false));
         std::fs::remove_file(path).expect("cleanup");
     }
 

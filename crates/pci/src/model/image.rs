@@ -1,11 +1,16 @@
 //! The raw image file behind a disk.
+//!
+//! Invariant: it is read and written only by who has its lock. A device that moves to another run gives the lock up before
+//! the other takes it; one that has none takes it before it does anything with the file.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use ioasis_sys::locks::{Holder, Lock, lock};
+use ioasis_sys::locks::{Holder, Lock, lock, try_lock, unlock};
+use ioasis_uapi::Errno;
 use rustix::fs::{FallocateFlags, fallocate};
 
 use super::options::{self, ModelError, Options};
@@ -22,8 +27,18 @@ pub(super) struct Wanted<'a> {
     /// Bytes of an image to be made when there is none.
     pub(super) size: Option<u64>,
     pub(super) protection: Protection,
+    pub(super) possession: Possession,
     /// Bytes of a block.
     pub(super) block: u64,
+}
+
+/// When the image is locked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Possession {
+    /// As soon as it is opened.
+    Now,
+    /// When it is used: another run may have it until then.
+    Later,
 }
 
 /// Whether the program may write.
@@ -35,12 +50,23 @@ pub(super) enum Protection {
     ReadOnly,
 }
 
-/// An open, locked image.
+impl Protection {
+    fn lock(self) -> Lock {
+        match self {
+            Self::Writable => Lock::Exclusive,
+            Self::ReadOnly => Lock::Shared,
+        }
+    }
+}
+
+/// An open image.
 #[derive(Debug)]
 pub(super) struct Image {
     file: File,
     bytes: u64,
     protection: Protection,
+    /// It is locked.
+    held: AtomicBool,
     /// Device and inode, which tell one image from another.
     identity: (u64, u64),
 }
@@ -70,6 +96,11 @@ pub(super) fn serial(options: &Options<'_>, longest: usize) -> Result<Option<Str
     })
 }
 
+/// The option `incoming`.
+pub(super) fn possession(options: &Options<'_>) -> Result<Possession, ModelError> {
+    Ok(if options.switch("incoming")? { Possession::Later } else { Possession::Now })
+}
+
 /// The option `ro`.
 pub(super) fn protection(options: &Options<'_>) -> Result<Protection, ModelError> {
     Ok(if options.switch("ro")? { Protection::ReadOnly } else { Protection::Writable })
@@ -85,11 +116,15 @@ impl Image {
         if !kind.is_file() && !kind.is_block_device() {
             return Err(wanted.error(" is neither a file nor a block device"));
         }
-        lock_image(&file, wanted)?;
+        let held = wanted.possession == Possession::Now;
+        if held {
+            lock_image(&file, wanted)?;
+        }
         let bytes = (&file).seek(SeekFrom::End(0)).map_err(|error| failed(&error))?;
         wanted.check_size(bytes)?;
         let identity = (metadata.dev(), metadata.ino());
-        Ok(Self { file, bytes, protection: wanted.protection, identity })
+        let held = AtomicBool::new(held);
+        Ok(Self { file, bytes, protection: wanted.protection, held, identity })
     }
 
     pub(super) fn bytes(&self) -> u64 {
@@ -104,18 +139,47 @@ impl Image {
         self.identity
     }
 
+    /// Takes the lock, unless it is there.
+    ///
+    /// # Errors
+    ///
+    /// `EBUSY` when another run has it.
+    pub(super) fn hold(&self) -> io::Result<()> {
+        if self.held.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        match try_lock(&self.file, self.protection.lock()) {
+            Ok(true) => {
+                self.held.store(true, Ordering::Release);
+                Ok(())
+            }
+            Ok(false) => Err(io::Error::from_raw_os_error(Errno::EBUSY.raw())),
+            Err(error) => Err(io::Error::from_raw_os_error(error.errno.raw())),
+        }
+    }
+
+    /// Brings all that was written to the disk, and gives the lock up.
+    pub(super) fn let_go(&self) -> io::Result<()> {
+        self.sync()?;
+        unlock(&self.file).map_err(|error| io::Error::from_raw_os_error(error.errno.raw()))?;
+        self.held.store(false, Ordering::Release);
+        Ok(())
+    }
+
     /// Fills `buf` from `offset`; a file cut short since it was opened is an error.
     pub(super) fn read(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.hold()?;
         self.file.read_exact_at(buf, offset)
     }
 
     pub(super) fn write(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
+        self.hold()?;
         self.file.write_all_at(buf, offset)
     }
 
-    /// Returns when all that was written is on the disk.
+    /// Returns when all that was written is on the disk. Who has no lock has written nothing since it was given up.
     pub(super) fn sync(&self) -> io::Result<()> {
-        self.file.sync_data()
+        if self.held.load(Ordering::Acquire) { self.file.sync_data() } else { Ok(()) }
     }
 
     /// Gives the blocks back to the file system; they read as zeroes.
@@ -134,6 +198,7 @@ impl Image {
         if length == 0 {
             return Ok(());
         }
+        self.hold()?;
         match fallocate(&self.file, flags, offset, length) {
             Err(rustix::io::Errno::OPNOTSUPP) => self.write_zeroes(offset, length),
             done => done.map_err(io::Error::from),
@@ -202,11 +267,7 @@ impl Wanted<'_> {
 }
 
 fn lock_image(file: &File, wanted: &Wanted<'_>) -> Result<(), ModelError> {
-    let kind = match wanted.protection {
-        Protection::Writable => Lock::Exclusive,
-        Protection::ReadOnly => Lock::Shared,
-    };
-    let holder = match lock(file, kind) {
+    let holder = match lock(file, wanted.protection.lock()) {
         Ok(Ok(())) => return Ok(()),
         Ok(Err(holder)) => holder,
         Err(error) => return Err(wanted.error(&format!(" cannot be locked: {}", error.errno))),

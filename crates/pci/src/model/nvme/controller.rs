@@ -27,7 +27,7 @@ const ADMIN: u16 = 0;
 
 /// An enable that failed, until CC.EN is seen to be 0.
 #[derive(Clone, Copy, Debug)]
-struct Failed {
+pub(super) struct Failed {
     wish: Wish,
     /// Another wish, seen by the last look.
     next: Option<Wish>,
@@ -50,10 +50,10 @@ pub(super) struct Controller {
     pub(super) lba_lg2: u32,
     pub(super) configuration: Configuration,
     /// CSTS as it is.
-    status: u32,
-    failed: Option<Failed>,
+    pub(super) status: u32,
+    pub(super) failed: Option<Failed>,
     /// INTMS: vectors 0 to 31 that are masked.
-    masked: u32,
+    pub(super) masked: u32,
     pub(super) submissions: Vec<Option<SubmissionQueue>>,
     pub(super) completions: Vec<Option<CompletionQueue>>,
     /// Slots up to the last that has a queue.
@@ -65,6 +65,13 @@ pub(super) struct Controller {
     pub(super) executor: Executor,
     commands: Vec<Command>,
     statuses: Vec<Status>,
+}
+
+impl Failed {
+    /// What the registers ask for has failed already.
+    pub(super) fn again(bus: &Bus<'_>, configuration: Configuration) -> Result<Self> {
+        Ok(Self { wish: Wish::load(bus.pages(BAR), configuration)?, next: None })
+    }
 }
 
 /// What becomes of an admin command.
@@ -351,12 +358,12 @@ impl Controller {
         Ok(())
     }
 
-    fn is_masked(&self, vector: u16) -> bool {
+    pub(super) fn is_masked(&self, vector: u16) -> bool {
         vector < 32 && self.masked >> vector & 1 != 0
     }
 
     /// The pin is asserted while an unmasked completion queue has entries (7.5.1).
-    fn line(&self) -> Line {
+    pub(super) fn line(&self) -> Line {
         let asks = |queue: &CompletionQueue| {
             queue.has_entries() && queue.vector.is_some_and(|vector| !self.is_masked(vector))
         };

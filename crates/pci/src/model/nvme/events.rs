@@ -5,6 +5,7 @@ use super::features::Features;
 use super::identify::EVENT_REQUESTS;
 use super::log::{ERROR_INFORMATION, HEALTH};
 use super::status::Status;
+use crate::migration::{Reader, Writer, bad};
 
 /// What can happen here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,6 +21,16 @@ const ERROR_STATUS: u32 = 0;
 const HEALTH_STATUS: u32 = 1;
 
 impl Event {
+    const ALL: [Self; 2] = [Self::BadDoorbell, Self::Temperature];
+
+    /// As it is saved.
+    const fn number(self) -> u8 {
+        match self {
+            Self::BadDoorbell => 0,
+            Self::Temperature => 1,
+        }
+    }
+
     const fn log_page(self) -> u8 {
         match self {
             Self::BadDoorbell => ERROR_INFORMATION,
@@ -55,6 +66,27 @@ pub(super) struct Events {
 }
 
 impl Events {
+    pub(super) fn save(&self, state: &mut Writer) {
+        state.list(self.requests.iter(), |state, request| state.u16(*request));
+        state.list(self.waiting.iter(), |state, event| state.u8(event.number()));
+        state.list(self.unread.iter(), |state, page| state.u8(*page));
+    }
+
+    pub(super) fn load(state: &mut Reader<'_>) -> ioasis_uapi::Result<Self> {
+        let requests = state.list(EVENT_REQUESTS, Reader::u16)?;
+        let waiting = state.list(Event::ALL.len(), |state| {
+            let number = state.u8()?;
+            let found = Event::ALL.into_iter().find(|event| event.number() == number);
+            found.map_or_else(|| bad("no such event", number), Ok)
+        })?;
+        let unread = state.list(Event::ALL.len(), Reader::u8)?;
+        if Event::ALL.iter().any(|event| waiting.iter().filter(|other| *other == event).count() > 1)
+        {
+            return bad("an event waits twice", waiting.len() as u64);
+        }
+        Ok(Self { requests, waiting, unread })
+    }
+
     /// Keeps a request.
     pub(super) fn request(&mut self, command: u16) -> Result<(), Status> {
         if self.requests.len() == EVENT_REQUESTS {

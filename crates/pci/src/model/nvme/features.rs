@@ -3,6 +3,7 @@
 use super::command::Command;
 use super::io::WriteCache;
 use super::status::Status;
+use crate::migration::{Reader, Writer};
 
 // Feature identifiers, figure 271.
 const ARBITRATION: u8 = 0x01;
@@ -63,6 +64,35 @@ impl Features {
             write_atomicity: 0,
             async_events: 0,
         }
+    }
+
+    pub(super) fn save(&self, state: &mut Writer) {
+        for number in [self.arbitration, self.error_recovery, self.write_cache, self.coalescing] {
+            state.u32(number);
+        }
+        state.u16(self.over_temperature);
+        state.u16(self.under_temperature);
+        state.u128(self.uncoalesced);
+        state.u32(self.write_atomicity);
+        state.u32(self.async_events);
+    }
+
+    /// Those of a controller with so many I/O queue pairs.
+    pub(super) fn load(queues: u16, state: &mut Reader<'_>) -> ioasis_uapi::Result<Self> {
+        let (arbitration, error_recovery) = (state.u32()?, state.u32()?);
+        let (write_cache, coalescing) = (state.u32()?, state.u32()?);
+        Ok(Self {
+            queues,
+            arbitration,
+            error_recovery,
+            write_cache: write_cache & 1,
+            coalescing,
+            over_temperature: state.u16()?,
+            under_temperature: state.u16()?,
+            uncoalesced: state.u128()?,
+            write_atomicity: state.u32()?,
+            async_events: state.u32()?,
+        })
     }
 
     pub(super) fn write_cache(&self) -> WriteCache {

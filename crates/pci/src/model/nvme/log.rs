@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use super::features::TEMPERATURE_K;
 use super::io::Counters;
 use super::status::Status;
+use crate::migration::{Reader, Writer, bad};
 
 // Log page identifiers, figure 191.
 pub(super) const ERROR_INFORMATION: u8 = 0x01;
@@ -47,6 +48,29 @@ impl ErrorLog {
         self.entries.push_front((self.count, failure));
     }
 
+    pub(super) fn save(&self, state: &mut Writer) {
+        state.u64(self.count);
+        state.list(self.entries.iter(), |state, (count, failure)| {
+            state.u64(*count);
+            for number in [failure.queue, failure.command, failure.status.raw()] {
+                state.u16(number);
+            }
+            state.u64(failure.lba);
+            state.u32(failure.namespace);
+        });
+    }
+
+    pub(super) fn load(state: &mut Reader<'_>) -> ioasis_uapi::Result<Self> {
+        let count = countable(state.u64()?)?;
+        let entries = state.list(ERROR_ENTRIES, |state| {
+            let (count, queue, command) = (state.u64()?, state.u16()?, state.u16()?);
+            let status = Status::from_raw(state.u16()?);
+            let (lba, namespace) = (state.u64()?, state.u32()?);
+            Ok((count, Failure { queue, command, status, lba, namespace }))
+        })?;
+        Ok(Self { count, entries: entries.into() })
+    }
+
     /// Error Information, figure 193.
     fn page(&self) -> Vec<u8> {
         let mut page = vec![0; ERROR_ENTRIES * ERROR_BYTES];
@@ -62,6 +86,11 @@ impl ErrorLog {
         }
         page
     }
+}
+
+/// A count that can go on for ever.
+pub(super) fn countable(count: u64) -> ioasis_uapi::Result<u64> {
+    if count <= u64::MAX / 2 { Ok(count) } else { bad("nothing can be counted as often", count) }
 }
 
 /// What the health log tells.

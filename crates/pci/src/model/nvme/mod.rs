@@ -3,6 +3,8 @@
 //! One file a chapter of the specification: `registers` (3), `command`, `queue`, `prp` and `status` (4), `admin`,
 //! `identify`, `features`, `log` and `events` (5), `io` (6), `controller` (7).
 //!
+//! `migration` is how it moves to another run.
+//!
 //! Registers and doorbells are pages that the program maps; BAR 4 holds the MSI-X table. Admin and I/O queues may
 //! use any of the vectors, of which there is one more than I/O queue pairs.
 
@@ -14,6 +16,7 @@ mod features;
 mod identify;
 mod io;
 mod log;
+mod migration;
 mod prp;
 mod queue;
 mod registers;
@@ -31,6 +34,7 @@ use super::options::{ModelError, OptionInfo, Options};
 use super::{After, Model, ModelInfo, Progress};
 use crate::bus::Bus;
 use crate::description::{Bar, BarKind, Description, Ids, MsixTable, Pages, Vectors};
+use crate::migration::Migration;
 
 /// How `ioasis models` lists it.
 pub(super) const INFO: ModelInfo = ModelInfo {
@@ -77,6 +81,12 @@ const OPTIONS: &[OptionInfo] = &[
         accepted: "512 or 4096",
         default: "512",
     },
+    OptionInfo {
+        name: "incoming",
+        meaning: "another run has the image until this device takes over its state, or uses the disk",
+        accepted: "on or off",
+        default: "off",
+    },
 ];
 
 /// Mass storage, non-volatile memory, NVM Express (PCI Code and ID Assignment 1.11, 1.2).
@@ -104,7 +114,9 @@ fn create(options: &Options<'_>) -> Result<Box<dyn Model>, ModelError> {
     })?;
     let serial = image::serial(options, SERIAL_MAX)?;
     let protection = image::protection(options)?;
-    let image = Image::open(&Wanted { model: "nvme", path, size, protection, block })?;
+    let possession = image::possession(options)?;
+    let wanted = Wanted { model: "nvme", path, size, protection, possession, block };
+    let image = Image::open(&wanted)?;
     let identity = Identity::new(serial.unwrap_or_else(|| serial_of(&image)));
     Ok(Box::new(Nvme(Controller::new(image, identity, queues, block.trailing_zeros()))))
 }
@@ -185,6 +197,10 @@ impl Model for Nvme {
 
     fn poll(&mut self, bus: &Bus<'_>) -> Result<Progress> {
         self.0.poll(bus)
+    }
+
+    fn migration(&mut self) -> Option<&mut dyn Migration> {
+        Some(self)
     }
 }
 

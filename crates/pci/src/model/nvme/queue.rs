@@ -5,6 +5,8 @@
 
 use super::command::{COMMAND_BYTES, COMPLETION_BYTES, Command, Completion};
 use crate::bus::{Bus, DmaFault, Segment};
+use crate::migration::{Reader, Writer, bad};
+use ioasis_uapi::Result as Loaded;
 
 /// A doorbell holds a value that is no index of its queue, or moves a head past its tail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,6 +17,16 @@ pub(super) struct BadDoorbell;
 struct Refused(Option<u32>);
 
 impl Refused {
+    fn save(self, state: &mut Writer) {
+        state.flag(self.0.is_some());
+        state.u32(self.0.unwrap_or(0));
+    }
+
+    fn load(state: &mut Reader<'_>) -> Loaded<Self> {
+        let (refused, doorbell) = (state.flag()?, state.u32()?);
+        Ok(Self(refused.then_some(doorbell)))
+    }
+
     fn refuse(&mut self, doorbell: u32) -> Result<(), BadDoorbell> {
         if self.0.replace(doorbell) == Some(doorbell) { Ok(()) } else { Err(BadDoorbell) }
     }
@@ -33,6 +45,22 @@ impl Ring {
     fn new(base: u64, entries: u32) -> Self {
         assert!((2..=4096).contains(&entries), "a queue has 2 to 4096 entries");
         Self { base, entries, head: 0, tail: 0 }
+    }
+
+    fn save(&self, state: &mut Writer) {
+        state.u64(self.base);
+        for number in [self.entries, self.head, self.tail] {
+            state.u32(number);
+        }
+    }
+
+    fn load(state: &mut Reader<'_>) -> Loaded<Self> {
+        let (base, entries) = (state.u64()?, state.u32()?);
+        let (head, tail) = (state.u32()?, state.u32()?);
+        if !(2..=4096).contains(&entries) || head >= entries || tail >= entries {
+            return bad("a queue has 2 to 4096 entries, and its indices are below that", entries);
+        }
+        Ok(Self { base, entries, head, tail })
     }
 
     /// Steps from `from` forward to `to`.
@@ -75,6 +103,18 @@ impl SubmissionQueue {
     pub(super) fn new(completion: u16, base: u64, entries: u32) -> Self {
         let refused = Refused::default();
         Self { completion, ring: Ring::new(base, entries), refused, bytes: Vec::new() }
+    }
+
+    pub(super) fn save(&self, state: &mut Writer) {
+        state.u16(self.completion);
+        self.ring.save(state);
+        self.refused.save(state);
+    }
+
+    pub(super) fn load(state: &mut Reader<'_>) -> Loaded<Self> {
+        let completion = state.u16()?;
+        let ring = Ring::load(state)?;
+        Ok(Self { completion, ring, refused: Refused::load(state)?, bytes: Vec::new() })
     }
 
     /// Takes the tail from its doorbell; answers how many commands wait.
@@ -140,6 +180,24 @@ impl CompletionQueue {
     pub(super) fn new(base: u64, entries: u32, vector: Option<u16>) -> Self {
         let (ring, refused) = (Ring::new(base, entries), Refused::default());
         Self { ring, phase: true, vector, users: 0, refused, staged: Vec::new() }
+    }
+
+    pub(super) fn save(&self, state: &mut Writer) {
+        assert!(self.staged.is_empty(), "what is added is written in the same poll");
+        self.ring.save(state);
+        state.flag(self.phase);
+        state.flag(self.vector.is_some());
+        state.u16(self.vector.unwrap_or(0));
+        self.refused.save(state);
+    }
+
+    /// A queue that nothing completes to yet.
+    pub(super) fn load(state: &mut Reader<'_>) -> Loaded<Self> {
+        let (ring, phase) = (Ring::load(state)?, state.flag()?);
+        let (interrupts, vector) = (state.flag()?, state.u16()?);
+        let vector = interrupts.then_some(vector);
+        let refused = Refused::load(state)?;
+        Ok(Self { ring, phase, vector, users: 0, refused, staged: Vec::new() })
     }
 
     /// Takes the head from its doorbell; answers whether it moved.

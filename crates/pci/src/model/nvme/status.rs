@@ -54,6 +54,16 @@ impl Status {
         Self(self.0 | MORE)
     }
 
+    /// As it is saved.
+    pub(super) const fn raw(self) -> u16 {
+        self.0
+    }
+
+    /// As it was saved.
+    pub(super) const fn from_raw(raw: u16) -> Self {
+        Self(raw & 0x7fff)
+    }
+
     /// Bits 15:1 of a status field; the phase is bit 0.
     pub(super) const fn field(self) -> u16 {
         self.0 << 1

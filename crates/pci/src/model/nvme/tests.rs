@@ -4,6 +4,7 @@ mod admin;
 mod events;
 mod hostile;
 mod io;
+mod migration;
 mod prp;
 mod registers;
 mod rig;

@@ -6,10 +6,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use ioasis_sys::mapping::Mapping;
+use ioasis_uapi::Result;
 
 use crate::bus::{Bus, Dma, Irq, Session, Wires};
 use crate::fake::{Interrupts, Memory, Told};
 use crate::gate::Permissions;
+use crate::migration::{Reader, Writer};
 use crate::model::nvme::admin;
 use crate::model::nvme::command::{COMMAND_BYTES, COMPLETION_BYTES, Command};
 use crate::model::nvme::registers::{ACQ, AQA, ASQ, CC, CSTS, doorbells};
@@ -210,6 +212,50 @@ impl Rig {
     /// Calls `f` with the bus the controller sees.
     pub(super) fn bus<T>(&self, f: impl FnOnce(&Bus<'_>) -> T) -> T {
         f(&Bus::new(&self.session, &self.wires))
+    }
+
+    /// The state of the controller.
+    pub(super) fn save(&mut self) -> Vec<u8> {
+        let bus = Bus::new(&self.session, &self.wires);
+        let mut state = Writer::default();
+        self.model.migration().expect("it migrates").save(&bus, &mut state).expect("pages");
+        state.into_bytes()
+    }
+
+    /// Becomes a controller of such a state.
+    pub(super) fn load_state(&mut self, state: &[u8]) -> Result<()> {
+        let bus = Bus::new(&self.session, &self.wires);
+        let migration = self.model.migration().expect("it migrates");
+        migration.load(&bus, 1, &mut Reader::new(state))
+    }
+
+    /// What a controller does that was loaded and goes on.
+    pub(super) fn remind(&mut self) {
+        let bus = Bus::new(&self.session, &self.wires);
+        self.model.migration().expect("it migrates").remind(&bus).expect("pages are there");
+    }
+
+    /// Gives the image to whoever takes it.
+    pub(super) fn hand_over(&mut self) {
+        self.model.migration().expect("it migrates").hand_over().expect("all is written");
+    }
+
+    pub(super) fn image_path(&self) -> &str {
+        self.image.to_str().expect("a plain path")
+    }
+
+    pub(super) fn poll_once(&mut self) {
+        let bus = Bus::new(&self.session, &self.wires);
+        self.model.poll(&bus).expect("pages are there");
+    }
+
+    /// As another run that has the same memory and the same image sees it.
+    pub(super) fn moved(&mut self) {
+        let state = self.save();
+        let bus = Bus::new(&self.session, &self.wires);
+        self.model.reset(&bus).expect("pages are there");
+        self.load_state(&state).expect("its own state");
+        assert_eq!(self.save(), state, "the state is the same");
     }
 
     /// Puts commands into a queue and rings its doorbell, without polling.

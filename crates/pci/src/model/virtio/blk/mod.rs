@@ -10,7 +10,7 @@ use super::queue::Queue;
 use super::transport::{Interface, Transport};
 use super::{Device, Identity, Stopped};
 use crate::bus::Bus;
-use crate::model::image::{self, Image, Wanted};
+use crate::model::image::{self, Image, Possession, Wanted};
 use crate::model::options::{ModelError, OptionInfo, Options};
 use crate::model::{Model, ModelInfo, Progress};
 
@@ -95,7 +95,14 @@ fn create(options: &Options<'_>) -> Result<Box<dyn Model>, ModelError> {
     })?;
     let serial = image::serial(options, ID_BYTES)?;
     let protection = image::protection(options)?;
-    let image = Image::open(&Wanted { model: "virtio-blk", path, size, protection, block })?;
+    let image = Image::open(&Wanted {
+        model: "virtio-blk",
+        path,
+        size,
+        protection,
+        possession: Possession::Now,
+        block,
+    })?;
     let serial = serial.unwrap_or_else(|| serial_of(&image));
     let mut id = [0; ID_BYTES];
     id[..serial.len()].copy_from_slice(serial.as_bytes());
