@@ -34,6 +34,13 @@ macro_rules! for_every_format {
             arm_s2_4k_52: crate::fmt::ArmS2<12, 52>;
             arm_s2_16k_52: crate::fmt::ArmS2<14, 52>;
             arm_s2_64k_52: crate::fmt::ArmS2<16, 52>;
+            tce_4k_3: crate::fmt::Tce<12, 3>;
+            tce_4k: crate::fmt::Tce<12, 5>;
+            tce_64k: crate::fmt::Tce<16, 5>;
+            tce_2m: crate::fmt::Tce<21, 4>;
+            tce_16m: crate::fmt::Tce<24, 4>;
+            tce_256m: crate::fmt::Tce<28, 3>;
+            tce_1g: crate::fmt::Tce<30, 3>;
         }
     };
 }

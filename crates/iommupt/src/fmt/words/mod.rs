@@ -5,6 +5,7 @@ mod amdv1;
 mod arm;
 mod fields;
 mod riscv;
+mod tce;
 mod vtdss;
 mod x86_64;
 
