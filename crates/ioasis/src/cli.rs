@@ -176,7 +176,7 @@ struct Run {
     #[arg(long = "device", value_name = "MODEL[,key=value]...")]
     devices: Vec<String>,
 
-    /// Add an IOMMU, e.g. kind=amd,dirty=off; kinds are vtd, amd, smmuv3 and riscv. docs/machine.md has the other keys.
+    /// Add an IOMMU, e.g. kind=amd,dirty=off; kinds are vtd, amd, smmuv3, riscv and spapr. docs/machine.md has the other keys.
     /// Without any, the machine has one of kind vtd; devices are behind the first unless they have iommu=N, counted from 0
     #[arg(long = "iommu", value_name = "key=value[,key=value]...")]
     iommus: Vec<String>,

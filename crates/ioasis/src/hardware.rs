@@ -54,6 +54,7 @@ fn seen(index: usize, hardware: &iommufd::Iommu) -> view::Iommu {
             let address = 0x301_0000 + place * 0x1000;
             (format!("riscv-iommu@{address:x}.iommu"), view::Registers::Plain)
         }
+        IommuKind::Spapr => (format!("iommu-phb{index:04x}"), view::Registers::Spapr),
     };
     view::Iommu { name, registers }
 }

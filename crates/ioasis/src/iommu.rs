@@ -4,7 +4,7 @@
 
 use anyhow::{Context, Result, bail, ensure};
 use ioasis_iommufd::{
-    Cmdqv, Iommu as Hardware, IommuKind, Iova, IovaRange, ReservedKind, ReservedRegion,
+    Cmdqv, Iommu as Hardware, IommuKind, Iova, IovaRange, ReservedKind, ReservedRegion, Spapr,
 };
 
 /// An IOMMU, and what devices behind it cannot use.
@@ -22,7 +22,7 @@ impl Default for Iommu {
 
 /// What a key takes, for messages.
 const KEYS: &[(&str, &str)] = &[
-    ("kind", "vtd, amd, smmuv3 or riscv"),
+    ("kind", "vtd, amd, smmuv3, riscv or spapr"),
     ("dirty", "on or off"),
     ("coherence", "enforced, cached or none"),
     ("nesting", "on or off"),
@@ -37,7 +37,14 @@ const KEYS: &[(&str, &str)] = &[
         "reserved",
         "FIRST-LAST:KIND, joined by +, or none; KIND is msi, sw-msi, reserved, direct or direct-relaxable",
     ),
+    ("window", "0 or a power of two from 4K to 2G, with kind=spapr alone"),
+    ("ddw", "on or off, with kind=spapr alone"),
+    ("levels", "a number from 1 to 5, with kind=spapr alone"),
+    ("eeh", "on or off, with kind=spapr alone"),
 ];
+
+/// The keys that a host bridge of POWER has beside those of its own: its driver knows nothing of the others.
+const SPAPR: [&str; 7] = ["kind", "page_sizes", "reserved", "window", "ddw", "levels", "eeh"];
 
 use crate::entry::{Entry, meant};
 
@@ -97,6 +104,13 @@ impl Iommu {
         let hardware = &mut self.hardware;
         match key {
             "kind" => {}
+            _ if hardware.kind == IommuKind::Spapr && !SPAPR.contains(&key) => {
+                bail!("kind=spapr has no {key}");
+            }
+            "window" => of_spapr(hardware)?.window = window(value)?,
+            "ddw" => of_spapr(hardware)?.dynamic_windows = switch(value)?,
+            "levels" => of_spapr(hardware)?.levels = levels(value)?,
+            "eeh" => of_spapr(hardware)?.eeh = switch(value)?,
             "dirty" => hardware.dirty_tracking = switch(value)?,
             "nesting" => hardware.nesting = switch(value)?,
             "ats" => hardware.ats = switch(value)?,
@@ -137,6 +151,7 @@ fn kind(value: &str) -> Result<IommuKind> {
         "amd" => IommuKind::Amd,
         "smmuv3" => IommuKind::Smmuv3,
         "riscv" => IommuKind::Riscv,
+        "spapr" => IommuKind::Spapr,
         _ => bail!("no such kind"),
     })
 }
@@ -157,20 +172,44 @@ pub(crate) fn pasid_bits(value: &str) -> Result<u32> {
     Ok(bits)
 }
 
+fn of_spapr(hardware: &mut Hardware) -> Result<&mut Spapr> {
+    hardware.spapr.as_mut().context("the kind has no windows")
+}
+
+/// The window that is there without being asked for: Linux counts its bytes in 32 bits.
+fn window(value: &str) -> Result<u32> {
+    if value == "0" {
+        return Ok(0);
+    }
+    let size = u32::try_from(size(value)?).ok().filter(|size| u64::from(*size) >= PAGE);
+    size.context("it is less than 4K or more than 2G")
+}
+
+fn levels(value: &str) -> Result<u32> {
+    let levels = value.parse().context("no number")?;
+    ensure!((1..=5).contains(&levels), "tables have at most 5 levels");
+    Ok(levels)
+}
+
+/// A power of two, with its unit.
+fn size(word: &str) -> Result<u64> {
+    let (digits, unit) = word.split_at(word.len().saturating_sub(1));
+    let lg2 = match unit {
+        "K" => 10,
+        "M" => 20,
+        "G" => 30,
+        "T" => 40,
+        _ => bail!("{word:?} has no unit: K, M, G or T"),
+    };
+    let count: u64 = digits.parse().with_context(|| format!("{word:?} is no size"))?;
+    let size = count.checked_mul(1 << lg2).filter(|size| size.is_power_of_two());
+    size.with_context(|| format!("{word:?} is no power of two"))
+}
+
 fn page_sizes(value: &str, kind: IommuKind) -> Result<u64> {
     let mut sizes = 0;
     for word in value.split('+') {
-        let (digits, unit) = word.split_at(word.len().saturating_sub(1));
-        let lg2 = match unit {
-            "K" => 10,
-            "M" => 20,
-            "G" => 30,
-            "T" => 40,
-            _ => bail!("{word:?} has no unit: K, M, G or T"),
-        };
-        let count: u64 = digits.parse().with_context(|| format!("{word:?} is no size"))?;
-        let size = count.checked_mul(1 << lg2).filter(|size| size.is_power_of_two());
-        let size = size.with_context(|| format!("{word:?} is no power of two"))?;
+        let size = size(word)?;
         ensure!(Hardware::page_sizes_of(kind) & size != 0, "the kind has no leaves of {word}");
         sizes |= size;
     }
@@ -197,7 +236,7 @@ fn aperture(value: &str, kind: IommuKind) -> Result<IovaRange> {
     let whole = aperture.start().0.is_multiple_of(PAGE) && aperture.last().0 % PAGE == PAGE - 1;
     ensure!(whole, "it does not begin and end with a page");
     let bits = match kind {
-        IommuKind::Amd => 64,
+        IommuKind::Amd | IommuKind::Spapr => 64,
         IommuKind::Vtd | IommuKind::Smmuv3 => 48,
         IommuKind::Riscv => 47,
     };
@@ -271,6 +310,30 @@ mod tests {
     }
 
     #[test]
+    fn a_host_bridge_of_power_has_windows_and_little_else() {
+        let text = "kind=spapr,window=1G,ddw=off,levels=3,eeh=off,page_sizes=4K+64K+16M";
+        let hardware = parse(text).unwrap().hardware;
+        let expected = Spapr { window: 1 << 30, dynamic_windows: false, levels: 3, eeh: false };
+        assert_eq!(hardware.spapr, Some(expected));
+        assert_eq!(hardware.page_sizes, 1 << 12 | 1 << 16 | 1 << 24);
+        let default = parse("kind=spapr").unwrap().hardware;
+        assert_eq!((default.spapr, default.pasid_bits), (Some(Spapr::default()), 0));
+        for bad in [
+            "window=1G",
+            "kind=spapr,window=4G",
+            "kind=spapr,window=3M",
+            "kind=spapr,window=2K",
+            "kind=spapr,levels=6",
+            "kind=spapr,levels=0",
+            "kind=spapr,dirty=on",
+            "kind=spapr,aperture=0-0xfff",
+            "kind=spapr,page_sizes=4K+8K",
+        ] {
+            assert!(parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
     fn each_kind_brings_its_own_regions_along() {
         let starts = |kind| {
             let iommu = parse(kind).unwrap();
@@ -286,7 +349,7 @@ mod tests {
     #[test]
     fn an_error_names_key_value_and_what_is_accepted() {
         for (text, message) in [
-            ("kind=x", "iommu 0: kind=\"x\" is not vtd, amd, smmuv3 or riscv: no such kind"),
+            ("kind=x", "iommu 0: kind=\"x\" is not vtd, amd, smmuv3, riscv or spapr: no such kind"),
             ("dirty=yes", "iommu 0: dirty=\"yes\" is not on or off: it is neither"),
             (
                 "pasid_bits=21",

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
+use ioasis_iommufd::IommuKind;
 use ioasis_pci::{Bdf, ModelInfo};
 
 use crate::entry::{self, Entry, File, Section, meant, split_at_commas};
@@ -226,6 +227,12 @@ impl Description {
         if self.iommus.is_empty() {
             self.iommus.push(Iommu::default());
         }
+        let is_spapr = |iommu: &&Iommu| iommu.hardware.kind == IommuKind::Spapr;
+        let powers = self.iommus.iter().filter(is_spapr).count();
+        ensure!(
+            powers == 0 || powers == self.iommus.len(),
+            "IOMMUs of kind spapr and of other kinds are in no machine together: one kernel has the drivers of one"
+        );
         let mut addresses = BTreeMap::new();
         for device in &self.devices {
             let count = self.iommus.len();

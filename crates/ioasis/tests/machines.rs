@@ -54,6 +54,25 @@ fn sysfs_shows_each_iommu_as_its_kind_with_its_devices_behind_it() {
 }
 
 #[test]
+fn a_machine_of_power_has_host_bridges_groups_by_endpoint_and_no_nodes_of_devices() {
+    let options = ["--iommu", "kind=spapr", "--device", "testdev"];
+    let script = "cd /sys/class/iommu; echo *; ls -d iommu-phb0000/spapr-tce-iommu; \
+                  cat /sys/kernel/iommu_groups/1/name /sys/kernel/iommu_groups/1/type; \
+                  cat /sys/kernel/iommu_groups/1/reserved_regions; ls /dev/vfio/devices; \
+                  basename $(readlink -f /sys/bus/pci/devices/0000:01:00.0/iommu); \
+                  ls /sys/bus/pci/devices/0000:01:00.0/vfio-dev/vfio0; \
+                  cat /sys/module/vfio_iommu_spapr_tce/version; ls /sys/module | grep -c type1";
+    let seen = seen(&options, &format!("{script}; true"));
+    assert!(
+        seen.starts_with(
+            "iommu-phb0000\niommu-phb0000/spapr-tce-iommu\ndomain0-pe1\nunknown\niommu-phb0000\n"
+        ),
+        "{seen}"
+    );
+    assert!(seen.ends_with("0.1\n0\n") && !seen.contains("\ndev\n"), "{seen}");
+}
+
+#[test]
 fn a_root_port_is_above_each_device_and_behind_its_iommu() {
     let options = [
         "--iommu",
@@ -125,7 +144,7 @@ fn a_machine_that_cannot_be_is_refused_before_the_program_starts() {
     for (options, message) in [
         (
             ["--iommu", "kind=vtx"],
-            "ioasis: --iommu \"kind=vtx\": kind=\"vtx\" is not vtd, amd, smmuv3 or riscv: no such kind\n",
+            "ioasis: --iommu \"kind=vtx\": kind=\"vtx\" is not vtd, amd, smmuv3, riscv or spapr: no such kind\n",
         ),
         (
             ["--device", "testdev,iommu=1"],

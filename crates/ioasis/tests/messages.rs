@@ -30,7 +30,7 @@ fn said(folder: &Path, words: &[&str]) -> (Option<i32>, String) {
 }
 
 const EVERY: &str = "every device has address, group, iommu, pasid_bits, ats, pri";
-const IOMMU: &str = "its keys are kind, dirty, coherence, nesting, ats, pri, isolated_msi, cmdqv, pasid_bits, page_sizes, aperture, reserved";
+const IOMMU: &str = "its keys are kind, dirty, coherence, nesting, ats, pri, isolated_msi, cmdqv, pasid_bits, page_sizes, aperture, reserved, window, ddw, levels, eeh";
 
 /// Command lines, words parted by one blank, and what is said of them.
 fn lines() -> Vec<(&'static str, String)> {
@@ -133,7 +133,7 @@ fn lines() -> Vec<(&'static str, String)> {
         ),
         (
             "run --iommu kind=vdt -- true",
-            "ioasis: --iommu \"kind=vdt\": kind=\"vdt\" is not vtd, amd, smmuv3 or riscv: no such kind",
+            "ioasis: --iommu \"kind=vdt\": kind=\"vdt\" is not vtd, amd, smmuv3, riscv or spapr: no such kind",
         ),
         (
             "run --iommu kind=riscv,aperture=0-0xffffffffffff -- true",
@@ -325,7 +325,7 @@ fn files() -> Vec<(&'static str, String)> {
         ),
         (
             "[iommu]\nkind = \"intel\"\n",
-            "2: kind=\"intel\" is not vtd, amd, smmuv3 or riscv: no such kind",
+            "2: kind=\"intel\" is not vtd, amd, smmuv3, riscv or spapr: no such kind",
         ),
         (
             "[iommu]\n# no pages of 4K\npage_sizes = [\"2M\"]\n",

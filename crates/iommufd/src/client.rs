@@ -448,6 +448,11 @@ pub trait Backing: Debug + Send + Sync {
         true
     }
 
+    /// lg2 of the bytes of the pages it is made of: of huge pages, if it is.
+    fn page_lg2(&self) -> u32 {
+        PAGE_SIZE.trailing_zeros()
+    }
+
     /// Whether it is device memory, a BAR: nobody pays for pinning that.
     fn is_device(&self) -> bool {
         false

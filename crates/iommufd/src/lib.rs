@@ -110,7 +110,9 @@ pub use hw::iommu::{EndpointConfig, Iommu, Kind as IommuKind, ReservedKind, Rese
 pub use hw::kinds::cmdqv::Cmdqv;
 pub use hw::machine::Machine;
 pub use hw::ops as driver;
+pub use hw::pe::{Frozen, PeDevices};
 pub use hw::phys::{Phys, Window};
+pub use hw::tce::Spapr;
 pub use ioas::dirty::Bitmap;
 pub use ioas::{MapRequest, Place, Unmapped};
 pub use ioasis_iommupt::{Dirty, Iova, IovaRange, Pa, Prot, Run};

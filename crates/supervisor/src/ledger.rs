@@ -56,6 +56,7 @@ const fn rule(rule: Rule) -> &'static str {
         Rule::Process => "process",
         Rule::Type1 => "process, type1",
         Rule::Type1Unlimited => "none, type1, CAP_IPC_LOCK",
+        Rule::Ahead => "none, paid ahead",
     }
 }
 

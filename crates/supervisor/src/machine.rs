@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use ioasis_iommufd::{ReservedKind, ReservedRegion};
 use ioasis_pci::{BARS, BarKind, CONFIG_SIZE, Function};
-use ioasis_uapi::{Errno, Error, Result};
+use ioasis_uapi::Result;
 use ioasis_vfio::Device;
 
 use crate::view::{self, Bar, GroupKind, PhysicalFunction, Registration, Reserved, Sriov};
@@ -61,9 +61,6 @@ fn seen(device: &Device, iommu: usize) -> Result<view::Device> {
         (false, false) => GroupKind::Iommu,
     };
     let cdev = device.cdev();
-    if cdev.is_none() && kind == GroupKind::Iommu {
-        return Err(Error::new(Errno::ENODEV, "a device behind an IOMMU has a node of its own"));
-    }
     Ok(view::Device {
         bdf: device.name().to_owned(),
         vendor: ids.vendor,

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::{Arc, OnceLock, Weak};
 
 use ioasis_iommufd::inject::step;
-use ioasis_iommufd::{Bound, Context, Endpoint, Importer};
+use ioasis_iommufd::{Bound, Context, Endpoint, Frozen, Importer};
 use ioasis_pci::{BARS, Bdf, Dma, Function, Session};
 use ioasis_sys::eventfd::EventFd;
 use ioasis_sys::mapping::Mapping;
@@ -239,9 +239,11 @@ impl Device {
     /// Major and minor number of `/dev/vfio/devices/vfioN`; a device without an IOMMU has no such
     /// node.
     // DIFFERS: nor has an emulated one, which in Linux has one.
+    /// On POWER none has: `CONFIG_VFIO_DEVICE_CDEV` depends on `!SPAPR_TCE_IOMMU`.
     #[must_use]
     pub fn cdev(&self) -> Option<(u32, u32)> {
-        let physical = !self.group.is_no_iommu() && !self.group.is_emulated();
+        let power = self.endpoint.iommu().spapr.is_some();
+        let physical = !self.group.is_no_iommu() && !self.group.is_emulated() && !power;
         physical.then_some((CDEV_MAJOR, self.index))
     }
 
@@ -373,6 +375,8 @@ impl Device {
             None => Arc::new(Translated::new(&self.endpoint, &self.log)),
         };
         step("a thread for a device")?;
+        // eeh_dev_open: a new user finds it recovered.
+        self.endpoint.group().thaw(Frozen::all());
         self.function.open(Session { dma, irq, witness, pages: memory.pages.clone() })?;
         self.pages.lock().clone_from(&memory.pages);
         self.count_user();
@@ -387,6 +391,8 @@ impl Device {
         self.function.close();
         self.migrating.end();
         self.log.stop();
+        // eeh_dev_release
+        self.endpoint.group().thaw(Frozen::all());
         if let Some(emulated) = &self.emulated {
             emulated.end();
         }
@@ -402,6 +408,12 @@ impl Device {
         self.interrupts.told_reset();
         self.reset_virtual_functions();
         Ok(())
+    }
+
+    /// Whether an error stopped its registers: loads give ones, stores are lost.
+    // DIFFERS: pages of BARs that a program mapped stay what they are, but for those that trap.
+    pub(crate) fn is_frozen(&self) -> bool {
+        self.endpoint.group().frozen().contains(Frozen::MMIO)
     }
 
     /// The pages of a BAR, while the device is open.

@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::{Arc, OnceLock, Weak};
 
 use ioasis_iommufd as iommufd;
+use ioasis_iommufd::PeDevices;
 use ioasis_iommufd::inject::step;
 use ioasis_iommufd::type1::{GroupKind, Member};
 use ioasis_sys::sync::Mutex;
@@ -36,6 +37,12 @@ struct State {
     iommu: Option<IommuFile>,
     /// Open devices that hold the container.
     users: u32,
+}
+
+impl PeDevices for Group {
+    fn hot_reset(&self) -> Result<()> {
+        self.devices().iter().try_for_each(|device| device.reset())
+    }
 }
 
 /// An open `/dev/vfio/N`.
@@ -75,8 +82,10 @@ impl Group {
         })
     }
 
-    pub(crate) fn fill(&self, devices: Vec<Weak<Device>>) {
+    pub(crate) fn fill(self: &Arc<Self>, devices: Vec<Weak<Device>>) {
         assert!(self.devices.set(devices).is_ok(), "a group is filled once");
+        let group: Weak<Self> = Arc::downgrade(self);
+        self.hardware.set_devices(group);
     }
 
     /// Whether it is this group of the IOMMU's, used like this.

@@ -1,8 +1,10 @@
 //! Who pays for pinned pages.
 //!
 //! Invariant: the charges in a [`Ledger`] add up to the pages pinned by the `Pages` objects that
-//! use it. Linux: `drivers/iommu/iommufd/pages.c` `do_update_pinned`,
-//! `drivers/vfio/vfio_iommu_type1.c` `vfio_lock_acct`.
+//! use it, and what SPAPR containers are charged for their windows: such a container pays ahead for
+//! all that it can map there ([`Rule::Ahead`]), and for the tables. Linux:
+//! `drivers/iommu/iommufd/pages.c` `do_update_pinned`, `drivers/vfio/vfio_iommu_type1.c`
+//! `vfio_lock_acct`.
 //!
 //! `Ledger::books` is a leaf lock.
 
@@ -32,6 +34,8 @@ pub enum Rule {
     Type1,
     /// Counted as locked by the process, over any limit: type1 with `CAP_IPC_LOCK`.
     Type1Unlimited,
+    /// Counted nowhere: an SPAPR container was charged for its whole window ahead.
+    Ahead,
 }
 
 impl Rule {
@@ -62,7 +66,7 @@ impl Rule {
     const fn limit(self, account: &Account) -> Option<u64> {
         match self {
             Self::User | Self::Process | Self::Type1 => account.memlock_pages,
-            Self::None | Self::Type1Unlimited => None,
+            Self::None | Self::Type1Unlimited | Self::Ahead => None,
         }
     }
 }
@@ -109,7 +113,7 @@ impl Hot {
     /// The sum that `rule` limits.
     fn sum(&mut self, rule: Rule) -> Option<&mut u64> {
         match rule {
-            Rule::None => None,
+            Rule::None | Rule::Ahead => None,
             Rule::User => Some(&mut self.user),
             Rule::Process | Rule::Type1 | Rule::Type1Unlimited => Some(&mut self.process.locked),
         }
@@ -179,6 +183,9 @@ impl Ledger {
     /// `ENOMEM` over the limit; nothing is charged then.
     pub fn charge(&self, rule: Rule, account: &Account, pages: u64) -> Result<()> {
         step("a charge")?;
+        if rule == Rule::Ahead {
+            return Ok(());
+        }
         let mut books = self.books.lock();
         let hot = books.hot(account);
         if let Some(sum) = hot.sum(rule) {
@@ -211,6 +218,9 @@ impl Ledger {
     ///
     /// If less than that was charged.
     pub fn uncharge(&self, rule: Rule, account: &Account, pages: u64) {
+        if rule == Rule::Ahead {
+            return;
+        }
         let mut books = self.books.lock();
         let hot = books.hot(account);
         let less =

@@ -2,7 +2,8 @@
 //!
 //! Which file was opened decides the rules, not the code: on `/dev/iommu` they are those of Linux's
 //! compatibility layer (`compat`), on `/dev/vfio/vfio` those of the type1 driver ([`Container`],
-//! `type1`). One IOAS does the work under both.
+//! `type1`), on a machine of POWER's those of the SPAPR driver (`spapr`). One IOAS does the work
+//! under each.
 //!
 //! Groups come first: only they give the right to an IOMMU. SET_IOMMU then chooses the driver, and
 //! with the last group both driver and mappings go. Linux: `drivers/vfio/container.c`.
@@ -16,6 +17,7 @@ mod emulated;
 mod log;
 mod member;
 mod pins;
+mod spapr;
 mod type1;
 mod vaddr;
 
@@ -32,11 +34,13 @@ use crate::client::{Account, Client};
 use crate::device::access::AccessUser;
 use crate::hw::group::Group;
 use crate::hw::machine::Machine;
+use spapr::Spapr;
 use type1::Type1;
 
 #[derive(Debug)]
 enum Driver {
     Type1(Box<Type1>),
+    Spapr(Box<Spapr>),
     /// Every call but the three of the container itself is unknown.
     NoIommu,
 }
@@ -82,6 +86,14 @@ impl Container {
     /// `ENOTTY` for an unknown code after it, and whatever the call refuses.
     pub fn ioctl(&self, client: &dyn Client, cmd: u32, arg: u64) -> Result<i64> {
         let mut state = self.state.lock();
+        if cmd == abi::EEH_PE_OP
+            && let Some(Driver::Spapr(spapr)) = &state.driver
+        {
+            let groups = spapr.groups(client)?;
+            // A reset waits for devices, and nobody is to wait for that.
+            drop(state);
+            return spapr::eeh_pe_op(&groups, client, arg);
+        }
         match cmd {
             abi::IOMMU_UNMAP_DMA if state.has_pins() => {
                 drop(state);
@@ -100,6 +112,7 @@ impl Container {
                     refuse!(ENOTTY, "a no-iommu container maps nothing", u64::from(cmd))
                 }
                 Some(Driver::Type1(type1)) => type1.ioctl(client, cmd, arg),
+                Some(Driver::Spapr(spapr)) => spapr.ioctl(client, cmd, arg),
             },
         }
     }
@@ -110,14 +123,19 @@ impl Container {
             number == abi::NOIOMMU_IOMMU
                 && self.machine.params.enable_unsafe_noiommu_mode.load(Ordering::Relaxed)
         };
+        let offers = || match self.machine.is_spapr() {
+            true => Spapr::offers(&self.machine, number),
+            false => Type1::offers(number),
+        };
         match &state.driver {
             Some(Driver::Type1(type1)) => type1.check_extension(number),
+            Some(Driver::Spapr(_)) => offers(),
             Some(Driver::NoIommu) => no_iommu(),
             // Before SET_IOMMU: what any driver has that may serve the groups there are.
             None => match state.members.first().map(|member| member.kind) {
                 Some(GroupKind::NoIommu) => no_iommu(),
-                Some(_) => Type1::offers(number),
-                None => Type1::offers(number) || no_iommu(),
+                Some(_) => offers(),
+                None => offers() || no_iommu(),
             },
         }
     }
@@ -143,10 +161,16 @@ impl Container {
             state.driver = Some(Driver::NoIommu);
             return Ok(0);
         }
-        let mut type1 = Type1::open(&self.machine, number)?;
         // On failure the driver goes, and with it whatever was attached.
-        state.members.iter().try_for_each(|member| type1.attach(member))?;
-        state.driver = Some(Driver::Type1(Box::new(type1)));
+        state.driver = Some(if self.machine.is_spapr() {
+            let mut spapr = Spapr::open(&self.machine, number)?;
+            state.members.iter().try_for_each(|member| spapr.attach(member))?;
+            Driver::Spapr(Box::new(spapr))
+        } else {
+            let mut type1 = Type1::open(&self.machine, number)?;
+            state.members.iter().try_for_each(|member| type1.attach(member))?;
+            Driver::Type1(Box::new(type1))
+        });
         Ok(0)
     }
 
@@ -174,9 +198,12 @@ impl Container {
         if member.kind == GroupKind::Iommu {
             member.group.claim(self.token)?;
         }
-        if let Some(Driver::Type1(type1)) = &mut state.driver
-            && let Err(error) = type1.attach(&member)
-        {
+        let attached = match &mut state.driver {
+            Some(Driver::Type1(type1)) => type1.attach(&member),
+            Some(Driver::Spapr(spapr)) => spapr.attach(&member),
+            Some(Driver::NoIommu) | None => Ok(()),
+        };
+        if let Err(error) = attached {
             disown(&member);
             return Err(error);
         }
@@ -190,8 +217,10 @@ impl Container {
         let mut state = self.state.lock();
         let Some(at) = state.members.iter().position(|member| member.is(group)) else { return };
         let member = state.members.remove(at);
-        if let Some(Driver::Type1(type1)) = &mut state.driver {
-            type1.detach(&member);
+        match &mut state.driver {
+            Some(Driver::Type1(type1)) => type1.detach(&member),
+            Some(Driver::Spapr(spapr)) => spapr.detach(&member),
+            Some(Driver::NoIommu) | None => {}
         }
         let driver = if state.members.is_empty() { state.driver.take() } else { None };
         drop(state);

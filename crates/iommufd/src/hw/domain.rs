@@ -15,7 +15,7 @@ use ioasis_uapi::iommufd as abi;
 
 use super::iommu::{EndpointConfig, Iommu};
 use super::machine::Machine;
-use super::ops::UserData;
+use super::ops::{PagingTable, UserData};
 use super::sections::Users;
 use crate::client::PAGE_SIZE;
 use crate::inject::step;
@@ -72,13 +72,24 @@ impl Domain {
         let users = Users::new(machine.sections);
         let quiesce = Arc::<Users>::clone(&users);
         let table = iommu.ops().alloc_paging(iommu, device, flags, data, quiesce)?;
+        Ok(Self::of(machine, iommu, flags, users, table))
+    }
+
+    /// The domain of a table that somebody else made, who waits for the DMA of `users`.
+    pub(crate) fn of(
+        machine: &Arc<Machine>,
+        iommu: &Arc<Iommu>,
+        flags: u32,
+        users: Arc<Users>,
+        table: PagingTable,
+    ) -> Arc<Self> {
         let has = |flag| flags & flag != 0;
         let wants = DomainUse {
             dirty_tracking: has(abi::HWPT_ALLOC_DIRTY_TRACKING),
             enforce_coherency: iommu.enforce_coherency,
             nest_parent: has(abi::HWPT_ALLOC_NEST_PARENT),
         };
-        Ok(Arc::new(Self {
+        Arc::new(Self {
             token: machine.token(),
             machine: Arc::clone(machine),
             iommu: Arc::clone(iommu),
@@ -89,7 +100,7 @@ impl Domain {
             writer: Mutex::new(table.writer),
             tracking: AtomicBool::new(false),
             users,
-        }))
+        })
     }
 
     /// The groups whose devices translate through it.

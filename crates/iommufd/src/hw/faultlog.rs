@@ -49,6 +49,8 @@ pub enum Reason {
     Memory(&'static str),
     /// The mapping is of a dma-buf that was taken away.
     Revoked,
+    /// An error before froze the device (EEH).
+    Frozen,
 }
 
 /// How many are remembered.
@@ -75,6 +77,7 @@ impl Reason {
             Self::Missing(missing) if missing == Prot::READ => "the mapping is not readable",
             Self::Missing(_) => "the mapping does not grant the access",
             Self::Memory(why) => why,
+            Self::Frozen => "an error before froze the device: EEH_PE_OP recovers it",
             Self::Revoked => {
                 "the dma-buf there was revoked, by a reset or because its BAR stopped answering: map it again"
             }

@@ -41,7 +41,7 @@ impl Stage {
 
 /// Tables of 4 KiB one domain may have: 4 GiB, which map 2 TiB as single pages. Linux charges them
 /// to the client; ours are taken from the supervisor's memory.
-const TABLES_MAX: usize = 1 << 20;
+pub(crate) const TABLES_MAX: usize = 1 << 20;
 
 /// An empty page table for `iommu`, in the format that `format` chooses for a stage.
 ///

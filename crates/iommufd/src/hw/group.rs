@@ -17,6 +17,7 @@ use super::attachment::Attachment;
 use super::endpoint::Endpoint;
 use super::iommu::Iommu;
 use super::machine::Machine;
+use super::pe::{Frozen, Pe, PeDevices};
 
 #[derive(Debug, Default)]
 struct Ownership {
@@ -38,12 +39,14 @@ pub struct Group {
     pasids: ArcSwap<BTreeMap<u32, Arc<Attachment>>>,
     /// A leaf.
     endpoints: Mutex<Vec<Weak<Endpoint>>>,
+    pe: Pe,
 }
 
 impl Group {
     /// Group `number` behind `iommu`, owned by nobody, all DMA blocked.
     #[must_use]
     pub fn new(machine: &Arc<Machine>, iommu: &Arc<Iommu>, number: u32) -> Arc<Self> {
+        machine.has(iommu);
         Arc::new(Self {
             number,
             token: machine.token(),
@@ -53,6 +56,7 @@ impl Group {
             attachment: Published::empty(machine.sections),
             pasids: ArcSwap::default(),
             endpoints: Mutex::default(),
+            pe: Pe::default(),
         })
     }
 
@@ -215,13 +219,61 @@ impl Group {
         }
     }
 
+    /// What the endpoints translate through; nothing while their DMA is frozen.
     pub(crate) fn attachment(&self) -> Option<Arc<Attachment>> {
+        if self.frozen().contains(Frozen::DMA) {
+            return None;
+        }
         self.attachment.get()
     }
 
-    /// What the endpoints translate through, for as long as the guard lives.
+    /// [`attachment`](Self::attachment), for as long as the guard lives.
     #[inline]
     pub(crate) fn hold_attachment(&self) -> Option<Held<'_, Attachment>> {
+        if self.frozen().contains(Frozen::DMA) {
+            return None;
+        }
         self.attachment.load()
+    }
+
+    /// Whether errors freeze it.
+    pub(crate) fn has_eeh(&self) -> bool {
+        self.iommu.spapr.is_some_and(|spapr| spapr.eeh)
+    }
+
+    /// What of it is frozen.
+    #[inline]
+    #[must_use]
+    pub fn frozen(&self) -> Frozen {
+        self.pe.frozen()
+    }
+
+    /// Lets what is frozen go on.
+    pub fn thaw(&self, what: Frozen) {
+        self.pe.thaw(what);
+    }
+
+    /// Stops all of it; no DMA of the endpoints goes on when it returns.
+    pub(crate) fn freeze(&self) {
+        self.pe.freeze();
+        let attachment = self.attachment.get();
+        self.wait_for_dma(attachment.as_deref());
+    }
+
+    /// A transaction was refused: that freezes it, where errors do.
+    pub(super) fn failed(&self) {
+        if self.has_eeh() {
+            self.pe.freeze();
+        }
+    }
+
+    /// `devices` are in it.
+    pub fn set_devices(&self, devices: Weak<dyn PeDevices>) {
+        self.pe.set_devices(devices);
+    }
+
+    /// Resets its devices.
+    pub(crate) fn hot_reset(&self) -> Result<()> {
+        self.pe.hot_reset()
     }
 }

@@ -7,6 +7,7 @@ use ioasis_iommupt::IovaRange;
 
 use super::kinds::cmdqv::Cmdqv;
 use super::ops::IommuOps;
+use super::tce::Spapr;
 
 /// Whose hardware an IOMMU imitates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,6 +20,8 @@ pub enum Kind {
     Smmuv3,
     /// RISC-V IOMMU.
     Riscv,
+    /// IBM POWER's host bridges: windows of TCEs. Only an SPAPR container maps anything.
+    Spapr,
 }
 
 /// What one simulated IOMMU can do.
@@ -51,6 +54,8 @@ pub struct Iommu {
     pub isolated_msi: bool,
     /// Command queues for guests, beside an SMMUv3.
     pub cmdqv: Option<Cmdqv>,
+    /// What a host bridge of POWER has.
+    pub spapr: Option<Spapr>,
 }
 
 impl Iommu {

@@ -2,11 +2,13 @@
 
 use std::any::Any;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use ioasis_sys::quiesce::Sections;
+use ioasis_sys::sync::Mutex;
 
 use super::faultlog::FaultLog;
+use super::iommu::Iommu;
 use super::phys::Phys;
 use super::underway::Underway;
 use crate::account::Ledger;
@@ -29,6 +31,12 @@ pub struct Machine {
     pub(crate) underway: Underway,
     /// What a program added to it, for the storeys above: each finds its own by its type.
     added: Vec<Box<dyn Any + Send + Sync>>,
+    /// What the storeys above keep here, each its own, made when it is first asked for.
+    kept: Mutex<Vec<Arc<dyn Any + Send + Sync>>>,
+    /// The IOMMUs are host bridges of POWER: the container is an SPAPR one.
+    spapr: AtomicBool,
+    /// One of them has EEH.
+    eeh: AtomicBool,
     tokens: AtomicU64,
 }
 
@@ -49,6 +57,9 @@ impl Machine {
             sections: Sections::of_process(),
             underway: Underway::default(),
             added,
+            kept: Mutex::default(),
+            spapr: AtomicBool::new(false),
+            eeh: AtomicBool::new(false),
             tokens: AtomicU64::new(1),
         })
     }
@@ -57,6 +68,35 @@ impl Machine {
     #[inline]
     pub(crate) fn added<T: 'static>(&self) -> Option<&T> {
         self.added.iter().find_map(|added| added.downcast_ref())
+    }
+
+    /// What a storey above keeps here of type `T`; empty when nobody has asked before.
+    pub(crate) fn kept<T: Default + Send + Sync + 'static>(&self) -> Arc<T> {
+        let mut kept = self.kept.lock();
+        let found = kept.iter().find_map(|one| Arc::clone(one).downcast().ok());
+        found.unwrap_or_else(|| {
+            let made = Arc::new(T::default());
+            kept.push(Arc::<T>::clone(&made));
+            made
+        })
+    }
+
+    /// There is a group behind such an IOMMU.
+    pub(super) fn has(&self, iommu: &Iommu) {
+        if let Some(spapr) = iommu.spapr {
+            self.spapr.store(true, Ordering::Relaxed);
+            self.eeh.fetch_or(spapr.eeh, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether the container is an SPAPR one.
+    pub(crate) fn is_spapr(&self) -> bool {
+        self.spapr.load(Ordering::Relaxed)
+    }
+
+    /// Whether errors freeze what made them: `eeh_enabled`.
+    pub(crate) fn has_eeh(&self) -> bool {
+        self.eeh.load(Ordering::Relaxed)
     }
 
     /// A number no one else on this machine has.

@@ -15,6 +15,8 @@ pub(crate) mod machine;
 pub(crate) mod nested;
 pub mod ops;
 pub(crate) mod page_request;
+pub(crate) mod pe;
 pub(crate) mod phys;
 pub(crate) mod sections;
+pub(crate) mod tce;
 pub(crate) mod underway;

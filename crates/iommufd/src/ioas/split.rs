@@ -47,16 +47,36 @@ impl Ioas {
         if area.locks > 0 {
             return refuse!(EINVAL, "a hardware queue reads the area", at);
         }
-        step("the second half of an area")?;
-        if area.filled {
-            space.domains.iter().try_for_each(|domain| domain.cut(Iova(at)))?;
+        space.cut_area(at)
+    }
+
+    /// Makes `at` the first IOVA of an area, if it lies inside one. Whoever calls it knows that no
+    /// leaf and no access is cut.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    pub(crate) fn cut_between_leaves(&self, at: Iova) -> Result<()> {
+        let mut space = self.lock();
+        match space.areas.at(at) {
+            Some(area) if area.range.start() < at => space.cut_area(at.0),
+            _ => Ok(()),
         }
-        let start = area.range.start();
-        space.split_area(start, at)
     }
 }
 
 impl super::Space {
+    /// Cuts the area around `at` there.
+    fn cut_area(&mut self, at: u64) -> Result<()> {
+        step("the second half of an area")?;
+        let Some(area) = self.areas.at(Iova(at)) else { return Ok(()) };
+        let start = area.range.start();
+        if area.filled {
+            self.domains.iter().try_for_each(|domain| domain.cut(Iova(at)))?;
+        }
+        self.split_area(start, at)
+    }
+
     fn split_area(&mut self, start: Iova, at: u64) -> Result<()> {
         let area = self.areas.at_mut(start).expect("the area was found before");
         let pages = area.pages.share();

@@ -277,6 +277,11 @@ impl Pages {
         self.pins.lock().release(&self.about, range);
     }
 
+    /// Whether a page has more than one holder.
+    pub(crate) fn is_held_twice(&self) -> bool {
+        self.pins.lock().spans.iter().any(|span| span.holders > 1)
+    }
+
     /// Appends the output addresses of `length` bytes from `start_byte`, all of them pinned.
     pub(crate) fn runs(&self, start_byte: u64, length: u64, runs: &mut Vec<Run>) {
         self.pins.lock().runs(start_byte, length, runs);

@@ -1,6 +1,6 @@
-//! TCEs, the translation control entries of IBM POWER's host bridges: `arch/powerpc/include/asm/tce.h`
-//! (the bits of an entry) and `arch/powerpc/platforms/powernv/pci-ioda-tce.c` (`pnv_tce`,
-//! `pnv_tce_xchg`: what is written where) of Linux 7.3.
+//! TCEs, the translation control entries of IBM POWER's host bridges: the bits of an entry are in
+//! `arch/powerpc/include/asm/tce.h`, what is written where in `pnv_tce` and `pnv_tce_xchg` of
+//! `arch/powerpc/platforms/powernv/pci-ioda-tce.c`, Linux 7.3.
 //!
 //! A window has pages of one size, and its table leaves at level 0 alone. An indirect table's
 //! entries point to tables, with both permissions. Tables here are of 4 KiB, the least that a host

@@ -59,14 +59,24 @@ pub(super) fn plan(dev: &mut Dir, devices: &[Device], options: &Options) {
     pseudo_terminals(dev);
 }
 
-/// A group without an IOMMU has no cdev (drivers/vfio/vfio_main.c).
-pub(super) fn with_cdev(devices: &[Device]) -> impl Iterator<Item = &Device> {
-    behind_iommu(devices).filter(|device| device.registration == Registration::Registered)
-}
-
 /// The devices that an IOMMU translates for.
 pub(super) fn behind_iommu(devices: &[Device]) -> impl Iterator<Item = &Device> {
     devices.iter().filter(|device| device.group_kind == GroupKind::Iommu)
+}
+
+/// Whether a device that an IOMMU translates for has a node of its own: on POWER none has.
+pub(super) fn has_cdev(device: &Device) -> bool {
+    device.cdev.0 != 0
+}
+
+/// Of those, the ones that are registered with vfio.
+pub(super) fn registered(devices: &[Device]) -> impl Iterator<Item = &Device> {
+    behind_iommu(devices).filter(|device| device.registration == Registration::Registered)
+}
+
+/// A group without an IOMMU has no cdev (drivers/vfio/vfio_main.c).
+fn with_cdev(devices: &[Device]) -> impl Iterator<Item = &Device> {
+    registered(devices).filter(|device| has_cdev(device))
 }
 
 /// /dev/char, as udev fills it.

@@ -179,6 +179,9 @@ pub enum Registers {
         /// Extended capability register (VT-d 11.4.3).
         ecap: u64,
     },
+    /// `spapr-tce-iommu`, with nothing in it: the IOMMUs are POWER's, whose kernel gives devices no
+    /// nodes of their own (`CONFIG_VFIO_DEVICE_CDEV` depends on `!SPAPR_TCE_IOMMU`).
+    Spapr,
     /// `amd-iommu/{cap,features}`.
     Amd {
         /// Capability header of the IVRS entry.

@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 
 use ioasis_iommufd::Params;
 
-use super::dev::{CONTAINER, behind_iommu, group_name, groups, groups_with_node, with_cdev};
+use super::dev::{
+    CONTAINER, behind_iommu, group_name, groups, groups_with_node, has_cdev, registered,
+};
 use super::tree::{Dir, Host};
 use super::{
     Bdf, ContainerNode, Device, FaultInjection, GroupKind, HostPci, Iommu, Machine, Node, Options,
@@ -129,8 +131,13 @@ fn modules(sys: &mut Dir, devices: &[Device], options: &Options) {
     );
     module("iommufd", &[]);
     let type1 = options.container == ContainerNode::Type1;
+    let spapr = options.iommus.iter().any(|iommu| iommu.registers == Registers::Spapr);
+    let type1 = type1 && !spapr;
     if type1 {
         module("vfio_iommu_type1", &[]);
+    } else if spapr {
+        module("vfio_iommu_spapr_tce", &[]);
+        sys.dir("module/vfio_iommu_spapr_tce").attribute("version", "0.1\n");
     }
     for (number, (module, name)) in (0_u32..).zip(Params::NAMES) {
         if type1 || module != "vfio_iommu_type1" {
@@ -155,7 +162,12 @@ fn iommu_groups(sys: &mut Dir, machine: &Machine<'_>) {
             GroupKind::Iommu => {
                 let members = devices.iter().filter(|member| member.group == device.group);
                 group.attribute("reserved_regions", reserved_regions(members));
-                group.writable("type", domain_type(&options.iommus[device.iommu]));
+                let iommu = &options.iommus[device.iommu];
+                group.writable("type", domain_type(iommu));
+                if iommu.registers == Registers::Spapr {
+                    // iommu_register_group: the PCI domain and the endpoint's number.
+                    group.attribute("name", format!("domain0-pe{:x}\n", device.group));
+                }
             }
             GroupKind::NoIommu | GroupKind::Emulated => {
                 group.attribute("name", "vfio-noiommu\n");
@@ -203,6 +215,8 @@ fn domain_type(iommu: &Iommu) -> &'static str {
     match iommu.registers {
         Registers::Intel { .. } | Registers::Amd { .. } => "DMA-FQ\n",
         Registers::Plain => "DMA\n",
+        // A platform domain, which iommu_group_show_type has no word for.
+        Registers::Spapr => "unknown\n",
     }
 }
 
@@ -253,16 +267,12 @@ fn classes(sys: &mut Dir, machine: &Machine<'_>) {
         let node = ((options.group_major, device.group), &*format!("vfio/{name}"));
         class_device(sys, &format!("devices/virtual/vfio/{name}"), "vfio", &name, Some(node));
     }
-    for device in with_cdev(devices) {
+    for device in registered(devices) {
         let name = format!("vfio{}", device.vfio);
         let path = format!("{}/vfio-dev/{name}", machine.directory(device));
-        class_device(
-            sys,
-            &path,
-            "vfio-dev",
-            &name,
-            Some((device.cdev, &*format!("vfio/devices/{name}"))),
-        );
+        let node = format!("vfio/devices/{name}");
+        let node = has_cdev(device).then_some((device.cdev, &*node));
+        class_device(sys, &path, "vfio-dev", &name, node);
         sys.dir(&path).link("device", format!("../../../{}", device.bdf));
     }
 }
@@ -306,6 +316,8 @@ fn registers(dir: &mut Dir, iommu: &Iommu) {
             amd.attribute("features", format!("{features:x}:0\n"));
         }
         Registers::Plain => {}
+        // arch/powerpc/kernel/iommu.c, spapr_tce_iommu_attrs
+        Registers::Spapr => drop(dir.dir("spapr-tce-iommu")),
     }
 }
 

@@ -55,6 +55,9 @@ pub(crate) fn region_position(offset: u64) -> u64 {
     offset & ((1 << REGION_SHIFT) - 1)
 }
 
+/// What a device reads as that an error froze (EEH).
+const ONES: u8 = 0xff;
+
 /// A region that can be read or written.
 enum Region {
     Bar(usize),
@@ -94,7 +97,11 @@ impl DeviceFile {
         match region {
             Region::Bar(bar) => {
                 let length = self.clip(bar, position, buf.len())?;
-                function.bar_read(bar, position, &mut buf[..length])?;
+                if self.device.is_frozen() {
+                    buf[..length].fill(ONES);
+                } else {
+                    function.bar_read(bar, position, &mut buf[..length])?;
+                }
                 Ok(length)
             }
             Region::Rom => {
@@ -104,7 +111,11 @@ impl DeviceFile {
             }
             Region::Config => {
                 check_config(position, buf.len())?;
-                function.config_read(position, buf)?;
+                if self.device.is_frozen() {
+                    buf.fill(ONES);
+                } else {
+                    function.config_read(position, buf)?;
+                }
                 Ok(buf.len())
             }
         }
@@ -121,12 +132,17 @@ impl DeviceFile {
         match region {
             Region::Bar(bar) => {
                 let length = self.clip(bar, position, buf.len())?;
-                function.bar_write(bar, position, &buf[..length])?;
+                if !self.device.is_frozen() {
+                    function.bar_write(bar, position, &buf[..length])?;
+                }
                 Ok(length)
             }
             Region::Rom => Err(Error::new(Errno::EINVAL, "the ROM is not written")),
             Region::Config => {
                 check_config(position, buf.len())?;
+                if self.device.is_frozen() {
+                    return Ok(buf.len());
+                }
                 let resets = function.resets();
                 function.config_write(position, buf)?;
                 let was_reset = function.resets() != resets;
@@ -154,6 +170,10 @@ impl DeviceFile {
     /// removed.
     pub fn load(&self, offset: u64, bytes: &mut [u8]) -> Result<()> {
         let bar = self.mapped_bar(offset)?;
+        if self.device.is_frozen() {
+            bytes.fill(ONES);
+            return Ok(());
+        }
         self.device.function().load(bar, region_position(offset), bytes)
     }
 
@@ -164,6 +184,9 @@ impl DeviceFile {
     /// As [`DeviceFile::load`].
     pub fn store(&self, offset: u64, bytes: &[u8]) -> Result<()> {
         let bar = self.mapped_bar(offset)?;
+        if self.device.is_frozen() {
+            return Ok(());
+        }
         self.device.function().store(bar, region_position(offset), bytes)
     }
 

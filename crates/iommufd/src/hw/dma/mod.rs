@@ -26,6 +26,7 @@ use super::faultlog::{Reason, RefusedDma};
 use super::iommu::NO_PASID;
 use super::nested::{Ahead, Missed};
 use super::page_request::{PageRequest, PageResponse, perm_of};
+use super::pe::Frozen;
 use super::phys::{Phys, Window};
 use super::underway::Route;
 use crate::client::{Backing, Piece};
@@ -465,7 +466,14 @@ impl Endpoint {
         let mappings = of_ioas.and_then(|attachment| attachment.mappings.upgrade());
         let around = mappings.and_then(|mappings| mappings.around(refusal.iova));
         let revoked = around.is_some_and(|around| around.revoked);
-        let reason = if revoked { Reason::Revoked } else { refusal.reason };
+        let reason = match refusal.reason {
+            _ if revoked => Reason::Revoked,
+            Reason::Blocked if self.group().frozen().contains(Frozen::DMA) => Reason::Frozen,
+            reason => reason,
+        };
+        if reason != Reason::Frozen {
+            self.group().failed();
+        }
         let (nearest, unmapped) =
             around.map_or((None, None), |around| (around.nearest, around.unmapped));
         self.machine().faults.record(RefusedDma {

@@ -6,12 +6,14 @@ pub(crate) mod cmdqv;
 mod driver;
 mod riscv;
 mod smmuv3;
+mod spapr;
 mod vtd;
 
 use ioasis_iommupt::{Iova, IovaRange};
 
 use super::iommu::{EndpointConfig, Iommu, Kind, ReservedKind, ReservedRegion};
 use super::ops::IommuOps;
+use super::tce::{self, Spapr};
 
 /// What `kind` does.
 fn of(kind: Kind) -> &'static dyn IommuOps {
@@ -20,16 +22,42 @@ fn of(kind: Kind) -> &'static dyn IommuOps {
         Kind::Amd => &amd::Amd,
         Kind::Smmuv3 => &smmuv3::Smmuv3,
         Kind::Riscv => &riscv::Riscv,
+        Kind::Spapr => &spapr::SpaprTce,
     }
 }
 
 /// Page sizes of 4 KiB, 2 MiB and 1 GiB, which every format has.
 const PAGE_SIZES: u64 = (1 << 12) | (1 << 21) | (1 << 30);
 
+/// A host bridge of POWER with everything a current one has (`ibm,supported-tce-sizes` of POWER9).
+fn spapr() -> Iommu {
+    Iommu {
+        kind: Kind::Spapr,
+        brought: None,
+        aperture: IovaRange::closed(Iova(0), Iova((1 << tce::IOVA_LG2) - 1))
+            .expect("an aperture is not empty"),
+        page_sizes: PAGE_SIZES | 1 << 16,
+        dirty_tracking: false,
+        enforce_coherency: false,
+        cache_coherent: true,
+        pasid_bits: 0,
+        nesting: false,
+        ats: false,
+        pri: false,
+        // msi_device_has_isolated_msi: no irq domain of POWER says so.
+        isolated_msi: false,
+        cmdqv: None,
+        spapr: Some(Spapr::default()),
+    }
+}
+
 impl Iommu {
     /// An IOMMU of this kind with everything a current one has, translating 48 bits.
     #[must_use]
     pub fn new(kind: Kind) -> Self {
+        if kind == Kind::Spapr {
+            return spapr();
+        }
         Self {
             kind,
             brought: None,
@@ -45,6 +73,7 @@ impl Iommu {
             pri: true,
             isolated_msi: true,
             cmdqv: None,
+            spapr: None,
         }
     }
 
@@ -72,6 +101,7 @@ impl Iommu {
             Kind::Amd => amd::page_sizes(),
             Kind::Smmuv3 => smmuv3::page_sizes(),
             Kind::Riscv => riscv::page_sizes(),
+            Kind::Spapr => tce::page_sizes(),
         }
     }
 
@@ -92,8 +122,8 @@ impl Iommu {
             ],
             // Linux's choice for doorbells that must be mapped: MSI_IOVA_BASE, MSI_IOVA_LENGTH.
             Kind::Smmuv3 => vec![region(0x800_0000, 0x80f_ffff, ReservedKind::SwMsi)],
-            // Linux's driver for RISC-V names none.
-            Kind::Riscv => Vec::new(),
+            // Linux's drivers for RISC-V and POWER name none.
+            Kind::Riscv | Kind::Spapr => Vec::new(),
         }
     }
 }

@@ -99,7 +99,7 @@ impl Model {
         let (space, offset) = self.origin(area, iova);
         // Where hardware has no word for write-only memory, it can be read.
         let implies = match self.kind(path) {
-            IommuKind::Riscv => true,
+            IommuKind::Riscv | IommuKind::Spapr => true,
             IommuKind::Smmuv3 => !self.domains[path.domain].nest,
             IommuKind::Vtd | IommuKind::Amd => self.domains[path.domain].half,
         };

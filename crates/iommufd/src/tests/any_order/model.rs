@@ -251,7 +251,7 @@ impl Pinned {
         let count = fresh.len() as u64;
         let process = self.processes.entry(of.payer).or_default();
         let sum = match of.rule {
-            Rule::None => None,
+            Rule::None | Rule::Ahead => None,
             Rule::User => Some(self.users.entry(UID).or_default()),
             Rule::Process | Rule::Type1 | Rule::Type1Unlimited => Some(&mut process.locked),
         };
