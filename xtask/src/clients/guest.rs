@@ -1,5 +1,7 @@
 //! QEMU with a Linux guest: it makes a file system on our NVMe device, reboots, and finds there
-//! what it wrote; the image on the host holds the same.
+//! what it wrote; the image on the host holds the same. `moves` has guests that migrate.
+
+mod moves;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -170,7 +172,7 @@ pub(super) fn run(bench: &mut Bench<'_>) -> Result<()> {
     }
     let outcome = served(bench, &parts);
     bench.note(SERVED, outcome);
-    Ok(())
+    moves::run(bench, &parts)
 }
 
 /// The guest whose disk `ioasis serve` is.
