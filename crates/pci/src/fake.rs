@@ -37,6 +37,7 @@ use ioasis_sys::sync::Mutex;
 use crate::bus::{Bus, Dma, DmaFault, Heard, Irq, Line, Segment, Session, Wires};
 use crate::description::BARS;
 use crate::gate::Permissions;
+use crate::migration::{Reader, Writer};
 use crate::model::{Model, Progress};
 use crate::msix::Handler;
 use crate::refusal::{Refusal, Witness};
@@ -285,6 +286,46 @@ impl Rig {
             }
         }
         panic!("the model never rests");
+    }
+
+    /// The state of a model that migrates.
+    ///
+    /// # Panics
+    ///
+    /// If it does not, or cannot be saved.
+    pub fn save(&mut self) -> Vec<u8> {
+        let bus = Bus::new(&self.session, &self.wires);
+        let mut state = Writer::default();
+        let migration = self.model.migration().expect("a model that migrates");
+        migration.save(&bus, &mut state).expect("pages are there");
+        state.into_bytes()
+    }
+
+    /// Has the model take a state of its own version over.
+    ///
+    /// # Errors
+    ///
+    /// As [`Migration::load`](crate::migration::Migration::load).
+    ///
+    /// # Panics
+    ///
+    /// If the model does not migrate.
+    pub fn load_state(&mut self, state: &[u8]) -> ioasis_uapi::Result<()> {
+        let bus = Bus::new(&self.session, &self.wires);
+        let migration = self.model.migration().expect("a model that migrates");
+        let version = migration.version();
+        migration.load(&bus, version, &mut Reader::new(state))
+    }
+
+    /// What a model does that goes on after it was loaded.
+    ///
+    /// # Panics
+    ///
+    /// If it does not migrate.
+    pub fn remind(&mut self) {
+        let bus = Bus::new(&self.session, &self.wires);
+        let migration = self.model.migration().expect("a model that migrates");
+        migration.remind(&bus).expect("pages are there");
     }
 
     /// Polls once.

@@ -5,12 +5,14 @@
 //! reset must bring it back. The fuzz target and the tests share it.
 
 mod registers;
+mod state;
 
 use std::os::fd::AsRawFd;
 
 use ioasis_pci::fake::Rig;
 
 pub use registers::run_registers;
+pub use state::run_state;
 
 /// The devices, with their options.
 const DEVICES: [(&str, &[(&str, &str)]); 4] = [

@@ -33,6 +33,11 @@ fn no_random_input_brings_registers_down() {
     random_inputs(ioasis_hostile_driver::run_registers);
 }
 
+#[test]
+fn no_random_state_brings_a_device_down() {
+    random_inputs(ioasis_hostile_driver::run_state);
+}
+
 fn random_inputs(run: fn(&[u8]) -> u64) {
     let mut state = seed().wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut steps = 0;
