@@ -444,6 +444,7 @@ fn start(models: &Models, run: Run, look: Look) -> Result<ExitCode> {
             ..view::Options::default()
         },
         iommu_of,
+        drivers: hardware::drivers(&description),
     };
     let ledger = match run.ledger {
         None => None,

@@ -70,6 +70,15 @@ pub(crate) struct Built {
     pub(crate) iommu_of: Vec<usize>,
 }
 
+/// By address, the drivers of devices that do not start with vfio-pci.
+pub(crate) fn drivers(description: &Description) -> BTreeMap<String, Option<String>> {
+    let driver = |device: &Device| {
+        let (address, driver) = (device.address?, device.driver.clone()?);
+        Some((address.to_string(), Some(driver).filter(|name| name != "none")))
+    };
+    description.devices.iter().filter_map(driver).collect()
+}
+
 /// The devices of `description`, which is placed, and what they share.
 pub(crate) fn build(
     known: &Models,

@@ -43,6 +43,8 @@ pub(crate) struct Device {
     pub(crate) ats: bool,
     /// Asks for pages that are not there (PRI).
     pub(crate) pri: bool,
+    /// The driver it starts with, if that is not vfio-pci; "none" for none.
+    pub(crate) driver: Option<String>,
     /// How it reaches memory.
     pub(crate) translation: Translation,
     /// How many of its virtual functions are there from the start.
@@ -68,12 +70,16 @@ pub(crate) enum Translation {
 }
 
 /// Keys that every device has beside its model's options, with what each sets.
-pub(crate) const KEYS: [(&str, &str); 7] = [
+pub(crate) const KEYS: [(&str, &str); 8] = [
     ("address", "where it sits: 0000:01:00.0 (default: the lowest free bus from 1)"),
     ("group", "its IOMMU group: a number (default: the lowest free from 1)"),
     ("iommu", "the IOMMU it is behind: a number from 0, none, or emulated (default: 0)"),
     ("pasid_bits", "width of the PASIDs it sends: 0 to 20 (default: 0)"),
     ("ats", "translates ahead: on or off (default: off)"),
+    (
+        "driver",
+        "the driver it starts with: vfio-pci, none, or another's name, which does nothing (default: vfio-pci)",
+    ),
     ("pri", "asks for pages that are not there: on or off, needs ats (default: off)"),
     ("numvfs", "virtual functions that are there from the start: a number (default: 0)"),
 ];
@@ -115,6 +121,14 @@ impl Device {
                 self.places.push((key.clone(), place.clone()));
             }
             "ats" => self.ats = iommu::switch(value).with_context(|| wrong("on or off"))?,
+            "driver" => {
+                let is_name = !value.is_empty()
+                    && value
+                        .bytes()
+                        .all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte));
+                ensure!(is_name, wrong("the name of a driver, or none"));
+                self.driver = Some(value.clone()).filter(|name| name != "vfio-pci");
+            }
             "pri" => self.pri = iommu::switch(value).with_context(|| wrong("on or off"))?,
             _ => {
                 self.options.push((key.clone(), value.clone()));

@@ -29,7 +29,7 @@ fn said(folder: &Path, words: &[&str]) -> (Option<i32>, String) {
     (output.status.code(), line.to_owned())
 }
 
-const EVERY: &str = "every device has address, group, iommu, pasid_bits, ats, pri";
+const EVERY: &str = "every device has address, group, iommu, pasid_bits, ats, driver, pri, numvfs";
 const IOMMU: &str = "its keys are kind, dirty, coherence, nesting, ats, pri, isolated_msi, cmdqv, pasid_bits, page_sizes, aperture, reserved, window, ddw, levels, eeh";
 
 /// Command lines, words parted by one blank, and what is said of them.

@@ -118,6 +118,7 @@ fn supervised(client: &[String]) {
         devices: ioasis_vfio::Machine::new(Vec::new()),
         view: view::Options::default(),
         iommu_of: Vec::new(),
+        drivers: std::collections::BTreeMap::new(),
     };
     let command = client.iter().map(Into::into).collect();
     let options = RunOptions {

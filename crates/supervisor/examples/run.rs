@@ -90,5 +90,11 @@ fn machine(devices: &[OsString], view: view::Options) -> Machine {
         }
     });
     let devices = ioasis_vfio::Machine::new(placements.collect());
-    Machine { iommu: iommu_machine, devices, view, iommu_of: Vec::new() }
+    Machine {
+        iommu: iommu_machine,
+        devices,
+        view,
+        iommu_of: Vec::new(),
+        drivers: std::collections::BTreeMap::new(),
+    }
 }

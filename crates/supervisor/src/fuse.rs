@@ -6,11 +6,14 @@
 //! answered, so that a program that closed a file and makes another call finds it closed. Threads of this process open
 //! and look at the files too, so the connection is in a thread apart ([`Connection::apart`]).
 //!
-//! A request carries a process id, which is not used: the kernel itself moves the bytes. Nothing here waits for a client.
+//! A request carries a thread's id, by which it is found out whether that was killed; the kernel itself moves the bytes. Nothing
+//! here waits for a client: a write to a text has a thread of its own ([`writes`]).
 //! Where this process is gone, the kernel answers: `ENOTCONN`, and poll says `POLLERR`.
 //!
 //! Lock order: `FileSystem::serving` -> the locks of what stands behind a file that a read or a write takes, and the closer's.
 //! `FileSystem::state` is a leaf.
+
+mod writes;
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
@@ -30,6 +33,7 @@ use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
 
 use crate::closer::Closer;
 use crate::view::{self, DeviceNodes};
+use writes::Writes;
 
 /// The file system of a run.
 #[derive(Debug)]
@@ -47,6 +51,8 @@ pub(crate) struct FileSystem {
     /// Files that have not been released yet.
     count: AtomicUsize,
     closer: Closer,
+    /// Of texts.
+    writes: Arc<Writes>,
     state: Mutex<State>,
 }
 
@@ -116,8 +122,10 @@ impl FileSystem {
     ) -> Result<Arc<Self>> {
         let dev = dev_of(&mounted)?;
         let state = State { last: view::END, nodes: BTreeMap::new() };
+        let connection = Arc::new(Connection::apart(mounted.device)?);
         let served = Arc::new(Self {
-            connection: Arc::new(Connection::apart(mounted.device)?),
+            writes: Writes::new(&connection),
+            connection,
             serving: Mutex::default(),
             root: mounted.root,
             dev,
@@ -252,12 +260,27 @@ impl FileSystem {
     }
 
     fn answer(&self, request: &Request<'_>) {
-        if let Operation::Interrupt { .. } = request.operation {
-            return;
+        match request.operation {
+            Operation::Interrupt { unique } => return self.writes.signalled(unique),
+            Operation::Write { bytes, .. } if self.begin_write(request, bytes) => return,
+            _ => {}
         }
         let mut bytes = Vec::new();
         let answer = self.decide(request, &mut bytes);
         self.connection.answer(request.unique, answer);
+    }
+
+    /// Begins to write to a text, which may wait; false for another file.
+    fn begin_write(&self, request: &Request<'_>, bytes: &[u8]) -> bool {
+        let node = self.state.lock().nodes.get(&request.node).cloned();
+        let Some(node) = node.filter(|node| is_seekable(&*node.file)) else { return false };
+        let bytes = bytes.to_vec();
+        self.writes.begin(request.unique, request.tid, move || {
+            let queue = node.file.queue().expect("a text can be written");
+            let taken = queue.write_from(bytes.len() as u64, &mut bytes.as_slice())?;
+            Ok(u32::try_from(taken).expect("no more than there were"))
+        });
+        true
     }
 
     fn decide<'a>(&self, request: &Request<'_>, bytes: &'a mut Vec<u8>) -> Result<Answer<'a>> {

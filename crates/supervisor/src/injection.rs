@@ -14,7 +14,7 @@ use ioasis_iommufd::{ClientFile, Destination, QueueFile, QueueWatcher, Source, i
 use ioasis_sys::sync::Mutex;
 use ioasis_uapi::{Errno, Error, Result};
 
-use crate::parameters;
+use crate::text;
 
 /// Which tasks are to fail, and when.
 #[derive(Debug, Default)]
@@ -131,7 +131,7 @@ impl ClientFile for FailNth {
 
 impl QueueFile for FailNth {
     fn read_to(&self, offset: u64, length: u64, to: &mut dyn Destination) -> Result<u64> {
-        parameters::part(&format!("{}\n", self.injection.left(self.tid)), offset, length, to)
+        text::part(&format!("{}\n", self.injection.left(self.tid)), offset, length, to)
     }
 
     fn write_from(&self, length: u64, from: &mut dyn Source) -> Result<u64> {

@@ -1,12 +1,14 @@
 //! The machine of a run, and how its devices look in the view.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use ioasis_iommufd::{ReservedKind, ReservedRegion};
 use ioasis_pci::{BARS, BarKind, CONFIG_SIZE, Function};
-use ioasis_uapi::Result;
-use ioasis_vfio::Device;
+use ioasis_uapi::{Errno, Error, Result};
+use ioasis_vfio::{Device, Driver};
 
+use crate::sysfs::Bus;
 use crate::view::{self, Bar, GroupKind, PhysicalFunction, Registration, Reserved, Sriov};
 
 /// What a program is run on.
@@ -20,6 +22,8 @@ pub struct Machine {
     pub view: view::Options,
     /// For every device, in their order, which of [`view::Options::iommus`] translates for it.
     pub iommu_of: Vec<usize>,
+    /// By address, the drivers of the devices that do not start with vfio-pci: one that does nothing here, or none.
+    pub drivers: BTreeMap<String, Option<String>>,
 }
 
 /// Opens of every device at once that there is memory for, should a program open its node that often.
@@ -31,11 +35,21 @@ impl Machine {
     /// # Errors
     ///
     /// `EIO` if a device does not let its configuration space be read.
-    pub(crate) fn seen(&self) -> Result<Vec<view::Device>> {
+    pub(crate) fn seen(&self, bus: &Bus) -> Result<Vec<view::Device>> {
         let iommu = |index: usize| self.iommu_of.get(index).copied().unwrap_or_default();
         let devices = self.devices.devices().iter().enumerate();
         let devices = devices.filter(|(_, device)| device.exists());
-        devices.map(|(index, device)| seen(device, iommu(index))).collect()
+        devices.map(|(index, device)| seen(device, bus, iommu(index))).collect()
+    }
+
+    /// What is the same for every device, as it is now.
+    pub(crate) fn options(&self, bus: &Bus) -> view::Options {
+        view::Options {
+            files_size: self.files_size(),
+            drivers: bus.drivers(),
+            autoprobe: bus.autoprobe(),
+            ..self.view.clone()
+        }
     }
 
     /// Bytes of BAR pages that its files may take.
@@ -50,8 +64,15 @@ impl Machine {
     }
 }
 
-fn seen(device: &Device, iommu: usize) -> Result<view::Device> {
+fn seen(device: &Device, bus: &Bus, iommu: usize) -> Result<view::Device> {
     let function = device.function();
+    let known = bus.function(device.name());
+    let known = known.ok_or(Error::new(Errno::ENODEV, "a device is not on the bus"))?;
+    let registration = match device.driver() {
+        Driver::Vfio => Registration::Registered,
+        Driver::Leaving => Registration::Unregistering,
+        Driver::None | Driver::Other => Registration::Absent,
+    };
     let ids = function.ids();
     let config = config(function)?;
     let group = device.group();
@@ -74,11 +95,11 @@ fn seen(device: &Device, iommu: usize) -> Result<view::Device> {
         group_kind: kind,
         vfio: device.index(),
         cdev: cdev.unwrap_or((0, device.index())),
-        numa_node: -1,
         config,
-        driver: Some("vfio-pci".to_owned()),
-        driver_override: Some("vfio-pci".to_owned()),
-        registration: Registration::Registered,
+        // The links go first, and what the driver does to let go comes after (`__device_release_driver`).
+        driver: known.driver.filter(|_| registration != Registration::Unregistering),
+        settings: known.settings,
+        registration,
         iommu,
         reserved: device.endpoint().config().reserved.iter().map(reserved).collect(),
         sriov: sriov(device),

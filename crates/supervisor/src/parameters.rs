@@ -13,6 +13,7 @@ use ioasis_iommufd::{
 };
 use ioasis_uapi::{Errno, Error, Result};
 
+use crate::text::part;
 use crate::watchdog::say;
 
 /// Module and name of parameter `number`, as [`Node::Parameter`](crate::view::Node) counts them.
@@ -29,18 +30,6 @@ fn param(machine: &Machine, number: u32) -> Option<Param<'_>> {
 /// What a read of parameter `number` gives.
 pub(crate) fn text(machine: &Machine, number: u32) -> String {
     param(machine, number).map(Param::text).unwrap_or_default()
-}
-
-/// Hands over `length` bytes of `text` from `offset` on (`simple_read_from_buffer`, fs/libfs.c).
-///
-/// # Errors
-///
-/// `EFAULT`.
-pub(crate) fn part(text: &str, offset: u64, length: u64, to: &mut dyn Destination) -> Result<u64> {
-    let start = usize::try_from(offset).unwrap_or(usize::MAX).min(text.len());
-    let rest = &text.as_bytes()[start..];
-    let count = rest.len().min(usize::try_from(length).unwrap_or(usize::MAX));
-    to.put(0, &rest[..count]).map(|()| count as u64)
 }
 
 /// A parameter that is open for writing.

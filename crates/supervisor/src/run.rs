@@ -25,8 +25,9 @@ use crate::other::{LOOK, Other};
 use crate::removal::{Failure, Marks, Note, Removal};
 use crate::rules::Rule;
 use crate::serve::Server;
+use crate::sysfs::Bus;
 use crate::trace::Trace;
-use crate::view::{self, View};
+use crate::view::View;
 use crate::watchdog::{Leftovers, OnUser1, Shared, Watchdog, end_descendants, say};
 
 /// What to run, and on what machine.
@@ -209,8 +210,9 @@ fn prepare(
     } else {
         Some(trace.unwrap_or_else(Trace::quiet).with_findings())
     };
-    let seen = view::Options { files_size: machine.files_size(), ..machine.view.clone() };
-    let view = View::plan(&machine.seen().map_err(failed)?, &seen).map_err(failed)?;
+    let bus = Bus::new(machine.devices.devices(), &machine.drivers).map_err(failed)?;
+    let seen = machine.seen(&bus).map_err(failed)?;
+    let view = View::plan(&seen, &machine.options(&bus)).map_err(failed)?;
     let mut launched = launch::launch(&view, &command, inherited)?;
     shared.set_client(launched.child.id());
     spawn::close_inherited();
@@ -219,7 +221,7 @@ fn prepare(
         say(&format!("ioasis: {entry} is not in the program's view\n"));
     }
     confine().map_err(failed)?;
-    let server = Server::new(&mut launched, &view, (machine, trace, rules), shared, notes)
+    let server = Server::new(&mut launched, &view, (machine, bus), (trace, rules), (shared, notes))
         .map_err(failed)?;
     let marks = Marks::new(server.files_dev(), &launched.nodes);
     let listener = launched.listener.try_clone().map_err(failed)?;

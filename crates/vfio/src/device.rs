@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::{Arc, OnceLock, Weak};
+use std::time::Instant;
 
 use ioasis_iommufd::inject::step;
 use ioasis_iommufd::{Bound, Context, Endpoint, Frozen, Importer};
@@ -19,6 +20,7 @@ use crate::ioeventfd::Ioeventfds;
 use crate::irq::Interrupts;
 use crate::logging::DmaLog;
 use crate::migration::Migrating;
+use crate::registration::{Driver, Registration};
 use crate::token::VfToken;
 use crate::{Client, DeviceFile, DeviceMemory, Group};
 
@@ -46,6 +48,7 @@ pub struct Device {
     /// The BAR pages of the session; a leaf.
     pages: Mutex<Pages>,
     removed: AtomicBool,
+    registration: Arc<Registration>,
     /// How often its BARs were reset or stopped answering.
     revocations: AtomicU64,
     /// Who maps a dma-buf of it, by the key of the buffer; a leaf.
@@ -213,6 +216,7 @@ impl Device {
             power: Mutex::default(),
             pages: Mutex::default(),
             removed: AtomicBool::new(false),
+            registration: Arc::default(),
             revocations: AtomicU64::new(0),
             importers: Mutex::default(),
         }
@@ -263,8 +267,8 @@ impl Device {
     ///
     /// # Errors
     ///
-    /// `ENODEV` when the device is gone or has no such node; what [`Client::device_memory`]
-    /// answers.
+    /// `ENODEV` when the device is gone, has no such node or no VFIO driver; what
+    /// [`Client::device_memory`] answers.
     pub fn open_cdev(self: &Arc<Self>, client: &dyn Client) -> Result<Arc<DeviceFile>> {
         self.present()?;
         if self.cdev().is_none() {
@@ -273,8 +277,9 @@ impl Device {
                 "a device without an IOMMU has no node of its own",
             ));
         }
+        let user = self.registration.enter()?;
         step("the memory of a device")?;
-        Ok(DeviceFile::of_cdev(Arc::clone(self), client.device_memory(self)?))
+        Ok(DeviceFile::of_cdev(Arc::clone(self), user, client.device_memory(self)?))
     }
 
     /// The eventfds that tell the device's user it is going away, REQ before ERR. A process that
@@ -326,6 +331,57 @@ impl Device {
 
     pub(crate) fn relation(&self) -> &Relation {
         &self.relation
+    }
+
+    pub(crate) fn registration(&self) -> &Arc<Registration> {
+        &self.registration
+    }
+
+    /// The driver it has now.
+    #[must_use]
+    pub fn driver(&self) -> Driver {
+        self.registration.driver()
+    }
+
+    /// Whether VFIO has it.
+    pub(crate) fn is_registered(&self) -> bool {
+        self.exists() && matches!(self.driver(), Driver::Vfio | Driver::Leaving)
+    }
+
+    /// Gives a device without a driver one.
+    ///
+    /// # Errors
+    ///
+    /// `EBUSY` if it has one, and for one that is not VFIO's while a user owns the group.
+    pub fn bind_driver(&self, driver: Driver) -> Result<()> {
+        self.registration.bind(driver, self.endpoint.group())
+    }
+
+    /// Takes the driver away. One of VFIO's is [`Driver::Leaving`] from now on, until
+    /// [`Device::end_leaving`].
+    pub fn unbind_driver(&self) {
+        self.registration.unbind(self.endpoint.group());
+    }
+
+    /// Whether a driver that is leaving has no user any more, for whom it waits until `deadline`.
+    #[must_use]
+    pub fn await_users(&self, deadline: Instant) -> bool {
+        self.registration.await_users(deadline)
+    }
+
+    /// Asks who uses the device to give it back (`vfio_pci_core_request`).
+    pub fn request(&self) {
+        self.interrupts.signal_request();
+    }
+
+    /// The driver has left. A group without another such device is no VFIO group any more.
+    ///
+    /// # Panics
+    ///
+    /// If somebody uses the device, or its driver is not leaving.
+    pub fn end_leaving(&self) {
+        self.registration.end();
+        self.group.lose_device();
     }
 
     pub(crate) fn set(&self) -> &DeviceSet {
@@ -414,6 +470,16 @@ impl Device {
     // DIFFERS: pages of BARs that a program mapped stay what they are, but for those that trap.
     pub(crate) fn is_frozen(&self) -> bool {
         self.endpoint.group().frozen().contains(Frozen::MMIO)
+    }
+
+    /// The same, as whoever owns the machine does it without asking who uses the device.
+    ///
+    /// # Errors
+    ///
+    /// `ENODEV` when the device is gone; `EFAULT` when a BAR page cannot be reached.
+    pub fn reset_by_host(&self) -> Result<()> {
+        self.present()?;
+        self.reset()
     }
 
     /// The pages of a BAR, while the device is open.

@@ -8,6 +8,7 @@ use std::sync::{Arc, Weak};
 
 use ioasis_iommufd::inject::step;
 use ioasis_iommufd::{AccessKind, Bound};
+use ioasis_sys::sync::Mutex;
 use ioasis_sys::sync::atomic::{AtomicBool, Ordering};
 use ioasis_uapi::vfio;
 use ioasis_uapi::{Errno, Error, Result};
@@ -15,6 +16,7 @@ use ioasis_uapi::{Errno, Error, Result};
 use crate::device::Open;
 use crate::emulated::Memory;
 use crate::group::Hold;
+use crate::registration::User;
 use crate::{Client, Device, DeviceMemory, IommuFile, feature, info, reset};
 
 pub(crate) use region::region_position;
@@ -28,6 +30,8 @@ pub struct DeviceFile {
     memory: DeviceMemory,
     /// The device may be used through this file.
     granted: AtomicBool,
+    /// Given back at its close; a leaf.
+    user: Mutex<Option<User>>,
     this: Weak<Self>,
 }
 
@@ -85,8 +89,8 @@ const IOCTLS: [(u32, Handler); 12] = [
 
 impl DeviceFile {
     /// An open of the device's own node. It can do nothing until it is bound.
-    pub(crate) fn of_cdev(device: Arc<Device>, memory: DeviceMemory) -> Arc<Self> {
-        Self::new(device, Path::Cdev, memory)
+    pub(crate) fn of_cdev(device: Arc<Device>, user: User, memory: DeviceMemory) -> Arc<Self> {
+        Self::new(device, Path::Cdev, (user, memory))
     }
 
     /// An open through the group, whose state is locked. Only a first open has a hold on the group.
@@ -102,6 +106,7 @@ impl DeviceFile {
         iommu: &IommuFile,
     ) -> Result<(Arc<Self>, Option<Hold>)> {
         device.present()?;
+        let user = device.registration().enter()?;
         let mut opens = device.set().opens().lock();
         let open = &mut opens[device.slot()];
         if let Open::Group { file, .. } = &*open {
@@ -122,15 +127,19 @@ impl DeviceFile {
             return Err(error);
         }
         attach_compat(device, bound.as_ref())?;
-        let file = Self::new(Arc::clone(device), Path::Group(hold), memory);
+        let file = Self::new(Arc::clone(device), Path::Group(hold), (user, memory));
         *open = Open::Group { file: Arc::downgrade(&file), bound };
         Ok((file, Some(hold)))
     }
 
     /// A file that may be used at once if it was opened through its group.
-    fn new(device: Arc<Device>, path: Path, memory: DeviceMemory) -> Arc<Self> {
+    fn new(device: Arc<Device>, path: Path, (user, memory): (User, DeviceMemory)) -> Arc<Self> {
         let granted = AtomicBool::new(path != Path::Cdev);
-        Arc::new_cyclic(|this| Self { device, path, memory, granted, this: Weak::clone(this) })
+        let user = Mutex::new(Some(user));
+        Arc::new_cyclic(|this| {
+            let this = Weak::clone(this);
+            Self { device, path, memory, granted, user, this }
+        })
     }
 
     fn this(&self) -> Arc<Self> {
@@ -174,6 +183,12 @@ impl DeviceFile {
 
     /// The last descriptor and the last mapping are gone: the device is closed if this file had it.
     pub fn close(&self) {
+        self.close_device();
+        let user = self.user.lock().take();
+        drop(user);
+    }
+
+    fn close_device(&self) {
         let (opens, slot) = (self.device.set().opens(), self.device.slot());
         let mut held = opens.lock();
         if !self.granted.swap(false, Ordering::AcqRel) {

@@ -14,7 +14,7 @@ use ioasis_uapi::{Errno, Error, Result};
 
 use crate::file::Reply;
 use crate::name::{self, Match};
-use crate::{Client, Device, DeviceFile, IommuFile, arg};
+use crate::{Client, Device, DeviceFile, Driver, IommuFile, arg};
 
 /// Devices that one IOMMU cannot tell apart, or a device without an IOMMU.
 pub struct Group {
@@ -37,6 +37,8 @@ struct State {
     iommu: Option<IommuFile>,
     /// Open devices that hold the container.
     users: u32,
+    /// How often it lost its last device: a file of before is of no group any more.
+    losses: u64,
 }
 
 impl PeDevices for Group {
@@ -49,6 +51,8 @@ impl PeDevices for Group {
 #[derive(Debug)]
 pub struct GroupFile {
     group: Arc<Group>,
+    /// [`State::losses`] when it was opened.
+    losses: u64,
 }
 
 type Handler = fn(&GroupFile, &dyn Client, u64) -> Result<Reply>;
@@ -128,15 +132,18 @@ impl Group {
     ///
     /// # Errors
     ///
-    /// `ENODEV` when its devices are gone; `EPERM` for a group without an IOMMU and a caller
-    /// without `CAP_SYS_RAWIO`; `EBUSY` when it is open, or one of its devices is bound through its
-    /// own node.
+    /// `ENODEV` when its devices are gone or none has a VFIO driver; `EPERM` for a group without
+    /// an IOMMU and a caller without `CAP_SYS_RAWIO`; `EBUSY` when it is open, or one of its
+    /// devices is bound through its own node.
     pub fn open(self: &Arc<Self>, client: &dyn Client) -> Result<Arc<GroupFile>> {
         self.present()?;
         if self.is_no_iommu() && !client.account().sys_rawio {
             return Err(Error::new(Errno::EPERM, "a group without an IOMMU needs CAP_SYS_RAWIO"));
         }
         let mut state = self.state.lock();
+        if !self.devices().iter().any(|device| device.is_registered()) {
+            return Err(Error::new(Errno::ENODEV, "no device of the group has a VFIO driver"));
+        }
         if state.cdevs != 0 {
             return Err(Error::new(
                 Errno::EBUSY,
@@ -149,7 +156,7 @@ impl Group {
         step("an open group")?;
         state.opened = true;
         state.closed = false;
-        Ok(Arc::new(GroupFile { group: Arc::clone(self) }))
+        Ok(Arc::new(GroupFile { group: Arc::clone(self), losses: state.losses }))
     }
 
     fn present(&self) -> Result<()> {
@@ -201,10 +208,21 @@ impl Group {
 
     /// The group file is gone and no device holds it.
     fn release(&self, state: &mut State) {
-        let old = std::mem::take(state);
-        state.cdevs = old.cdevs;
+        let (cdevs, losses) = (state.cdevs, state.losses);
+        let old = std::mem::replace(state, State { cdevs, losses, ..State::default() });
         if let Some(IommuFile::Container(container)) = old.iommu {
             container.remove_group(&self.hardware);
+        }
+    }
+
+    /// A device lost its driver. With the last, who has the group open has nothing any more
+    /// (`vfio_device_remove_group`).
+    pub(crate) fn lose_device(&self) {
+        let mut state = self.state.lock();
+        if self.devices().iter().all(|device| !device.is_registered()) {
+            assert_eq!(state.users, 0, "no device of it is open");
+            self.release(&mut state);
+            state.losses += 1;
         }
     }
 
@@ -244,6 +262,9 @@ impl GroupFile {
             return Err(Error::at(Errno::ENOTTY, "no such ioctl on a group", command.into()));
         };
         self.group.present()?;
+        if self.group.state.lock().losses != self.losses {
+            return Err(Error::new(Errno::ENODEV, "the group lost its last device"));
+        }
         handler(self, client, address)
     }
 
@@ -251,6 +272,9 @@ impl GroupFile {
     /// closed.
     pub fn close(&self) {
         let mut state = self.group.state.lock();
+        if state.losses != self.losses {
+            return;
+        }
         state.closed = true;
         if state.users == 0 {
             self.group.release(&mut state);
@@ -263,7 +287,7 @@ impl GroupFile {
         let state = self.group.state.lock();
         status.flags = if state.iommu.is_some() {
             vfio::GROUP_FLAGS_CONTAINER_SET | vfio::GROUP_FLAGS_VIABLE
-        } else if self.group.hardware.is_owned() {
+        } else if self.group.hardware.is_owned() || self.group.hardware.has_kernel_driver() {
             0
         } else {
             vfio::GROUP_FLAGS_VIABLE
@@ -332,10 +356,13 @@ impl GroupFile {
 
     /// The device a name speaks of, if the name has the token that it needs.
     fn find(&self, text: &[u8]) -> Result<Arc<Device>> {
-        for device in self.group.devices().into_iter().filter(|device| device.exists()) {
+        let devices = self.group.devices();
+        // What is leaving is not found any more (`vfio_device_group_unregister`).
+        let found = |device: &&Arc<Device>| device.exists() && device.driver() == Driver::Vfio;
+        for device in devices.iter().filter(found) {
             if let Match::Yes { token } = name::parse(text, device.name())? {
                 device.check_token(token.as_ref())?;
-                return Ok(device);
+                return Ok(Arc::clone(device));
             }
         }
         Err(Error::new(Errno::ENODEV, "the group has no such device"))

@@ -177,6 +177,15 @@ impl Interrupts {
         gate.request.iter().chain(&gate.error).cloned().collect()
     }
 
+    /// The device is wanted back.
+    pub(crate) fn signal_request(&self) {
+        let request = self.gate.lock().request.clone();
+        if let Some(trigger) = request {
+            trigger.signal();
+            self.told(InterruptKind::Request, 0);
+        }
+    }
+
     /// Fires them.
     pub(crate) fn signal_removal(&self) {
         let (request, error) = {

@@ -33,6 +33,7 @@ mod logging;
 mod machine;
 mod migration;
 mod name;
+mod registration;
 mod reset;
 mod served;
 mod sriov;
@@ -49,4 +50,5 @@ pub use kvm::{
     KVM_SET_DEVICE_ATTR, KvmCreateDevice, KvmDevice,
 };
 pub use machine::{Farewell, Machine, Placement};
+pub use registration::Driver;
 pub use served::{Served, ServedIrqs};

@@ -106,6 +106,9 @@ pub(crate) fn hot(client: &dyn Client, device: &Device, address: u64) -> Result<
     }
     let groups = groups(client, device, address, header.count as usize)?;
     let devices = set.on_bus();
+    if devices.iter().any(|other| !other.is_registered()) {
+        return Err(Error::new(Errno::EINVAL, "an affected device has no VFIO driver"));
+    }
     let opens = set.opens().lock();
     // `vfio_pci_dev_set_resettable`: what is reset together is opened together.
     if !devices.iter().all(|other| set.has(other)) {

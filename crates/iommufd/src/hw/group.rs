@@ -136,6 +136,12 @@ impl Group {
         ownership.kernel_drivers = ownership.kernel_drivers.saturating_sub(1);
     }
 
+    /// Whether a host driver uses an endpoint of the group.
+    #[must_use]
+    pub fn has_kernel_driver(&self) -> bool {
+        self.ownership.lock().kernel_drivers > 0
+    }
+
     /// Makes `owner` the only one who attaches this group.
     ///
     /// # Errors

@@ -29,6 +29,7 @@ mod numbers;
 mod open;
 mod pool;
 mod regions;
+mod sysfs;
 mod verify;
 
 use std::collections::{BTreeMap, HashMap};
@@ -53,7 +54,6 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use crate::Machine;
 use crate::files::{Behind, Files, Opened};
 use crate::filter::{self, Changes, number};
-use crate::fuse::FileSystem;
 use crate::injection::Injection;
 use crate::launch::Launched;
 use crate::memlock::{INFINITY, Limit, Memlock};
@@ -62,6 +62,7 @@ use crate::notes::Notes;
 use crate::queues::Queues;
 use crate::removal::Note;
 use crate::rules::{Rule, Rules};
+use crate::sysfs::Bus;
 use crate::task::{Task, Tasks, low, signed};
 use crate::trace::{self, Trace};
 use crate::trap::{Action, Executes, Surroundings, Traps};
@@ -170,6 +171,9 @@ pub(crate) struct Server {
     memory: Arc<Memory>,
     traps: Traps,
     machine: Machine,
+    /// Its functions and their drivers.
+    bus: Bus,
+    this: Weak<Self>,
     /// The files by which it is seen.
     live: Live,
     /// Below /sys, the directory of each device, by its address.
@@ -196,9 +200,9 @@ impl Server {
     pub(crate) fn new(
         launched: &mut Launched,
         view: &View,
-        (machine, trace, rules): (Machine, Option<Trace>, Vec<Rule>),
-        shared: &Arc<Shared>,
-        notes: &Arc<Notes>,
+        (machine, bus): (Machine, Bus),
+        (trace, rules): (Option<Trace>, Vec<Rule>),
+        (shared, notes): (&Arc<Shared>, &Arc<Notes>),
     ) -> Result<Arc<Self>> {
         let listener = launched.listener.try_clone()?;
         listener.wake_synchronously();
@@ -220,6 +224,8 @@ impl Server {
         let queues = Queues::new(launched.take_fuse(), launched.queues, &files.closer)?;
         let (left, own) = (EventFd::create()?, Own::find()?);
         Ok(Arc::new_cyclic(|this| Self {
+            this: Weak::clone(this),
+            bus,
             user_namespace,
             filter: filter::of_run(launched.queues, machine.view.user),
             own,
@@ -247,28 +253,6 @@ impl Server {
             left,
             pool: Arc::new(Pool::new(0..shared.slots.count())),
         }))
-    }
-
-    /// Lets programs see the devices as they are now.
-    ///
-    /// For whoever has changed a device, or which there are. May wait for the thread that serves files: not to be called by
-    /// it, nor with a lock that it takes.
-    ///
-    /// # Errors
-    ///
-    /// What planning a view says; nothing has changed then.
-    #[expect(dead_code, reason = "nothing comes or goes yet")]
-    pub(crate) fn show(&self) -> Result<()> {
-        let (machine, files) = (&self.machine, self.queues.file_system());
-        let nodes = files.map(FileSystem::devices);
-        let shown = self.live.show(|| machine.seen(), &machine.view, nodes)?;
-        if let Some(files) = files {
-            files.forget(&shown.names);
-        }
-        for path in shown.lost {
-            say(&format!("ioasis: {path} could not be changed in the program's view\n"));
-        }
-        Ok(())
     }
 
     /// `st_dev` of the files given to clients.

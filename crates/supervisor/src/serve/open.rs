@@ -61,7 +61,9 @@ pub(super) fn open(caller: &Caller<'_>, call: &Notification) -> Decision {
         return Decision::CONTINUE;
     }
     let asked = match target {
-        Target::Node(Node::Parameter(_)) if open.flags & O_ACCMODE != 0 => Asked::way(),
+        Target::Node(Node::Parameter(_) | Node::Attribute(_)) if open.flags & O_ACCMODE != 0 => {
+            Asked::way()
+        }
         Target::Anonymous => Asked::way(),
         _ => Asked::of(open.flags),
     };
@@ -79,6 +81,7 @@ pub(super) fn open(caller: &Caller<'_>, call: &Notification) -> Decision {
     let opened = match target {
         Target::Node(Node::Config) if open.flags & O_ACCMODE == 0 => header(caller, &found),
         Target::Node(Node::Parameter(number)) => return parameter(caller, &open, number),
+        Target::Node(Node::Attribute(number)) => return attribute(caller, &open, number),
         Target::Node(node) => {
             caller.see_closes();
             open_node(caller, node, OFlags::from_bits_retain(open.flags) & KEPT)
@@ -275,7 +278,8 @@ fn machine_text(
     // Of what keeps the program from it the kernel tells.
     judge(caller, open, (seen, found.as_fd()), Asked::of(open.flags)).ok()?;
     let machine = &caller.server.machine;
-    let text = file.text(&machine.seen().ok()?, &machine.view).ok()??;
+    let seen = machine.seen(&caller.server.bus).ok()?;
+    let text = file.text(&seen, &machine.view).ok()??;
     let file = text_file(caller, text.as_bytes()).ok()?;
     Some(Decision::Give(Gift { file, on_exec: on_exec(open.flags), line: Line::None }))
 }
@@ -288,27 +292,50 @@ fn with_charges(caller: &Caller<'_>, text: &[u8]) -> Option<Vec<u8>> {
     (charges != Charges::default()).then(|| view::status::with_charges(text, charges))
 }
 
+/// The answer to an open of an attribute for writing: a file of the run's own.
+fn attribute(caller: &Caller<'_>, open: &OpenCall<'_>, number: u32) -> Decision {
+    // Modes 0644, 0220 and 0200, and root's (drivers/pci/pci-sysfs.c, drivers/base/bus.c).
+    let denied = Error::new(Errno::EACCES, "only root may write this attribute");
+    let setting = match caller.writes_as_root() {
+        true => caller.server.attribute(number),
+        false => Err(denied),
+    };
+    setting_file(caller, open, setting, || Err(denied))
+}
+
 /// The answer to an open of a module parameter: a file of the run's own; without that its text of now, or a file that takes
 /// another.
 fn parameter(caller: &Caller<'_>, open: &OpenCall<'_>, number: u32) -> Decision {
-    let server = caller.server;
-    let machine = &server.machine.iommu;
-    let line =
-        Line::Open { pid: caller.task.process.pid(), path: open.path.clone(), flags: open.flags };
-    let access = open.flags & O_ACCMODE;
+    let machine = &caller.server.machine.iommu;
     // Mode 0644 and root's (kernel/params.c, module_param_named of each).
     let denied = Error::new(Errno::EACCES, "only root may write a module parameter");
     let setting: Arc<dyn ClientFile> =
         Arc::new(parameters::Setting { machine: Arc::clone(machine), number });
-    let opened = if access != 0 && !caller.writes_as_root() {
-        Err(denied)
-    } else if server.queues.sockets().is_none() {
-        server.queues.publish(&setting, OFlags::from_bits_retain(open.flags) & KEPT).map(Ok)
-    } else if access == 0 {
-        text_file(caller, parameters::text(machine, number).as_bytes()).map(Ok)
-    } else {
-        caller.install(setting, client_flag(open.flags)).map(Err)
-    };
+    let may = open.flags & O_ACCMODE == 0 || caller.writes_as_root();
+    let text = || text_file(caller, parameters::text(machine, number).as_bytes());
+    setting_file(caller, open, if may { Ok(setting) } else { Err(denied) }, text)
+}
+
+/// The answer to an open of a text that can be written; without the run's own file system, of one that is only read, `text`.
+fn setting_file(
+    caller: &Caller<'_>,
+    open: &OpenCall<'_>,
+    setting: Result<Arc<dyn ClientFile>>,
+    text: impl FnOnce() -> Result<OwnedFd>,
+) -> Decision {
+    let server = caller.server;
+    let line =
+        Line::Open { pid: caller.task.process.pid(), path: open.path.clone(), flags: open.flags };
+    let opened = setting.and_then(|setting| {
+        if server.queues.sockets().is_none() {
+            let access = OFlags::from_bits_retain(open.flags) & KEPT;
+            server.queues.publish(&setting, access).map(Ok)
+        } else if open.flags & O_ACCMODE == 0 {
+            text().map(Ok)
+        } else {
+            caller.install(setting, client_flag(open.flags)).map(Err)
+        }
+    });
     match opened {
         Ok(Ok(file)) => Decision::Give(Gift { file, on_exec: on_exec(open.flags), line }),
         Ok(Err(fd)) => {
@@ -413,8 +440,11 @@ fn open_node(caller: &Caller<'_>, node: Node, access: OFlags) -> Result<OwnedFd>
             return Err(Error::new(Errno::EACCES, "configuration space is not written here"));
         }
         Node::Attribute(number) => {
-            let why = "this attribute cannot be written here";
-            return Err(Error::at(Errno::EACCES, why, number.into()));
+            return Err(Error::at(
+                Errno::EINVAL,
+                "an attribute is opened as a text",
+                number.into(),
+            ));
         }
     };
     let group = match &file {

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use super::topology::Placed;
 use super::tree::Dir;
-use super::{Bar, Device, GroupKind, Machine, Sriov};
+use super::{Bar, Device, GroupKind, Machine, Settings, Sriov};
 
 /// Lines of a `resource` file: 6 BARs, the ROM and, as with CONFIG_PCI_IOV, 6 VF BARs.
 const RESOURCES: usize = 13;
@@ -21,7 +21,7 @@ struct Function<'a> {
     class: u32,
     revision: u8,
     config: &'a [u8],
-    numa_node: i32,
+    settings: &'a Settings,
     driver: Option<&'a str>,
     group: u32,
     iommu: Option<&'a str>,
@@ -39,7 +39,7 @@ pub(super) fn plan_device(sys: &mut Dir, machine: &Machine<'_>, device: &Device)
         class: device.class,
         revision: device.revision,
         config: &device.config,
-        numa_node: device.numa_node,
+        settings: &device.settings,
         driver: device.driver.as_deref(),
         group: device.group,
         iommu: (device.group_kind == GroupKind::Iommu).then_some(iommu),
@@ -50,9 +50,9 @@ pub(super) fn plan_device(sys: &mut Dir, machine: &Machine<'_>, device: &Device)
         lines.extend(physical.bars);
     }
     let dir = plan(sys, &path, &function, &lines);
-    let only = device.driver_override.as_deref().unwrap_or("(null)");
+    let only = device.settings.driver_override.as_deref().unwrap_or("(null)");
     dir.writable("driver_override", format!("{only}\n"));
-    dir.writable("reset_method", "flr\n");
+    dir.writable("reset_method", device.settings.reset_methods.text());
     dir.write_only("reset");
     resources(dir, device);
     sriov(dir, &device.sriov);
@@ -84,7 +84,7 @@ fn sriov(dir: &mut Dir, sriov: &Sriov) {
 
 /// The directory of a bridge.
 pub(super) fn plan_bridge(sys: &mut Dir, machine: &Machine<'_>, placed: &Placed) {
-    let ids = placed.bridge.ids;
+    let (ids, settings) = (placed.bridge.ids, Settings::default());
     let function = Function {
         bdf: placed.address.to_string(),
         vendor: ids.vendor,
@@ -94,7 +94,7 @@ pub(super) fn plan_bridge(sys: &mut Dir, machine: &Machine<'_>, placed: &Placed)
         class: ids.class,
         revision: ids.revision,
         config: &placed.bridge.config,
-        numa_node: -1,
+        settings: &settings,
         driver: placed.secondary.map(|_| PORT_DRIVER),
         group: placed.group,
         iommu: Some(&machine.options.iommus[placed.iommu].name),
@@ -121,7 +121,7 @@ fn plan<'a>(sys: &'a mut Dir, path: &str, function: &Function<'_>, bars: &[Bar])
     state(dir, function, bars);
     links(dir, path, function);
     link_speed(dir, function.config);
-    dir.power();
+    dir.power(function.settings.power);
     dir.configuration("config", function.config.to_vec());
     dir
 }
@@ -178,10 +178,11 @@ fn state(dir: &mut Dir, function: &Function<'_>, bars: &[Bar]) {
     dir.attribute("ari_enabled", "0\n");
     dir.attribute("dma_mask_bits", "32\n");
     dir.attribute("consistent_dma_mask_bits", "32\n");
-    dir.writable("numa_node", format!("{}\n", function.numa_node));
-    dir.writable("enable", "0\n");
-    dir.writable("broken_parity_status", "0\n");
-    dir.writable("d3cold_allowed", "1\n");
+    let settings = function.settings;
+    dir.writable("numa_node", format!("{}\n", settings.numa_node));
+    dir.writable("enable", format!("{}\n", settings.enabled));
+    dir.writable("broken_parity_status", format!("{}\n", u8::from(settings.broken_parity)));
+    dir.writable("d3cold_allowed", format!("{}\n", u8::from(settings.d3cold_allowed)));
     dir.writable("msi_bus", "1\n");
     for name in ["remove", "rescan"] {
         dir.write_only(name);
@@ -271,6 +272,13 @@ fn online_cpus() -> (String, String) {
     let possible = read("possible").map_or_else(|_| list.clone(), |text| text.trim().to_owned());
     let width = cpus(&possible).last().map_or(1, |last| last + 1);
     (mask(&cpus(&list), width), list)
+}
+
+/// Whether the host has NUMA node `node`.
+pub(crate) fn is_numa_node(node: i32) -> bool {
+    let online = std::fs::read_to_string("/sys/devices/system/node/online");
+    let node = usize::try_from(node);
+    online.is_ok_and(|list| node.is_ok_and(|node| cpus(list.trim()).contains(&node)))
 }
 
 /// The numbers of a list such as "0-3,8".

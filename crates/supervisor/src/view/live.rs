@@ -77,25 +77,37 @@ impl Live {
     }
 
     /// The path of the file known as [`Node::Attribute`] `number`.
-    #[cfg_attr(not(test), expect(dead_code, reason = "no attribute is written yet"))]
     pub(crate) fn attribute(&self, number: u32) -> Option<String> {
         self.attributes.lock().get(usize::try_from(number).ok()?).cloned()
+    }
+
+    /// The text of the file at `path`.
+    pub(crate) fn text(&self, path: &str) -> Option<String> {
+        let shown = self.shown.lock();
+        let (directory, name) = path.strip_prefix('/')?.rsplit_once('/')?;
+        let mut dir = &*shown;
+        for name in directory.split('/') {
+            let Entry::Dir(below) = dir.entries.get(name)? else { return None };
+            dir = below;
+        }
+        let Entry::File(file) = dir.entries.get(name)? else { return None };
+        String::from_utf8(file.bytes.clone()).ok()
     }
 
     /// Lets programs see these devices.
     ///
     /// # Errors
     ///
-    /// What `devices` and [`View::plan`] say; nothing has changed then.
+    /// What `machine` and [`View::plan`] say; nothing has changed then.
     pub(crate) fn show(
         &self,
-        devices: impl FnOnce() -> Result<Vec<Device>>,
-        options: &Options,
+        machine: impl FnOnce() -> Result<(Vec<Device>, Options)>,
         nodes: Option<&DeviceNodes>,
     ) -> Result<Shown> {
         let mut shown = self.shown.lock();
         // Looked at under the lock, so that whoever comes last shows the last state.
-        let View { own, .. } = View::of(&devices()?, options, HostEntries::Ignored)?;
+        let (devices, options) = machine()?;
+        let View { own, .. } = View::of(&devices, &options, HostEntries::Ignored)?;
         let nodes = nodes.filter(|nodes| !nodes.is_empty());
         let mut change = Change { live: self, nodes, shown: Shown::default() };
         change.directory("", (&shown, &own), None);

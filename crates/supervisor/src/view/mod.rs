@@ -19,6 +19,7 @@ mod live;
 mod mounts;
 mod nodes;
 mod proc;
+mod settings;
 pub mod status;
 mod sysfs;
 mod topology;
@@ -33,10 +34,12 @@ pub use ioasis_sys::namespace::User;
 use ioasis_uapi::{Errno, Error, Result};
 
 pub(crate) use dev::{CONTAINER, MISC};
+pub(crate) use function::is_numa_node;
 pub(crate) use live::Live;
 pub(crate) use mounts::Cover;
 pub(crate) use nodes::{Changed, DeviceNodes, END, encoded, root};
 pub(crate) use proc::ProcFile;
+pub use settings::{PowerControl, ResetMethods, Settings};
 use topology::Topology;
 use tree::{Dir, Host};
 
@@ -70,14 +73,12 @@ pub struct Device {
     pub vfio: u32,
     /// Major and minor number of /dev/vfio/devices/vfioN.
     pub cdev: (u32, u32),
-    /// NUMA node; -1 for none.
-    pub numa_node: i32,
     /// The first 64, 256 or 4096 bytes of configuration space.
     pub config: Vec<u8>,
     /// Name of the driver it is bound to, usually "vfio-pci".
     pub driver: Option<String>,
-    /// The only driver that may bind it, if somebody said so.
-    pub driver_override: Option<String>,
+    /// What root may set of it.
+    pub settings: Settings,
     /// Whether it is a VFIO device.
     pub registration: Registration,
     /// Which of [`Options::iommus`] translates for it.
@@ -236,6 +237,8 @@ pub struct Options {
     pub stores: Stores,
     /// Drivers on the PCI bus beside vfio-pci, which do nothing but bind the devices that start with them.
     pub drivers: Vec<String>,
+    /// Whether a function that appears is offered to the drivers.
+    pub autoprobe: bool,
 }
 
 /// How a device learns of what a program stores into its mapped registers.
@@ -289,6 +292,7 @@ impl Default for Options {
             user: User::Own,
             stores: Stores::Trapped,
             drivers: Vec::new(),
+            autoprobe: true,
         }
     }
 }
@@ -595,10 +599,12 @@ mod tests {
             group_kind: GroupKind::Iommu,
             vfio,
             cdev: (511, vfio),
-            numa_node: -1,
             config: vec![0; 256],
             driver: Some("vfio-pci".to_owned()),
-            driver_override: Some("vfio-pci".to_owned()),
+            settings: Settings {
+                driver_override: Some("vfio-pci".to_owned()),
+                ..Settings::default()
+            },
             registration: Registration::Registered,
             iommu: 0,
             reserved: Vec::new(),

@@ -10,7 +10,7 @@ use super::dev::{
 use super::tree::{Dir, Host};
 use super::{
     Bdf, ContainerNode, Device, FaultInjection, GroupKind, HostPci, Iommu, Machine, Node, Options,
-    Registers, Reserved, Sriov, function,
+    PowerControl, Registers, Reserved, Sriov, function,
 };
 
 /// The PCI functions of the host. There are none where there is no PCI bus.
@@ -61,7 +61,7 @@ fn bus(sys: &mut Dir, machine: &Machine<'_>) {
     let Machine { devices, options, topology } = *machine;
     sys.kept("bus");
     let pci = sys.dir("bus/pci");
-    pci.writable("drivers_autoprobe", "1\n");
+    pci.writable("drivers_autoprobe", if options.autoprobe { "1\n" } else { "0\n" });
     pci.write_only("drivers_probe");
     pci.write_only("rescan");
     pci.write_only("uevent");
@@ -237,7 +237,7 @@ fn class_device(
     }
     device.writable("uevent", uevent);
     device.link("subsystem", format!("{}class/{class}", "../".repeat(depth)));
-    device.power();
+    device.power(PowerControl::On);
     sys.kept("class").dir(class).link(name, format!("../../{path}"));
     if let Some(((major, minor), _)) = node {
         sys.kept("dev/char").link(&format!("{major}:{minor}"), format!("../../{path}"));
@@ -331,7 +331,7 @@ fn pci_bus(sys: &mut Dir, directory: &str, bus: &str, host_pci: HostPci) {
             return;
         }
         dir.writable("uevent", "");
-        dir.power();
+        dir.power(PowerControl::On);
     }
     sys.kept("class");
     let class = sys.dir("class/pci_bus");

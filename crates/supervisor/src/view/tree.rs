@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use super::Node;
 use super::nodes::Planned;
+use super::{Node, PowerControl};
 
 /// What becomes of the host's own entries in a directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,7 +45,7 @@ pub(super) enum Entry {
 /// A regular file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct File {
-    /// Permissions without the write bits Linux gives root.
+    /// Permissions. The file system is mounted read-only all the same: writes are the supervisor's to answer.
     pub(super) mode: u32,
     pub(super) bytes: Vec<u8>,
     /// Its size, where that is more than there are bytes.
@@ -60,9 +60,9 @@ impl Dir {
     }
 
     /// The `power` directory of a device.
-    pub(super) fn power(&mut self) {
+    pub(super) fn power(&mut self, control: PowerControl) {
         let power = self.dir("power");
-        power.writable("control", "on\n");
+        power.writable("control", control.text());
         power.attribute("runtime_status", "active\n");
         power.attribute("runtime_active_time", "0\n");
         power.attribute("runtime_suspended_time", "0\n");
@@ -106,14 +106,14 @@ impl Dir {
     /// An attribute that Linux lets root write too.
     pub(super) fn writable(&mut self, name: &str, text: impl Into<Vec<u8>>) {
         let node = Some(Node::Attribute(0));
-        self.file(name, File { mode: 0o444, bytes: text.into(), size: 0, node });
+        self.file(name, File { mode: 0o644, bytes: text.into(), size: 0, node });
     }
 
     /// An attribute that Linux lets root write and nobody read.
     pub(super) fn write_only(&mut self, name: &str) {
         self.file(
             name,
-            File { mode: 0, bytes: Vec::new(), size: 0, node: Some(Node::Attribute(0)) },
+            File { mode: 0o200, bytes: Vec::new(), size: 0, node: Some(Node::Attribute(0)) },
         );
     }
 

@@ -3,6 +3,7 @@
 
 mod cdev;
 mod dmabufs;
+mod drivers;
 mod failures;
 mod features;
 mod groups;

@@ -12,7 +12,7 @@ use ioasis_sys::spawn::fork_with;
 use rustix::event::{PollFd, PollFlags};
 
 use super::super::tests::device;
-use super::super::{GroupKind, Registration};
+use super::super::{GroupKind, Registration, Settings};
 use super::*;
 
 /// A view that this process has entered, and its supervisor.
@@ -51,8 +51,8 @@ impl Entered {
 
     fn show(&self, devices: &[Device]) -> Vec<String> {
         let devices = devices.to_vec();
-        let options = Options::default();
-        let shown = self.live.show(|| Ok(devices), &options, Some(&self.nodes)).unwrap();
+        let machine = || Ok((devices, Options::default()));
+        let shown = self.live.show(machine, Some(&self.nodes)).unwrap();
         for Changed { parent, name } in &shown.names {
             self.connection.as_ref().unwrap().forget_name(*parent, name);
         }
@@ -85,7 +85,8 @@ fn names(path: &str) -> Vec<String> {
 }
 
 fn unbound(device: Device) -> Device {
-    Device { driver: None, driver_override: None, registration: Registration::Absent, ..device }
+    let settings = Settings::default();
+    Device { driver: None, settings, registration: Registration::Absent, ..device }
 }
 
 const FIRST: &str = "0000:01:00.0";
@@ -168,8 +169,8 @@ fn a_plan_that_is_refused_changes_nothing() {
     apart(|| {
         let entered = Entered::new(&[device(FIRST, 0)]);
         let twice = vec![device(FIRST, 0), device(FIRST, 1)];
-        let options = Options::default();
-        let shown = entered.live.show(|| Ok(twice), &options, Some(&entered.nodes));
+        let machine = || Ok((twice, Options::default()));
+        let shown = entered.live.show(machine, Some(&entered.nodes));
         assert_eq!(shown.unwrap_err().errno, Errno::EEXIST);
         assert!(Path::new("/dev/vfio/devices/vfio0").exists());
         let other = Device { group_kind: GroupKind::NoIommu, ..device(FIRST, 0) };
