@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The device ringsum in Python's standard library: it adds up bytes of buffers that a ring in memory lists (1234:11eb).
 
-    python3 ringsum.py ringsum.sock &
+    python3 ringsum.py ringsum.sock & sleep 1
     ioasis run --device vfio-user,socket=ringsum.sock -- python3 driver.py
 
 Registers in BAR 0: 0x00 RING (64 bits), 0x08 ENTRIES, 0x0c CONTROL (1 runs), 0x10 STATUS (1 runs, 3 halted), 0x18 FAULT
@@ -120,6 +120,8 @@ class Device:
             if not flags & NO_REPLY:
                 self.send(number, command, REPLY | (ERROR if error else 0), body, error)
 
+if os.path.exists(sys.argv[1]):
+    os.unlink(sys.argv[1])  # of a server that was ended
 with socket.socket(socket.AF_UNIX) as listener:
     listener.bind(sys.argv[1])
     listener.listen()

@@ -77,7 +77,7 @@ pub(crate) fn write(new: &New) -> Result<String> {
     let folder = folder.display();
     Ok(if new.python {
         format!(
-            "cd {folder}\npython3 {name}.py {name}.sock &\nioasis run --device vfio-user,socket={name}.sock -- python3 driver.py\n"
+            "cd {folder}\npython3 {name}.py {name}.sock & sleep 1\nioasis run --device vfio-user,socket={name}.sock -- python3 driver.py\n"
         )
     } else {
         format!("cd {folder}\ncargo test\ncargo run -- run --device {name} -- python3 driver.py\n")

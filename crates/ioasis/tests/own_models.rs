@@ -91,7 +91,7 @@ fn a_new_device_in_python_is_driven_in_a_run() {
     let project = folder.path("adder");
     let (status, words) = said(&ioasis(&["new", &project, "--python"]));
     let expected = format!(
-        "cd {project}\npython3 adder.py adder.sock &\nioasis run --device vfio-user,socket=adder.sock -- python3 driver.py\n"
+        "cd {project}\npython3 adder.py adder.sock & sleep 1\nioasis run --device vfio-user,socket=adder.sock -- python3 driver.py\n"
     );
     assert_eq!((status, words), (Some(0), expected));
     let socket = Path::new(&project).join("adder.sock");

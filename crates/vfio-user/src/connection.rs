@@ -239,10 +239,30 @@ impl Connection {
         command: Command,
         parts: &[&[u8]],
         fds: &[BorrowedFd<'_>],
+        serve: Option<&mut dyn FnMut(Message) -> Result<()>>,
+    ) -> Result<Message> {
+        let id = self.begin(command, parts, fds)?;
+        self.answer(command, id, serve)
+    }
+
+    /// Sends a command, whose reply is to be waited for with [`Connection::answer`]: one that is not stays here.
+    pub(crate) fn begin(
+        &self,
+        command: Command,
+        parts: &[&[u8]],
+        fds: &[BorrowedFd<'_>],
+    ) -> Result<u16> {
+        let header = Header { command: command.0.into(), ..Header::default() };
+        self.send(header, parts, fds, None)
+    }
+
+    /// Waits for the reply to the command that has `id`, as [`Connection::ask`].
+    pub(crate) fn answer(
+        &self,
+        command: Command,
+        id: u16,
         mut serve: Option<&mut dyn FnMut(Message) -> Result<()>>,
     ) -> Result<Message> {
-        let header = Header { command: command.0.into(), ..Header::default() };
-        let id = self.send(header, parts, fds, None)?;
         let deadline = Instant::now() + self.limit;
         loop {
             let wanted = Wanted { reply: Some(id), command: serve.is_some() };

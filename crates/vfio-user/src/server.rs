@@ -1,5 +1,6 @@
 //! The side that offers a device.
 
+use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -192,6 +193,10 @@ pub trait Device {
     }
 }
 
+/// Messages of one transfer that are on their way at a time. Their answers, of some bytes or what was asked for, wait in the
+/// socket while others are sent; this many always fit.
+const UNDERWAY: usize = 16;
+
 /// The client's memory, as any thread of a device asks for it.
 #[derive(Clone, Debug)]
 pub struct Peer {
@@ -206,19 +211,37 @@ impl Peer {
     ///
     /// What the client answers, or what finished the connection.
     pub fn dma_read(&self, address: u64, bytes: &mut [u8]) -> Result<()> {
+        self.dma_read_each(&mut [(address, bytes)]).map_err(|(_, error)| error)
+    }
+
+    /// Fills each of `pieces` from the client's memory at its address. Several messages are on their way at a time, so that
+    /// many pieces take the time of few.
+    ///
+    /// # Errors
+    ///
+    /// As [`Peer::dma_read`], with the index of the first piece that was refused; others may have been filled.
+    pub fn dma_read_each(
+        &self,
+        pieces: &mut [(u64, &mut [u8])],
+    ) -> std::result::Result<(), (usize, Error)> {
+        let most = self.client.data();
+        let parts = pieces.iter_mut().enumerate().flat_map(|(index, (address, bytes))| {
+            let parts = bytes.chunks_mut(most).zip(addresses(*address, most));
+            parts.map(move |(part, address)| (index, address, part))
+        });
         let command = Command::DMA_READ;
-        let mut address = address;
-        for piece in bytes.chunks_mut(self.client.data()) {
-            let transfer = transfer(address, piece.len());
-            let reply = self.connection.ask(command, &[transfer.as_bytes()], &[], None)?;
-            let data = match prefix::<DmaTransfer>(command, &reply.body) {
-                Ok((head, data)) if head == transfer && data.len() == piece.len() => data,
-                _ => return Err(self.broke(command, reply.body.len())),
-            };
-            piece.copy_from_slice(data);
-            address = address.wrapping_add(piece.len() as u64);
-        }
-        Ok(())
+        self.each(
+            command,
+            parts,
+            |_| &[],
+            |transfer, part, body| match prefix::<DmaTransfer>(command, body) {
+                Ok((head, data)) if head == *transfer && data.len() == part.len() => {
+                    part.copy_from_slice(data);
+                    true
+                }
+                _ => false,
+            },
+        )
     }
 
     /// Writes `bytes` to the client's `address`.
@@ -227,25 +250,76 @@ impl Peer {
     ///
     /// As [`Peer::dma_read`].
     pub fn dma_write(&self, address: u64, bytes: &[u8]) -> Result<()> {
-        let command = Command::DMA_WRITE;
-        let mut address = address;
-        for piece in bytes.chunks(self.client.data()) {
-            let transfer = transfer(address, piece.len());
-            let reply = self.connection.ask(command, &[transfer.as_bytes(), piece], &[], None)?;
-            // The specification gives the count of this reply 4 bytes, implementations 8.
-            let head = reply.body.get(..12);
-            if head != Some(&transfer.as_bytes()[..12]) {
-                return Err(self.broke(command, reply.body.len()));
+        self.dma_write_each(&[(address, bytes)]).map_err(|(_, error)| error)
+    }
+
+    /// Writes each of `pieces` to the client's memory at its address, as [`Peer::dma_read_each`] reads. The client gets them in
+    /// their order.
+    ///
+    /// # Errors
+    ///
+    /// As [`Peer::dma_write`], with the index of the first piece that was refused; others may have been written, those
+    /// behind it too.
+    pub fn dma_write_each(
+        &self,
+        pieces: &[(u64, &[u8])],
+    ) -> std::result::Result<(), (usize, Error)> {
+        let most = self.client.data();
+        let parts = pieces.iter().enumerate().flat_map(|(index, &(address, bytes))| {
+            let parts = bytes.chunks(most).zip(addresses(address, most));
+            parts.map(move |(part, address)| (index, address, part))
+        });
+        // The specification gives the count of this reply 4 bytes, implementations 8.
+        let is_right = |transfer: &DmaTransfer, _: &mut &[u8], body: &[u8]| {
+            body.get(..12) == Some(&transfer.as_bytes()[..12])
+        };
+        self.each(Command::DMA_WRITE, parts, |part| part, is_right)
+    }
+
+    /// Asks for each of `parts`, a piece's index, an address and what is there, with [`UNDERWAY`] of them on their way at
+    /// most. `data` goes with a message, `take` has its answer and says whether it is one. Every answer is waited for, also
+    /// when one before it is a refusal: none may be left behind.
+    fn each<P: AsRef<[u8]>>(
+        &self,
+        command: Command,
+        mut parts: impl Iterator<Item = (usize, u64, P)>,
+        data: fn(&P) -> &[u8],
+        mut take: impl FnMut(&DmaTransfer, &mut P, &[u8]) -> bool,
+    ) -> std::result::Result<(), (usize, Error)> {
+        let mut underway = VecDeque::with_capacity(UNDERWAY);
+        let mut refused: Option<(usize, Error)> = None;
+        loop {
+            while underway.len() < UNDERWAY
+                && refused.is_none()
+                && let Some((index, address, part)) = parts.next()
+            {
+                let transfer = transfer(address, part.as_ref().len());
+                let sent = self.connection.begin(command, &[transfer.as_bytes(), data(&part)], &[]);
+                let id = sent.map_err(|error| (index, error))?;
+                underway.push_back((index, id, transfer, part));
             }
-            address = address.wrapping_add(piece.len() as u64);
+            let Some((index, id, transfer, mut part)) = underway.pop_front() else { break };
+            match self.connection.answer(command, id, None) {
+                Ok(reply) if take(&transfer, &mut part, &reply.body) => {}
+                Ok(reply) => return Err((index, self.broke(command, reply.body.len()))),
+                Err(error) if error.is_final() => return Err((index, error)),
+                Err(error) => {
+                    refused.get_or_insert((index, error));
+                }
+            }
         }
-        Ok(())
+        refused.map_or(Ok(()), Err)
     }
 
     fn broke(&self, command: Command, length: usize) -> Error {
         let why = "an answer about another transfer";
         self.connection.finish(Error::malformed(command, why, length as u64))
     }
+}
+
+/// Where each part of `most` bytes begins, of those from `address` on.
+fn addresses(address: u64, most: usize) -> impl Iterator<Item = u64> {
+    (0_u64..).map(move |part| address.wrapping_add(part.wrapping_mul(most as u64)))
 }
 
 fn transfer(address: u64, count: usize) -> DmaTransfer {

@@ -318,6 +318,50 @@ fn requests_of_a_devices_own_thread_are_answered_when_the_client_looks() {
 }
 
 #[test]
+fn pieces_asked_for_together_come_each_to_its_place_and_the_first_refusal_is_told() {
+    let (one, other) = pair();
+    let (go, may_go) = std::sync::mpsc::channel();
+    let server = thread::spawn(move || {
+        let server = Server::new(other.into(), LIMIT).expect("a version");
+        let peer = server.peer();
+        let moved = thread::spawn(move || {
+            may_go.recv().expect("the client");
+            // More than are on their way at a time, from behind to the front.
+            let mut bytes = vec![0; 64 * 16];
+            let pieces = bytes.chunks_mut(16).zip((0..64_u64).rev());
+            let mut pieces: Vec<_> = pieces.map(|(piece, at)| (at * 16, piece)).collect();
+            peer.dma_read_each(&mut pieces).expect("all are there");
+            pieces[40].0 = 1 << 40;
+            pieces[20].0 = 1 << 40;
+            let read = peer.dma_read_each(&mut pieces).expect_err("two are not");
+            let pieces: Vec<_> = pieces.iter().map(|(at, piece)| (*at, &**piece)).collect();
+            let written = peer.dma_write_each(&pieces).expect_err("two are not");
+            assert_eq!((read.0, written.0), (20, 20));
+            let refusals = [read.1, written.1].map(|error| matches!(error, Error::Refused { .. }));
+            assert_eq!(refusals, [true; 2]);
+            // No answer was left behind for it.
+            peer.dma_write(0, &[0xee]).expect("the connection goes on");
+            bytes
+        });
+        server.serve(&mut Fake::new()).expect("served");
+        moved.join().expect("no panic")
+    });
+    let client = Client::new(one.into(), LIMIT).expect("a version");
+    let mut ram = Ram(0, (0..64 * 16).map(|at| u8::try_from(at / 16).expect("below 64")).collect());
+    go.send(()).expect("the server");
+    while ram.1[0] != 0xee {
+        let ready = rustix::event::PollFd::new(&client, rustix::event::PollFlags::IN);
+        rustix::event::poll(&mut [ready], None).expect("polled");
+        client.serve_pending(&mut ram).expect("served");
+    }
+    client.region_write(0, 0, b"x", &mut ram).expect("the last answer was taken");
+    drop(client);
+    let bytes = server.join().expect("no panic");
+    let expected: Vec<u8> = (0..64_u8).rev().flat_map(|at| [at; 16]).collect();
+    assert_eq!(bytes, expected);
+}
+
+#[test]
 fn features_and_the_state_of_a_device_go_through() {
     let (client, server) = served();
     let get = message::FEATURE_GET | message::FEATURE_MIGRATION;
