@@ -206,6 +206,15 @@ pub(super) static TABLE: &[Row] = &[
         Tail::None,
     ),
     row(
+        uapi::IOAS_NOIOMMU_GET_PA,
+        "IOMMU_IOAS_NOIOMMU_GET_PA",
+        fields!(uapi::IoasNoiommuGetPa {
+            size: In Dec, flags: In Flags(NONE), ioas_id: In Dec, __reserved: In Reserved, iova: In Hex,
+            length: InOut Hex, out_phys: Out Hex,
+        }),
+        Tail::None,
+    ),
+    row(
         uapi::IOAS_UNMAP,
         "IOMMU_IOAS_UNMAP",
         fields!(uapi::IoasUnmap { size: In Dec, ioas_id: In Dec, iova: In Hex, length: InOut Hex }),

@@ -125,6 +125,7 @@ pub(super) const FEATURES: Names = &[
     (uapi::DEVICE_FEATURE_BUS_MASTER as u64, "BUS_MASTER"),
     (uapi::DEVICE_FEATURE_DMA_BUF as u64, "DMA_BUF"),
     (uapi::DEVICE_FEATURE_MIG_PRECOPY_INFOv2 as u64, "MIG_PRECOPY_INFOv2"),
+    (uapi::DEVICE_FEATURE_ZPCI_ERROR as u64, "ZPCI_ERROR"),
 ];
 
 /// Names of uapi::DEVICE_FEATURE's operations.

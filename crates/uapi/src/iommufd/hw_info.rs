@@ -25,13 +25,17 @@ pub struct HwInfoVtd {
 
 const _: () = assert!(size_of::<HwInfoVtd>() == 24);
 
+/// The hardware loses invalidations: whoever issues TLBI or CFGI commands and a SYNC does it twice.
+/// From Linux 7.3 on.
+pub const HW_INFO_ARM_SMMUV3_ERRATA_REPEAT_TLBI_CFGI: u32 = 1 << 0;
+
 /// Registers of an SMMUv3, [`HW_INFO_TYPE_ARM_SMMUV3`].
 #[repr(C)]
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
 pub struct HwInfoArmSmmuv3 {
-    /// Must be 0.
+    /// [`HW_INFO_ARM_SMMUV3_ERRATA_REPEAT_TLBI_CFGI`] or 0.
     pub flags: u32,
     /// Must be 0.
     pub __reserved: u32,

@@ -4,7 +4,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::{
     CMD_IOAS_ALLOC, CMD_IOAS_ALLOW_IOVAS, CMD_IOAS_CHANGE_PROCESS, CMD_IOAS_COPY,
-    CMD_IOAS_IOVA_RANGES, CMD_IOAS_MAP, CMD_IOAS_MAP_FILE, CMD_IOAS_UNMAP, io,
+    CMD_IOAS_IOVA_RANGES, CMD_IOAS_MAP, CMD_IOAS_MAP_FILE, CMD_IOAS_NOIOMMU_GET_PA, CMD_IOAS_UNMAP,
+    io,
 };
 
 /// Argument of [`IOAS_ALLOC`]: creates an empty I/O address space.
@@ -123,6 +124,35 @@ const _: () = assert!(size_of::<IoasMap>() == 40);
 
 /// Ioctl that maps client memory, with [`IoasMap`].
 pub const IOAS_MAP: u32 = io(CMD_IOAS_MAP);
+
+/// Argument of [`IOAS_NOIOMMU_GET_PA`]: where an IOVA leads that a device without an IOMMU uses.
+#[repr(C)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+pub struct IoasNoiommuGetPa {
+    /// Size of this struct in bytes.
+    pub size: u32,
+    /// Must be 0.
+    pub flags: u32,
+    /// The IOAS that maps it.
+    pub ioas_id: u32,
+    /// Must be 0.
+    pub __reserved: u32,
+    /// The IOVA asked about.
+    pub iova: u64,
+    /// In: how many bytes are of interest, at least one; out: how many of them follow each other
+    /// physically.
+    pub length: u64,
+    /// Out: physical address of the byte at `iova`.
+    pub out_phys: u64,
+}
+
+const _: () = assert!(size_of::<IoasNoiommuGetPa>() == 40);
+
+/// Ioctl that shows physical addresses to the user of a device without an IOMMU, with
+/// [`IoasNoiommuGetPa`]; from Linux 7.3 on.
+pub const IOAS_NOIOMMU_GET_PA: u32 = io(CMD_IOAS_NOIOMMU_GET_PA);
 
 /// Argument of [`IOAS_MAP_FILE`]: maps part of a memfd or of a supported dma-buf.
 #[repr(C)]

@@ -72,6 +72,8 @@ pub const CMD_IOAS_CHANGE_PROCESS: u32 = 0x92;
 pub const CMD_VEVENTQ_ALLOC: u32 = 0x93;
 /// Command number of [`HW_QUEUE_ALLOC`].
 pub const CMD_HW_QUEUE_ALLOC: u32 = 0x94;
+/// Command number of [`IOAS_NOIOMMU_GET_PA`], from Linux 7.3 on.
+pub const CMD_IOAS_NOIOMMU_GET_PA: u32 = 0x95;
 
 /// `_IO(IOMMUFD_TYPE, command)`: an ioctl number without direction and size.
 const fn io(command: u32) -> u32 {

@@ -174,3 +174,19 @@ pub struct DeviceFeatureDmaBuf {
 }
 
 const _: () = assert!(size_of::<DeviceFeatureDmaBuf>() == 16);
+
+/// Data of [`DEVICE_FEATURE_ZPCI_ERROR`].
+#[repr(C)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+pub struct DeviceFeatureZpciErr {
+    /// Client address of a buffer, as long as the zpci capability of DEVICE_GET_INFO says.
+    pub data: u64,
+}
+
+const _: () = assert!(size_of::<DeviceFeatureZpciErr>() == 8);
+
+/// Feature: the error that s390's firmware reported of a PCI function, with
+/// [`DeviceFeatureZpciErr`]; from Linux 7.3 on.
+pub const DEVICE_FEATURE_ZPCI_ERROR: u32 = 13;
