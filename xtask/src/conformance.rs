@@ -84,7 +84,7 @@ pub(crate) fn check(workspace: &Workspace, args: &Args) -> Result<Counts> {
         uapi_check::run(workspace, &uapi_check::Args::with_test_header(header))?;
     }
     process::run(workspace.cargo().args(["build", "--quiet", "--release", "--package", "ioasis"]))?;
-    let place = Place::new(&workspace.target.join("release/ioasis"))?;
+    let place = Place::new(&workspace.target.join("release/ioasis"), tree.options)?;
     let program =
         |test: &Test| place.take(&tree.program(test.name, |path| compile(&tree, test.name, path))?);
     let programs: Vec<PathBuf> = TESTS.iter().map(program).collect::<Result<_>>()?;
@@ -172,6 +172,7 @@ fn judge(
     let mut words = user.before.iter().map(PathBuf::from).chain([place.ioasis.clone()]);
     let mut command = Command::new(words.next().context("a command has a program")?);
     command.args(words).args(["run", "--mock", "--kill-on-exit"]).args(user.options);
+    command.args(place.options);
     if test.sweeps {
         command.arg(format!("--trace={}", trace.display()));
     }
@@ -248,14 +249,16 @@ impl Counts {
 struct Place {
     folder: PathBuf,
     ioasis: PathBuf,
+    /// What `ioasis run` is told of the tests' kernel.
+    options: &'static [&'static str],
 }
 
 impl Place {
-    fn new(ioasis: &Path) -> Result<Self> {
+    fn new(ioasis: &Path, options: &'static [&'static str]) -> Result<Self> {
         let name = format!("ioasis-conformance-{}", std::process::id());
         let folder = std::env::temp_dir().join(name);
         fs::create_dir(&folder)?;
-        let mut place = Self { folder, ioasis: PathBuf::new() };
+        let mut place = Self { folder, ioasis: PathBuf::new(), options };
         // A plain user's trace goes there too.
         fs::set_permissions(&place.folder, fs::Permissions::from_mode(0o1777))?;
         place.ioasis = place.take(ioasis)?;

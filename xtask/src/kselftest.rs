@@ -1,6 +1,6 @@
 //! Linux's own selftests: their sources from Debian, and what they say at their end.
 //!
-//! The sources are those of Debian's linux-source-7.2, of which only the tests and what they
+//! The sources are those of Debian's linux-source-7.3, of which only the tests and what they
 //! include are unpacked, under the target folder.
 
 use std::fs;
@@ -12,9 +12,6 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::debian::{Archive, Fetched, Wanted};
 use crate::workspace::Workspace;
 use crate::{process, uapi_check};
-
-/// The kernel whose tests are run.
-const PIN: Wanted<'_> = Wanted { package: "linux-source-7.2", pin: "7.2.13-1", series: "7.2." };
 
 /// What is unpacked of it, relative to its root folder.
 const PARTS: [&str; 10] = [
@@ -36,21 +33,12 @@ pub(crate) struct Choice {
     /// Take the tests from this Linux source tree instead of Debian's package
     #[arg(long, value_name = "FOLDER")]
     source: Option<PathBuf>,
-    /// Take those of another kernel that Debian serves, as 7.3, 7.3.4 or 7.3.4-1
+    /// Take those of another kernel that Debian serves, as 7.2, 7.2.13 or 7.2.13-1
     #[arg(long, value_name = "VERSION", conflicts_with = "source")]
     kernel: Option<String>,
 }
 
 impl Choice {
-    /// These tests, or those of `kernel` where none were chosen.
-    pub(crate) fn or_kernel(&self, kernel: &str) -> Self {
-        let mut choice = self.clone();
-        if choice.source.is_none() && choice.kernel.is_none() {
-            choice.kernel = Some(kernel.to_owned());
-        }
-        choice
-    }
-
     /// Whether they are those that the pinned headers belong to.
     pub(crate) fn is_pinned(&self) -> bool {
         self.kernel.is_none()
@@ -68,6 +56,8 @@ pub(crate) struct Tree {
     pub(crate) work: PathBuf,
     /// Whether what was made of them before is still good: the sources do not change.
     fixed: bool,
+    /// What `ioasis run` is told, so that the machine follows the rules of the tests' kernel.
+    pub(crate) options: &'static [&'static str],
 }
 
 impl Tree {
@@ -79,10 +69,13 @@ impl Tree {
         if let Some(folder) = &choice.source {
             let source = folder.canonicalize().context("the source tree is not there")?;
             let headers = archive.fetch(&uapi_check::PIN)?.root;
-            return Ok(Self { source, headers, work: made(&work, "given")?, fixed: false });
+            let makefile = fs::read_to_string(source.join("Makefile"))?;
+            let options = rules_of(&release(&makefile).unwrap_or_default());
+            let work = made(&work, "given")?;
+            return Ok(Self { source, headers, work, fixed: false, options });
         }
         let named = choice.kernel.as_deref().map(Named::read).transpose()?;
-        let wanted = named.as_ref().map_or(PIN, Named::wanted);
+        let wanted = named.as_ref().map_or(uapi_check::SOURCE, Named::wanted);
         let fetched = archive.fetch(&wanted)?;
         let headers = match &named {
             // Tests use what their own kernel exports.
@@ -91,7 +84,8 @@ impl Tree {
         };
         let source = unpacked(&work, &wanted, &fetched)?;
         let work = made(&work, &format!("built-{}", fetched.version))?;
-        Ok(Self { source, headers: headers.root, work, fixed: true })
+        let options = rules_of(&fetched.version);
+        Ok(Self { source, headers: headers.root, work, fixed: true, options })
     }
 
     /// The program `name`, made by `make` unless it was made before.
@@ -146,6 +140,20 @@ impl Named {
     fn wanted(&self) -> Wanted<'_> {
         Wanted { package: &self.package, pin: &self.pin, series: &self.series }
     }
+}
+
+/// The release that the Makefile of a source tree names, as 7.2.13.
+fn release(makefile: &str) -> Option<String> {
+    let number = |key: &str| {
+        let line = makefile.lines().find_map(|line| line.strip_prefix(key))?;
+        Some(line.trim_start_matches([' ', '=']).trim().to_owned())
+    };
+    Some([number("VERSION ")?, number("PATCHLEVEL ")?, number("SUBLEVEL ")?].join("."))
+}
+
+/// What `ioasis run` is told for the tests of a kernel: its default is the newest kernel.
+fn rules_of(version: &str) -> &'static [&'static str] {
+    if version.starts_with("7.2.") { &["--linux", "7.2"] } else { &[] }
 }
 
 fn made(work: &Path, name: &str) -> Result<PathBuf> {
@@ -322,6 +330,15 @@ mod tests {
         assert_eq!(read("7.3.4"), (package(), "7.3.4-".to_owned()));
         assert_eq!(read("7.3.4-1"), (package(), "7.3.4-1".to_owned()));
         assert!(Named::read("7").is_err());
+    }
+
+    #[test]
+    fn tests_of_an_older_kernel_run_by_its_rules() {
+        let makefile = "# x\nVERSION = 7\nPATCHLEVEL = 2\nSUBLEVEL = 13\nEXTRAVERSION =\n";
+        assert_eq!(release(makefile).as_deref(), Some("7.2.13"));
+        assert_eq!(rules_of("7.2.13-1"), ["--linux", "7.2"]);
+        assert!(rules_of("7.3.4-1~bpo13+1").is_empty());
+        assert_eq!(release("all:\n"), None);
     }
 
     const TEXT: &str = "ok 1 a\n#      SKIP      no pages\nok 2 b # SKIP no pages\n#      SKIP      no pages\n\

@@ -68,7 +68,7 @@ enum Task {
     Coverage(coverage::Args),
     /// Build a user-mode Linux with drivers of our devices
     Uml(uml::Args),
-    /// Compare crates/uapi with the headers of Linux 7.2
+    /// Compare crates/uapi with the headers of Linux 7.3
     UapiCheck(uapi_check::Args),
 }
 

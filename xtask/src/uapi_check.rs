@@ -20,9 +20,12 @@ use header::Names;
 use layout::{Field, Struct, Value};
 use probe::{Headers, Question};
 
-/// The release `uapi` is written from.
-pub(crate) const PIN: Wanted<'_> =
-    Wanted { package: "linux-libc-dev", pin: "7.2.13-1", series: "7.2." };
+/// The kernel that `uapi` and the tests are of, as Debian numbers its packages.
+const LINUX: &str = "7.3.4-1~bpo13+1";
+/// Its headers.
+pub(crate) const PIN: Wanted<'_> = Wanted { package: "linux-libc-dev", pin: LINUX, series: "7.3." };
+/// Its sources.
+pub(crate) const SOURCE: Wanted<'_> = Wanted { package: "linux-source-7.3", ..PIN };
 
 /// Macros with parameters, which are logic and not layout.
 const FUNCTIONS: [&str; 3] =

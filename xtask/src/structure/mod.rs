@@ -42,7 +42,7 @@ pub(crate) struct Args {
     /// Print every circle, however small, with the names that tie it
     #[arg(long)]
     all: bool,
-    /// Unpacked sources of Linux 7.2, to check the kernel's ends of docs/map.md too
+    /// Unpacked sources of Linux 7.3, to check the kernel's ends of docs/map.md too
     #[arg(long, value_name = "DIR")]
     linux: Option<std::path::PathBuf>,
 }
