@@ -11,6 +11,7 @@ use clap::builder::{PossibleValue, TypedValueParser};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use ioasis_pci::{ModelInfo, Models};
 
+use ioasis_iommufd::Linux;
 use ioasis_supervisor::Machine;
 use ioasis_supervisor::trace::{Filter, Format, Stamp, Trace};
 use ioasis_supervisor::view::{self, FaultInjection, HostPci, Stores, User};
@@ -185,6 +186,10 @@ struct Run {
     #[arg(long, value_name = "FILE.toml")]
     machine: Option<PathBuf>,
 
+    /// Which Linux's rules hold where they differ: 7.2 or 7.3 (default). docs/uapi.md lists them
+    #[arg(long, value_name = "VERSION", value_parser = linux)]
+    linux: Option<Linux>,
+
     /// Who answers /dev/vfio/vfio: the type1 driver, iommufd's compatibility layer, or nobody
     #[arg(long, value_enum, value_name = "WHO", default_value_t)]
     container: ContainerNode,
@@ -296,6 +301,11 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
         .ok_or("a time is more than 0, and less than 584 million years".to_owned())
 }
 
+/// A Linux whose rules there are.
+fn linux(text: &str) -> Result<Linux, String> {
+    machine::linux(text).map_err(|error| error.to_string())
+}
+
 /// A rule that can be parsed.
 fn rule(text: &str) -> Result<String, String> {
     Rule::parse(text).map(|_| text.to_owned())
@@ -379,6 +389,9 @@ impl Run {
         if let Some(machine) = &self.machine {
             words.extend(["--machine".into(), machine.into()]);
         }
+        if let Some(linux) = self.linux {
+            words.push(format!("--linux={}", machine::name(linux)).into());
+        }
         let container = self.container.to_possible_value().context("every value has a name")?;
         words.push(format!("--container={}", container.get_name()).into());
         for (option, given) in
@@ -418,6 +431,7 @@ fn start(models: &Models, run: Run, look: Look) -> Result<ExitCode> {
     for device in &run.devices {
         description.add(device)?;
     }
+    description.linux = run.linux.unwrap_or(description.linux);
     description.place()?;
     let host_pci = if run.host_devices { HostPci::Shown } else { HostPci::Hidden };
     let leftovers = if run.kill_on_exit { Leftovers::Kill } else { Leftovers::Await };

@@ -30,6 +30,8 @@ pub(crate) struct File {
     pub(crate) devices: Vec<Section>,
     /// Names of modules, with one of their parameters each.
     pub(crate) parameters: Vec<(String, Entry)>,
+    /// Whose rules hold.
+    pub(crate) linux: Option<Entry>,
 }
 
 /// Splits `word[,key=value]...` at its commas; one inside a value is written twice.
@@ -90,9 +92,10 @@ impl File {
                 "iommu" => file.iommus = places.sections("iommu", value, true)?,
                 "device" => file.devices = places.sections("device", value, false)?,
                 "module" => file.parameters = places.parameters(value)?,
+                "linux" => file.linux = Some(places.entry(key, value)?),
                 other => bail!(
-                    "{place}: a machine file has no {other:?}{}; it has iommu, device and module",
-                    meant(other, ["iommu", "device", "module"])
+                    "{place}: a machine file has no {other:?}{}; it has iommu, device, module and linux",
+                    meant(other, ["iommu", "device", "module", "linux"])
                 ),
             }
         }

@@ -55,6 +55,7 @@ fn seen(index: usize, hardware: &iommufd::Iommu) -> view::Iommu {
             (format!("riscv-iommu@{address:x}.iommu"), view::Registers::Plain)
         }
         IommuKind::Spapr => (format!("iommu-phb{index:04x}"), view::Registers::Spapr),
+        IommuKind::NoIommu => unreachable!("no description asks for it"),
     };
     view::Iommu { name, registers }
 }
@@ -86,13 +87,18 @@ pub(crate) fn build(
     mock: MockHardware,
 ) -> Result<Built> {
     let machine = match mock {
-        MockHardware::Present => iommufd::Machine::with_mock(),
-        MockHardware::Absent => iommufd::Machine::new(),
+        MockHardware::Present => iommufd::Machine::with_mock_of(description.linux),
+        MockHardware::Absent => iommufd::Machine::of(description.linux),
     };
     set_parameters(&machine, description)?;
     check_images(description)?;
     let iommus: Vec<_> =
         description.iommus.iter().map(|iommu| Arc::new(iommu.hardware.clone())).collect();
+    let none = Arc::new(iommufd::Iommu::none());
+    let behind = |device: &Device| match device.translation {
+        Translation::None => &none,
+        Translation::Iommu | Translation::Emulated => &iommus[device.iommu],
+    };
     let mut groups: BTreeMap<u32, (usize, Arc<Group>)> = BTreeMap::new();
     let mut models = Vec::new();
     for device in &description.devices {
@@ -100,7 +106,7 @@ pub(crate) fn build(
         let number = device.group.context("a device has no group")?;
         let (iommu, _) = groups
             .entry(number)
-            .or_insert_with(|| (device.iommu, Group::new(&machine, &iommus[device.iommu], number)));
+            .or_insert_with(|| (device.iommu, Group::new(&machine, behind(device), number)));
         ensure!(
             *iommu == device.iommu,
             "{}: group {number} is behind iommu {iommu}, so {address} cannot be behind iommu {}",
@@ -125,7 +131,7 @@ pub(crate) fn build(
         let number = number.with_context(|| {
             format!("{}: no group number is left for its virtual functions", device.place)
         })?;
-        let group = Group::new(&machine, &iommus[device.iommu], number);
+        let group = Group::new(&machine, behind(device), number);
         placements.push(placement(description, device, function, &group));
     }
     check_kinds(&placements)?;
@@ -162,7 +168,12 @@ fn placement(
     let config = EndpointConfig {
         name: address.to_string().into(),
         requester_id: address.requester_id(),
-        reserved: description.iommus[device.iommu].reserved.clone(),
+        reserved: match device.translation {
+            Translation::None => Vec::new(),
+            Translation::Iommu | Translation::Emulated => {
+                description.iommus[device.iommu].reserved.clone()
+            }
+        },
         pasid_bits: device.pasid_bits,
         ats: device.ats,
         pri: device.pri,

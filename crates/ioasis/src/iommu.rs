@@ -30,6 +30,7 @@ const KEYS: &[(&str, &str)] = &[
     ("pri", "on or off"),
     ("isolated_msi", "on or off"),
     ("cmdqv", "on or off, on with kind=smmuv3 alone"),
+    ("repeat_invalidations", "on or off, on with kind=smmuv3 alone"),
     ("pasid_bits", "a number from 0 to 20"),
     ("page_sizes", "4K and other leaf sizes of the kind, joined by +, as in 4K+2M"),
     ("aperture", "FIRST-LAST in whole pages, as in 0x0-0xffffffff"),
@@ -120,6 +121,11 @@ impl Iommu {
                 let on = switch(value)?;
                 ensure!(!on || hardware.kind == IommuKind::Smmuv3, "the kind has no such queues");
                 hardware.cmdqv = on.then(Cmdqv::default);
+            }
+            "repeat_invalidations" => {
+                let on = switch(value)?;
+                ensure!(!on || hardware.kind == IommuKind::Smmuv3, "the kind loses none");
+                hardware.repeat_invalidations = on;
             }
             "coherence" => {
                 (hardware.cache_coherent, hardware.enforce_coherency) = match value {
@@ -236,7 +242,7 @@ fn aperture(value: &str, kind: IommuKind) -> Result<IovaRange> {
     let whole = aperture.start().0.is_multiple_of(PAGE) && aperture.last().0 % PAGE == PAGE - 1;
     ensure!(whole, "it does not begin and end with a page");
     let bits = match kind {
-        IommuKind::Amd | IommuKind::Spapr => 64,
+        IommuKind::Amd | IommuKind::Spapr | IommuKind::NoIommu => 64,
         IommuKind::Vtd | IommuKind::Smmuv3 => 48,
         IommuKind::Riscv => 47,
     };

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
-use ioasis_iommufd::IommuKind;
+use ioasis_iommufd::{IommuKind, Linux};
 use ioasis_pci::{Bdf, ModelInfo};
 
 use crate::entry::{self, Entry, File, Section, meant, split_at_commas};
@@ -24,6 +24,8 @@ pub(crate) struct Description {
     pub(crate) devices: Vec<Device>,
     /// Names of modules, with a parameter given for each.
     pub(crate) parameters: Vec<(String, Entry)>,
+    /// Whose rules hold where those of two kernels differ.
+    pub(crate) linux: Linux,
 }
 
 /// One device, as far as the user described it.
@@ -209,6 +211,9 @@ impl Description {
             self.devices.push(device);
         }
         self.parameters.extend(file.parameters);
+        if let Some(Entry { value, place, .. }) = file.linux {
+            self.linux = linux(&value).with_context(|| place)?;
+        }
         Ok(())
     }
 
@@ -246,6 +251,11 @@ impl Description {
         ensure!(
             powers == 0 || powers == self.iommus.len(),
             "IOMMUs of kind spapr and of other kinds are in no machine together: one kernel has the drivers of one"
+        );
+        let says_so = |iommu: &Iommu| iommu.hardware.repeat_invalidations;
+        ensure!(
+            self.linux >= Linux::V7_3 || !self.iommus.iter().any(says_so),
+            "repeat_invalidations=on needs Linux 7.3, whose GET_HW_INFO says so"
         );
         let mut addresses = BTreeMap::new();
         for device in &self.devices {
@@ -295,6 +305,23 @@ impl Description {
             }
         }
         Ok(())
+    }
+}
+
+/// The kernel that is called `value`.
+pub(crate) fn linux(value: &str) -> Result<Linux> {
+    match value {
+        "7.2" => Ok(Linux::V7_2),
+        "7.3" => Ok(Linux::V7_3),
+        other => bail!("linux={other:?} is not 7.2 or 7.3"),
+    }
+}
+
+/// What `linux` is called.
+pub(crate) fn name(linux: Linux) -> &'static str {
+    match linux {
+        Linux::V7_2 => "7.2",
+        Linux::V7_3 => "7.3",
     }
 }
 

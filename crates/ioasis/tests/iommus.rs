@@ -74,6 +74,18 @@ fn pasids_have_tables_of_their_own() {
 }
 
 #[test]
+fn a_device_without_an_iommu_is_used_through_its_own_node_by_who_may() {
+    let options = ["--device", "testdev,iommu=none"];
+    run(&[&options[..], &["--root"]].concat(), &["noiommu"]);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ioasis"));
+    command.arg("run").args(options).args(["--", "setpriv", "--bounding-set=-sys_rawio"]);
+    command.arg("--inh-caps=-sys_rawio").arg(client()).arg("unprivileged");
+    let output = output(&mut command);
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && output.stdout == b"ok\n", "{error}");
+}
+
+#[test]
 fn a_device_waits_for_a_page_and_goes_on_or_is_refused_or_reset() {
     for kind in ["vtd", "amd", "smmuv3", "riscv"] {
         let iommu = format!("kind={kind}");

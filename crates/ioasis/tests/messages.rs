@@ -30,7 +30,7 @@ fn said(folder: &Path, words: &[&str]) -> (Option<i32>, String) {
 }
 
 const EVERY: &str = "every device has address, group, iommu, pasid_bits, ats, driver, pri, numvfs";
-const IOMMU: &str = "its keys are kind, dirty, coherence, nesting, ats, pri, isolated_msi, cmdqv, pasid_bits, page_sizes, aperture, reserved, window, ddw, levels, eeh";
+const IOMMU: &str = "its keys are kind, dirty, coherence, nesting, ats, pri, isolated_msi, cmdqv, repeat_invalidations, pasid_bits, page_sizes, aperture, reserved, window, ddw, levels, eeh";
 
 /// Command lines, words parted by one blank, and what is said of them.
 fn lines() -> Vec<(&'static str, String)> {
@@ -273,10 +273,13 @@ fn files() -> Vec<(&'static str, String)> {
         ("[[device]]\nmodel = nvme\n", "2: invalid float, expected `nan`"),
         ("[[device]\nmodel = \"nvme\"\n", "1: unclosed array table, expected `]`"),
         ("[iommu]\n[iommu]\n", "2: duplicate key"),
-        ("[machine]\n", "1: a machine file has no \"machine\"; it has iommu, device and module"),
+        (
+            "[machine]\n",
+            "1: a machine file has no \"machine\"; it has iommu, device, module and linux",
+        ),
         (
             "\n[[devices]]\n",
-            "2: a machine file has no \"devices\" (did you mean device?); it has iommu, device and module",
+            "2: a machine file has no \"devices\" (did you mean device?); it has iommu, device, module and linux",
         ),
         ("iommu = 3\n", "1: iommu is written [iommu] or [[iommu]], found integer"),
         ("iommu = [1]\n", "1: expected a table, [iommu] or [[iommu]]"),

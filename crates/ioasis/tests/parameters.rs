@@ -115,3 +115,34 @@ fn a_group_without_an_iommu_has_a_node_of_its_own_and_its_parameter_on() {
     let output = sh(&["--device", "testdev,iommu=none"], script);
     assert_eq!(text(&output.stdout), "devices\nnoiommu-1\nvfio\nY\n", "{}", text(&output.stderr));
 }
+
+#[test]
+fn the_rules_of_linux_7_2_are_a_choice() {
+    let device = ["--device", "testdev,iommu=none"];
+    let nodes = |options: &[&str]| {
+        let script = "ls /dev/vfio/devices; cd /sys/class/vfio-dev; echo *; ls */dev 2>&1";
+        text(&sh(&[&device[..], options].concat(), script).stdout)
+    };
+    let (old, new) = (nodes(&["--linux", "7.2"]), nodes(&["--linux", "7.3"]));
+    assert_eq!(new, "noiommu-vfio0\nnoiommu-vfio0\nnoiommu-vfio0/dev\n");
+    assert!(old.starts_with("vfio0\n") && old.contains("No such file"), "{old}");
+    assert_eq!(nodes(&[]), new);
+    let path = std::path::Path::new(env!("CARGO_TARGET_TMPDIR"))
+        .join(format!("linux-{}.toml", std::process::id()));
+    std::fs::write(&path, "linux = \"7.2\"\n").expect("a machine file");
+    let file = ["--machine", path.to_str().expect("an UTF-8 path")];
+    assert_eq!((nodes(&file), nodes(&[&file[..], &["--linux=7.3"]].concat())), (old, new));
+    for (text_of_file, message) in [
+        ("linux = \"7.4\"\n", ":1: linux=\"7.4\" is not 7.2 or 7.3"),
+        ("linux = 7.2\n", ":1: linux: expected text, a number, a boolean or a list, found float"),
+        (
+            "linux = \"7.2\"\n[iommu]\nkind = \"smmuv3\"\nrepeat_invalidations = true\n",
+            "repeat_invalidations=on needs Linux 7.3, whose GET_HW_INFO says so",
+        ),
+    ] {
+        std::fs::write(&path, text_of_file).expect("a machine file");
+        let said = text(&sh(&file, "true").stderr);
+        assert!(said.contains(message), "{said}");
+    }
+    std::fs::remove_file(&path).expect("it was there");
+}

@@ -118,4 +118,4 @@ pub use ioas::{MapRequest, Place, Unmapped};
 pub use ioasis_iommupt::{Dirty, Iova, IovaRange, Pa, Prot, Run};
 pub use memory::Memory;
 pub use open::{AccessHandle, Bound, Context, CopyRequest, HwptFlags};
-pub use params::{Param, Params};
+pub use params::{Linux, Param, Params};

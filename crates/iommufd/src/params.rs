@@ -1,9 +1,19 @@
 //! Module parameters: what /sys/module/MODULE/parameters/NAME shows and takes. Linux:
-//! `kernel/params.c`.
+//! `kernel/params.c`. And which Linux it is whose rules hold.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use ioasis_uapi::Result;
+
+/// A Linux whose rules a machine can follow. docs/uapi.md lists where they differ.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Linux {
+    /// 7.2.
+    V7_2,
+    /// 7.3, the newest.
+    #[default]
+    V7_3,
+}
 
 /// Module parameters that the core reads, each at the moment Linux reads it.
 #[derive(Debug)]

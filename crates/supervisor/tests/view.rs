@@ -185,6 +185,7 @@ fn devices() -> Vec<Device> {
         // A root bus and an address that a host may well have itself.
         device("0000:00:01.0", 2, 8),
         Device { group_kind: GroupKind::NoIommu, ..device("0000:02:00.0", 3, 9) },
+        Device { group_kind: GroupKind::NoIommu, cdev: (0, 4), ..device("0000:02:00.1", 4, 6) },
     ]
 }
 
@@ -221,17 +222,19 @@ fn nodes_are_character_devices_with_linux_modes(_: &View, _: &Entered) {
         ("/dev/vfio/noiommu-9", 0o600),
         ("/dev/vfio/devices/vfio0", 0o600),
         ("/dev/vfio/devices/vfio2", 0o600),
+        ("/dev/vfio/devices/noiommu-vfio3", 0o600),
     ] {
         let meta = fs::symlink_metadata(path).unwrap_or_else(|error| panic!("{path}: {error}"));
         assert!(meta.file_type().is_char_device(), "{path}");
         assert_eq!(meta.mode() & 0o7777, mode, "{path}");
         assert_eq!(meta.uid(), rustix::process::geteuid().as_raw(), "{path} belongs to the client");
     }
-    assert_eq!(names("/dev/vfio"), ["7", "8", "devices", "noiommu-9", "vfio"]);
-    assert_eq!(names("/dev/vfio/devices"), ["vfio0", "vfio1", "vfio2"]);
+    assert_eq!(names("/dev/vfio"), ["7", "8", "devices", "noiommu-6", "noiommu-9", "vfio"]);
+    assert_eq!(names("/dev/vfio/devices"), ["noiommu-vfio3", "vfio0", "vfio1", "vfio2"]);
     for (link, target) in [
         ("10:196", "/dev/vfio/vfio"),
         ("511:1", "/dev/vfio/devices/vfio1"),
+        ("511:3", "/dev/vfio/devices/noiommu-vfio3"),
         ("242:7", "/dev/vfio/7"),
     ] {
         assert_eq!(fs::canonicalize(format!("/dev/char/{link}")).unwrap(), Path::new(target));
@@ -302,15 +305,29 @@ fn a_pseudo_terminal_can_be_made(_: &View, _: &Entered) {
 
 fn only_the_devices_of_the_run_are_on_the_bus(_: &View, _: &Entered) {
     let (first, second) = (port("0000:01"), port("0000:02"));
-    let mut expected =
-        ["0000:00:00.0", "0000:00:01.0", &first, &second, BDF, "0000:01:00.1", "0000:02:00.0"];
+    let mut expected = [
+        "0000:00:00.0",
+        "0000:00:01.0",
+        &first,
+        &second,
+        BDF,
+        "0000:01:00.1",
+        "0000:02:00.0",
+        "0000:02:00.1",
+    ];
     expected.sort_unstable();
     assert_eq!(names("/sys/bus/pci/devices"), expected);
     assert_eq!(names("/sys/bus/pci/drivers"), ["pcieport", "vfio-pci"]);
     assert_eq!(names(format!("{PCI}/vfio-dev")), ["vfio0"]);
+    let unguarded = "/sys/bus/pci/devices/0000:02:00.0/vfio-dev";
+    assert_eq!(names(unguarded), ["noiommu-vfio3"]);
+    let node = text(&format!("{unguarded}/noiommu-vfio3/uevent"));
+    assert_eq!(node, "MAJOR=511\nMINOR=3\nDEVNAME=vfio/devices/noiommu-vfio3\n");
+    let unnamed = "/sys/bus/pci/devices/0000:02:00.1/vfio-dev";
+    assert_eq!(names(unnamed), ["vfio4"]);
     assert!(
-        !Path::new("/sys/bus/pci/devices/0000:02:00.0/vfio-dev").exists(),
-        "no cdev without an IOMMU"
+        !Path::new(&format!("{unnamed}/vfio4/dev")).exists(),
+        "before Linux 7.3 it has no cdev"
     );
 }
 
@@ -528,13 +545,13 @@ fn disks_and_interfaces_of_the_host_go_on_working(_: &View, _: &Entered) {
 }
 
 fn groups_iommus_and_modules_are_there(_: &View, _: &Entered) {
-    assert_eq!(names("/sys/kernel/iommu_groups"), ["0", "10", "11", "7", "8", "9"]);
+    assert_eq!(names("/sys/kernel/iommu_groups"), ["0", "10", "11", "6", "7", "8", "9"]);
     assert_eq!(names("/sys/kernel/iommu_groups/7/devices"), [BDF, "0000:01:00.1"]);
     assert_eq!(text("/sys/kernel/iommu_groups/7/type"), "DMA-FQ\n");
     let reserved = text("/sys/kernel/iommu_groups/7/reserved_regions");
     assert_eq!(reserved, "0x00000000fee00000 0x00000000feefffff msi\n");
     assert_eq!(text("/sys/kernel/iommu_groups/9/name"), "vfio-noiommu\n");
-    assert_eq!(names("/sys/class/vfio"), ["7", "8", "noiommu-9"]);
+    assert_eq!(names("/sys/class/vfio"), ["7", "8", "noiommu-6", "noiommu-9"]);
     assert_eq!(names("/sys/class/iommu"), ["dmar0"]);
     // DPDK and SPDK read the address width here: bits 21:16, plus one.
     let cap =

@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::time::Instant;
 
 use ioasis_iommufd::inject::step;
-use ioasis_iommufd::{Bound, Context, Endpoint, Frozen, Importer};
+use ioasis_iommufd::{Bound, Context, Endpoint, Frozen, Importer, Linux};
 use ioasis_pci::{BARS, Bdf, Dma, Function, Session};
 use ioasis_sys::eventfd::EventFd;
 use ioasis_sys::mapping::Mapping;
@@ -240,15 +240,22 @@ impl Device {
         self.index
     }
 
-    /// Major and minor number of `/dev/vfio/devices/vfioN`; a device without an IOMMU has no such
-    /// node.
-    // DIFFERS: nor has an emulated one, which in Linux has one.
+    /// The name of its node below `/dev/vfio/devices`: `vfio0`, or `noiommu-vfio0`.
+    #[must_use]
+    pub fn node(&self) -> String {
+        let prefix = if self.group.is_no_iommu() { "noiommu-" } else { "" };
+        format!("{prefix}vfio{}", self.index)
+    }
+
+    /// Major and minor number of its node; before Linux 7.3 a device without an IOMMU has none.
+    // DIFFERS: an emulated device has none, which in Linux has one.
     /// On POWER none has: `CONFIG_VFIO_DEVICE_CDEV` depends on `!SPAPR_TCE_IOMMU`.
     #[must_use]
     pub fn cdev(&self) -> Option<(u32, u32)> {
         let power = self.endpoint.iommu().spapr.is_some();
-        let physical = !self.group.is_no_iommu() && !self.group.is_emulated() && !power;
-        physical.then_some((CDEV_MAJOR, self.index))
+        let physical = !self.group.is_no_iommu() || self.endpoint.linux() >= Linux::V7_3;
+        let has = physical && !self.group.is_emulated() && !power;
+        has.then_some((CDEV_MAJOR, self.index))
     }
 
     /// Its group.
@@ -263,21 +270,22 @@ impl Device {
         &self.function
     }
 
-    /// Opens `/dev/vfio/devices/vfioN`. Any number of opens; one of them may bind.
+    /// Opens its node in `/dev/vfio/devices`. Any number of opens; one of them may bind.
     ///
     /// # Errors
     ///
-    /// `ENODEV` when the device is gone, has no such node or no VFIO driver; what
-    /// [`Client::device_memory`] answers.
+    /// `ENODEV` when the device is gone, has no such node or no VFIO driver; `EPERM` for a device
+    /// without an IOMMU and a caller without `CAP_SYS_RAWIO`; what [`Client::device_memory`]
+    /// answers.
     pub fn open_cdev(self: &Arc<Self>, client: &dyn Client) -> Result<Arc<DeviceFile>> {
         self.present()?;
         if self.cdev().is_none() {
-            return Err(Error::new(
-                Errno::ENODEV,
-                "a device without an IOMMU has no node of its own",
-            ));
+            return Err(Error::new(Errno::ENODEV, "the device has no node of its own"));
         }
         let user = self.registration.enter()?;
+        if self.group.is_no_iommu() && !client.account().sys_rawio {
+            return Err(Error::new(Errno::EPERM, "a device without an IOMMU needs CAP_SYS_RAWIO"));
+        }
         step("the memory of a device")?;
         Ok(DeviceFile::of_cdev(Arc::clone(self), user, client.device_memory(self)?))
     }

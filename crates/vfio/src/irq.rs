@@ -149,7 +149,7 @@ impl Interrupts {
             vfio::PCI_INTX_IRQ_INDEX => u32::from(vectors.intx),
             vfio::PCI_MSI_IRQ_INDEX => vectors.msi.into(),
             vfio::PCI_MSIX_IRQ_INDEX => vectors.msix.into(),
-            // Every function here is PCI Express, so it can report errors.
+            // In Linux 7.2 of PCI Express functions only, which all of these are.
             vfio::PCI_ERR_IRQ_INDEX | vfio::PCI_REQ_IRQ_INDEX => 1,
             _ => 0,
         }

@@ -46,7 +46,12 @@ const fn size<T>() -> u32 {
 impl Device {
     /// /dev/vfio/devices/vfio`number`, able to do DMA.
     pub(crate) fn open(iommufd: &Iommufd, number: u32) -> Result<Self> {
-        let path = format!("/dev/vfio/devices/vfio{number}");
+        Self::named(iommufd, &format!("vfio{number}"))
+    }
+
+    /// The same, by the name of its node.
+    pub(crate) fn named(iommufd: &Iommufd, name: &str) -> Result<Self> {
+        let path = format!("/dev/vfio/devices/{name}");
         let file = OpenOptions::new().read(true).write(true).open(&path);
         let file = file.with_context(|| format!("{path} does not open"))?;
         let mut bind = abi::DeviceBindIommufd {

@@ -97,6 +97,15 @@ impl Iommufd {
         call(self, abi::IOAS_UNMAP, &mut cmd)
     }
 
+    /// Where `iova` leads a device without an IOMMU, and for how many bytes of `length`.
+    pub(crate) fn phys(&self, ioas: u32, iova: u64, length: u64) -> io::Result<(u64, u64)> {
+        let size = size::<abi::IoasNoiommuGetPa>();
+        let mut cmd =
+            abi::IoasNoiommuGetPa { size, ioas_id: ioas, iova, length, ..Default::default() };
+        call(self, abi::IOAS_NOIOMMU_GET_PA, &mut cmd)?;
+        Ok((cmd.out_phys, cmd.length))
+    }
+
     /// Leaves of one page only, so that dirty bits are exact.
     pub(crate) fn small_pages(&self, ioas: u32) -> io::Result<()> {
         let mut cmd = abi::Option {

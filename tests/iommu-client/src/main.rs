@@ -2,7 +2,8 @@
 //! cmdqv (an smmuv3 with one) or riscv, that of the machine's first IOMMU. It prints "ok", or says
 //! what was not as it should be.
 //!
-//! Devices are `testdev`s: /dev/vfio/devices/vfio0 and so on.
+//! Devices are `testdev`s: /dev/vfio/devices/vfio0 and so on; for `noiommu` and `unprivileged` one
+//! without an IOMMU.
 
 mod cmdqv;
 mod device;
@@ -12,6 +13,7 @@ mod hwpt;
 mod iommufd;
 mod memory;
 mod nested;
+mod noiommu;
 mod pasid;
 
 use anyhow::{Context, Result, bail};
@@ -47,6 +49,8 @@ fn main() -> Result<()> {
         "hwpt" => hwpt::run(kind()?)?,
         "nested" => nested::run(kind()?)?,
         "cmdqv" => cmdqv::run()?,
+        "noiommu" => noiommu::run()?,
+        "unprivileged" => noiommu::unprivileged()?,
         "pasid" => pasid::run()?,
         "faults" => faults::run()?,
         "abandon" => faults::abandon()?,

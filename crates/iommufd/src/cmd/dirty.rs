@@ -10,6 +10,7 @@ use crate::hw::domain::Domain;
 use crate::hwpt::Hwpt;
 use crate::ioas::dirty::Bitmap;
 use crate::object::Held;
+use crate::params::Linux;
 
 /// A HWPT that shows an IOAS; a nested one is of another type.
 fn paging(call: &Call<'_>, id: u32) -> Result<Held<Hwpt>> {
@@ -50,6 +51,9 @@ pub(super) fn get_bitmap(call: &Call<'_>) -> Result<i64> {
         return refuse!(EOPNOTSUPP, "unknown flags, or __reserved is set", u64::from(cmd.flags));
     }
     let hwpt = paging(call, cmd.hwpt_id)?;
+    if cmd.length == 0 && call.context.machine().linux >= Linux::V7_3 {
+        return refuse!(EINVAL, "length is zero");
+    }
     let Some(last) = cmd.iova.checked_add(cmd.length.wrapping_sub(1)) else {
         return refuse!(EOVERFLOW, "the range wraps, or is empty", cmd.iova);
     };

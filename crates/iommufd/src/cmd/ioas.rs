@@ -196,6 +196,32 @@ pub(super) fn unmap(call: &Call<'_>) -> Result<i64> {
     Ok(0)
 }
 
+/// Bytes asked about from which on others do not wait until the end of the run is found: 2^18
+/// leaves of a page, 20 ms.
+const LONG_RUN: u64 = 1 << 30;
+
+pub(super) fn noiommu_get_pa(call: &Call<'_>) -> Result<i64> {
+    let mut cmd: abi::IoasNoiommuGetPa = call.decode()?;
+    if !call.client.account().sys_rawio {
+        return refuse!(EPERM, "physical addresses are shown to CAP_SYS_RAWIO only");
+    }
+    if cmd.flags != 0 || cmd.__reserved != 0 {
+        return refuse!(EOPNOTSUPP, "unknown flags, or __reserved is set", u64::from(cmd.flags));
+    }
+    if cmd.length == 0 {
+        return refuse!(EINVAL, "length is zero");
+    }
+    check_native(&[cmd.iova])?;
+    let ioas = call.context.ioas(cmd.ioas_id)?;
+    if cmd.length > LONG_RUN {
+        call.client.takes_long()?;
+    }
+    let run = ioas.noiommu_phys(Iova(cmd.iova), cmd.length)?;
+    (cmd.out_phys, cmd.length) = (run.pa.0, run.length);
+    call.reply(&cmd)?;
+    Ok(0)
+}
+
 pub(super) fn change_process(call: &Call<'_>) -> Result<i64> {
     let cmd: abi::IoasChangeProcess = call.decode()?;
     if cmd.__reserved != 0 {

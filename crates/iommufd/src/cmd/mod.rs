@@ -1,6 +1,6 @@
 //! The ioctls of `/dev/iommu`: bytes become typed requests, and typed answers bytes.
 //!
-//! The order of checks is part of the interface and is that of Linux 7.2:
+//! The order of checks is part of the interface and is that of Linux:
 //! `drivers/iommu/iommufd/main.c` for what all commands share, the file named in each module for
 //! the rest. A handler sees the client's bytes only as a decoded copy.
 
@@ -22,6 +22,7 @@ pub(crate) use call::{Call, Extension};
 use crate::client::Client;
 use crate::container::compat;
 use crate::open::Context;
+use crate::params::Linux;
 use call::read_size;
 
 /// One command: its number, the size of its first version, and who carries it out.
@@ -36,7 +37,7 @@ const fn row(ioctl: u32, min_size: usize, run: fn(&Call<'_>) -> Result<i64>) -> 
 }
 
 /// Every command, in the order of their numbers.
-const COMMANDS: [Row; 21] = [
+const COMMANDS: [Row; 22] = [
     row(abi::DESTROY, 8, option::destroy),
     row(abi::IOAS_ALLOC, 12, ioas::alloc),
     row(abi::IOAS_ALLOW_IOVAS, 24, ioas::allow_iovas),
@@ -58,10 +59,16 @@ const COMMANDS: [Row; 21] = [
     row(abi::IOAS_CHANGE_PROCESS, 8, ioas::change_process),
     row(abi::VEVENTQ_ALLOC, 28, queue::veventq_alloc),
     row(abi::HW_QUEUE_ALLOC, 40, viommu::hw_queue_alloc),
+    row(abi::IOAS_NOIOMMU_GET_PA, 40, ioas::noiommu_get_pa),
 ];
 
 /// The highest command number; above, a code is not IOMMUFD's.
-const CMD_LAST: u32 = abi::CMD_HW_QUEUE_ALLOC;
+const fn last(linux: Linux) -> u32 {
+    match linux {
+        Linux::V7_2 => abi::CMD_HW_QUEUE_ALLOC,
+        Linux::V7_3 => abi::CMD_IOAS_NOIOMMU_GET_PA,
+    }
+}
 
 impl Context {
     /// Carries out the ioctl `cmd` with argument `arg` for `client`.
@@ -79,7 +86,7 @@ impl Context {
             let size = read_size(client, arg, extension.min_size())?;
             return extension.run(&Call { context: self, client, arg, size });
         }
-        if !(abi::CMD_BASE..=CMD_LAST).contains(&number) {
+        if !(abi::CMD_BASE..=last(self.machine().linux)).contains(&number) {
             return compat::ioctl(self, client, cmd, arg);
         }
         let Some(row) = COMMANDS.iter().find(|row| row.ioctl == cmd) else {

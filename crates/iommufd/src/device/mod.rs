@@ -153,6 +153,10 @@ impl Device {
     /// about them, for it can send none: the group notes the attachment all the same. Linux:
     /// `iommu_attach_device_pasid`, `__iommu_set_group_pasid`.
     fn check_hardware(&self, hwpt: &Hwpt, pasid: u32, change: Change) -> Result<()> {
+        if self.endpoint.iommu().is_none() {
+            // No driver is asked: any HWPT will do, another IOMMU's too.
+            return Ok(());
+        }
         let group = &self.group.group;
         if pasid == NO_PASID {
             return hwpt.check_device(&self.endpoint, self.head.id());
@@ -177,6 +181,10 @@ impl Device {
     ///
     /// What the device's driver refuses; nothing has changed then.
     fn switch(self: &Arc<Self>, pasid: u32, hwpt: &Hwpt) -> Result<u64> {
+        if self.endpoint.iommu().is_none() {
+            // DIFFERS: its DMA goes nowhere; there is no physical memory to reach.
+            return Ok(self.endpoint.machine().token());
+        }
         self.tell_hardware(pasid, hwpt.attach_to())?;
         // A device table entry, context or stream that changes takes what was walked for it along.
         if let Some(nested) = &hwpt.nested {
@@ -327,9 +335,11 @@ impl Device {
         attach.devices.retain(|device| device.head.id() != self.head.id());
         let hwpt = attach.hwpt.clone();
         if attach.devices.is_empty() {
-            let blocked = self.tell_hardware(pasid, AttachTo::Blocked);
-            blocked.expect("a driver lets a device be blocked");
-            self.switch_to(pasid, None);
+            if !self.endpoint.iommu().is_none() {
+                let blocked = self.tell_hardware(pasid, AttachTo::Blocked);
+                blocked.expect("a driver lets a device be blocked");
+                self.switch_to(pasid, None);
+            }
             cancel(&hwpt, attach.token);
             attaches.remove(&pasid);
         }
@@ -354,6 +364,9 @@ fn cancel(hwpt: &Hwpt, token: u64) {
 ///
 /// `EADDRINUSE` where something is mapped or allowed; nothing is reserved then.
 fn reserve_in(endpoint: &Endpoint, ioas: &Ioas) -> Result<()> {
+    if endpoint.iommu().is_none() {
+        return Ok(());
+    }
     for range in endpoint.reserved() {
         if let Err(error) = ioas.reserve(range, endpoint.token()) {
             ioas.unreserve(endpoint.token());

@@ -11,6 +11,7 @@ use super::attachment::Attachment;
 use super::group::Group;
 use super::iommu::{EndpointConfig, Iommu, ReservedKind, ReservedRegion};
 use super::machine::Machine;
+use crate::params::Linux;
 
 /// A device as the IOMMU sees it.
 #[derive(Debug)]
@@ -136,6 +137,12 @@ impl Endpoint {
     /// A number no one else on the machine has: the owner of its reserved ranges.
     pub(crate) fn token(&self) -> u64 {
         self.token
+    }
+
+    /// Whose rules hold on its machine.
+    #[must_use]
+    pub fn linux(&self) -> Linux {
+        self.machine.linux
     }
 
     pub(crate) fn machine(&self) -> &Arc<Machine> {

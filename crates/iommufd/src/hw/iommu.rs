@@ -22,6 +22,8 @@ pub enum Kind {
     Riscv,
     /// IBM POWER's host bridges: windows of TCEs. Only an SPAPR container maps anything.
     Spapr,
+    /// Nobody's: see [`Iommu::none`].
+    NoIommu,
 }
 
 /// What one simulated IOMMU can do.
@@ -56,9 +58,17 @@ pub struct Iommu {
     pub cmdqv: Option<Cmdqv>,
     /// What a host bridge of POWER has.
     pub spapr: Option<Spapr>,
+    /// An SMMUv3 that may lose a TLBI or CFGI command, so that each is to be issued twice (erratum
+    /// T264-SMMU-3). The simulated hardware loses none: GET_HW_INFO says so, from Linux 7.3 on.
+    pub repeat_invalidations: bool,
 }
 
 impl Iommu {
+    /// Whether there is none.
+    pub(crate) fn is_none(&self) -> bool {
+        self.kind == Kind::NoIommu
+    }
+
     /// Bits of an IOVA.
     pub(crate) fn iova_bits(&self) -> u64 {
         u64::from(u64::BITS - self.aperture.last().0.leading_zeros())

@@ -12,11 +12,13 @@ use super::iommu::Iommu;
 use super::phys::Phys;
 use super::underway::Underway;
 use crate::account::Ledger;
-use crate::params::Params;
+use crate::params::{Linux, Params};
 
 /// The physical space, the ledger and the parameters of one simulated machine.
 #[derive(Debug)]
 pub struct Machine {
+    /// Whose rules hold where those of two kernels differ.
+    pub linux: Linux,
     /// What output addresses mean.
     pub phys: Phys,
     /// Who pays for what.
@@ -41,15 +43,22 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// An empty machine.
+    /// An empty machine that follows the newest kernel's rules.
     #[must_use]
     pub fn new() -> Arc<Self> {
-        Self::with(Vec::new())
+        Self::of(Linux::default())
+    }
+
+    /// An empty machine that follows the rules of `linux`.
+    #[must_use]
+    pub fn of(linux: Linux) -> Arc<Self> {
+        Self::with(linux, Vec::new())
     }
 
     /// An empty machine to which a program added something.
-    pub(crate) fn with(added: Vec<Box<dyn Any + Send + Sync>>) -> Arc<Self> {
+    pub(crate) fn with(linux: Linux, added: Vec<Box<dyn Any + Send + Sync>>) -> Arc<Self> {
         Arc::new(Self {
+            linux,
             phys: Phys::default(),
             ledger: Ledger::default(),
             params: Params::default(),

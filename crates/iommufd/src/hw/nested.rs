@@ -6,7 +6,7 @@
 //! sections that were open. The parent's part is looked up anew each time, so that an unmap there
 //! counts at once; any change there also takes away all that was walked, for the client's table may
 //! lie in what is gone (Linux: `INV_TYPE_S2_VMID_S1_CLEAR`, `CACHE_TAG_NESTING_IOTLB`). A table
-//! that no command invalidates (AMD's, in Linux 7.2) is walked each time.
+//! that no command invalidates (AMD's, in Linux 7.3) is walked each time.
 //!
 //! The client's table may lie in memory whose pages somebody must give first
 //! ([`Backing::may_wait`](crate::Backing::may_wait)). Nobody waits for them inside a section: the

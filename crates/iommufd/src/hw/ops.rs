@@ -21,6 +21,7 @@ use super::faultlog::Reason;
 use super::iommu::{EndpointConfig, Iommu};
 use super::phys::Phys;
 use crate::client::{Client, PAGE_SIZE};
+use crate::params::Linux;
 
 /// What a client sent along for the driver: `data_type`, `data_uptr` and `data_len` of HWPT_ALLOC
 /// and VIOMMU_ALLOC.
@@ -400,6 +401,9 @@ pub trait ViommuCore: Iotlb + EventSink {
 
     /// What output addresses mean.
     fn phys(&self) -> &Phys;
+
+    /// Whose rules hold.
+    fn linux(&self) -> Linux;
 
     /// Returns when no DMA uses what was invalidated before.
     fn wait_for_dma(&self);

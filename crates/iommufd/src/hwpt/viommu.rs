@@ -20,6 +20,7 @@ use crate::hw::nested::Nested;
 use crate::hw::ops::{EventSink, Invalidated, Iotlb, UserArray, ViommuCore, ViommuOps};
 use crate::hw::phys::Phys;
 use crate::object::{Head, Held, Object, Tracked};
+use crate::params::Linux;
 
 /// A device that a guest knows.
 #[derive(Debug)]
@@ -197,6 +198,10 @@ impl ViommuCore for Viommu {
 
     fn phys(&self) -> &Phys {
         &self.parent.domain.machine().phys
+    }
+
+    fn linux(&self) -> Linux {
+        self.parent.domain.machine().linux
     }
 
     fn wait_for_dma(&self) {

@@ -25,7 +25,7 @@ use std::fmt::Debug;
 use std::sync::{Arc, Weak};
 
 use ioasis_iommupt::areas::Ranges;
-use ioasis_iommupt::{Iova, IovaRange, Run};
+use ioasis_iommupt::{Iova, IovaRange, Prot, Run};
 use ioasis_sys::sync::Mutex;
 use ioasis_uapi::Result;
 use smallvec::SmallVec;
@@ -347,6 +347,34 @@ impl Ioas {
             Some(first) if !range.contains(first.range) => Some(range.start()),
             _ => space.areas.at(range.last()).and_then(|last| cut(range.last(), last)),
         }
+    }
+
+    /// The physical address behind `iova`, which devices without an IOMMU are given, and how many
+    /// bytes follow it physically in the same area, at most `length`. Linux: `iopt_get_phys`.
+    ///
+    /// # Errors
+    ///
+    /// `ENOENT` where nothing is mapped, `EINVAL` for a dma-buf that was revoked, `EOPNOTSUPP`
+    /// where the pages are not held for a device without an IOMMU.
+    pub(crate) fn noiommu_phys(&self, iova: Iova, length: u64) -> Result<Run> {
+        let space = self.space.lock();
+        let Some(area) = space.areas.at(iova) else {
+            return refuse!(ENOENT, "nothing is mapped there", iova.0);
+        };
+        let revoked = || refuse!(EINVAL, "the dma-buf mapped there was revoked", iova.0);
+        if area.pages.is_revoked() {
+            return revoked();
+        }
+        // DIFFERS: the first page table of an IOAS holds the pages of all areas. In Linux each area
+        // knows which one holds its own, which is another where three tables came and one went.
+        let holder = space.domains.first().filter(|domain| domain.iommu().is_none());
+        let Some(domain) = holder else {
+            return refuse!(EOPNOTSUPP, "no device without an IOMMU holds the pages", iova.0);
+        };
+        let left = area.range.last().0 - iova.0 + 1;
+        // A domain maps every area but those whose buffer is revoked at this moment.
+        let run = domain.reader().translate(iova, length.min(left), Prot::empty());
+        run.or_else(|_| revoked())
     }
 
     /// What the domains have in common: page sizes, and whether all force snooping. `None` without

@@ -26,6 +26,7 @@ use crate::hwpt::Hwpt;
 use crate::inject::step;
 use crate::object::{Head, Held, Object, Tracked};
 use crate::open::Bound;
+use crate::params::Linux;
 
 /// The format: five levels of 2 KiB pages, 56 bits.
 type Format = AmdV1<5, 11>;
@@ -46,11 +47,13 @@ struct State {
 pub(super) struct MockDevice {
     /// `MOCK_FLAGS_DEVICE_*`. Immutable.
     flags: u32,
+    /// Whose rules hold. Immutable.
+    linux: Linux,
     state: Mutex<State>,
 }
 
 impl MockDevice {
-    fn new(flags: u32) -> Result<Arc<Self>> {
+    fn new(flags: u32, linux: Linux) -> Result<Arc<Self>> {
         let known = abi::test::MOCK_FLAGS_DEVICE_NO_DIRTY | abi::test::MOCK_FLAGS_DEVICE_PASID;
         if flags & !known != 0 {
             return refuse!(EINVAL, "unknown flags of a mock device", u64::from(flags));
@@ -58,7 +61,7 @@ impl MockDevice {
         step("a mock device")?;
         let state =
             State { cache: [abi::test::TEST_DEV_CACHE_DEFAULT; CACHES], pasid_armed: false };
-        Ok(Arc::new(Self { flags, state: Mutex::new(state) }))
+        Ok(Arc::new(Self { flags, linux, state: Mutex::new(state) }))
     }
 
     /// Runs `with` on the device's cache.
@@ -101,7 +104,7 @@ impl IommuOps for MockIommu {
     fn alloc_paging(
         &self,
         _iommu: &Iommu,
-        _device: &EndpointConfig,
+        device: &EndpointConfig,
         flags: u32,
         data: Option<&UserData<'_>>,
         quiesce: Arc<dyn Quiesce>,
@@ -119,7 +122,7 @@ impl IommuOps for MockIommu {
             }
             Some(data) => data.read(abi::test::HWPT_DATA_SELFTEST, size_of::<u32>())?,
         };
-        make_table(config.pagetable_type, quiesce)
+        make_table(config.pagetable_type, MockDevice::of(device)?.linux, quiesce)
     }
 
     fn nests_directly(&self) -> bool {
@@ -171,9 +174,9 @@ impl IommuOps for MockIommu {
     }
 }
 
-/// An empty table of type `kind`. What is mapped as 4 KiB has two leaves of 2 KiB, because dirty
-/// state is told for 2 KiB.
-fn make_table(kind: u32, quiesce: Arc<dyn Quiesce>) -> Result<PagingTable> {
+/// An empty table of type `kind`. What is mapped as 4 KiB is one leaf of two items; Linux 7.2 tells
+/// the first one's dirty state alone, which here is that of a leaf of 2 KiB.
+fn make_table(kind: u32, linux: Linux, quiesce: Arc<dyn Quiesce>) -> Result<PagingTable> {
     let page = 1_u64 << 12;
     let huge = match kind {
         abi::test::MOCK_IOMMUPT_DEFAULT => false,
@@ -181,7 +184,11 @@ fn make_table(kind: u32, quiesce: Arc<dyn Quiesce>) -> Result<PagingTable> {
         _ => return refuse!(EOPNOTSUPP, "unknown type of mock page table", u64::from(kind)),
     };
     step("a mock page table")?;
-    let sizes = if huge { abi::test::MOCK_HUGE_PAGE_SIZE | page } else { !page };
+    let sizes = match linux {
+        _ if huge => abi::test::MOCK_HUGE_PAGE_SIZE | page,
+        Linux::V7_2 => !page,
+        Linux::V7_3 => u64::MAX,
+    };
     let config = Config { tables_max: TABLES_MAX, page_sizes: sizes, iova_lg2: 56, quiesce };
     let (writer, _) = PageTable::<Format>::new(config)?;
     let writer: Box<dyn ioasis_iommupt::TableWriter> = Box::new(writer);
@@ -236,7 +243,7 @@ impl Test<'_> {
         let context = self.call.context;
         let reservation = context.objects().reserve()?;
         let machine = context.machine();
-        let device = MockDevice::new(flags)?;
+        let device = MockDevice::new(flags, machine.linux)?;
         let number = self.mock.next_group();
         let config = EndpointConfig {
             name: format!("iommufd_mock{number}").into(),

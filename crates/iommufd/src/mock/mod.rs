@@ -32,6 +32,7 @@ use crate::hw::machine::Machine;
 use crate::inject::step;
 use crate::open::Context;
 use crate::pages::{Pages, PagesWatcher};
+use crate::params::Linux;
 
 /// Bytes of the struct's first version: up to and with `last`.
 const MIN_SIZE: usize = 68;
@@ -53,6 +54,12 @@ impl Machine {
     /// An empty machine with the mock hardware of Linux's tests.
     #[must_use]
     pub fn with_mock() -> Arc<Self> {
+        Self::with_mock_of(Linux::default())
+    }
+
+    /// The same, by the rules of `linux`.
+    #[must_use]
+    pub fn with_mock_of(linux: Linux) -> Arc<Self> {
         let iommu = Iommu {
             brought: Some(&device::MockIommu),
             enforce_coherency: false,
@@ -65,7 +72,7 @@ impl Machine {
         });
         let command: Arc<dyn Extension> = Arc::<Mock>::clone(&mock);
         let watcher: Arc<dyn PagesWatcher> = mock;
-        Self::with(vec![Box::new(command), Box::new(watcher)])
+        Self::with(linux, vec![Box::new(command), Box::new(watcher)])
     }
 }
 

@@ -12,8 +12,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::{
     Account, AddressSpace, Backing, Client, ClientFile, Context, Endpoint, EndpointConfig, Extent,
-    Extents, Group, Importer, Iommu, IommuKind, Kind, Machine, MappableMemory, Memory, OnExec,
-    PAGE_SIZE, Piece,
+    Extents, Group, Importer, Iommu, IommuKind, Kind, Linux, Machine, MappableMemory, Memory,
+    OnExec, PAGE_SIZE, Piece,
 };
 
 /// First address of the client's memory.
@@ -208,7 +208,11 @@ impl TestMachine {
     }
 
     pub(crate) fn with(iommu: Iommu) -> Self {
-        Self { machine: Machine::new(), iommu: Arc::new(iommu), groups: Cell::new(0) }
+        Self::of(Linux::default(), iommu)
+    }
+
+    pub(crate) fn of(linux: Linux, iommu: Iommu) -> Self {
+        Self { machine: Machine::of(linux), iommu: Arc::new(iommu), groups: Cell::new(0) }
     }
 
     pub(crate) fn group(&self) -> Arc<Group> {

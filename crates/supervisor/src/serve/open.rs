@@ -478,6 +478,6 @@ fn open_cdev(caller: &Caller<'_>, index: u32, access: OFlags) -> Result<OwnedFd>
     let device = device.ok_or(Error::at(Errno::ENODEV, "no such device", index.into()))?;
     let rdev = device.cdev().ok_or(Error::at(Errno::ENODEV, "no node of its own", index.into()))?;
     let file = device.open_cdev(caller)?;
-    let look = Look { path: format!("/dev/vfio/devices/vfio{index}"), rdev };
+    let look = Look { path: format!("/dev/vfio/devices/{}", device.node()), rdev };
     open_device(caller, &file, access, look)
 }

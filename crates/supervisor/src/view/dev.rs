@@ -52,7 +52,7 @@ pub(super) fn plan(dev: &mut Dir, devices: &[Device], options: &Options) {
         vfio.node(&group_name(device), node, 0o600, Some(number));
     }
     for device in with_cdev(devices) {
-        let (name, node) = (format!("vfio{}", device.vfio), Node::Cdev(device.vfio));
+        let (name, node) = (cdev_name(device), Node::Cdev(device.vfio));
         vfio.dir("devices").node(&name, node, 0o600, Some(device.cdev));
     }
     links(dev.kept("char"), devices, options);
@@ -64,19 +64,26 @@ pub(super) fn behind_iommu(devices: &[Device]) -> impl Iterator<Item = &Device> 
     devices.iter().filter(|device| device.group_kind == GroupKind::Iommu)
 }
 
-/// Whether a device that an IOMMU translates for has a node of its own: on POWER none has.
+/// Whether a device has a node of its own: on POWER none has, and before Linux 7.3 none without an
+/// IOMMU.
 pub(super) fn has_cdev(device: &Device) -> bool {
     device.cdev.0 != 0
 }
 
-/// Of those, the ones that are registered with vfio.
+/// The devices that are registered with vfio and do DMA of their own.
 pub(super) fn registered(devices: &[Device]) -> impl Iterator<Item = &Device> {
-    behind_iommu(devices).filter(|device| device.registration == Registration::Registered)
+    let own = devices.iter().filter(|device| device.group_kind != GroupKind::Emulated);
+    own.filter(|device| device.registration == Registration::Registered)
 }
 
-/// A group without an IOMMU has no cdev (drivers/vfio/vfio_main.c).
 fn with_cdev(devices: &[Device]) -> impl Iterator<Item = &Device> {
     registered(devices).filter(|device| has_cdev(device))
+}
+
+/// What vfio calls a device (drivers/vfio/vfio_main.c, `vfio_device_set_noiommu_and_name`).
+pub(super) fn cdev_name(device: &Device) -> String {
+    let alone = device.group_kind == GroupKind::NoIommu && has_cdev(device);
+    format!("{}vfio{}", if alone { "noiommu-" } else { "" }, device.vfio)
 }
 
 /// /dev/char, as udev fills it.
@@ -91,7 +98,7 @@ fn links(char: &mut Dir, devices: &[Device], options: &Options) {
         link((options.group_major, device.group), format!("../vfio/{}", group_name(device)));
     }
     for device in with_cdev(devices) {
-        link(device.cdev, format!("../vfio/devices/vfio{}", device.vfio));
+        link(device.cdev, format!("../vfio/devices/{}", cdev_name(device)));
     }
 }
 

@@ -71,7 +71,7 @@ pub struct Device {
     pub group_kind: GroupKind,
     /// The N of /dev/vfio/devices/vfioN.
     pub vfio: u32,
-    /// Major and minor number of /dev/vfio/devices/vfioN.
+    /// Major and minor number of that node; with major number 0 there is none.
     pub cdev: (u32, u32),
     /// The first 64, 256 or 4096 bytes of configuration space.
     pub config: Vec<u8>,
@@ -153,9 +153,9 @@ pub struct Bar {
 pub enum GroupKind {
     /// An IOMMU: /dev/vfio/N.
     Iommu,
-    /// Nothing: /dev/vfio/noiommu-N, and no cdev.
+    /// Nothing: /dev/vfio/noiommu-N.
     NoIommu,
-    /// Nothing, as its devices do no DMA: /dev/vfio/N, and no cdev.
+    /// Nothing, as its devices do no DMA: /dev/vfio/N.
     Emulated,
 }
 
@@ -308,7 +308,7 @@ pub enum Node {
     Group(u32),
     /// /dev/vfio/noiommu-N.
     NoIommuGroup(u32),
-    /// /dev/vfio/devices/vfioN.
+    /// /dev/vfio/devices/vfioN, or noiommu-vfioN there.
     Cdev(u32),
     /// The file [`View::attribute`] of this number, which Linux lets root write.
     Attribute(u32),

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use ioasis_iommufd::Params;
 
 use super::dev::{
-    CONTAINER, behind_iommu, group_name, groups, groups_with_node, has_cdev, registered,
+    CONTAINER, behind_iommu, cdev_name, group_name, groups, groups_with_node, has_cdev, registered,
 };
 use super::tree::{Dir, Host};
 use super::{
@@ -268,7 +268,7 @@ fn classes(sys: &mut Dir, machine: &Machine<'_>) {
         class_device(sys, &format!("devices/virtual/vfio/{name}"), "vfio", &name, Some(node));
     }
     for device in registered(devices) {
-        let name = format!("vfio{}", device.vfio);
+        let name = cdev_name(device);
         let path = format!("{}/vfio-dev/{name}", machine.directory(device));
         let node = format!("vfio/devices/{name}");
         let node = has_cdev(device).then_some((device.cdev, &*node));

@@ -36,6 +36,7 @@ fn a_feature_call_is_checked_in_the_order_of_linux() {
         ("no migration state", 16, GET | vfio::DEVICE_FEATURE_MIG_DEVICE_STATE, Errno::ENOTTY),
         ("CDX only", 12, SET | vfio::DEVICE_FEATURE_BUS_MASTER, Errno::ENOTTY),
         ("no PRE_COPY", 8, PROBE | vfio::DEVICE_FEATURE_MIG_PRECOPY_INFOv2, Errno::EINVAL),
+        ("s390 only", 16, GET | vfio::DEVICE_FEATURE_ZPCI_ERROR, Errno::ENOTTY),
         ("an operation the feature lacks", 8, GET | ENTRY, Errno::EINVAL),
         ("an operation the feature lacks, probed", 8, PROBE | GET | ENTRY, Errno::EINVAL),
         ("no operation", 8, ENTRY, Errno::EINVAL),

@@ -12,6 +12,7 @@ mod irqs;
 mod kvm;
 mod logging;
 mod migration;
+mod noiommu;
 mod peers;
 mod random;
 mod regions;

@@ -359,19 +359,31 @@ impl Rig {
 
     /// Devices by address and group.
     pub(crate) fn with(places: &[(&str, u32)]) -> Self {
-        Self::build(places, |log| Box::new(Probe { log: Arc::clone(log), ..Probe::default() }))
+        Self::of(iommufd::Linux::default(), places)
+    }
+
+    /// The same by the rules of `linux`.
+    pub(crate) fn of(linux: iommufd::Linux, places: &[(&str, u32)]) -> Self {
+        let probe = |log: &Log| {
+            Box::new(Probe { log: Arc::clone(log), ..Probe::default() }) as Box<dyn Model>
+        };
+        Self::build(linux, places, probe)
     }
 
     /// One testdev with this `migration=`.
     pub(crate) fn testdev(migration: &str) -> Self {
         let options = [("migration".to_owned(), migration.to_owned())];
-        Self::build(&[("0000:01:00.0", 1)], |_| {
+        Self::build(iommufd::Linux::default(), &[("0000:01:00.0", 1)], |_| {
             ioasis_pci::create("testdev", &options).expect("a testdev")
         })
     }
 
-    fn build(places: &[(&str, u32)], model: impl Fn(&Log) -> Box<dyn Model>) -> Self {
-        let mut hardware = Hardware::new();
+    fn build(
+        linux: iommufd::Linux,
+        places: &[(&str, u32)],
+        model: impl Fn(&Log) -> Box<dyn Model>,
+    ) -> Self {
+        let mut hardware = Hardware::new(linux);
         let mut windows = Windows::default();
         let log = Log::default();
         let placements = places.iter().map(|&(bdf, group)| {
@@ -392,7 +404,7 @@ impl Rig {
     /// A testdev at 0000:01:00.0 in group 1 that can have `count` virtual functions, which are in
     /// the groups behind it, and are not there yet.
     pub(crate) fn with_virtual_functions(count: u16) -> Self {
-        let mut hardware = Hardware::new();
+        let mut hardware = Hardware::new(iommufd::Linux::default());
         let options = [("vfs".to_owned(), count.to_string())];
         let model = ioasis_pci::create("testdev", &options).expect("a model");
         let address = "0000:01:00.0".parse().expect("an address");
@@ -511,17 +523,20 @@ pub(crate) fn errno<T>(result: Result<T>) -> Option<Errno> {
 pub(crate) struct Hardware {
     pub(crate) machine: Arc<iommufd::Machine>,
     iommu: Arc<iommufd::Iommu>,
+    none: Arc<iommufd::Iommu>,
     groups: BTreeMap<u32, Arc<iommufd::Group>>,
 }
 
 impl Hardware {
-    fn new() -> Self {
+    fn new(linux: iommufd::Linux) -> Self {
         let iommu = Arc::new(iommufd::Iommu::new(iommufd::IommuKind::Vtd));
-        Self { machine: iommufd::Machine::new(), iommu, groups: BTreeMap::new() }
+        let none = Arc::new(iommufd::Iommu::none());
+        Self { machine: iommufd::Machine::of(linux), iommu, none, groups: BTreeMap::new() }
     }
 
     fn endpoint(&mut self, address: Bdf, group: u32) -> Arc<iommufd::Endpoint> {
-        let (machine, iommu) = (&self.machine, &self.iommu);
+        let iommu = if group == Rig::NO_IOMMU { &self.none } else { &self.iommu };
+        let machine = &self.machine;
         let group =
             self.groups.entry(group).or_insert_with(|| iommufd::Group::new(machine, iommu, group));
         let config = iommufd::EndpointConfig {

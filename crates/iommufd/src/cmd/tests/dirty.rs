@@ -1,12 +1,16 @@
 use super::*;
 use crate::tests::rig::ARG;
-use crate::{Iova, Segment};
+use crate::{Iova, Linux, Segment};
 
 const BITS: u64 = ARG + 0x1003;
 
 /// A tracked page table of `kind` with 16 pages at 1 MiB, and a device on it.
 fn tracked(kind: IommuKind) -> (Fixture, Bound, u32) {
-    let fixture = Fixture::on(TestMachine::with(Iommu::new(kind)));
+    tracked_on(TestMachine::with(Iommu::new(kind)))
+}
+
+fn tracked_on(machine: TestMachine) -> (Fixture, Bound, u32) {
+    let fixture = Fixture::on(machine);
     let (bound, ioas) = (fixture.device(), fixture.ioas());
     let mut cmd = abi::HwptAlloc {
         size: 48,
@@ -115,7 +119,8 @@ fn dirty_calls_are_refused_in_linuxs_order() {
         (Errno::EOPNOTSUPP, abi::HwptGetDirtyBitmap { __reserved: 1, ..get(99, 0, 0, 0) }),
         (Errno::ENOENT, get(99, 1, 0, 0)),
         (Errno::ENOENT, get(ioas, 1, 0, 0)),
-        (Errno::EOVERFLOW, get(plain, 1, 0, 0)),
+        (Errno::EINVAL, get(plain, 1, 0, 0)),
+        (Errno::EINVAL, get(hwpt, 0, 0, 0x1000)),
         (Errno::EOVERFLOW, get(plain, 0x1000, u64::MAX, 0)),
         (Errno::EINVAL, get(hwpt, 0x800, 0x1000, 0x1000)),
         (Errno::EINVAL, get(hwpt, 0, 0x1000, 0)),
@@ -126,7 +131,6 @@ fn dirty_calls_are_refused_in_linuxs_order() {
         let shown = *cmd;
         assert_eq!(fixture.errno(abi::HWPT_GET_DIRTY_BITMAP, cmd), *errno, "{shown:x?}");
     }
-    fixture.call(abi::HWPT_GET_DIRTY_BITMAP, &mut get(hwpt, 0, 0, 0x1000)).unwrap();
     let set =
         |flags, hwpt_id| abi::HwptSetDirtyTracking { size: 16, flags, hwpt_id, __reserved: 0 };
     for (errno, mut cmd) in [
@@ -136,6 +140,16 @@ fn dirty_calls_are_refused_in_linuxs_order() {
     ] {
         assert_eq!(fixture.errno(abi::HWPT_SET_DIRTY_TRACKING, &mut cmd), errno);
     }
+}
+
+#[test]
+fn in_linux_7_2_no_bytes_at_all_are_a_range_that_begins_at_0() {
+    let machine = TestMachine::of(Linux::V7_2, Iommu::new(IommuKind::Vtd));
+    let (fixture, _bound, hwpt) = tracked_on(machine);
+    let mut none = get(hwpt, 0, 0, 0x1000);
+    assert_eq!(fixture.call(abi::HWPT_GET_DIRTY_BITMAP, &mut none), Ok(0));
+    let mut beyond = get(hwpt, 1, 0, 0x1000);
+    assert_eq!(fixture.errno(abi::HWPT_GET_DIRTY_BITMAP, &mut beyond), Errno::EOVERFLOW);
 }
 
 #[test]

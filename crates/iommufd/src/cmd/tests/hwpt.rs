@@ -183,6 +183,15 @@ fn registers_say_what_the_machine_was_given() {
 }
 
 #[test]
+fn an_smmu_that_loses_invalidations_says_so() {
+    let flags = |iommu: &Iommu| field(registers(iommu)[0], 31, 0);
+    let smmu = Iommu::new(IommuKind::Smmuv3);
+    assert_eq!(flags(&smmu), 0);
+    let repeats = Iommu { repeat_invalidations: true, ..smmu };
+    assert_eq!(flags(&repeats), u64::from(abi::HW_INFO_ARM_SMMUV3_ERRATA_REPEAT_TLBI_CFGI));
+}
+
+#[test]
 fn a_device_without_page_requests_takes_no_fault_queue_behind_a_vtd() {
     for (kind, expected) in [(IommuKind::Vtd, Some(Errno::ENODEV)), (IommuKind::Amd, None)] {
         let fixture = Fixture::on(TestMachine::with(Iommu::new(kind)));

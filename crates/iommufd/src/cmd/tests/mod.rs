@@ -6,8 +6,10 @@ mod dirty;
 mod dispatch;
 mod hwpt;
 mod ioas;
+mod noiommu;
 mod option;
 mod queue;
+mod smmu_commands;
 mod viommu;
 
 use std::sync::Arc;

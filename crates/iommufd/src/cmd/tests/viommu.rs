@@ -1,7 +1,7 @@
 use super::*;
 use crate::hw::ops::ViommuCore;
 use crate::tests::rig::ARG;
-use crate::{Iova, Segment};
+use crate::{Iova, Linux, Segment};
 
 /// Guest memory: what the nest parent maps from 0 is the client's memory.
 pub(super) const GUEST: u64 = 0x20_0000;
@@ -20,7 +20,11 @@ impl Nest {
     }
 
     pub(super) fn on(iommu: Iommu) -> Self {
-        let fixture = Fixture::on(TestMachine::with(iommu));
+        Self::of(Linux::default(), iommu)
+    }
+
+    pub(super) fn of(linux: Linux, iommu: Iommu) -> Self {
+        let fixture = Fixture::on(TestMachine::of(linux, iommu));
         let (bound, ioas) = (fixture.device(), fixture.ioas());
         fixture.map_at(ioas, 0, 0, GUEST).unwrap();
         let mut cmd = abi::HwptAlloc {

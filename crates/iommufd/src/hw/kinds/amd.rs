@@ -69,7 +69,7 @@ impl NestedOps for GuestTables {
         self.valid && self.translates
     }
 
-    // Linux 7.2 has no command for it.
+    // Linux 7.3 has no command for it.
     fn is_invalidated(&self) -> bool {
         false
     }
@@ -92,7 +92,7 @@ impl IommuOps for Amd {
         quiesce: Arc<dyn Quiesce>,
     ) -> Result<PagingTable> {
         check_paging(iommu, flags, data)?;
-        // DIFFERS: Linux 7.2 makes such page tables and attaches none to a PASID, for want of a
+        // DIFFERS: Linux 7.3 makes such page tables and attaches none to a PASID, for want of a
         // set_dev_pasid.
         check_pasids(iommu, flags)?;
         // amd_iommu_domain_alloc_paging_flags: PASIDs take guest tables, the others host tables.
@@ -115,7 +115,7 @@ impl IommuOps for Amd {
         })
     }
 
-    // Any type, as in Linux 7.2.
+    // Any type, as in Linux 7.3.
     fn has_viommu(&self, iommu: &Iommu, _kind: u32) -> bool {
         iommu.nesting
     }
@@ -131,7 +131,7 @@ impl IommuOps for Amd {
 }
 
 impl ViommuOps for AmdViommu {
-    // DIFFERS: Linux 7.2 has the code for nesting in a virtual IOMMU of AMD's and does not offer it
+    // DIFFERS: Linux 7.3 has the code for nesting in a virtual IOMMU of AMD's and does not offer it
     // yet.
     fn alloc_nested(&self, _flags: u32, data: &UserData<'_>) -> Result<Box<dyn NestedOps>> {
         if data.kind != abi::HWPT_DATA_AMD_GUEST {

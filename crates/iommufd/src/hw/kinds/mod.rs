@@ -4,6 +4,7 @@
 mod amd;
 pub(crate) mod cmdqv;
 mod driver;
+mod noiommu;
 mod riscv;
 mod smmuv3;
 mod spapr;
@@ -23,6 +24,7 @@ fn of(kind: Kind) -> &'static dyn IommuOps {
         Kind::Smmuv3 => &smmuv3::Smmuv3,
         Kind::Riscv => &riscv::Riscv,
         Kind::Spapr => &spapr::SpaprTce,
+        Kind::NoIommu => &noiommu::NoIommu,
     }
 }
 
@@ -48,6 +50,7 @@ fn spapr() -> Iommu {
         isolated_msi: false,
         cmdqv: None,
         spapr: Some(Spapr::default()),
+        repeat_invalidations: false,
     }
 }
 
@@ -74,6 +77,23 @@ impl Iommu {
             isolated_msi: true,
             cmdqv: None,
             spapr: None,
+            repeat_invalidations: false,
+        }
+    }
+
+    /// What stands in the place of an IOMMU for devices that have none, all of a machine together:
+    /// IOVAs of 64 bits lead through a table that no hardware walks.
+    #[must_use]
+    pub fn none() -> Self {
+        Self {
+            aperture: IovaRange::ALL,
+            page_sizes: noiommu::page_sizes(),
+            dirty_tracking: false,
+            pasid_bits: 0,
+            nesting: false,
+            ats: false,
+            pri: false,
+            ..Self::new(Kind::NoIommu)
         }
     }
 
@@ -102,6 +122,7 @@ impl Iommu {
             Kind::Smmuv3 => smmuv3::page_sizes(),
             Kind::Riscv => riscv::page_sizes(),
             Kind::Spapr => tce::page_sizes(),
+            Kind::NoIommu => noiommu::page_sizes(),
         }
     }
 
@@ -123,7 +144,7 @@ impl Iommu {
             // Linux's choice for doorbells that must be mapped: MSI_IOVA_BASE, MSI_IOVA_LENGTH.
             Kind::Smmuv3 => vec![region(0x800_0000, 0x80f_ffff, ReservedKind::SwMsi)],
             // Linux's drivers for RISC-V and POWER name none.
-            Kind::Riscv | Kind::Spapr => Vec::new(),
+            Kind::Riscv | Kind::Spapr | Kind::NoIommu => Vec::new(),
         }
     }
 }

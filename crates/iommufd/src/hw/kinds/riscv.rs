@@ -1,4 +1,4 @@
-//! RISC-V IOMMU: Linux 7.2's driver has no description and no nesting.
+//! RISC-V IOMMU: Linux 7.3's driver has no description and no nesting.
 //!
 //! DIFFERS: dirty tracking, PASIDs and nest parents, which the hardware's manual has, exist unless
 //! the machine says otherwise; Linux's driver refuses every flag of HWPT_ALLOC.

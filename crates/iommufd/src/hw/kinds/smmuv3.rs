@@ -1,6 +1,8 @@
 //! Arm SMMUv3. Manual: *Arm System Memory Management Unit Architecture Specification, SMMU
 //! architecture version 3*. Linux: `drivers/iommu/arm/arm-smmu-v3/arm-smmu-v3-iommufd.c`.
 
+pub(super) mod command;
+
 use std::sync::Arc;
 
 use ioasis_iommupt::fmt::{ArmS1, ArmS2};
@@ -10,10 +12,12 @@ use ioasis_uapi::iommufd as abi;
 use zerocopy::IntoBytes;
 
 use super::cmdqv::{self, Vintf};
-use super::driver::{check_paging, each_request, walk_table};
+use super::driver::{check_paging, walk_table};
 use crate::hw::faultlog::Reason;
 use crate::hw::format::{Stage, paging_table, sizes, table};
 use crate::hw::iommu::{EndpointConfig, Iommu};
+use command::Commands;
+
 use crate::hw::ops::{
     Invalidated, IommuOps, NestedOps, PagingTable, ReadWord, UserArray, UserData, ViommuCore,
     ViommuOps, Walked,
@@ -24,7 +28,7 @@ pub(super) struct Smmuv3;
 
 /// A virtual IOMMU.
 #[derive(Debug)]
-struct Smmuv3Viommu;
+struct Smmuv3Viommu(Commands);
 
 pub(super) fn page_sizes() -> u64 {
     sizes::<ArmS1>() & sizes::<ArmS2>()
@@ -191,9 +195,9 @@ impl IommuOps for Smmuv3 {
     ) -> Result<Box<dyn ViommuOps>> {
         match &iommu.cmdqv {
             Some(cmdqv) if kind == abi::VIOMMU_TYPE_TEGRA241_CMDQV => {
-                Ok(Box::new(Vintf::new(cmdqv, data)?))
+                Ok(Box::new(Vintf::new(cmdqv, Commands::of(iommu), data)?))
             }
-            _ => Ok(Box::new(Smmuv3Viommu)),
+            _ => Ok(Box::new(Smmuv3Viommu(Commands::of(iommu)))),
         }
     }
 
@@ -220,7 +224,7 @@ impl ViommuOps for Smmuv3Viommu {
     }
 
     fn invalidate(&self, viommu: &dyn ViommuCore, requests: &UserArray<'_>) -> Invalidated {
-        invalidate_all(viommu, requests)
+        self.0.invalidate_all(viommu, requests)
     }
 }
 
@@ -240,15 +244,6 @@ pub(super) fn nested_in_viommu(flags: u32, data: &UserData<'_>) -> Result<Box<dy
     let entry: abi::HwptArmSmmuv3 =
         data.read(abi::HWPT_DATA_ARM_SMMUV3, size_of::<abi::HwptArmSmmuv3>())?;
     Ok(Box::new(parse(entry.ste)?))
-}
-
-/// Carries out the commands of HWPT_INVALIDATE. Linux: `arm_vsmmu_cache_invalidate`.
-pub(super) fn invalidate_all(viommu: &dyn ViommuCore, requests: &UserArray<'_>) -> Invalidated {
-    each_request(requests, abi::VIOMMU_INVALIDATE_DATA_ARM_SMMUV3, |index| {
-        let size = size_of::<abi::ViommuArmSmmuv3Invalidate>();
-        let request: abi::ViommuArmSmmuv3Invalidate = requests.read(index, size)?;
-        invalidate(viommu, request.cmd)
-    })
 }
 
 /// Checks as `arm_smmu_validate_vste` does.
@@ -282,50 +277,6 @@ fn parse(ste: [u64; 2]) -> Result<Stream> {
     }
 }
 
-/// 4.2 to 4.4: the commands a guest may issue.
-pub(super) mod command {
-    pub(in crate::hw::kinds) const CFGI_CD: u64 = 0x05;
-    pub(in crate::hw::kinds) const CFGI_CD_ALL: u64 = 0x06;
-    pub(in crate::hw::kinds) const TLBI_NH_ALL: u64 = 0x10;
-    pub(in crate::hw::kinds) const TLBI_NH_ASID: u64 = 0x11;
-    pub(in crate::hw::kinds) const TLBI_NH_VA: u64 = 0x12;
-    pub(in crate::hw::kinds) const TLBI_NH_VAA: u64 = 0x13;
-    pub(in crate::hw::kinds) const TLBI_NSNH_ALL: u64 = 0x30;
-    pub(in crate::hw::kinds) const ATC_INV: u64 = 0x40;
-    pub(in crate::hw::kinds) const SYNC: u64 = 0x46;
-}
-
-/// Carries out one of them.
-///
-/// # Errors
-///
-/// `EIO` for any other command, and for a stream id that no virtual device has.
-pub(super) fn invalidate(viommu: &dyn ViommuCore, words: [u64; 2]) -> Result<()> {
-    match words[0] & 0xff {
-        command::TLBI_NH_VA | command::TLBI_NH_VAA => {
-            let page = words[1] & !0xfff;
-            // 4.4.1: NUM and SCALE make a range of (NUM + 1) << SCALE granules.
-            let (num, scale) = (field(words[0], 16, 12), field(words[0], 24, 20));
-            let pages = (num + 1)
-                .checked_shl(u32::try_from(scale).expect("five bits"))
-                .unwrap_or(u64::MAX >> 12);
-            viommu.invalidate(page, page.saturating_add((pages << 12) - 1));
-        }
-        command::TLBI_NH_ALL | command::TLBI_NSNH_ALL | command::TLBI_NH_ASID => {
-            viommu.invalidate(0, u64::MAX)
-        }
-        command::CFGI_CD | command::CFGI_CD_ALL | command::ATC_INV => {
-            let stream = field(words[0], 63, 32);
-            if !viommu.with_device(stream, &mut |_| ()) {
-                return refuse!(EIO, "no virtual device has this stream id", stream);
-            }
-            viommu.invalidate(0, u64::MAX);
-        }
-        other => return refuse!(EIO, "a guest may not issue this command", other),
-    }
-    Ok(())
-}
-
 /// 6.3.1 to 6.3.6: the identification registers.
 fn registers(iommu: &Iommu) -> abi::HwInfoArmSmmuv3 {
     let dirty = if iommu.dirty_tracking { 2 << 6 } else { 0 };
@@ -353,7 +304,11 @@ fn registers(iommu: &Iommu) -> abi::HwInfoArmSmmuv3 {
     // 48 bits of output, granules of 4 KiB.
     let idr5 = 5 | 1 << 4;
     abi::HwInfoArmSmmuv3 {
-        flags: 0,
+        flags: if iommu.repeat_invalidations {
+            abi::HW_INFO_ARM_SMMUV3_ERRATA_REPEAT_TLBI_CFGI
+        } else {
+            0
+        },
         __reserved: 0,
         idr: [idr0, idr1, 0, idr3, 0, idr5],
         iidr: 0x43b,

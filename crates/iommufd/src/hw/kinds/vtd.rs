@@ -129,7 +129,7 @@ fn invalidate(iotlb: &dyn Iotlb, request: abi::HwptVtdS1Invalidate) -> Result<()
 }
 
 /// 11.4.2 and 11.4.3: the capability registers.
-// DIFFERS: Linux 7.2 reports erratum 772415 of all VT-d, and refuses read-only mappings in a nest
+// DIFFERS: Linux 7.3 reports erratum 772415 of all VT-d, and refuses read-only mappings in a nest
 // parent; ours does not have it.
 fn registers(iommu: &Iommu) -> abi::HwInfoVtd {
     let huge = |lg2: u32, bit: u64| if iommu.page_sizes & (1 << lg2) != 0 { 1 << bit } else { 0 };

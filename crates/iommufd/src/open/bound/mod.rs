@@ -10,7 +10,7 @@ use ioasis_uapi::{Errno, Error, Result};
 
 use super::Context;
 use crate::device::vdevice::Vdevice;
-use crate::device::{Change, Device, PageAsk};
+use crate::device::{Change, Device, DeviceGroup, PageAsk};
 use crate::hw::endpoint::Endpoint;
 use crate::hw::iommu::NO_PASID;
 use crate::hw::ops::EventSink;
@@ -228,7 +228,9 @@ impl Drop for Bound {
         }
         let object = self.context.objects().evict(self.device.id());
         drop(object);
-        self.endpoint().group().disown();
+        if !self.endpoint().iommu().is_none() {
+            self.endpoint().group().disown();
+        }
     }
 }
 
@@ -241,6 +243,9 @@ impl Context {
     /// somebody else owns its group.
     pub fn bind(self: &Arc<Self>, endpoint: &Arc<Endpoint>) -> Result<Bound> {
         let iommu = endpoint.iommu();
+        if iommu.is_none() {
+            return self.bind_alone(endpoint);
+        }
         if !iommu.cache_coherent {
             return refuse!(EINVAL, "the device's DMA is not cache coherent");
         }
@@ -262,6 +267,19 @@ impl Context {
                 return Err(error);
             }
         };
+        let device = Device::new(Head::new(reservation.id()), endpoint, group);
+        let bound = Bound::new(self, &device);
+        reservation.publish(device);
+        Ok(bound)
+    }
+
+    /// Binds a device without an IOMMU, of which nothing is asked and which nobody owns: it is a
+    /// group of its own, that [`has_group`](Self::has_group) does not know. Linux:
+    /// `iommufd_bind_noiommu`.
+    fn bind_alone(self: &Arc<Self>, endpoint: &Arc<Endpoint>) -> Result<Bound> {
+        step("a device")?;
+        let group = DeviceGroup::new(endpoint.group());
+        let reservation = self.objects.reserve()?;
         let device = Device::new(Head::new(reservation.id()), endpoint, group);
         let bound = Bound::new(self, &device);
         reservation.publish(device);

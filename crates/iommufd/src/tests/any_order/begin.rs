@@ -128,7 +128,9 @@ fn nested(kind: IommuKind) -> Vec<Step> {
             return steps;
         }
         IommuKind::Smmuv3 => Table::Smmu(Stage::Translate),
-        IommuKind::Amd | IommuKind::Riscv | IommuKind::Spapr => Table::Amd(Stage::Translate),
+        IommuKind::Amd | IommuKind::Riscv | IommuKind::Spapr | IommuKind::NoIommu => {
+            Table::Amd(Stage::Translate)
+        }
     };
     steps.extend([
         call(Call::ViommuAlloc { device: 2, hwpt: 3 }),

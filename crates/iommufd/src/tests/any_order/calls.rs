@@ -150,7 +150,9 @@ impl Model {
                     IommuKind::Vtd => abi::HW_INFO_TYPE_INTEL_VTD,
                     IommuKind::Amd => abi::HW_INFO_TYPE_AMD,
                     IommuKind::Smmuv3 => abi::HW_INFO_TYPE_ARM_SMMUV3,
-                    IommuKind::Riscv | IommuKind::Spapr => abi::HW_INFO_TYPE_NONE,
+                    IommuKind::Riscv | IommuKind::Spapr | IommuKind::NoIommu => {
+                        abi::HW_INFO_TYPE_NONE
+                    }
                 };
                 Ok(value(types))
             }

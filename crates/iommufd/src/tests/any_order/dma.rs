@@ -101,7 +101,7 @@ impl Model {
         let implies = match self.kind(path) {
             IommuKind::Riscv | IommuKind::Spapr => true,
             IommuKind::Smmuv3 => !self.domains[path.domain].nest,
-            IommuKind::Vtd | IommuKind::Amd => self.domains[path.domain].half,
+            IommuKind::Vtd | IommuKind::Amd | IommuKind::NoIommu => self.domains[path.domain].half,
         };
         let Rw { read, write } = area.prot;
         let granted = Rw { read: read || (write && implies), write };

@@ -20,7 +20,7 @@ pub(super) fn is_half(kind: IommuKind, flags: u32) -> bool {
         IommuKind::Vtd | IommuKind::Amd => {
             flags & abi::HWPT_ALLOC_PASID != 0 && flags & others == 0
         }
-        IommuKind::Smmuv3 | IommuKind::Spapr => false,
+        IommuKind::Smmuv3 | IommuKind::Spapr | IommuKind::NoIommu => false,
     }
 }
 
@@ -35,7 +35,7 @@ fn is_odd(kind: IommuKind, iommu: usize, flags: u32) -> bool {
     match kind {
         IommuKind::Smmuv3 => has(nest) && has(abi::HWPT_ALLOC_DIRTY_TRACKING | pasid),
         IommuKind::Amd => has(pasid) && has(abi::HWPT_ALLOC_DIRTY_TRACKING | nest),
-        IommuKind::Vtd | IommuKind::Riscv | IommuKind::Spapr => false,
+        IommuKind::Vtd | IommuKind::Riscv | IommuKind::Spapr | IommuKind::NoIommu => false,
     }
 }
 

@@ -30,6 +30,7 @@ use zerocopy::IntoBytes;
 
 pub use interfaces::Cmdqv;
 
+use super::smmuv3::command::Commands;
 use super::smmuv3::{self, CMDQS_LG2};
 use crate::client::MappableMemory;
 use crate::hw::ops::{Invalidated, NestedOps, UserArray, UserData, ViommuCore, ViommuOps};
@@ -86,6 +87,8 @@ pub(super) struct Vintf(Arc<Interface>);
 
 #[derive(Debug)]
 struct Interface {
+    /// What commands through HWPT_INVALIDATE may say.
+    commands: Commands,
     // Before the number: another interface of this number has a page of its own.
     page: Arc<dyn MappableMemory>,
     taken: Taken,
@@ -120,7 +123,11 @@ impl Vintf {
     ///
     /// `EINVAL` without data or for another struct, `EFAULT`, `ENOSPC` when all interfaces are in
     /// use, `ENOMEM`.
-    pub(super) fn new(cmdqv: &Cmdqv, data: Option<&UserData<'_>>) -> Result<Self> {
+    pub(super) fn new(
+        cmdqv: &Cmdqv,
+        commands: Commands,
+        data: Option<&UserData<'_>>,
+    ) -> Result<Self> {
         let Some(data) = data else {
             return refuse!(EINVAL, "the client has no room for where the page is");
         };
@@ -134,6 +141,7 @@ impl Vintf {
         sent.out_vintf_mmap_length = PAGE0;
         data.write(&sent)?;
         Ok(Self(Arc::new(Interface {
+            commands,
             page,
             taken,
             used: Mutex::default(),
@@ -149,7 +157,7 @@ impl ViommuOps for Vintf {
     }
 
     fn invalidate(&self, viommu: &dyn ViommuCore, requests: &UserArray<'_>) -> Invalidated {
-        smmuv3::invalidate_all(viommu, requests)
+        self.0.commands.invalidate_all(viommu, requests)
     }
 
     fn vdevice_init(&self, virtual_id: u64, others: usize) -> Result<()> {

@@ -11,7 +11,7 @@
 use ioasis_iommupt::Pa;
 use ioasis_uapi::Result;
 
-use super::super::smmuv3::{self, command, field};
+use super::super::smmuv3::{command, field};
 use crate::client::{MappableMemory, Piece};
 use crate::hw::ops::ViommuCore;
 use crate::hw::phys::Phys;
@@ -218,7 +218,7 @@ fn execute(viommu: &dyn ViommuCore, bytes: &[u8]) -> Result<(), Cause> {
     let words = [words[0], words[1]].map(u64::from_le_bytes);
     match words[0] & 0xff {
         command::TLBI_NH_ASID | command::TLBI_NH_VA | command::ATC_INV => {
-            smmuv3::invalidate(viommu, words).map_err(|_| Cause::Illegal)
+            command::invalidate(viommu, words).map_err(|_| Cause::Illegal)
         }
         // 4.7.3: CS 3 is reserved. The others differ in the signal, for which a VCMDQ has no wire:
         // its guest polls CONS.
