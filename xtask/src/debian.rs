@@ -292,7 +292,7 @@ fn only_file(folder: &Path) -> Result<PathBuf> {
 }
 
 /// The mirror that this system gets Debian from.
-fn mirror() -> Result<String> {
+pub(crate) fn mirror() -> Result<String> {
     let mut apt = Command::new("apt-get");
     apt.args(["indextargets", "--format", "$(ORIGIN) $(REPO_URI)"]);
     let targets = apt.output().context("apt-get does not run; this needs a Debian system")?;

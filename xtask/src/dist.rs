@@ -2,7 +2,10 @@
 //! package, and their checksums.
 //!
 //! The same commit gives the same bytes: paths are mapped away, times are the commit's, owners are
-//! root, and entries are in the order of their names. `--twice` builds in two folders and compares.
+//! root, and entries are in the order of their names. `--twice` builds in two folders and compares;
+//! `--install` installs the package in fresh systems and runs the demo there.
+
+mod roots;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -33,6 +36,10 @@ pub(crate) struct Args {
     /// Build twice, in two folders, and compare every byte
     #[arg(long)]
     twice: bool,
+    /// Install the package in a fresh system of each release of Debian, run the demo there as root
+    /// and as a plain user, and let lintian look at it; this takes root
+    #[arg(long)]
+    install: bool,
 }
 
 /// What is made, and from what.
@@ -68,6 +75,11 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<()> {
                 again.display()
             );
             println!("{name}: the same bytes twice");
+        }
+    }
+    if args.install {
+        for name in made.iter().filter(|name| name.ends_with(".deb")) {
+            roots::install(workspace, &folder.join(name))?;
         }
     }
     for name in made {

@@ -34,6 +34,9 @@ pub(crate) const QEMU_IO: Program = Program { name: "qemu-io", package: "qemu-ut
 /// The system calls of a program, for the tests of durability.
 pub(crate) const STRACE: Program = Program { name: "strace", package: "strace" };
 
+/// What makes a system of Debian's in a folder.
+pub(crate) const DEBOOTSTRAP: Program = Program { name: "debootstrap", package: "debootstrap" };
+
 /// What makes Debian packages.
 pub(crate) const DPKG_DEB: Program = Program { name: "dpkg-deb", package: "dpkg" };
 
