@@ -127,10 +127,18 @@ pub fn enter(user: User) -> Result<Namespace> {
             User::Root => become_root(sets)?,
         }
     };
-    mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)
-        .map_err(because("mounts cannot be kept from the host"))?;
+    mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC).map_err(
+        |raw| match raw {
+            // A mount's propagation is set at its root (`path_mounted`, fs/namespace.c).
+            rustix::io::Errno::INVAL => Error::new(Errno::EINVAL, CHANGED_ROOT),
+            _ => because("mounts cannot be kept from the host")(raw),
+        },
+    )?;
     Ok(namespace)
 }
+
+const CHANGED_ROOT: &str = "/ is no mount point here, as in a folder entered by chroot: mounts cannot be kept from the \
+                            host. `mount --bind FOLDER FOLDER` before the chroot makes it one";
 
 fn enter_user(sets: CapabilitySets) -> Result<Namespace> {
     let bounding = CapabilitySet::all()
@@ -420,5 +428,17 @@ mod tests {
             assert!([Some(Errno::EACCES), Some(Errno::ENXIO)].contains(&errno), "{errno:?}");
             namespace.drop_capabilities().unwrap();
         });
+    }
+
+    #[test]
+    fn where_the_root_is_no_mount_point_is_told_and_what_to_do() {
+        let child = spawn::fork_with(|| {
+            let _namespace = enter(User::Own).expect("a namespace");
+            rustix::process::chroot("/tmp").expect("a capability for it");
+            std::env::set_current_dir("/").expect("a folder");
+            let error = enter(User::Own).expect_err("mounts would reach others");
+            i32::from(error.errno != Errno::EINVAL || !error.why.contains("mount --bind"))
+        });
+        assert!(child.expect("fork").wait().expect("a child").success());
     }
 }

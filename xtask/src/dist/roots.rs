@@ -47,10 +47,17 @@ lintian --allow-root --fail-on error,warning "$1"
 const INSIDE: &str = r#"
 set -eu
 mount --make-rprivate /
+mount --bind "$1" "$1"
 mount -t proc proc "$1/proc"
 mount --rbind /sys "$1/sys"
 mount --rbind /dev "$1/dev"
-exec chroot "$1" bash -c "$2" bash "$3"
+cd "$1"
+mkdir old
+# Not a chroot, in which no user namespace can be made.
+pivot_root . old
+umount -l /old
+rmdir /old
+exec bash -c "$2" bash "$3"
 "#;
 
 /// Installs `package` in a fresh system of each release.
