@@ -21,7 +21,7 @@ apt-get -qq install --no-install-recommends "$1" qemu-utils >/dev/null
 demo() {
     cd "$(mktemp -d)"
     head -c 16777216 /dev/urandom >disk.img
-    timeout 60 ioasis run --device nvme,image=disk.img -- qemu-img convert -O raw nvme://0000:01:00.0/1 copy.img
+    timeout 60 ioasis run --device nvme,image=disk.img -- qemu-img convert -m 1 -O raw nvme://0000:01:00.0/1 copy.img
     cmp disk.img copy.img
     ioasis --version >/dev/null
 }
