@@ -1,4 +1,5 @@
-//! Fresh systems, in which a package is installed and used as somebody would who has nothing else of ours.
+//! Fresh systems, in which a package is installed and used as somebody would who has nothing else
+//! of ours.
 
 use std::fs;
 use std::path::{Path, PathBuf};
