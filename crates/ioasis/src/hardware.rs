@@ -150,6 +150,10 @@ fn create_virtual_functions(description: &Description, machine: &Machine) -> Res
             count <= total,
             "{place}: numvfs={count} is more than the {total} virtual functions that vfs= gives the device"
         );
+        ensure!(
+            described.driver.is_none(),
+            "{place}: only vfio-pci has virtual functions, so that numvfs= goes with no other driver="
+        );
         device
             .create_virtual_functions(count)
             .with_context(|| format!("{place}: virtual functions cannot be enabled"))?;

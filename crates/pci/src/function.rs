@@ -155,6 +155,13 @@ impl Function {
         matches!(self.role, Role::Virtual)
     }
 
+    /// Brings it to D0, as the host does before virtual functions come.
+    pub fn enter_d0(&self) {
+        let mut config = self.config.lock();
+        config.reset();
+        self.device.wires.gate.set(config.permissions());
+    }
+
     /// Its configuration space before any program had it, as the host reads it.
     ///
     /// # Panics

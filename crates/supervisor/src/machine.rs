@@ -124,6 +124,7 @@ fn sriov(device: &Device) -> Sriov {
     let functions = device.virtual_functions();
     Sriov::Physical(PhysicalFunction {
         total: sriov.total(),
+        enabled: sriov.enabled(),
         functions: functions.iter().map(|function| function.name().to_owned()).collect(),
         offset: sriov.offset(),
         stride: sriov.stride(),

@@ -362,7 +362,11 @@ impl Device {
     ///
     /// `EBUSY` if it has one, and for one that is not VFIO's while a user owns the group.
     pub fn bind_driver(&self, driver: Driver) -> Result<()> {
-        self.registration.bind(driver, self.endpoint.group())
+        self.registration.bind(driver, self.endpoint.group())?;
+        if let Relation::Physical { token, .. } = &self.relation {
+            token.renew();
+        }
+        Ok(())
     }
 
     /// Takes the driver away. One of VFIO's is [`Driver::Leaving`] from now on, until

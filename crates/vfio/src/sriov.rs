@@ -77,7 +77,9 @@ impl Device {
         all.filter(|function| function.exists()).collect()
     }
 
-    fn possible_functions(&self) -> Vec<Arc<Self>> {
+    /// The virtual functions that it can have, in the order of their numbers.
+    #[must_use]
+    pub fn possible_functions(&self) -> Vec<Arc<Self>> {
         match self.relation() {
             Relation::Physical { functions, .. } => {
                 functions.get().into_iter().flatten().filter_map(Weak::upgrade).collect()
@@ -96,6 +98,8 @@ impl Device {
             return Err(Error::new(Errno::ENOTTY, "the device has no SR-IOV"));
         };
         step("virtual functions")?;
+        // `vfio_pci_core_sriov_configure`: it is never in a lower power state than they are.
+        self.function().enter_d0();
         sriov.enable(count)?;
         for function in self.possible_functions().into_iter().take(count.into()) {
             let Relation::Virtual { exists, .. } = function.relation() else { continue };
@@ -104,11 +108,17 @@ impl Device {
         Ok(())
     }
 
+    /// A virtual function is on the bus no more. Nobody has it open, and nobody opens it meanwhile.
+    pub fn leave_bus(&self) {
+        if let Relation::Virtual { exists, .. } = self.relation() {
+            exists.store(false, Ordering::Release);
+        }
+    }
+
     /// Its virtual functions leave the bus. None of them is open, and nobody opens one meanwhile.
     pub fn end_virtual_functions(&self) {
         for function in self.possible_functions() {
-            let Relation::Virtual { exists, .. } = function.relation() else { continue };
-            exists.store(false, Ordering::Release);
+            function.leave_bus();
         }
         if let Some(sriov) = self.function().sriov() {
             sriov.disable();

@@ -23,6 +23,13 @@ struct State {
     users: u32,
 }
 
+fn random() -> Uuid {
+    let mut uuid = [0; 16];
+    // So few bytes come at once and whole.
+    let _ = rustix::rand::getrandom(&mut uuid, GetRandomFlags::empty());
+    uuid
+}
+
 /// Nothing was given where a token is needed.
 const MISSING: Error = Error::new(
     Errno::EACCES,
@@ -34,10 +41,12 @@ const WRONG: Error =
 impl VfToken {
     /// One that nobody knows (`vfio_pci_vf_init`).
     pub(crate) fn new() -> Self {
-        let mut uuid = [0; 16];
-        // So few bytes come at once and whole.
-        let _ = rustix::rand::getrandom(&mut uuid, GetRandomFlags::empty());
-        Self { state: Mutex::new(State { uuid, users: 0 }) }
+        Self { state: Mutex::new(State { uuid: random(), users: 0 }) }
+    }
+
+    /// Nobody knows it any more: another driver takes the function, or the same anew.
+    pub(crate) fn renew(&self) {
+        self.set(random());
     }
 
     pub(crate) fn set(&self, uuid: Uuid) {

@@ -116,6 +116,19 @@ impl Id {
     }
 }
 
+impl Identity {
+    fn of(device: &Device) -> Self {
+        let ids = device.function().ids();
+        Self {
+            vendor: ids.vendor.into(),
+            device: ids.device.into(),
+            subsystem_vendor: ids.subsystem_vendor.into(),
+            subsystem_device: ids.subsystem_device.into(),
+            class: ids.class,
+        }
+    }
+}
+
 impl Driver {
     /// Whether it may be bound to `function` (`pci_match_device`).
     fn matches(&self, function: &Function) -> bool {
@@ -217,14 +230,13 @@ impl Bus {
         let mut drivers: Vec<Driver> = Vec::new();
         let mut functions = BTreeMap::new();
         for device in devices {
-            let ids = device.function().ids();
-            let identity = Identity {
-                vendor: ids.vendor.into(),
-                device: ids.device.into(),
-                subsystem_vendor: ids.subsystem_vendor.into(),
-                subsystem_device: ids.subsystem_device.into(),
-                class: ids.class,
-            };
+            if !device.exists() {
+                // A virtual function that comes is without a driver first.
+                device.unbind_driver();
+                device.end_leaving();
+                continue;
+            }
+            let identity = Identity::of(device);
             let vfio = Some(VFIO_PCI.to_owned());
             let driver = starts.get(device.name()).unwrap_or(&vfio).clone();
             let driver_override = driver.clone().filter(|name| name == VFIO_PCI);
@@ -257,6 +269,21 @@ impl Bus {
         drivers.push(vfio);
         let state = State { functions, drivers, autoprobe: true };
         Ok(Self { state: Mutex::new(state), released: Condvar::new() })
+    }
+
+    /// A virtual function of one that vfio-pci has comes, with a driver or without.
+    pub(super) fn add(&self, device: &Device, driver: Option<String>) {
+        let driver_override = Some(VFIO_PCI.to_owned());
+        let settings = Settings { driver_override, ..Settings::default() };
+        let function =
+            Function { identity: Identity::of(device), driver, settings, is_held: false };
+        self.state.lock().functions.insert(device.name().to_owned(), function);
+    }
+
+    /// A function goes. Who waits to hold it finds it gone.
+    pub(super) fn remove(&self, bdf: &str) {
+        self.state.lock().functions.remove(bdf);
+        self.released.notify_all();
     }
 
     /// The names of the drivers.

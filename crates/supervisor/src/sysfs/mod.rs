@@ -9,6 +9,7 @@
 
 mod bus;
 mod number;
+mod sriov;
 mod store;
 
 use std::sync::{Arc, Weak};
@@ -81,6 +82,9 @@ pub(crate) enum FunctionFile {
     D3coldAllowed,
     BrokenParityStatus,
     PowerControl,
+    SriovNumvfs,
+    SriovDriversAutoprobe,
+    SriovVfMsixCount,
 }
 
 impl Attribute {
@@ -114,6 +118,9 @@ impl Attribute {
             (None, "numa_node") => (directory, FunctionFile::NumaNode),
             (None, "d3cold_allowed") => (directory, FunctionFile::D3coldAllowed),
             (None, "broken_parity_status") => (directory, FunctionFile::BrokenParityStatus),
+            (None, "sriov_numvfs") => (directory, FunctionFile::SriovNumvfs),
+            (None, "sriov_drivers_autoprobe") => (directory, FunctionFile::SriovDriversAutoprobe),
+            (None, "sriov_vf_msix_count") => (directory, FunctionFile::SriovVfMsixCount),
             _ => return None,
         };
         let (_, bdf) = directory.rsplit_once('/')?;

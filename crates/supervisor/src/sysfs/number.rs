@@ -26,6 +26,17 @@ pub(super) fn signed(text: &[u8]) -> Option<i32> {
     }
 }
 
+/// Yes or no, by the first letter or two (`kstrtobool`).
+pub(super) fn boolean(text: &[u8]) -> Option<bool> {
+    match text {
+        [b'y' | b'Y' | b't' | b'T' | b'1', ..] => Some(true),
+        [b'n' | b'N' | b'f' | b'F' | b'0', ..] => Some(false),
+        [b'o' | b'O', b'n' | b'N', ..] => Some(true),
+        [b'o' | b'O', b'f' | b'F', ..] => Some(false),
+        _ => None,
+    }
+}
+
 /// Numbers of base 16 between spaces, as many as there are, up to `most` (`sscanf` of `%x`).
 pub(super) fn hexadecimal(text: &[u8], most: usize) -> Vec<u64> {
     let text = until_nul(text);
@@ -87,6 +98,23 @@ mod tests {
         assert_eq!(signed(b"-0x80000000"), Some(i32::MIN));
         for text in [&b"--1"[..], b"-+1", b"2147483648"] {
             assert_eq!(signed(text), None);
+        }
+    }
+
+    #[test]
+    fn a_switch_is_read_by_its_first_letters() {
+        for (text, value) in [
+            ("1\n", Some(true)),
+            ("yes", Some(true)),
+            ("On", Some(true)),
+            ("0", Some(false)),
+            ("no", Some(false)),
+            ("OFF", Some(false)),
+            ("o", None),
+            ("2", None),
+            ("", None),
+        ] {
+            assert_eq!(boolean(text.as_bytes()), value, "{text:?}");
         }
     }
 

@@ -7,7 +7,7 @@ use ioasis_uapi::{Errno, Error, Result};
 use ioasis_vfio::{Device, Driver};
 
 use super::bus::VFIO_PCI;
-use super::{Attribute, BusFile, DriverFile, FunctionFile, Host, number};
+use super::{Attribute, BusFile, DriverFile, FunctionFile, Host, number, sriov};
 use crate::view::{PowerControl, ResetMethods};
 
 /// How often somebody who uses a device is asked to give it back (`vfio_unregister_group_dev`).
@@ -37,7 +37,7 @@ fn find(host: &dyn Host, text: &[u8]) -> Result<String> {
     device(host, &bdf).map(|_| bdf)
 }
 
-fn device(host: &dyn Host, bdf: &str) -> Result<Arc<Device>> {
+pub(super) fn device(host: &dyn Host, bdf: &str) -> Result<Arc<Device>> {
     let found = host.devices().iter().find(|device| device.name() == bdf && device.exists());
     found.cloned().ok_or(Error::new(Errno::ENODEV, "no such function"))
 }
@@ -115,9 +115,11 @@ fn bind(host: &dyn Host, bdf: &str, driver: &str) -> Result<()> {
     Ok(())
 }
 
-/// Takes the driver of a function that is held away. VFIO's waits until nobody uses the device any more.
-fn unbind(host: &dyn Host, bdf: &str) -> Result<()> {
+/// Takes the driver of a function that is held away. VFIO's waits until nobody uses the device any more; before that its
+/// virtual functions go (`vfio_pci_core_unregister_device`).
+pub(super) fn unbind(host: &dyn Host, bdf: &str) -> Result<()> {
     let device = device(host, bdf)?;
+    sriov::end(host, &device)?;
     device.unbind_driver();
     if device.driver() == Driver::Leaving {
         host.show()?;
@@ -203,6 +205,15 @@ fn of_function(host: &dyn Host, bdf: &str, file: FunctionFile, text: &[u8]) -> R
             let broken = number()? != 0;
             set(&|settings| settings.broken_parity = broken)
         }
+        FunctionFile::SriovNumvfs => sriov::set_numvfs(host, bdf, text),
+        FunctionFile::SriovDriversAutoprobe => {
+            let autoprobe = number::boolean(text).ok_or(invalid("neither yes nor no"))?;
+            set(&|settings| settings.sriov_autoprobe = autoprobe)
+        }
+        FunctionFile::SriovVfMsixCount => match number::signed(text) {
+            Some(0..) => Err(Error::new(Errno::EOPNOTSUPP, "vfio-pci shares no vectors out")),
+            _ => Err(invalid("this is no number of vectors")),
+        },
         FunctionFile::PowerControl => {
             // control_store of drivers/base/power/sysfs.c.
             let control = match number::line(text) {

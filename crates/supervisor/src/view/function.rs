@@ -55,21 +55,22 @@ pub(super) fn plan_device(sys: &mut Dir, machine: &Machine<'_>, device: &Device)
     dir.writable("reset_method", device.settings.reset_methods.text());
     dir.write_only("reset");
     resources(dir, device);
-    sriov(dir, &device.sriov);
+    sriov(dir, device);
 }
 
 /// What a physical function says of its virtual ones, and they of it (drivers/pci/iov.c). vfio-pci has no way to share
 /// MSI-X vectors out.
-fn sriov(dir: &mut Dir, sriov: &Sriov) {
-    match sriov {
+fn sriov(dir: &mut Dir, device: &Device) {
+    match &device.sriov {
         Sriov::None => {}
         Sriov::Physical(physical) => {
             dir.attribute("sriov_totalvfs", format!("{}\n", physical.total));
-            dir.writable("sriov_numvfs", format!("{}\n", physical.functions.len()));
+            dir.writable("sriov_numvfs", format!("{}\n", physical.enabled));
             dir.attribute("sriov_offset", format!("{}\n", physical.offset));
             dir.attribute("sriov_stride", format!("{}\n", physical.stride));
             dir.attribute("sriov_vf_device", format!("{:x}\n", physical.device));
-            dir.writable("sriov_drivers_autoprobe", "1\n");
+            let autoprobe = u8::from(device.settings.sriov_autoprobe);
+            dir.writable("sriov_drivers_autoprobe", format!("{autoprobe}\n"));
             dir.attribute("sriov_vf_total_msix", "0\n");
             for (index, function) in physical.functions.iter().enumerate() {
                 dir.link(&format!("virtfn{index}"), format!("../{function}"));

@@ -106,6 +106,8 @@ pub enum Sriov {
 pub struct PhysicalFunction {
     /// How many it can have.
     pub total: u16,
+    /// How many are enabled: as many as there are, but for those that are coming or going.
+    pub enabled: u16,
     /// The addresses of those that it has, in their order.
     pub functions: Vec<String>,
     /// From its routing ID to that of the first.

@@ -17,6 +17,8 @@ pub struct Settings {
     pub reset_methods: ResetMethods,
     /// Whether it is suspended when nobody needs it.
     pub power: PowerControl,
+    /// Whether its virtual functions are offered to drivers that nobody chose.
+    pub sriov_autoprobe: bool,
 }
 
 /// The ways of resetting a function that are left.
@@ -48,6 +50,7 @@ impl Default for Settings {
             broken_parity: false,
             reset_methods: ResetMethods::Flr,
             power: PowerControl::On,
+            sriov_autoprobe: true,
         }
     }
 }
