@@ -1,20 +1,14 @@
 //! A page table as text: a tree for people, JSON for programs.
 
+use alloc::vec::Vec;
 use core::fmt::{self, Write};
 
+pub use crate::table::Style;
+
 use crate::Prot;
+use crate::fields::Step;
 use crate::format::{Entry, Format};
 use crate::walk::{Reader, output};
-
-/// How a table is written down.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Style {
-    /// Indented lines, equal neighbours joined.
-    Tree,
-    /// One JSON object: `{"format", "top_level", "items": [..]}`; an item is a table with `items`
-    /// of its own or a leaf.
-    Json,
-}
 
 /// A table about to be written; see [`Reader::dump`].
 #[derive(Debug)]
@@ -152,6 +146,30 @@ impl<F: Format> Dump<'_, F> {
 
     fn indent(&self, f: &mut fmt::Formatter<'_>, level: u32) -> fmt::Result {
         (level..=F::TOP_LEVEL).try_for_each(|_| f.write_str("  "))
+    }
+}
+
+impl<F: Format> Reader<F> {
+    /// The words that a walk to `iova` passes, the root's first. None outside the aperture. Marks
+    /// nothing; like every walk it belongs in a [`Section`](crate::Section).
+    #[must_use]
+    pub fn steps(&self, iova: u64) -> Vec<Step> {
+        let mut steps = Vec::new();
+        if iova > self.last {
+            return steps;
+        }
+        let (mut table, mut level) = (0, F::TOP_LEVEL);
+        loop {
+            let index = F::index(iova, level);
+            let word = self.arena.load_any(table, index);
+            let entry = F::decode(word, level);
+            let (name, fields) = (F::entry_name(level), F::fields(word, level));
+            steps.push(Step { level, name, table, index, word, entry, fields });
+            match entry {
+                Entry::Table(address) if level > 0 => (table, level) = (address, level - 1),
+                _ => return steps,
+            }
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use core::fmt::Debug;
 
-use crate::Prot;
+use crate::{Field, Prot};
 use ioasis_uapi::Result;
 
 /// What a word in a table means.
@@ -136,6 +136,19 @@ pub trait Format: Debug + Send + Sync + 'static {
     fn reserved(word: u64, level: u32) -> bool {
         let _ = (word, level);
         false
+    }
+
+    /// What the manual calls an entry of a table at `level`.
+    #[must_use]
+    fn entry_name(level: u32) -> &'static str {
+        if level == 0 { "leaf entry" } else { "entry" }
+    }
+
+    /// The fields of `word`, found at `level`, from bit 0 up.
+    #[must_use]
+    fn fields(word: u64, level: u32) -> &'static [Field] {
+        let _ = (word, level);
+        &[]
     }
 
     /// Whether a leaf was written through.

@@ -16,9 +16,9 @@
 //! let quiesce = Arc::new(Counted::default());
 //! let (mut writer, reader) = PageTable::<VtdSs>::new(Config::new(quiesce.clone()))?;
 //!
-//! // Two runs, one call; the second begins where the first ends. Leaves are as large as addresses allow.
-//! let runs = [Run { pa: Pa(0x8000_0000), length: 1 << 21 }, Run { pa: Pa(0x1000), length: 0x3000 }];
-//! writer.map(Iova(0x4000_0000), &runs, Prot::READ | Prot::WRITE)?;
+//! // Two runs, one call; the second begins where the first ends. Leaves are as large as addresses
+//! allow. let runs = [Run { pa: Pa(0x8000_0000), length: 1 << 21 }, Run { pa: Pa(0x1000), length:
+//! 0x3000 }]; writer.map(Iova(0x4000_0000), &runs, Prot::READ | Prot::WRITE)?;
 //!
 //! // A thread that translates stays in a section until it has used what it got.
 //! {
@@ -87,7 +87,8 @@
 //!   thread passed.
 //! - [`nested`] puts a guest's first stage over a second stage.
 //! - [`areas`] holds the ranges of an address space and finds free ones by Linux's rule.
-//! - [`dump`] writes a table as a tree or as JSON.
+//! - [`dump`] writes a table as a tree or as JSON; [`TableReader::steps`] takes the words on the
+//!   way to an address apart, as the manual names their fields.
 //!
 //! A new format is one file in `fmt` that implements [`Format`], one line in `fmt/mod.rs`, one in
 //! the test suite.
@@ -102,6 +103,7 @@ mod dirty;
 pub mod dump;
 #[cfg(any(kani, all(test, not(any(loom, ioasis_shuttle)))))]
 mod every;
+mod fields;
 pub mod fmt;
 mod format;
 pub mod iotlb;
@@ -123,6 +125,7 @@ mod walk_cache;
 
 pub use addr::{Iova, IovaRange, Pa};
 pub use changes::Changes;
+pub use fields::{Field, FieldKind, Step};
 pub use format::{Context, Entry, Format};
 pub use page_table::{Config, PageTable, Writer};
 pub use quiesce::{Counted, Quiesce, Section};

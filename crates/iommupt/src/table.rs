@@ -1,9 +1,10 @@
 //! What a user of a page table sees, whatever its format.
 
 use alloc::sync::Arc;
-use core::fmt::Debug;
+use alloc::vec::Vec;
+use core::fmt::{self, Debug};
 
-use crate::{Changes, Iova, IovaRange, Pa};
+use crate::{Changes, Iova, IovaRange, Pa, Step};
 use ioasis_uapi::Result;
 
 bitflags::bitflags! {
@@ -57,6 +58,16 @@ pub enum Dirty {
     Clear,
 }
 
+/// How a table is written down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Style {
+    /// Indented lines, equal neighbours joined.
+    Tree,
+    /// One JSON object: `{"format", "top_level", "items": [..]}`; an item is a table with `items`
+    /// of its own or a leaf.
+    Json,
+}
+
 /// The lock-free side of a page table: any number of threads walk while one writer changes it.
 pub trait TableReader: Debug + Send + Sync {
     /// The longest contiguous run that starts at `iova`, at most `length` bytes, all of it granting
@@ -83,6 +94,20 @@ pub trait TableReader: Debug + Send + Sync {
 
     /// What was taken back since, for those who keep translations.
     fn changes(&self) -> Arc<Changes>;
+
+    /// The format's name.
+    fn format_name(&self) -> &'static str;
+
+    /// The words that a walk to `iova` passes, the root's first; none outside the aperture. Marks
+    /// nothing.
+    fn steps(&self, iova: Iova) -> Vec<Step>;
+
+    /// Writes the table as text until `to` takes no more.
+    ///
+    /// # Errors
+    ///
+    /// Those of `to`.
+    fn write_dump(&self, style: Style, to: &mut dyn fmt::Write) -> fmt::Result;
 }
 
 /// The writing side of a page table: one at a time.

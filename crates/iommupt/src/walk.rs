@@ -23,6 +23,7 @@
 //! and a change not noted each fail there.
 
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 use core::fmt;
 use core::hint::cold_path;
 use core::marker::PhantomData;
@@ -31,7 +32,8 @@ use crate::arena::Arena;
 use crate::format::{Context, Entry, Format, low_bits};
 use crate::sync::atomic::Ordering;
 use crate::sync::{raise, spin_loop};
-use crate::{Changes, Fault, Iova, IovaRange, Pa, Prot, Run, TableReader};
+use crate::table::Style;
+use crate::{Changes, Fault, Iova, IovaRange, Pa, Prot, Run, Step, TableReader};
 
 /// The reading side of a page table.
 pub struct Reader<F: Format> {
@@ -293,6 +295,18 @@ impl<F: Format> TableReader for Reader<F> {
 
     fn changes(&self) -> Arc<Changes> {
         Arc::clone(&self.changes)
+    }
+
+    fn format_name(&self) -> &'static str {
+        F::NAME
+    }
+
+    fn steps(&self, iova: Iova) -> Vec<Step> {
+        Self::steps(self, iova.0)
+    }
+
+    fn write_dump(&self, style: Style, to: &mut dyn fmt::Write) -> fmt::Result {
+        write!(to, "{}", self.dump(style))
     }
 }
 

@@ -8,8 +8,8 @@
 
 use core::hint::cold_path;
 
-use crate::Prot;
 use crate::format::{Entry, Format, bits, low_bits};
+use crate::{Field, Prot};
 use ioasis_uapi::{Errno, Error, Result};
 
 /// 2.2.3: PR, bit 0, present.
@@ -34,6 +34,27 @@ const IW: u64 = 1 << 62;
 const SIZE_LG2_MAX: u32 = 51;
 /// A leaf of 512 GiB does not work in hardware (`drivers/iommu/generic_pt/fmt/amdv1.h`).
 const SIZE_BROKEN: u64 = 1 << 39;
+
+/// 2.2.3: the fields of a page directory entry, and of a page translation entry.
+const POINTER: [Field; 6] = [
+    Field::bit("PR", 0),
+    Field::bit("A", 5),
+    Field::bits("Next Level", 11, 9),
+    Field::address("Address", 51, 12),
+    Field::bit("IR", 61),
+    Field::bit("IW", 62),
+];
+const LEAF: [Field; 9] = [
+    Field::bit("PR", 0),
+    Field::bit("A", 5),
+    Field::bit("D", 6),
+    Field::bits("Next Level", 11, 9),
+    Field::address("Address", 51, 12),
+    Field::bit("U", 59),
+    Field::bit("FC", 60),
+    Field::bit("IR", 61),
+    Field::bit("IW", 62),
+];
 
 /// AMD host tables.
 ///
@@ -184,6 +205,22 @@ impl<const LEVELS: u32, const GRANULE_LG2: u32> Format for AmdV1<LEVELS, GRANULE
             // The manual lets a pointer skip levels; nobody writes such tables.
             Entry::Table(_) => next != u64::from(level),
         }
+    }
+
+    fn entry_name(level: u32) -> &'static str {
+        // The manual counts levels from 1.
+        [
+            "level 1 entry",
+            "level 2 entry",
+            "level 3 entry",
+            "level 4 entry",
+            "level 5 entry",
+            "level 6 entry",
+        ][level as usize]
+    }
+
+    fn fields(word: u64, level: u32) -> &'static [Field] {
+        if Self::decode(word, level) == Entry::Leaf { &LEAF } else { &POINTER }
     }
 
     #[inline]

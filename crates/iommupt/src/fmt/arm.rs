@@ -9,8 +9,8 @@
 
 use core::hint::cold_path;
 
-use crate::Prot;
 use crate::format::{Context, Entry, Format, RWX, bits, low_bits};
+use crate::{Field, Prot};
 use ioasis_uapi::{Errno, Error, Result};
 
 /// D8.3.1: bit 0, valid.
@@ -57,6 +57,11 @@ const AP_TABLE_PRIVILEGED: u64 = 1 << 61;
 const AP_TABLE_READ_ONLY: u64 = 1 << 62;
 /// D8.3.1.1, stage 1 table: UXNTable, bit 60: no unprivileged execution below.
 const XN_TABLE: u64 = 1 << 60;
+
+const VALID_FIELD: Field = Field::bit("Valid", 0);
+const TABLE_FIELD: Field = Field::bit("Table/Page", 1);
+/// What is reserved for software.
+const SOFTWARE: Field = Field::bits("Software", 58, 55);
 
 /// VMSAv8-64.
 ///
@@ -105,6 +110,153 @@ impl<const STAGE: u32, const GRANULE_LG2: u32, const BITS: u32> Arm<STAGE, GRANU
         (52, _) => bits(9, 8),
         _ => 0,
     };
+
+    /// D8.3.1.1: the fields of a table descriptor. Of an address of 52 bits the highest stand
+    /// apart.
+    const TABLE_FIELDS: &'static [Field] = match (STAGE, Self::HIGH) {
+        (1, 0) => Self::TABLE_1,
+        (1, _) => Self::TABLE_1_HIGH,
+        (_, 0) => Self::TABLE_2,
+        _ => Self::TABLE_2_HIGH,
+    };
+    const TABLE_1: &'static [Field] = &[
+        VALID_FIELD,
+        TABLE_FIELD,
+        Self::next_level(),
+        Field::bit("PXNTable", 59),
+        Field::bit("UXNTable", 60),
+        Field::bits("APTable", 62, 61),
+        Field::bit("NSTable", 63),
+    ];
+    const TABLE_1_HIGH: &'static [Field] = &[
+        VALID_FIELD,
+        TABLE_FIELD,
+        Self::high(),
+        Self::next_level(),
+        Field::bit("PXNTable", 59),
+        Field::bit("UXNTable", 60),
+        Field::bits("APTable", 62, 61),
+        Field::bit("NSTable", 63),
+    ];
+    const TABLE_2: &'static [Field] = &[VALID_FIELD, TABLE_FIELD, Self::next_level()];
+    const TABLE_2_HIGH: &'static [Field] =
+        &[VALID_FIELD, TABLE_FIELD, Self::high(), Self::next_level()];
+
+    /// D8.3.1.2: the fields of a block or page descriptor.
+    const LEAF_FIELDS: &'static [Field] = match (STAGE, Self::HIGH, GRANULE_LG2) {
+        (1, 0, _) => Self::LEAF_1,
+        (1, _, 16) => Self::LEAF_1_LPA,
+        (1, ..) => Self::LEAF_1_LPA2,
+        (_, 0, _) => Self::LEAF_2,
+        (_, _, 16) => Self::LEAF_2_LPA,
+        _ => Self::LEAF_2_LPA2,
+    };
+    const LEAF_1: &'static [Field] = &[
+        VALID_FIELD,
+        TABLE_FIELD,
+        Field::bits("AttrIndx", 4, 2),
+        Field::bit("NS", 5),
+        Field::bits("AP[2:1]", 7, 6),
+        Field::bits("SH", 9, 8),
+        Field::bit("AF", 10),
+        Field::bit("nG", 11),
+        Self::output(),
+        Field::bit("DBM", 51),
+        Field::bit("Contiguous", 52),
+        Field::bit("PXN", 53),
+        Field::bit("UXN", 54),
+        SOFTWARE,
+    ];
+    const LEAF_1_LPA: &'static [Field] = &[
+        VALID_FIELD,
+        TABLE_FIELD,
+        Field::bits("AttrIndx", 4, 2),
+        Field::bit("NS", 5),
+        Field::bits("AP[2:1]", 7, 6),
+        Field::bits("SH", 9, 8),
+        Field::bit("AF", 10),
+        Field::bit("nG", 11),
+        Self::high(),
+        Self::output(),
+        Field::bit("DBM", 51),
+        Field::bit("Contiguous", 52),
+        Field::bit("PXN", 53),
+        Field::bit("UXN", 54),
+        SOFTWARE,
+    ];
+    const LEAF_1_LPA2: &'static [Field] = &[
+        VALID_FIELD,
+        TABLE_FIELD,
+        Field::bits("AttrIndx", 4, 2),
+        Field::bit("NS", 5),
+        Field::bits("AP[2:1]", 7, 6),
+        Self::high(),
+        Field::bit("AF", 10),
+        Field::bit("nG", 11),
+        Self::output(),
+        Field::bit("DBM", 51),
+        Field::bit("Contiguous", 52),
+        Field::bit("PXN", 53),
+        Field::bit("UXN", 54),
+        SOFTWARE,
+    ];
+    const LEAF_2: &'static [Field] = &[
+        VALID_FIELD,
+        TABLE_FIELD,
+        Field::bits("MemAttr", 5, 2),
+        Field::bits("S2AP", 7, 6),
+        Field::bits("SH", 9, 8),
+        Field::bit("AF", 10),
+        Self::output(),
+        Field::bit("DBM", 51),
+        Field::bit("Contiguous", 52),
+        Field::bits("XN", 54, 53),
+        SOFTWARE,
+    ];
+    const LEAF_2_LPA: &'static [Field] = &[
+        VALID_FIELD,
+        TABLE_FIELD,
+        Field::bits("MemAttr", 5, 2),
+        Field::bits("S2AP", 7, 6),
+        Field::bits("SH", 9, 8),
+        Field::bit("AF", 10),
+        Self::high(),
+        Self::output(),
+        Field::bit("DBM", 51),
+        Field::bit("Contiguous", 52),
+        Field::bits("XN", 54, 53),
+        SOFTWARE,
+    ];
+    const LEAF_2_LPA2: &'static [Field] = &[
+        VALID_FIELD,
+        TABLE_FIELD,
+        Field::bits("MemAttr", 5, 2),
+        Field::bits("S2AP", 7, 6),
+        Self::high(),
+        Field::bit("AF", 10),
+        Self::output(),
+        Field::bit("DBM", 51),
+        Field::bit("Contiguous", 52),
+        Field::bits("XN", 54, 53),
+        SOFTWARE,
+    ];
+
+    const fn next_level() -> Field {
+        let last = if Self::LPA2 { 49 } else { 47 };
+        Field::address("Next-level table address", last, GRANULE_LG2)
+    }
+
+    const fn output() -> Field {
+        Field::address("OA", if Self::LPA2 { 49 } else { 47 }, GRANULE_LG2)
+    }
+
+    const fn high() -> Field {
+        if Self::LPA2 {
+            Field::bits("address[51:50]", 9, 8)
+        } else {
+            Field::bits("address[51:48]", 15, 12)
+        }
+    }
 
     #[inline]
     const fn address(word: u64) -> u64 {
@@ -374,6 +526,25 @@ impl<const STAGE: u32, const GRANULE_LG2: u32, const BITS: u32> Format
         // D8.3.1: the address bits of a block below its size are RES0.
         let below = Self::ADDR & low_bits(Self::item_lg2(level));
         Self::decode(word, level) == Entry::Leaf && level > 0 && word & below & !Self::HIGH != 0
+    }
+
+    fn entry_name(level: u32) -> &'static str {
+        // The manual counts levels from the root; its last is 3.
+        [
+            "level 3 descriptor",
+            "level 2 descriptor",
+            "level 1 descriptor",
+            "level 0 descriptor",
+            "level -1 descriptor",
+        ][level as usize]
+    }
+
+    fn fields(word: u64, level: u32) -> &'static [Field] {
+        if Self::decode(word, level) == Entry::Leaf {
+            Self::LEAF_FIELDS
+        } else {
+            Self::TABLE_FIELDS
+        }
     }
 
     #[inline]

@@ -8,8 +8,8 @@
 
 use core::hint::cold_path;
 
-use crate::Prot;
 use crate::format::{Context, Entry, Format, RWX, bits, low_bits};
+use crate::{Field, Prot};
 use ioasis_uapi::{Errno, Error, Result};
 
 /// 12.4.1: V, bit 0.
@@ -43,6 +43,22 @@ const N: u64 = 1 << 63;
 const NAPOT_64K: u64 = 0b1000 << 10;
 const NAPOT_MASK: u64 = 0b1111 << 10;
 const NAPOT_LG2: u32 = 16;
+
+/// 12.4.1, 13, 14: the fields of every entry. PPN counts pages of 4 KiB.
+const FIELDS: [Field; 12] = [
+    Field::bit("V", 0),
+    Field::bit("R", 1),
+    Field::bit("W", 2),
+    Field::bit("X", 3),
+    Field::bit("U", 4),
+    Field::bit("G", 5),
+    Field::bit("A", 6),
+    Field::bit("D", 7),
+    Field::bits("RSW", 9, 8),
+    Field::bits("PPN", 53, 10),
+    Field::bits("PBMT", 62, 61),
+    Field::bit("N", 63),
+];
 
 /// RISC-V.
 ///
@@ -244,6 +260,15 @@ impl<const LEVELS: u32, const EXTRA: u32> Format for Riscv<LEVELS, EXTRA> {
         let napot = word & N != 0 && (level > 0 || word & NAPOT_MASK != NAPOT_64K);
         let stage = Self::SECOND_STAGE && word & U == 0;
         word & (R | W) == W || (level > 0 && misaligned) || napot || stage
+    }
+
+    fn entry_name(level: u32) -> &'static str {
+        ["PTE of level 0", "PTE of level 1", "PTE of level 2", "PTE of level 3", "PTE of level 4"]
+            [level as usize]
+    }
+
+    fn fields(_word: u64, _level: u32) -> &'static [Field] {
+        &FIELDS
     }
 
     #[inline]

@@ -9,8 +9,8 @@
 //! | 3 | SS-PML4E | |
 //! | 4 | SS-PML5E | |
 
-use crate::Prot;
 use crate::format::{Entry, Format, bits};
+use crate::{Field, Prot};
 use ioasis_uapi::{Errno, Error, Result};
 
 /// 9.8: R, bit 0. An entry with neither R nor W is not present (3.7.1).
@@ -27,6 +27,41 @@ const D: u64 = 1 << 9;
 const SNP: u64 = 1 << 11;
 /// 9.8: ADDR, bits 51:12.
 const ADDR: u64 = bits(51, 12);
+
+/// 9.8: the fields of an entry that points to a table, of SS-PTE, and of a leaf above it.
+const POINTER: [Field; 6] = [
+    Field::bit("R", 0),
+    Field::bit("W", 1),
+    Field::bit("X", 2),
+    Field::bit("PS", 7),
+    Field::bit("A", 8),
+    Field::address("ADDR", 51, 12),
+];
+const LEAF: [Field; 10] = [
+    Field::bit("R", 0),
+    Field::bit("W", 1),
+    Field::bit("X", 2),
+    Field::bits("EMT", 5, 3),
+    Field::bit("IPAT", 6),
+    Field::bit("A", 8),
+    Field::bit("D", 9),
+    Field::bit("SNP", 11),
+    Field::address("ADDR", 51, 12),
+    Field::bit("TM", 62),
+];
+const LARGE_LEAF: [Field; 11] = [
+    Field::bit("R", 0),
+    Field::bit("W", 1),
+    Field::bit("X", 2),
+    Field::bits("EMT", 5, 3),
+    Field::bit("IPAT", 6),
+    Field::bit("PS", 7),
+    Field::bit("A", 8),
+    Field::bit("D", 9),
+    Field::bit("SNP", 11),
+    Field::address("ADDR", 51, 12),
+    Field::bit("TM", 62),
+];
 
 /// Intel VT-d second stage with `LEVELS` levels, 3 to 5 (3.7, AGAW of 39, 48 and 57 bits).
 ///
@@ -137,6 +172,18 @@ impl<const LEVELS: u32> Format for VtdSs<LEVELS> {
             Entry::Leaf => word & ADDR & !bits(51, Self::item_lg2(level)) != 0,
             // 9.8: PS is reserved in SS-PML4E and SS-PML5E; SNP is ignored outside leaves.
             Entry::Table(_) => word & PS != 0,
+        }
+    }
+
+    fn entry_name(level: u32) -> &'static str {
+        ["SS-PTE", "SS-PDE", "SS-PDPE", "SS-PML4E", "SS-PML5E"][level as usize]
+    }
+
+    fn fields(word: u64, level: u32) -> &'static [Field] {
+        match (Self::decode(word, level), level) {
+            (Entry::Leaf, 0) => &LEAF,
+            (Entry::Leaf, _) => &LARGE_LEAF,
+            _ => &POINTER,
         }
     }
 

@@ -14,8 +14,8 @@
 //!
 //! Input addresses are canonical; what this crate maps is the lower half.
 
-use crate::Prot;
 use crate::format::{Context, Entry, Format, RWX, bits};
+use crate::{Field, Prot};
 use ioasis_uapi::{Errno, Error, Result};
 
 /// SDM table 4-20: P, bit 0.
@@ -41,6 +41,47 @@ const G: u64 = 1 << 8;
 const ADDR: u64 = bits(51, 12);
 /// SDM table 4-20: XD, bit 63.
 const XD: u64 = 1 << 63;
+
+/// SDM tables 4-15 to 4-20: the fields of an entry that points to a table, of one that maps a page,
+/// and of one that maps a larger page.
+const POINTER: [Field; 9] = [
+    Field::bit("P", 0),
+    Field::bit("R/W", 1),
+    Field::bit("U/S", 2),
+    Field::bit("PWT", 3),
+    Field::bit("PCD", 4),
+    Field::bit("A", 5),
+    Field::bit("PS", 7),
+    Field::address("ADDR", 51, 12),
+    Field::bit("XD", 63),
+];
+const PAGE: [Field; 11] = [
+    Field::bit("P", 0),
+    Field::bit("R/W", 1),
+    Field::bit("U/S", 2),
+    Field::bit("PWT", 3),
+    Field::bit("PCD", 4),
+    Field::bit("A", 5),
+    Field::bit("D", 6),
+    Field::bit("PAT", 7),
+    Field::bit("G", 8),
+    Field::address("ADDR", 51, 12),
+    Field::bit("XD", 63),
+];
+const LARGE_PAGE: [Field; 12] = [
+    Field::bit("P", 0),
+    Field::bit("R/W", 1),
+    Field::bit("U/S", 2),
+    Field::bit("PWT", 3),
+    Field::bit("PCD", 4),
+    Field::bit("A", 5),
+    Field::bit("D", 6),
+    Field::bit("PS", 7),
+    Field::bit("G", 8),
+    Field::bit("PAT", 12),
+    Field::address("ADDR", 51, 21),
+    Field::bit("XD", 63),
+];
 
 /// x86-64 with `LEVELS` levels, 4 or 5.
 ///
@@ -181,6 +222,18 @@ impl<const LEVELS: u32> Format for X86_64<LEVELS> {
             Entry::Leaf => level > 0 && word & bits(Self::item_lg2(level) - 1, 13) != 0,
             // PS is reserved in PML4E and PML5E (SDM 4-14, 4-15).
             Entry::Table(_) => level >= 3 && word & PS != 0,
+        }
+    }
+
+    fn entry_name(level: u32) -> &'static str {
+        ["PTE", "PDE", "PDPTE", "PML4E", "PML5E"][level as usize]
+    }
+
+    fn fields(word: u64, level: u32) -> &'static [Field] {
+        match (Self::decode(word, level), level) {
+            (Entry::Leaf, 0) => &PAGE,
+            (Entry::Leaf, _) => &LARGE_PAGE,
+            _ => &POINTER,
         }
     }
 
