@@ -15,10 +15,11 @@ use ioasis_iommufd::Linux;
 use ioasis_supervisor::Machine;
 use ioasis_supervisor::trace::{Filter, Format, Stamp, Trace};
 use ioasis_supervisor::view::{self, FaultInjection, HostPci, Stores, User};
-use ioasis_supervisor::{Explain, Ledger, Leftovers, OnFaults, Rule, RunOptions, doctor};
+use ioasis_supervisor::{Explain, Ledger, Leftovers, OnFaults, Rule, RunOptions, control, doctor};
 
 use crate::entry::meant;
 use crate::hardware::{self, MockHardware};
+use crate::looking::{self, Ctl, Inspect, Ps, Top};
 use crate::machine::{self, Description};
 use crate::man;
 use crate::serve::{self, Serve};
@@ -46,6 +47,15 @@ enum Action {
     Serve(Serve),
     /// Run CMD again and again, each time with another call failing, and report what crashed, hung or was wrong
     Torture(TortureRun),
+    /// List your runs that go on
+    Ps(Ps),
+    /// Look into a run that goes on: address spaces, page tables, devices, groups, interrupts, charges, queues, or how an address is
+    /// translated
+    Inspect(Inspect),
+    /// Show what a run does, again each second: calls, transfers, bytes and interrupts; ends with q
+    Top(Top),
+    /// Do something to a device of a run that goes on: surprise-remove, aer (its error interrupt), device-remove
+    Ctl(Ctl),
     /// List the device models and their options
     Models {
         /// Of this model alone
@@ -223,6 +233,10 @@ struct Run {
     #[arg(long, value_name = "TIME", value_parser = duration)]
     timeout: Option<Duration>,
 
+    /// What `ioasis ps`, inspect and ctl call the run, in place of this process's number
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+
     /// Show the host's own PCI devices beside the simulated ones
     #[arg(long)]
     host_devices: bool,
@@ -349,6 +363,10 @@ pub(crate) fn run(program: &Program, arguments: Arguments) -> Result<ExitCode> {
             let is_fine = torture::run(program.name, &torture, options, run.command)?;
             Ok(if is_fine { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
+        Action::Ps(ps) => Ok(looking::ps(&ps)),
+        Action::Inspect(inspect) => looked(looking::inspect(&inspect)),
+        Action::Top(top) => looked(looking::top(&top)),
+        Action::Ctl(ctl) => looked(looking::ctl(&ctl)),
         Action::Models { name } => {
             print!("{}", list(models.list(), name.as_deref())?);
             Ok(ExitCode::SUCCESS)
@@ -370,6 +388,14 @@ pub(crate) fn run(program: &Program, arguments: Arguments) -> Result<ExitCode> {
     }
 }
 
+/// A run that cannot be asked, or says no, is a failure of the command and none of a start.
+fn looked(done: Result<ExitCode>) -> Result<ExitCode> {
+    done.or_else(|error| {
+        eprintln!("ioasis: {error:#}");
+        Ok(ExitCode::FAILURE)
+    })
+}
+
 impl Run {
     /// The options that say what the machine is, for further runs on it.
     fn machine_options(&self) -> Result<Vec<OsString>> {
@@ -378,6 +404,7 @@ impl Run {
             ("--ledger", self.ledger.is_some()),
             ("--timeout", self.timeout.is_some()),
             ("--inject", !self.rules.is_empty()),
+            ("--name", self.name.is_some()),
         ];
         if let Some((option, _)) = others.iter().find(|(_, given)| *given) {
             bail!("`ioasis torture` sets {option} itself, in every run");
@@ -479,6 +506,7 @@ fn start(models: &Models, run: Run, look: Look) -> Result<ExitCode> {
             .map(|text| Rule::parse(text).map_err(Error::msg))
             .collect::<Result<_>>()?,
         faults: if run.fail_on_fault { OnFaults::Fail } else { OnFaults::Pass },
+        control: control(run.name.as_deref())?,
         machine,
         trace,
         ledger,
@@ -489,6 +517,17 @@ fn start(models: &Models, run: Run, look: Look) -> Result<ExitCode> {
             eprintln!("ioasis: {failure}");
             Ok(ExitCode::from(failure.status))
         }
+    }
+}
+
+/// The run's control socket. A run that has none to be had goes on without, unless it was given a name.
+fn control(name: Option<&str>) -> Result<Option<control::Socket>> {
+    match name {
+        Some(name) => {
+            looking::check_name(name)?;
+            control::Socket::open(Some(name)).map(Some).map_err(Error::msg)
+        }
+        None => Ok(control::Socket::open(None).ok()),
     }
 }
 

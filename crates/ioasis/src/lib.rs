@@ -26,6 +26,7 @@ mod cli;
 mod entry;
 mod hardware;
 mod iommu;
+mod looking;
 mod machine;
 mod man;
 mod serve;

@@ -34,16 +34,17 @@ const SIGNALS: [(&str, &str); 4] = [
 ];
 
 /// What `ioasis run` does to the environment, and what it looks at.
-const ENVIRONMENT: [(&str, &str); 2] = [
+const ENVIRONMENT: [(&str, &str); 3] = [
     (
         "SYSTEMD_DEVICE_VERIFY_SYSFS=0",
         "is set for CMD, so that libudev takes the files of /sys that a run shows",
     ),
     ("PATH", "where CMD is looked for, if it has no slash"),
+    ("XDG_RUNTIME_DIR", "where the control socket is made"),
 ];
 
 /// Files of a run.
-const FILES: [(&str, &str); 4] = [
+const FILES: [(&str, &str); 5] = [
     (
         "/dev/iommu, /dev/vfio/vfio, /dev/vfio/N, /dev/vfio/devices/vfioN",
         "the nodes that CMD opens",
@@ -52,6 +53,10 @@ const FILES: [(&str, &str); 4] = [
     (
         "FILE.toml",
         "the machine file of --machine: tables [[iommu]] and [[device]] with the keys of --iommu and --device, and [module.NAME] with module parameters. Paths are relative to the file",
+    ),
+    (
+        "$XDG_RUNTIME_DIR/ioasis/NAME, /run/ioasis/NAME, /tmp/ioasis-UID/NAME",
+        "the control socket, by which ioasis ps, inspect, top and ctl find the run",
     ),
     (
         "/dev/fuse",
@@ -127,7 +132,7 @@ fn run(page: &Man) -> std::io::Result<Vec<u8>> {
         }
     }
     roff.control("SH", ["SEE ALSO"]);
-    roff.text([roman("ioasis(1), ioasis-models(1), ioasis-doctor(1)")]);
+    roff.text([roman("ioasis(1), ioasis-ps(1), ioasis-inspect(1), ioasis-top(1), ioasis-ctl(1), ioasis-models(1), ioasis-doctor(1)")]);
     roff.to_writer(&mut text)?;
     Ok(text)
 }

@@ -44,6 +44,18 @@ fn lines() -> Vec<(&'static str, String)> {
         ("run --device testdev --", "error: the following required arguments were not provided:"),
         ("run --devce testdev -- true", "error: unexpected argument '--devce' found"),
         (
+            "run --name 12 -- true",
+            "ioasis: --name 12: a name of digits alone would be taken for a process",
+        ),
+        (
+            "run --name a/b -- true",
+            "ioasis: --name \"a/b\": a name is of letters, digits and . _ -, at most 64, and begins with a letter or a digit",
+        ),
+        (
+            "run --name ioas -- true",
+            "ioasis: --name ioas: the word stands for something in `ioasis inspect` and `ioasis ctl`; take another",
+        ),
+        (
             "run --device nvme -- true",
             "ioasis: --device \"nvme\": nvme needs image=, the raw image file behind the namespace: the path of a file or block device",
         ),

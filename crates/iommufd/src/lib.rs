@@ -108,14 +108,18 @@ pub use hw::faultlog;
 pub use hw::group::Group;
 pub use hw::iommu::{EndpointConfig, Iommu, Kind as IommuKind, ReservedKind, ReservedRegion};
 pub use hw::kinds::cmdqv::Cmdqv;
+pub use hw::look::{NestedLook, TranslationLook};
 pub use hw::machine::Machine;
 pub use hw::ops as driver;
 pub use hw::pe::{Frozen, PeDevices};
 pub use hw::phys::{Phys, Window};
 pub use hw::tce::Spapr;
 pub use ioas::dirty::Bitmap;
-pub use ioas::{MapRequest, Place, Unmapped};
-pub use ioasis_iommupt::{Dirty, Iova, IovaRange, Pa, Prot, Run};
+pub use ioas::{AreaLook, MapRequest, Place, ReservedLook, SpaceLook, Unmapped};
+pub use ioasis_iommupt::{Dirty, Entry, Field, FieldKind, Iova, IovaRange, Pa, Prot, Run, Step};
 pub use memory::Memory;
-pub use open::{AccessHandle, Bound, Context, CopyRequest, HwptFlags};
+pub use open::{
+    AccessHandle, Bound, Context, CopyRequest, HwptFlags, HwptLook, ObjectKind, ObjectLook,
+    QueueLook,
+};
 pub use params::{Linux, Param, Params};

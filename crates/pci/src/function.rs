@@ -351,6 +351,14 @@ impl Function {
         self.device.model().flush()
     }
 
+    /// Of each vector of MSI-X, whether it is masked and whether it is pending; `None` while no
+    /// session is open, or somebody opens or ends it.
+    #[must_use]
+    pub fn vector_states(&self) -> Option<Vec<(bool, bool)>> {
+        let session = Arc::clone(&self.open.try_lock()?.as_ref()?.session);
+        Some(self.device.wires.msix.look(&session))
+    }
+
     /// How many resets there were.
     #[must_use]
     pub fn resets(&self) -> u64 {

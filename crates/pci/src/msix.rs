@@ -187,6 +187,16 @@ impl Msix {
         }
     }
 
+    /// Of each vector, whether it is masked and whether it waits to send.
+    pub(crate) fn look(&self, session: &Session) -> Vec<(bool, bool)> {
+        let state = self.state.lock();
+        let vector = |vector| {
+            let (word, bit) = place(vector);
+            (self.is_masked(session, &state, vector), state.pending[word] & bit != 0)
+        };
+        (0..self.vectors).map(vector).collect()
+    }
+
     /// Whether a vector waits to send its message.
     pub(crate) fn is_waiting(&self) -> bool {
         self.waiting.load(Ordering::Acquire)

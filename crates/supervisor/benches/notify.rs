@@ -131,6 +131,7 @@ fn supervised(client: &[String]) {
         machine,
         trace: None,
         ledger: None,
+        control: None,
     };
     let status = run(options).expect("a run starts");
     assert!(status.success(), "the client fails: {status}");

@@ -54,6 +54,7 @@ fn main() {
         machine: machine(&devices, view),
         trace,
         ledger: None,
+        control: None,
     }) {
         Ok(status) => exit_like(status),
         Err(failure) => {

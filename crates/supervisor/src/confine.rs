@@ -76,8 +76,8 @@ const CALLS: &[(&str, &str)] = &[
          io_getevents io_destroy futex futex_waitv nanosleep clock_nanosleep sched_yield",
     ),
     (
-        "sockets of queues, notes to the watchdog",
-        "socketpair sendmsg recvmsg sendto recvfrom shutdown getsockopt setsockopt",
+        "sockets of queues, notes to the watchdog, answers on the control socket",
+        "accept4 socketpair sendmsg recvmsg sendto recvfrom shutdown getsockopt setsockopt",
     ),
     (
         "memory of our own and mappings of clients' files",

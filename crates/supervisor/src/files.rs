@@ -128,6 +128,11 @@ impl<F: Behind> Open<F> {
         let _ = rustix::fs::ftruncate(&self.own, 0);
     }
 
+    /// The process that it was opened for.
+    pub(crate) fn owner(&self) -> u32 {
+        self.owner
+    }
+
     /// A duplicate of this process's own open.
     ///
     /// # Errors
@@ -329,6 +334,12 @@ impl<F: Behind> Files<F> {
         let mut state = self.state.lock();
         let touched = std::mem::take(&mut state.touched);
         touched.iter().filter_map(|inode| state.by_inode.get(inode).cloned()).collect()
+    }
+
+    /// What `seen` makes of every open file; it takes no lock, and keeps none of them open.
+    pub(crate) fn look<R>(&self, seen: impl Fn(&Open<F>) -> R) -> Vec<R> {
+        let state = self.state.lock();
+        state.by_inode.values().map(|opened| seen(opened)).collect()
     }
 
     /// Every open file.

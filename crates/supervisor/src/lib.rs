@@ -2,6 +2,7 @@
 
 mod closer;
 mod confine;
+pub mod control;
 mod descriptors;
 pub mod doctor;
 mod ending;

@@ -38,7 +38,7 @@ impl Machine {
     pub(crate) fn seen(&self, bus: &Bus) -> Result<Vec<view::Device>> {
         let iommu = |index: usize| self.iommu_of.get(index).copied().unwrap_or_default();
         let devices = self.devices.devices().iter().enumerate();
-        let devices = devices.filter(|(_, device)| device.exists());
+        let devices = devices.filter(|(_, device)| device.exists() && !device.is_removed());
         devices.map(|(index, device)| seen(device, bus, iommu(index))).collect()
     }
 

@@ -14,6 +14,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::Signal;
 
 use crate::confine::confine;
+use crate::control::{self, Control};
 use crate::descriptors;
 use crate::ending::Ending;
 use crate::launch::{self, Inherited, Launched};
@@ -27,7 +28,7 @@ use crate::rules::Rule;
 use crate::serve::Server;
 use crate::sysfs::Bus;
 use crate::trace::Trace;
-use crate::view::View;
+use crate::view::{Kept, View};
 use crate::watchdog::{Leftovers, OnUser1, Shared, Watchdog, end_descendants, say};
 
 /// What to run, and on what machine.
@@ -51,6 +52,8 @@ pub struct RunOptions {
     pub faults: OnFaults,
     /// Where it is printed who pinned what: at the end, and when SIGUSR1 comes.
     pub ledger: Option<Ledger>,
+    /// By what it is looked into while it goes on.
+    pub control: Option<control::Socket>,
 }
 
 /// Whether what went wrong is told at the end.
@@ -81,7 +84,7 @@ pub enum OnFaults {
 /// # Errors
 ///
 /// Why the program was not started.
-pub fn run(options: RunOptions) -> Result<ExitStatus, Failure> {
+pub fn run(mut options: RunOptions) -> Result<ExitStatus, Failure> {
     let failed = |error: Error| Failure::before_start(error.why);
     if !spawn::is_single_threaded() {
         return Err(Failure::before_start("a run must be started by a process with one thread"));
@@ -104,6 +107,7 @@ pub fn run(options: RunOptions) -> Result<ExitStatus, Failure> {
             supervise(options, (shared, supervisors), (watchdog, inherited))
         }
         Fork::Parent(child) => {
+            let place = options.control.take().map(control::Socket::into_place);
             drop(supervisors);
             spawn::close_inherited();
             let watchdog = Watchdog {
@@ -118,7 +122,11 @@ pub fn run(options: RunOptions) -> Result<ExitStatus, Failure> {
                 on_faults: options.faults,
                 on_user1,
             };
-            watchdog.watch()
+            let ended = watchdog.watch();
+            if let Some(place) = place {
+                place.remove();
+            }
+            ended
         }
     };
     before.block();
@@ -154,6 +162,8 @@ fn supervise(
     if ledger.is_some() {
         options.machine.iommu.ledger.remember(ledger::name);
     }
+    let control = options.control.take();
+    let control = control.map(|socket| Control::new(socket, &options.command, watchdog.pid()));
     match prepare(options, (&shared, &notes), inherited) {
         Ok((server, launched)) => {
             let client = Other::open(launched.child.id());
@@ -175,6 +185,7 @@ fn supervise(
                 successor: None,
                 closing: false,
                 started: false,
+                control,
             };
             if let Err(error) = supervisor.serve() {
                 say(&format!("ioasis: {error}\n"));
@@ -210,8 +221,11 @@ fn prepare(
     } else {
         Some(trace.unwrap_or_else(Trace::quiet).with_findings())
     };
+    let mut machine = machine;
     let bus = Bus::new(machine.devices.devices(), &machine.drivers).map_err(failed)?;
     let seen = machine.seen(&bus).map_err(failed)?;
+    machine.view.kept = Kept::of(&seen);
+    machine.view.hidden = control::hidden();
     let view = View::plan(&seen, &machine.options(&bus)).map_err(failed)?;
     let mut launched = launch::launch(&view, &command, inherited)?;
     shared.set_client(launched.child.id());
@@ -253,6 +267,8 @@ struct Supervisor {
     /// A close is on its way.
     closing: bool,
     started: bool,
+    /// There until it answers.
+    control: Option<Control>,
 }
 
 impl Supervisor {
@@ -261,6 +277,13 @@ impl Supervisor {
         let signals = SignalFd::new(&signal::Set::all_but(&signal::BROKEN))?;
         self.launched.start();
         self.server.start()?;
+        if let Some(control) = self.control.take()
+            && control.start(&self.server).is_err()
+        {
+            say(
+                "ioasis: no thread is left for the control socket: the run cannot be looked into\n",
+            );
+        }
         loop {
             if self.wait(&signals)? == Wake::End {
                 break;

@@ -14,7 +14,7 @@ use ioasis_sys::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use ioasis_uapi::{Errno, Error, Result};
 
 use crate::attached::Attached;
-use crate::dma::Translated;
+use crate::dma::{Traffic, Translated};
 use crate::emulated::EmulatedDma;
 use crate::ioeventfd::Ioeventfds;
 use crate::irq::Interrupts;
@@ -49,6 +49,8 @@ pub struct Device {
     pages: Mutex<Pages>,
     removed: AtomicBool,
     registration: Arc<Registration>,
+    /// What it moved.
+    traffic: Arc<Traffic>,
     /// How often its BARs were reset or stopped answering.
     revocations: AtomicU64,
     /// Who maps a dma-buf of it, by the key of the buffer; a leaf.
@@ -204,19 +206,20 @@ impl Device {
             bdf: function.address().to_string(),
             migrating: Migrating::new(&function),
             log: Arc::default(),
-            function,
             index,
             emulated: group.is_emulated().then(EmulatedDma::new),
             group,
             endpoint,
             set,
             slot,
-            interrupts: Arc::new(Interrupts::new()),
+            interrupts: Arc::new(Interrupts::new(&function)),
+            function,
             ioeventfds: Ioeventfds::default(),
             power: Mutex::default(),
             pages: Mutex::default(),
             removed: AtomicBool::new(false),
             registration: Arc::default(),
+            traffic: Arc::default(),
             revocations: AtomicU64::new(0),
             importers: Mutex::default(),
         }
@@ -310,15 +313,19 @@ impl Device {
         Ok(())
     }
 
-    /// The device vanishes: its user is told, it does no DMA any more, and every call answers
-    /// `ENODEV`; its BAR pages read all ones.
-    pub(crate) fn remove(&self) {
-        // Nobody opens it meanwhile.
-        let _opens = self.set.opens.lock();
-        if self.removed.swap(true, Ordering::AcqRel) {
-            return;
-        }
-        self.interrupts.signal_removal();
+    /// Whether it was removed.
+    #[must_use]
+    pub fn is_removed(&self) -> bool {
+        self.removed.load(Ordering::Acquire)
+    }
+
+    /// The same. Changed with `DeviceSet::opens` locked.
+    pub(crate) fn removed(&self) -> &AtomicBool {
+        &self.removed
+    }
+
+    /// Takes DMA, interrupts and pages from a device that was removed.
+    pub(crate) fn cut_off(&self) {
         self.function.close();
         for page in self.pages.lock().iter().flatten() {
             // What answers no more reads all ones, as on the bus. Pages that are gone need not.
@@ -383,7 +390,7 @@ impl Device {
 
     /// Asks who uses the device to give it back (`vfio_pci_core_request`).
     pub fn request(&self) {
-        self.interrupts.signal_request();
+        let _unheard = self.interrupts.signal_request();
     }
 
     /// The driver has left. A group without another such device is no VFIO group any more.
@@ -440,7 +447,7 @@ impl Device {
         let (irq, witness) = (Arc::clone(&interrupts), interrupts);
         let dma: Arc<dyn Dma> = match &self.emulated {
             Some(emulated) => Arc::clone(emulated) as _,
-            None => Arc::new(Translated::new(&self.endpoint, &self.log)),
+            None => Arc::new(Translated::new(&self.endpoint, &self.log, &self.traffic)),
         };
         step("a thread for a device")?;
         // eeh_dev_open: a new user finds it recovered.
@@ -542,6 +549,14 @@ impl Device {
         drop(power);
         self.revoke();
         Ok(())
+    }
+
+    pub(crate) fn is_in_low_power(&self) -> bool {
+        self.power.lock().low
+    }
+
+    pub(crate) fn traffic(&self) -> &Traffic {
+        &self.traffic
     }
 
     pub(crate) fn leave_low_power(&self) {

@@ -3,6 +3,7 @@
 //! DIFFERS: a device without an IOMMU reaches nothing; on Linux it reaches all physical memory.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use ioasis_iommufd::{Endpoint, Iova};
 use ioasis_pci::{Dma, DmaFault, Segment};
@@ -14,11 +15,49 @@ use crate::logging::DmaLog;
 pub(crate) struct Translated {
     endpoint: Arc<Endpoint>,
     log: Arc<DmaLog>,
+    traffic: Arc<Traffic>,
+}
+
+/// What a device moved through its IOMMU since it was made: transfers that succeeded, and their
+/// bytes.
+#[derive(Debug, Default)]
+pub(crate) struct Traffic {
+    reads: Moved,
+    writes: Moved,
+}
+
+#[derive(Debug, Default)]
+struct Moved {
+    transfers: AtomicU64,
+    bytes: AtomicU64,
+}
+
+impl Moved {
+    #[inline]
+    fn count<T, E>(&self, done: Result<T, E>, bytes: usize) -> Result<T, E> {
+        if done.is_ok() {
+            self.transfers.fetch_add(1, Ordering::Relaxed);
+            self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        }
+        done
+    }
+
+    fn get(&self) -> (u64, u64) {
+        (self.transfers.load(Ordering::Relaxed), self.bytes.load(Ordering::Relaxed))
+    }
+}
+
+impl Traffic {
+    /// Transfers and bytes, from memory and to it.
+    pub(crate) fn counts(&self) -> ((u64, u64), (u64, u64)) {
+        (self.reads.get(), self.writes.get())
+    }
 }
 
 impl Translated {
-    pub(crate) fn new(endpoint: &Arc<Endpoint>, log: &Arc<DmaLog>) -> Self {
-        Self { endpoint: Arc::clone(endpoint), log: Arc::clone(log) }
+    pub(crate) fn new(endpoint: &Arc<Endpoint>, log: &Arc<DmaLog>, traffic: &Arc<Traffic>) -> Self {
+        let (log, traffic) = (Arc::clone(log), Arc::clone(traffic));
+        Self { endpoint: Arc::clone(endpoint), log, traffic }
     }
 }
 
@@ -32,13 +71,13 @@ fn translated(segments: &[Segment]) -> impl Iterator<Item = ioasis_iommufd::Segm
 impl Dma for Translated {
     fn read(&self, segments: &[Segment], buf: &mut [u8]) -> Result<(), DmaFault> {
         let done = self.endpoint.read(translated(segments), buf);
-        done.map_err(|fault| DmaFault { iova: fault.iova.0 })
+        self.traffic.reads.count(done, buf.len()).map_err(|fault| DmaFault { iova: fault.iova.0 })
     }
 
     fn write(&self, segments: &[Segment], buf: &[u8]) -> Result<(), DmaFault> {
         let done = self.endpoint.write(translated(segments), buf);
         self.log.record(segments);
-        done.map_err(|fault| DmaFault { iova: fault.iova.0 })
+        self.traffic.writes.count(done, buf.len()).map_err(|fault| DmaFault { iova: fault.iova.0 })
     }
 
     fn read_with_pasid(
@@ -48,7 +87,7 @@ impl Dma for Translated {
         buf: &mut [u8],
     ) -> Result<(), DmaFault> {
         let done = self.endpoint.with_pasid(pasid).read(translated(segments), buf);
-        done.map_err(|fault| DmaFault { iova: fault.iova.0 })
+        self.traffic.reads.count(done, buf.len()).map_err(|fault| DmaFault { iova: fault.iova.0 })
     }
 
     fn write_with_pasid(
@@ -59,7 +98,7 @@ impl Dma for Translated {
     ) -> Result<(), DmaFault> {
         let done = self.endpoint.with_pasid(pasid).write(translated(segments), buf);
         self.log.record(segments);
-        done.map_err(|fault| DmaFault { iova: fault.iova.0 })
+        self.traffic.writes.count(done, buf.len()).map_err(|fault| DmaFault { iova: fault.iova.0 })
     }
 
     fn without_waiting(&self, stop: &mut dyn FnMut()) {

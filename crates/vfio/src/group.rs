@@ -26,17 +26,17 @@ pub struct Group {
 }
 
 #[derive(Debug, Default)]
-struct State {
+pub(crate) struct State {
     /// Its one open file exists, or a device opened through it holds it.
-    opened: bool,
+    pub(crate) opened: bool,
     /// The last descriptor of that file is gone.
     closed: bool,
     /// Bound cdevs of its devices: they and an open group exclude each other.
-    cdevs: u32,
+    pub(crate) cdevs: u32,
     /// What SET_CONTAINER set.
-    iommu: Option<IommuFile>,
+    pub(crate) iommu: Option<IommuFile>,
     /// Open devices that hold the container.
-    users: u32,
+    pub(crate) users: u32,
     /// How often it lost its last device: a file of before is of no group any more.
     losses: u64,
 }
@@ -90,6 +90,15 @@ impl Group {
         assert!(self.devices.set(devices).is_ok(), "a group is filled once");
         let group: Weak<Self> = Arc::downgrade(self);
         self.hardware.set_devices(group);
+    }
+
+    pub(crate) fn state(&self) -> &Mutex<State> {
+        &self.state
+    }
+
+    /// Whether somebody owns the DMA of its devices.
+    pub(crate) fn is_owned(&self) -> bool {
+        self.hardware.is_owned()
     }
 
     /// Whether it is this group of the IOMMU's, used like this.
@@ -171,6 +180,13 @@ impl Group {
 
     pub(crate) fn remove(&self) {
         self.removed.store(true, Ordering::Release);
+    }
+
+    /// The group goes with its last device.
+    pub(crate) fn remove_if_empty(&self) {
+        if self.devices().iter().all(|device| device.present().is_err()) {
+            self.remove();
+        }
     }
 
     /// A cdev is about to bind: no group open until [`Group::unblock`].

@@ -4,11 +4,12 @@
 //! when it is heard, and heard again when it is unmasked while still asserted. Linux:
 //! `drivers/vfio/pci/vfio_pci_intrs.c`.
 
+mod look;
 mod pin;
 mod set;
 
 use std::fmt::{self, Debug};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
@@ -18,6 +19,7 @@ use ioasis_sys::sync::Mutex;
 use ioasis_uapi::vfio;
 
 use crate::watch::Watch;
+pub use look::{IrqLook, VectorLook};
 use pin::Pin;
 
 /// Which interrupt a device sent.
@@ -62,6 +64,17 @@ pub(crate) struct Interrupts {
     vanished: AtomicBool,
     /// Who is told, and the device's name.
     watcher: OnceLock<(String, Arc<dyn DeviceWatcher>)>,
+    counts: Counts,
+}
+
+/// How often eventfds of the program were signalled since the device was made.
+#[derive(Debug, Default)]
+struct Counts {
+    intx: AtomicU64,
+    /// By vector, of MSI and MSI-X.
+    messages: Box<[AtomicU64]>,
+    error: AtomicU64,
+    request: AtomicU64,
 }
 
 /// Removes a device for the reason in words.
@@ -107,8 +120,11 @@ impl Debug for Interrupts {
 
 impl Interrupts {
     /// None enabled.
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(function: &Function) -> Self {
+        let vectors = function.vectors();
+        let messages = (0..vectors.msi.max(vectors.msix)).map(|_| AtomicU64::new(0)).collect();
         Self {
+            counts: Counts { messages, ..Counts::default() },
             gate: Mutex::new(Gate::default()),
             messages: ArcSwap::from_pointee(Messages::new()),
             msix: AtomicBool::new(false),
@@ -177,27 +193,30 @@ impl Interrupts {
         gate.request.iter().chain(&gate.error).cloned().collect()
     }
 
-    /// The device is wanted back.
-    pub(crate) fn signal_request(&self) {
-        let request = self.gate.lock().request.clone();
-        if let Some(trigger) = request {
-            trigger.signal();
-            self.told(InterruptKind::Request, 0);
-        }
-    }
-
     /// Fires them.
     pub(crate) fn signal_removal(&self) {
-        let (request, error) = {
-            let gate = self.gate.lock();
-            (gate.request.clone(), gate.error.clone())
-        };
-        for (trigger, kind) in [(request, InterruptKind::Request), (error, InterruptKind::Error)] {
-            if let Some(trigger) = trigger {
-                trigger.signal();
-                self.told(kind, 0);
-            }
-        }
+        let _unheard = self.signal_request();
+        let _unheard = self.signal_error();
+    }
+
+    /// Fires the eventfd by which the device is wanted back.
+    pub(crate) fn signal_request(&self) -> Heard {
+        let request = self.gate.lock().request.clone();
+        self.fire(request, InterruptKind::Request, &self.counts.request)
+    }
+
+    /// Fires the eventfd for errors.
+    pub(crate) fn signal_error(&self) -> Heard {
+        let error = self.gate.lock().error.clone();
+        self.fire(error, InterruptKind::Error, &self.counts.error)
+    }
+
+    fn fire(&self, trigger: Option<Arc<EventFd>>, kind: InterruptKind, count: &AtomicU64) -> Heard {
+        let Some(trigger) = trigger else { return Heard::No };
+        trigger.signal();
+        count.fetch_add(1, Ordering::Relaxed);
+        self.told(kind, 0);
+        Heard::Yes
     }
 }
 
@@ -226,6 +245,9 @@ impl Irq for Interrupts {
         let messages = self.messages.load();
         let Some(Some(trigger)) = messages.get(usize::from(vector)) else { return Heard::No };
         trigger.signal();
+        if let Some(count) = self.counts.messages.get(usize::from(vector)) {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
         let msix = self.msix.load(Ordering::Relaxed);
         self.told(if msix { InterruptKind::Msix } else { InterruptKind::Msi }, vector);
         Heard::Yes
@@ -233,6 +255,7 @@ impl Irq for Interrupts {
 
     fn set_line(&self, line: Line) {
         if self.pin.set_line(line) == Heard::Yes {
+            self.counts.intx.fetch_add(1, Ordering::Relaxed);
             self.told(InterruptKind::Intx, 0);
         }
     }

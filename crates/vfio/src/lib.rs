@@ -30,10 +30,12 @@ mod ioeventfd;
 mod irq;
 mod kvm;
 mod logging;
+mod look;
 mod machine;
 mod migration;
 mod name;
 mod registration;
+mod removal;
 mod reset;
 mod served;
 mod sriov;
@@ -44,11 +46,12 @@ pub use client::{Client, DeviceMemory, IommuFile, VfioFile};
 pub use device::Device;
 pub use file::{DeviceFile, REGION_SHIFT, Reply, region_index, region_offset};
 pub use group::{Group, GroupFile};
-pub use irq::{DeviceWatcher, InterruptKind};
+pub use irq::{DeviceWatcher, InterruptKind, IrqLook, VectorLook};
 pub use kvm::{
     KVM_CREATE_DEVICE, KVM_DEV_TYPE_VFIO, KVM_GET_DEVICE_ATTR, KVM_HAS_DEVICE_ATTR,
     KVM_SET_DEVICE_ATTR, KvmCreateDevice, KvmDevice,
 };
+pub use look::{DeviceLook, GroupLook};
 pub use machine::{Farewell, Machine, Placement};
 pub use registration::Driver;
 pub use served::{Served, ServedIrqs};

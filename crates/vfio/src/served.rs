@@ -41,7 +41,8 @@ impl Served {
     /// A function that nobody uses yet.
     #[must_use]
     pub fn new(function: Function) -> Self {
-        Self { function: Arc::new(function), interrupts: Arc::new(Interrupts::new()) }
+        let interrupts = Arc::new(Interrupts::new(&function));
+        Self { function: Arc::new(function), interrupts }
     }
 
     /// The function.

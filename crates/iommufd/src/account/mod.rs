@@ -176,6 +176,14 @@ impl Ledger {
         self.books.lock().history.as_ref().map(|history| history.entries()).unwrap_or_default()
     }
 
+    /// What is charged now: pages by user, and by process.
+    #[must_use]
+    pub fn sums(&self) -> (BTreeMap<u32, u64>, BTreeMap<u32, Charges>) {
+        let mut books = self.books.lock();
+        books.cool();
+        (books.users.clone(), books.processes.clone())
+    }
+
     /// Charges `pages` to `account`.
     ///
     /// # Errors

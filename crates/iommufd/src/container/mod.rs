@@ -15,6 +15,7 @@ mod argument;
 pub(crate) mod compat;
 mod emulated;
 mod log;
+mod look;
 mod member;
 mod pins;
 mod spapr;
@@ -28,6 +29,7 @@ use ioasis_sys::sync::Mutex;
 use ioasis_uapi::Result;
 use ioasis_uapi::vfio as abi;
 
+pub use look::ContainerLook;
 pub use member::{GroupKind, Member};
 
 use crate::client::{Account, Client};

@@ -473,6 +473,11 @@ impl Type1 {
         &self.ioas
     }
 
+    /// The same, for who looks at it without the container.
+    pub(super) fn shared_ioas(&self) -> Arc<Ioas> {
+        Arc::clone(&self.ioas)
+    }
+
     pub(super) fn machine(&self) -> &Machine {
         &self.machine
     }

@@ -85,6 +85,11 @@ impl HwQueue {
         Ok(Arc::new(Self { head, viommu, index, access, pinned: (first, pages) }))
     }
 
+    /// Its number, and the first address and length of what is pinned.
+    pub(crate) fn look(&self) -> (u32, (u64, u64)) {
+        (self.index, (self.pinned.0.0, self.pinned.1))
+    }
+
     /// Stops the queue and lets go of its memory.
     pub(crate) fn stop(&self) {
         self.viommu.ops().stop_queue(self.index);

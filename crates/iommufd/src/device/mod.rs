@@ -118,6 +118,13 @@ impl Device {
         self.group.attaches.lock().keys().copied().collect()
     }
 
+    /// PASIDs of its group that are attached, with the ids of their page tables; `None` while a
+    /// call changes them.
+    pub(crate) fn look(&self) -> Option<Vec<(u32, u32)>> {
+        let attaches = self.group.attaches.try_lock()?;
+        Some(attaches.iter().map(|(&pasid, attach)| (pasid, attach.hwpt.id())).collect())
+    }
+
     pub(crate) fn is_attached(&self, pasid: u32) -> bool {
         let attaches = self.group.attaches.lock();
         attaches.get(&pasid).is_some_and(|attach| attach.has(self))

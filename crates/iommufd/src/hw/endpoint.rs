@@ -135,7 +135,8 @@ impl Endpoint {
     }
 
     /// A number no one else on the machine has: the owner of its reserved ranges.
-    pub(crate) fn token(&self) -> u64 {
+    #[must_use]
+    pub fn token(&self) -> u64 {
         self.token
     }
 

@@ -112,7 +112,8 @@ impl Group {
     }
 
     /// A number no one else on the machine has.
-    pub(crate) fn token(&self) -> u64 {
+    #[must_use]
+    pub fn token(&self) -> u64 {
         self.token
     }
 

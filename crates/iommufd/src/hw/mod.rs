@@ -11,6 +11,7 @@ pub(crate) mod format;
 pub(crate) mod group;
 pub(crate) mod iommu;
 pub(crate) mod kinds;
+pub(crate) mod look;
 pub(crate) mod machine;
 pub(crate) mod nested;
 pub mod ops;

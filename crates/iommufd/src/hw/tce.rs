@@ -6,12 +6,14 @@
 //!
 //! Lock order: `Window::writer` comes after `Domain::writer` and before nothing.
 
+use std::fmt;
 use std::sync::Arc;
 
 use arc_swap::ArcSwapOption;
+use ioasis_iommupt::dump::Style;
 use ioasis_iommupt::fmt::Tce;
 use ioasis_iommupt::{
-    Changes, Config, Dirty, Fault, Iova, IovaRange, Pa, Prot, Quiesce, Run, TableReader,
+    Changes, Config, Dirty, Fault, Iova, IovaRange, Pa, Prot, Quiesce, Run, Step, TableReader,
     TableWriter,
 };
 use ioasis_sys::sync::Mutex;
@@ -192,6 +194,25 @@ impl TableReader for Windows {
 
     fn changes(&self) -> Arc<Changes> {
         Arc::clone(&self.changes)
+    }
+
+    fn format_name(&self) -> &'static str {
+        "tce"
+    }
+
+    fn steps(&self, iova: Iova) -> Vec<Step> {
+        let window = self.at(iova);
+        window.map(|window| window.reader.steps(window.below(iova))).unwrap_or_default()
+    }
+
+    fn write_dump(&self, style: Style, to: &mut dyn fmt::Write) -> fmt::Result {
+        for window in self.slots.iter().filter_map(ArcSwapOption::load_full) {
+            if style == Style::Tree {
+                writeln!(to, "window from {:#x}", window.range.start().0)?;
+            }
+            window.reader.write_dump(style, to)?;
+        }
+        Ok(())
     }
 }
 

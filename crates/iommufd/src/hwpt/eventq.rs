@@ -97,6 +97,12 @@ impl EventQueue {
         self.watchers.tell();
     }
 
+    /// The type of events, entries to be read unless a call has the queue, and events that fit.
+    pub(crate) fn look(&self) -> (u32, Option<usize>, u32) {
+        let state = self.state.try_lock();
+        (self.kind, state.map(|state| state.deliver.len()), self.depth)
+    }
+
     pub(crate) fn is_readable(&self) -> bool {
         !self.state.lock().deliver.is_empty()
     }

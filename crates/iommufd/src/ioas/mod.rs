@@ -15,6 +15,7 @@
 mod area;
 mod change;
 pub(crate) mod dirty;
+mod look;
 mod map;
 mod space;
 mod split;
@@ -23,6 +24,7 @@ mod unmap;
 use std::collections::VecDeque;
 use std::fmt::Debug;
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use ioasis_iommupt::areas::Ranges;
 use ioasis_iommupt::{Iova, IovaRange, Prot, Run};
@@ -31,6 +33,7 @@ use ioasis_uapi::Result;
 use smallvec::SmallVec;
 
 pub(crate) use area::{Area, Areas};
+pub use look::{AreaLook, ReservedLook, SpaceLook};
 pub(crate) use map::map_pages;
 pub use map::{MapRequest, Place};
 use space::{ReservedSet, allow_list};
@@ -62,6 +65,9 @@ pub(crate) struct PastUnmap {
 
 /// Unmaps remembered for the fault log.
 const PAST_UNMAPS: usize = 64;
+
+/// How long somebody who only looks waits for a lock that calls hold while they wait for clients.
+pub(crate) const LOOK_PATIENCE: Duration = Duration::from_millis(200);
 
 /// Areas of one IOAS. Linux has no limit but the memory charged to the client; ours is taken from
 /// the supervisor's.
@@ -139,6 +145,11 @@ impl Ioas {
 
     pub(crate) fn lock(&self) -> ioasis_sys::sync::MutexGuard<'_, Space> {
         self.space.lock()
+    }
+
+    /// The lock, unless a call that may be waiting for its client has it for longer.
+    fn lock_to_look(&self) -> Option<ioasis_sys::sync::MutexGuard<'_, Space>> {
+        self.space.try_lock_for(LOOK_PATIENCE)
     }
 
     pub(crate) fn try_lock(&self) -> Option<ioasis_sys::sync::MutexGuard<'_, Space>> {

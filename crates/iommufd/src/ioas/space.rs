@@ -29,6 +29,11 @@ impl ReservedSet {
         self.merged = self.ranges.iter().map(|reserved| reserved.range).collect();
     }
 
+    /// Each, with who reserved it.
+    pub(crate) fn owned(&self) -> impl Iterator<Item = (IovaRange, u64)> {
+        self.ranges.iter().map(|reserved| (reserved.range, reserved.owner))
+    }
+
     pub(crate) fn hit(&self, range: IovaRange) -> Option<IovaRange> {
         self.merged.first(range)
     }

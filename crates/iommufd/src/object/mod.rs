@@ -13,7 +13,7 @@ use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-pub(crate) use table::{Reservation, Table};
+pub(crate) use table::{Reservation, Table, typed};
 
 /// The id of an object, and how many keep it from being destroyed.
 #[derive(Debug)]

@@ -45,7 +45,7 @@ pub(crate) struct Table {
 
 /// `object` as what it is, if that is a `T`.
 #[inline]
-fn typed<T: Tracked>(object: &Arc<dyn Object>) -> Option<Arc<T>> {
+pub(crate) fn typed<T: Tracked>(object: &Arc<dyn Object>) -> Option<Arc<T>> {
     // A lookup is 40 of the 1 700 instructions of a map: the type is asked once, and the count of
     // the Arc moved once.
     let object: Arc<dyn Any + Send + Sync> = Arc::<dyn Object>::clone(object);
@@ -190,6 +190,13 @@ impl Table {
         let slots = self.slots.lock();
         let holders = slots.objects().filter(|object| object.holds_context());
         holders.map(|object| object.head().id()).collect()
+    }
+
+    /// What `seen` makes of each object, by ascending id. None of them is held, and none goes
+    /// meanwhile: `seen` waits for no lock, and keeps nothing that holds another object.
+    pub(crate) fn look<R>(&self, seen: impl FnMut(&Arc<dyn Object>) -> R) -> Vec<R> {
+        let slots = self.slots.lock();
+        slots.objects().map(seen).collect()
     }
 
     /// All objects of one type, held, by ascending id.

@@ -9,6 +9,7 @@ mod access;
 mod bound;
 pub(crate) mod files;
 mod library;
+mod look;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
@@ -20,6 +21,7 @@ use ioasis_uapi::Result;
 pub use access::AccessHandle;
 pub use bound::Bound;
 pub use library::HwptFlags;
+pub use look::{HwptLook, ObjectKind, ObjectLook, QueueLook};
 
 use crate::account::{Mode, Rule};
 use crate::client::{Account, Kind};

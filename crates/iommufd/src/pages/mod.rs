@@ -241,6 +241,14 @@ impl Pages {
         self.about.kind
     }
 
+    /// The address in the origin of byte `start_byte`, the process that pays, and how many pages it
+    /// pays for; `None` while pages are being pinned.
+    pub(crate) fn look(&self, start_byte: u64) -> Option<(u64, u32, u64)> {
+        let pins = self.pins.try_lock()?;
+        let address = (pins.origin.address & !(PAGE_SIZE - 1)).wrapping_add(start_byte);
+        Some((address, pins.payer.pid, pins.pinned))
+    }
+
     /// Pages pinned now that somebody pays for.
     #[must_use]
     pub(crate) fn pinned(&self) -> u64 {

@@ -9,8 +9,8 @@
 //!
 //! The hardware keeps no dirty state. It ignores bits 2 to 11, and bit 2 has it here.
 
-use crate::Prot;
 use crate::format::{Entry, Format, bits};
+use crate::{Field, Prot};
 use ioasis_uapi::{Errno, Error, Result};
 
 /// `TCE_PCI_READ`, bit 0. An entry with neither bit is not present.
@@ -21,6 +21,14 @@ const W: u64 = 1 << 1;
 const DIRTY: u64 = 1 << 2;
 /// The real page number, 40 bits of pages of 4 KiB: bits 51:12.
 const ADDR: u64 = bits(51, 12);
+
+/// The fields of every entry, as `asm/tce.h` names them; bit 2 is ours.
+const FIELDS: [Field; 4] = [
+    Field::bit("READ", 0),
+    Field::bit("WRITE", 1),
+    Field::bit("dirty", 2),
+    Field::address("RPN", 51, 12),
+];
 
 /// A TCE table of up to `LEVELS` levels whose pages have `1 << PAGE_LG2` bytes.
 ///
@@ -122,6 +130,14 @@ impl<const PAGE_LG2: u32, const LEVELS: u32> Format for Tce<PAGE_LG2, LEVELS> {
     fn reserved(word: u64, level: u32) -> bool {
         // pnv_tce_xchg: an address is a multiple of the window's page (IOMMU_PAGE_MASK).
         Self::decode(word, level) == Entry::Leaf && word & ADDR & !bits(51, PAGE_LG2) != 0
+    }
+
+    fn entry_name(_level: u32) -> &'static str {
+        "TCE"
+    }
+
+    fn fields(_word: u64, _level: u32) -> &'static [Field] {
+        &FIELDS
     }
 
     #[inline]

@@ -29,12 +29,14 @@ mod numbers;
 mod open;
 mod pool;
 mod regions;
+mod seen;
 mod sysfs;
 mod verify;
 
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::ExitStatus;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -73,6 +75,7 @@ use judge::Own;
 use numbers::HostNumbers;
 use pool::{Admitted, Hand, Next, Pool};
 use regions::Regions;
+pub(crate) use seen::{OpenFile, OpenKind};
 use verify::Words;
 
 /// What stands behind a file of ours.
@@ -192,6 +195,8 @@ pub(crate) struct Server {
     trace: Option<Arc<Trace>>,
     rules: Rules,
     pool: Arc<Pool>,
+    /// System calls that were received.
+    calls: AtomicU64,
     /// Readable when the main thread has to look at the files again.
     left: EventFd,
 }
@@ -251,6 +256,7 @@ impl Server {
             trace,
             rules: Rules::new(rules),
             left,
+            calls: AtomicU64::new(0),
             pool: Arc::new(Pool::new(0..shared.slots.count())),
         }))
     }
@@ -379,6 +385,7 @@ impl Server {
 
     /// Answers the call received into `slot`, or parks it there; where to receive the next one.
     fn take(&self, hand: &Hand, slot: u32, call: &Notification) -> u32 {
+        self.calls.fetch_add(1, Ordering::Relaxed);
         let Some(task) = self.task(slot, call) else { return slot };
         match self.pool.admit(task.process.pid(), slot, call) {
             Ok(Admitted::Now) => {

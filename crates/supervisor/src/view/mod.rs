@@ -28,6 +28,7 @@ mod tree;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 
 use ioasis_sys::fuse::{Mounted, Owner, Time};
 pub use ioasis_sys::namespace::User;
@@ -241,6 +242,35 @@ pub struct Options {
     pub drivers: Vec<String>,
     /// Whether a function that appears is offered to the drivers.
     pub autoprobe: bool,
+    /// What stays when devices go.
+    pub kept: Kept,
+    /// Directories that the program finds empty: those of control sockets.
+    pub hidden: Vec<PathBuf>,
+}
+
+/// What was there when the first program was started, and stays where it was when devices go.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Kept {
+    /// The buses below root ports, by domain and number, each with the IOMMU behind which it is.
+    buses: BTreeMap<(u32, u8), usize>,
+    /// Numbers that no bridge's group gets.
+    groups: BTreeSet<u32>,
+}
+
+impl Kept {
+    /// What `devices` need.
+    #[must_use]
+    pub fn of(devices: &[Device]) -> Self {
+        let mut kept = Self::default();
+        for device in devices {
+            kept.groups.insert(device.group);
+            let address = device.address();
+            if address.bus != 0 {
+                kept.buses.entry((address.domain, address.bus)).or_insert(device.iommu);
+            }
+        }
+        kept
+    }
 }
 
 /// How a device learns of what a program stores into its mapped registers.
@@ -295,6 +325,8 @@ impl Default for Options {
             stores: Stores::Trapped,
             drivers: Vec::new(),
             autoprobe: true,
+            kept: Kept::default(),
+            hidden: Vec::new(),
         }
     }
 }
@@ -411,6 +443,7 @@ pub struct View {
     attributes: Vec<String>,
     files_size: u64,
     user: User,
+    hidden: Vec<PathBuf>,
 }
 
 impl View {
@@ -451,7 +484,18 @@ impl View {
         let directory = |device: &Device| (device.bdf.clone(), machine.directory(device));
         let directories = devices.iter().map(directory).collect();
         let time = Time::now();
-        Ok(Self { root, own, device_nodes, time, directories, attributes, files_size, user })
+        let hidden = options.hidden.clone();
+        Ok(Self {
+            root,
+            own,
+            device_nodes,
+            time,
+            directories,
+            attributes,
+            files_size,
+            user,
+            hidden,
+        })
     }
 
     /// Below /sys, the directory of each device, by its address.

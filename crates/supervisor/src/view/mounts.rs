@@ -56,6 +56,7 @@ impl View {
         // The same path again: what it leads to may be covered now. Where it led nowhere, it still does.
         let _ = cwd.and_then(std::env::set_current_dir);
         let Made { nodes, lost, covers } = made?;
+        self.hidden.iter().try_for_each(|path| hide(path))?;
         namespace.drop_capabilities()?;
         Ok(Entered { nodes, files, fuse, covers, lost })
     }
@@ -89,6 +90,12 @@ pub(super) fn serve(device: OwnedFd, nodes: DeviceNodes) -> Result<()> {
     };
     let thread = std::thread::Builder::new().spawn(serve);
     thread.map(drop).map_err(|_| Error::new(Errno::EAGAIN, "no thread to serve nodes with"))
+}
+
+/// Covers a directory, which is there, with an empty one that stays so.
+fn hide(path: &Path) -> Result<()> {
+    mount::tmpfs(path, Tmpfs { size: 4096, inodes: 1, mode: 0o700 })?;
+    mount::read_only(path)
 }
 
 /// Does `act` while a thread answers for `nodes`; it is told whether one does.

@@ -44,7 +44,7 @@ impl Topology {
         let mut topology = Self::default();
         let all: Vec<Bdf> = devices.iter().map(Device::address).collect();
         let mut slots = Slots::new(all.iter().chain(host).copied());
-        let mut groups = Groups::new(devices);
+        let mut groups = Groups::new(devices, &options.kept.groups);
         let root = Bdf { domain: 0, bus: 0, slot: 0, function: 0 };
         if slots.is_free(root) {
             topology.bridges.push(Placed {
@@ -58,7 +58,9 @@ impl Topology {
         }
         let buses: BTreeSet<_> =
             all.iter().filter(|bdf| bdf.bus != 0).map(|bdf| (bdf.domain, bdf.bus)).collect();
-        for (domain, bus) in buses {
+        let kept = &options.kept.buses;
+        let later = buses.into_iter().filter(|bus| !kept.contains_key(bus));
+        for (domain, bus) in kept.keys().copied().chain(later) {
             let port = slots.take(domain)?;
             topology.ports.insert((domain, bus), port);
             let below: Vec<_> = devices
@@ -104,11 +106,14 @@ struct Groups {
 }
 
 impl Groups {
-    fn new(devices: &[Device]) -> Self {
+    fn new(devices: &[Device], kept: &BTreeSet<u32>) -> Self {
         // Virtual functions come later, and change no number.
         let others = devices.iter().filter(|device| !matches!(device.sriov, Sriov::Virtual(_)));
-        let used: BTreeSet<u32> = others.map(|device| device.group).collect();
-        let next = used.last().map_or(1, |last| last.saturating_add(1));
+        let mut used: BTreeSet<u32> = others.map(|device| device.group).collect();
+        let next = if kept.is_empty() { used.last() } else { kept.last() };
+        let next = next.copied();
+        used.extend(kept);
+        let next = next.map_or(1, |last: u32| last.saturating_add(1));
         Self { used, next }
     }
 
@@ -200,7 +205,8 @@ fn root_port(address: Bdf, bus: u8, below: &[&Device], group: u32, options: &Opt
         line(&opening.prefetchable, PREFETCHABLE_WINDOW),
         Bar::default(),
     ];
-    let iommu = below.first().map_or(0, |device| device.iommu).min(options.iommus.len() - 1);
+    let kept = options.kept.buses.get(&(address.domain, bus)).copied().unwrap_or_default();
+    let iommu = below.first().map_or(kept, |device| device.iommu).min(options.iommus.len() - 1);
     let domain = u16::try_from(address.domain).unwrap_or(0);
     let place = ioasis_pci::Bdf::new(domain, 0, address.slot, address.function);
     let place = place.expect("a slot is below 32");
@@ -210,6 +216,7 @@ fn root_port(address: Bdf, bus: u8, below: &[&Device], group: u32, options: &Opt
 
 #[cfg(test)]
 mod tests {
+    use super::super::Kept;
     use super::super::tests::device;
     use super::*;
 
@@ -245,6 +252,22 @@ mod tests {
         let directory = |bdf: &str| found.directory(Bdf::parse(bdf).unwrap());
         assert_eq!(directory("0000:02:00.1"), "devices/pci0000:00/0000:00:02.0/0000:02:00.1");
         assert_eq!(directory("0000:00:02.0"), "devices/pci0000:00/0000:00:02.0");
+    }
+
+    #[test]
+    fn a_port_stays_what_it_was_when_a_device_goes() {
+        let devices = ["0000:01:00.0", "0000:02:00.0", "0000:03:00.0"];
+        let devices: Vec<_> = (0..).zip(devices).map(|(vfio, bdf)| device(bdf, vfio)).collect();
+        let options = Options { kept: Kept::of(&devices), ..Options::default() };
+        let none = BTreeSet::new();
+        let all = bridges(&Topology::new(&devices, &options, &none).unwrap());
+        for gone in 0..devices.len() {
+            let mut left = devices.clone();
+            left.remove(gone);
+            let found = Topology::new(&left, &options, &none).unwrap();
+            assert_eq!(bridges(&found), all, "without the device {gone}");
+        }
+        assert_eq!(bridges(&Topology::new(&[], &options, &none).unwrap()), all);
     }
 
     #[test]

@@ -90,6 +90,21 @@ impl<T: ?Sized> Mutex<T> {
         Some(MutexGuard { guard, held: self.class.hold() })
     }
 
+    /// The lock, if whoever holds it lets go of it within `patience`. For who only looks, and must not wait for a call that
+    /// waits for its client.
+    pub fn try_lock_for(&self, patience: Duration) -> Option<MutexGuard<'_, T>> {
+        let begun = std::time::Instant::now();
+        loop {
+            if let Some(guard) = self.try_lock() {
+                return Some(guard);
+            }
+            if begun.elapsed() >= patience {
+                return None;
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
     /// The value, through the only reference there is.
     pub fn get_mut(&mut self) -> &mut T {
         self.lock.get_mut().unwrap_or_else(|poisoned| poisoned.into_inner())

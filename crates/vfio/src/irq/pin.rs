@@ -6,6 +6,8 @@ use ioasis_pci::{Heard, Line};
 use ioasis_sys::eventfd::EventFd;
 use ioasis_sys::sync::Mutex;
 
+use super::look::VectorLook;
+
 /// INTx of one device.
 #[derive(Debug, Default)]
 pub(crate) struct Pin(Mutex<State>);
@@ -67,6 +69,18 @@ impl Pin {
         state.active = false;
         state.masked = false;
         state.trigger = None;
+    }
+
+    /// What a person sees of it.
+    pub(super) fn look(&self) -> VectorLook {
+        let state = self.0.lock();
+        VectorLook {
+            is_armed: state.trigger.is_some(),
+            is_unread: state.trigger.as_ref().is_some_and(|trigger| trigger.is_signalled()),
+            is_masked: Some(state.masked),
+            is_pending: Some(state.asserted),
+            count: 0,
+        }
     }
 
     /// The device file is closed: nothing of its user stays.

@@ -80,6 +80,11 @@ struct Wanted {
 }
 
 impl Spapr {
+    /// What is mapped, for who looks at it without the container.
+    pub(super) fn shared_ioas(&self) -> Arc<Ioas> {
+        Arc::clone(&self.ioas)
+    }
+
     /// Whether the driver, opened or not, has the extension.
     pub(super) fn offers(machine: &Machine, number: u32) -> bool {
         match number {

@@ -120,6 +120,12 @@ impl FaultQueue {
         state.response.retain(|_, group| keep(group));
     }
 
+    /// Requests to be read, and read but not answered; `None` while a call has the queue.
+    pub(crate) fn look(&self) -> Option<(usize, usize)> {
+        let state = self.state.try_lock()?;
+        Some((state.deliver.len(), state.response.len()))
+    }
+
     pub(crate) fn is_readable(&self) -> bool {
         !self.state.lock().deliver.is_empty()
     }
