@@ -7,7 +7,7 @@ use ioasis_pci::fake::Rig;
 use crate::{IMAGE, Input, MEMORY, MEMORY_BYTES};
 
 /// Bytes of a state that say how the device was made, which nothing but they themselves can be.
-const SHAPE: [usize; 2] = [1, 40];
+const SHAPE: [usize; 3] = [1, 40, 56];
 /// Of nvme: CC, AQA, ASQ, ACQ, and the doorbells (NVMe 1.4, chapter 3).
 const REGISTERS: u64 = 0x14;
 const ADMIN: [(u64, u64); 3] = [(0x24, 0x000f_000f), (0x28, MEMORY), (0x30, MEMORY + 0x1000)];
@@ -22,12 +22,13 @@ fn device(kind: usize) -> Rig {
     let path = format!("/proc/self/fd/{}", image.as_raw_fd());
     let (name, options) = match kind {
         0 => ("testdev", [("latch", "on"), ("migration", "all")]),
-        _ => ("nvme", [("image", path.as_str()), ("queues", "3")]),
+        1 => ("nvme", [("image", path.as_str()), ("queues", "3")]),
+        _ => ("virtio-blk", [("image", path.as_str()), ("queues", "2")]),
     };
     let options = options.map(|(name, value)| (name.to_owned(), value.to_owned()));
     let model = ioasis_pci::create(name, &options).expect("its options are right");
     let mut rig = Rig::new(model, MEMORY, MEMORY_BYTES);
-    if kind != 0 {
+    if kind == 1 {
         for (register, value) in ADMIN {
             rig.store(0, register, &value.to_le_bytes()[..if register == 0x24 { 4 } else { 8 }]);
         }
@@ -44,7 +45,7 @@ fn device(kind: usize) -> Rig {
 /// If the device panics, or what it has taken is not what it is then.
 pub fn run_state(input: &[u8]) -> u64 {
     let mut input = Input(input);
-    let kind = usize::from(input.byte() % 2);
+    let kind = usize::from(input.byte() % 3);
     let mut rig = device(kind);
     let mut states = 0;
     while !input.0.is_empty() {
@@ -78,7 +79,7 @@ fn work(rig: &mut Rig, input: &mut Input<'_>, kind: usize) {
     rig.remind();
     let memory = input.number(8).to_le_bytes();
     rig.memory.put(MEMORY + input.number(2) % 0x2000, &memory);
-    if kind != 0 {
+    if kind == 1 {
         for queue in 0..8 {
             let value = u32::from(input.byte());
             rig.pages(0).store_u32(DOORBELLS + 4 * queue, value).expect("mapped");

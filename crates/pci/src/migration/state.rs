@@ -69,7 +69,7 @@ impl Writer {
 }
 
 /// Reads fields, none of which can be trusted.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Reader<'a> {
     rest: &'a [u8],
 }

@@ -3,7 +3,8 @@
 //! One file a chapter: `queue` is the split virtqueue (2.7), `transport` the PCI transport (4.1)
 //! with its registers in `registers`, `feature` the bits that all devices share (6). A device,
 //! [`Device`], knows its own feature bits, its configuration and its requests (5): `blk`, `net`.
-//! `legacy` is the interface that a transitional device has beside.
+//! `legacy` is the interface that a transitional device has beside, `migration` how a device moves to
+//! another run.
 //!
 //! | BAR | pages | what is there |
 //! |---|---|---|
@@ -22,6 +23,7 @@
 mod blk;
 mod feature;
 mod legacy;
+mod migration;
 mod net;
 mod queue;
 mod registers;
@@ -36,6 +38,7 @@ use self::queue::{Queue, Wrong};
 use super::Progress;
 use crate::alarm::Alarm;
 use crate::bus::{Bus, DmaFault};
+use crate::migration::{Reader, Writer};
 
 pub(super) use blk::INFO as BLK;
 pub(super) use net::INFO as NET;
@@ -93,6 +96,9 @@ trait Device: Debug + Send {
 
     fn identity(&self) -> Identity;
 
+    /// Its name as a model.
+    fn model(&self) -> &'static str;
+
     /// How many queues it has.
     fn queues(&self) -> u16;
 
@@ -119,6 +125,11 @@ trait Device: Debug + Send {
     /// Its state after power-on.
     fn reset(&mut self);
 
+    /// How it moves to another run; `None` for a device that stays. The same at every call.
+    fn portable(&mut self) -> Option<&mut dyn Portable> {
+        None
+    }
+
     /// A queue of it was reset: what was taken from it and not put back is the driver's again.
     fn reset_queue(&mut self, index: u16) {
         let _ = index;
@@ -137,6 +148,36 @@ trait Device: Debug + Send {
     /// Does requests of the queues that have some, as much as does not keep others waiting. What
     /// was done is put into them, and published.
     fn serve(&mut self, bus: &Bus<'_>, queues: &mut [Queue]) -> Stopped<Progress>;
+}
+
+/// A device that moves to another run, behind the transport. Its requests are in the program's
+/// memory: none is under way while it stands still.
+trait Portable: Debug {
+    /// What the device was made with, which a state must be of, and why it is none.
+    fn shape(&self) -> Vec<(u64, &'static str)>;
+
+    /// Writes what [`Device::reset`] would take away, and the driver's features do not say.
+    fn save(&self, state: &mut Writer);
+
+    /// Reads what [`Portable::save`] wrote, and takes nothing over.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` for what it cannot be.
+    fn check(&self, state: &mut Reader<'_>) -> ioasis_uapi::Result<()>;
+
+    /// Takes over what was checked, after [`Device::start`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Portable::check`].
+    fn load(&mut self, state: &mut Reader<'_>) -> ioasis_uapi::Result<()>;
+
+    /// As [`Migration::hand_over`](crate::migration::Migration::hand_over).
+    fn hand_over(&mut self) -> std::io::Result<()>;
+
+    /// As [`Migration::take_over`](crate::migration::Migration::take_over).
+    fn take_over(&mut self) -> std::io::Result<()>;
 }
 
 /// A dword out of four bytes at `offset`.

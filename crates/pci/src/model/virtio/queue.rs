@@ -14,6 +14,7 @@ use smallvec::SmallVec;
 use super::registers::NO_VECTOR;
 use super::{Stop, dword, quadword};
 use crate::bus::{Bus, Segment};
+use crate::migration::{Reader, Writer, bad};
 
 /// Entries of a queue at most: its descriptor table is then 4 KiB, read in one go.
 pub(super) const ENTRIES_MAX: u16 = 256;
@@ -189,6 +190,43 @@ impl Queue {
             staged: Vec::new(),
             bytes: Vec::new(),
         }
+    }
+
+    pub(super) fn save(&self, state: &mut Writer) {
+        assert!(self.staged.is_empty(), "what is done is published in the same poll");
+        state.u16(self.size);
+        state.u16(self.vector);
+        state.flag(self.enabled);
+        state.flag(self.rules.indirect);
+        state.flag(self.rules.event_index);
+        let Areas { descriptors, driver, device } = self.areas;
+        [descriptors, driver, device].into_iter().for_each(|address| state.u64(address));
+        state.u16(self.next_available);
+        state.u16(self.next_used);
+    }
+
+    /// Queue `index`. Whether it was notified is not known: it looks as if it was.
+    pub(super) fn load(index: u16, state: &mut Reader<'_>) -> ioasis_uapi::Result<Self> {
+        let (size, vector) = (state.u16()?, state.u16()?);
+        let (enabled, indirect, event_index) = (state.flag()?, state.flag()?, state.flag()?);
+        let areas = Areas { descriptors: state.u64()?, driver: state.u64()?, device: state.u64()? };
+        let (next_available, next_used) = (state.u16()?, state.u16()?);
+        if !size.is_power_of_two() || size > ENTRIES_MAX {
+            return bad("a queue has a power of two of entries, at most 256", size);
+        }
+        let rules = Rules { indirect, event_index };
+        let fresh = Self::new(index);
+        let mut queue = Self { size, vector, areas, rules, next_available, next_used, ..fresh };
+        if enabled && let Err(Wrong { why, value }) = queue.enable() {
+            return bad(why, value);
+        }
+        queue.kicked = enabled;
+        Ok(queue)
+    }
+
+    /// Whether anything was done in it.
+    pub(super) fn was_used(&self) -> bool {
+        self.enabled && self.next_used != 0
     }
 
     /// Lets the driver's requests through, or says which area lies where none may.

@@ -17,6 +17,7 @@ use super::registers::{self as registers, BAR, COMMON_BYTES, NO_VECTOR};
 use super::{Change, Device, Identity, Stop, feature};
 use crate::bus::{Bus, DmaFault, Line};
 use crate::description::{Bar, BarKind, Description, Ids, MsixTable, Pages, Vectors};
+use crate::migration::Migration;
 use crate::model::{After, Model, Progress};
 use crate::refusal::Refusal;
 
@@ -48,20 +49,20 @@ pub(super) enum Interface {
 #[derive(Debug)]
 pub(super) struct Transport {
     pub(super) device: Box<dyn Device>,
-    interface: Interface,
+    pub(super) interface: Interface,
     /// The driver uses the legacy interface since the last reset.
     pub(super) legacy: bool,
     /// Vectors of MSI-X: one for each queue and one for changes of the configuration.
     vectors: u16,
-    device_feature_select: u32,
-    driver_feature_select: u32,
+    pub(super) device_feature_select: u32,
+    pub(super) driver_feature_select: u32,
     pub(super) driver_features: u64,
     pub(super) configuration_vector: u16,
     pub(super) status: u8,
-    generation: u8,
+    pub(super) generation: u8,
     pub(super) queue_select: u16,
     pub(super) queues: Vec<Queue>,
-    isr: u8,
+    pub(super) isr: u8,
     /// The page of the configuration shows an older one.
     configuration_is_new: bool,
     /// What the page of the common configuration was last seen to hold.
@@ -148,7 +149,7 @@ impl Transport {
     }
 
     /// Brings the pages to what loads of them give.
-    fn show(&mut self, bus: &Bus<'_>) -> Result<()> {
+    pub(super) fn show(&mut self, bus: &Bus<'_>) -> Result<()> {
         let Some(pages) = self.pages(bus) else { return Ok(()) };
         let common = self.common();
         if common != self.shown {
@@ -293,19 +294,21 @@ impl Transport {
 
     /// Whether the device can work with what the driver accepted (2.2, 6).
     fn negotiated(&self, bus: &Bus<'_>) -> bool {
-        let unknown = self.driver_features & !self.offered();
-        let why = if unknown != 0 {
-            "the driver accepts feature bits that are not offered"
-        } else if self.driver_features & feature::VERSION_1 == 0 {
-            "the driver accepts no VIRTIO_F_VERSION_1, only"
-        } else if let Some(why) = self.device.refuses(self.driver_features) {
-            why
-        } else {
-            return true;
-        };
-        let value = if unknown != 0 { unknown } else { self.driver_features };
+        let Some((why, value)) = self.refuses(self.driver_features) else { return true };
         bus.tell(&Refusal::Driver { queue: None, why, value });
         false
+    }
+
+    /// Why the device cannot work with these bits, and which ones.
+    pub(super) fn refuses(&self, features: u64) -> Option<(&'static str, u64)> {
+        let unknown = features & !self.offered();
+        if unknown != 0 {
+            Some(("the driver accepts feature bits that are not offered", unknown))
+        } else if features & feature::VERSION_1 == 0 {
+            Some(("the driver accepts no VIRTIO_F_VERSION_1, only", features))
+        } else {
+            self.device.refuses(features).map(|why| (why, features))
+        }
     }
 
     fn runs(&self) -> bool {
@@ -474,6 +477,11 @@ impl Model for Transport {
         self.show_configuration(bus)?;
         let length = usize::from(self.device.queues()) * 4;
         pages.fill(registers::NOTIFY, length, 0xff)
+    }
+
+    fn migration(&mut self) -> Option<&mut dyn Migration> {
+        self.device.portable()?;
+        Some(self)
     }
 
     fn poll(&mut self, bus: &Bus<'_>) -> Result<Progress> {

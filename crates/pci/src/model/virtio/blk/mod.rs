@@ -8,9 +8,10 @@ use std::path::Path;
 use self::request::{Executor, SECTOR};
 use super::queue::Queue;
 use super::transport::{Interface, Transport};
-use super::{Device, Identity, Stopped};
+use super::{Device, Identity, Portable, Stopped, quadword};
 use crate::bus::Bus;
-use crate::model::image::{self, Image, Possession, Wanted};
+use crate::migration::{Reader, Writer};
+use crate::model::image::{self, Image, Wanted};
 use crate::model::options::{ModelError, OptionInfo, Options};
 use crate::model::{Model, ModelInfo, Progress};
 
@@ -59,6 +60,12 @@ const OPTIONS: &[OptionInfo] = &[
         accepted: "512 or 4096",
         default: "512",
     },
+    OptionInfo {
+        name: "incoming",
+        meaning: "another run has the image until this device takes over its state, or uses the disk",
+        accepted: "on or off",
+        default: "off",
+    },
 ];
 
 const QUEUES_MAX: u16 = 64;
@@ -100,7 +107,7 @@ fn create(options: &Options<'_>) -> Result<Box<dyn Model>, ModelError> {
         path,
         size,
         protection,
-        possession: Possession::Now,
+        possession: image::possession(options)?,
         block,
     })?;
     let serial = serial.unwrap_or_else(|| serial_of(&image));
@@ -144,6 +151,10 @@ impl Device for Disk {
 
     fn identity(&self) -> Identity {
         IDENTITY
+    }
+
+    fn model(&self) -> &'static str {
+        INFO.name
     }
 
     fn queues(&self) -> u16 {
@@ -206,6 +217,10 @@ impl Device for Disk {
         self.writeback = true;
     }
 
+    fn portable(&mut self) -> Option<&mut dyn Portable> {
+        Some(self)
+    }
+
     fn serve(&mut self, bus: &Bus<'_>, queues: &mut [Queue]) -> Stopped<Progress> {
         let through = self.writes_through();
         let mut progress = Progress::Idle;
@@ -215,5 +230,38 @@ impl Device for Disk {
             progress = Progress::Worked;
         }
         Ok(progress)
+    }
+}
+
+impl Portable for Disk {
+    fn shape(&self) -> Vec<(u64, &'static str)> {
+        let (id, _) = self.executor.id().split_at(16);
+        vec![
+            (self.block, "the disk that was saved has another lba="),
+            (self.executor.bytes(), "the image that was saved is of another size"),
+            (quadword(id, 0), "the disk that was saved has another serial="),
+            (quadword(id, 8), "the disk that was saved has another serial="),
+        ]
+    }
+
+    fn save(&self, state: &mut Writer) {
+        state.flag(self.writeback);
+    }
+
+    fn check(&self, state: &mut Reader<'_>) -> ioasis_uapi::Result<()> {
+        state.flag().map(drop)
+    }
+
+    fn load(&mut self, state: &mut Reader<'_>) -> ioasis_uapi::Result<()> {
+        self.writeback = state.flag()?;
+        Ok(())
+    }
+
+    fn hand_over(&mut self) -> std::io::Result<()> {
+        self.executor.image().let_go()
+    }
+
+    fn take_over(&mut self) -> std::io::Result<()> {
+        self.executor.image().hold()
     }
 }

@@ -98,6 +98,14 @@ impl Executor {
         Self { image, id, chains: Vec::new(), buffer: Vec::new() }
     }
 
+    pub(super) fn image(&self) -> &Image {
+        &self.image
+    }
+
+    pub(super) fn id(&self) -> &[u8; ID_BYTES] {
+        &self.id
+    }
+
     /// Returns when all that was written is on the disk.
     pub(super) fn flush(&self) -> io::Result<()> {
         self.image.sync()

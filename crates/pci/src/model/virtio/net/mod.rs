@@ -190,6 +190,10 @@ impl Device for Card {
         IDENTITY
     }
 
+    fn model(&self) -> &'static str {
+        INFO.name
+    }
+
     fn queues(&self) -> u16 {
         2 * self.pairs + 1
     }

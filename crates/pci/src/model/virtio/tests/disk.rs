@@ -338,3 +338,66 @@ proptest! {
         prop_assert!(disk.image() == naive);
     }
 }
+
+impl Disk {
+    /// As another run that has the same memory and the same image sees it.
+    fn moved(&mut self) {
+        let state = self.driver.save();
+        self.driver.reset();
+        self.driver.load_state(&state).expect("its own state");
+        assert_eq!(self.driver.save(), state, "the state is the same");
+    }
+}
+
+#[test]
+fn a_disk_that_moved_goes_on_where_it_stopped() {
+    for wanted in [ALL, ALL & !feature::RING_EVENT_IDX] {
+        let mut disk = Disk::new(&[], wanted);
+        for turn in 0_u8..100 {
+            disk.driver.memory.put(BUFFER, &[turn; 512]);
+            assert_eq!(disk.one(OUT, turn.into(), &[Piece::Out(BUFFER, 512)]), (OK, 1));
+            disk.moved();
+            assert_eq!(
+                disk.one(IN, turn.into(), &[Piece::In(BUFFER + 8192, 512)]),
+                (OK, 513),
+                "turn {turn}"
+            );
+            assert_eq!(disk.driver.memory.get(BUFFER + 8192, 512), [turn; 512]);
+        }
+    }
+}
+
+#[test]
+fn requests_that_wait_are_done_by_the_disk_that_has_the_state() {
+    let mut disk = Disk::new(&[], ALL);
+    let pieces = [disk.header(0, IN, 3), Piece::In(BUFFER, 512), Piece::In(STATUSES, 1)];
+    let head = disk.driver.chain(0, &pieces);
+    disk.driver.offer(0, head);
+    disk.driver.kick(0);
+    disk.moved();
+    disk.driver.remind();
+    disk.driver.poll();
+    assert_eq!(disk.status(0), OK);
+    let _ = disk.driver.raised();
+    disk.driver.remind();
+    assert_eq!(disk.driver.raised(), [0], "it may have been lost on the way");
+}
+
+#[test]
+fn the_state_of_another_disk_or_a_part_of_one_is_refused() {
+    let mut disk = Disk::new(&[("serial", "one")], ALL);
+    let state = disk.driver.save();
+    for end in 0..state.len() {
+        assert!(disk.driver.load_state(&state[..end]).is_err(), "{end} bytes");
+    }
+    assert_eq!(disk.driver.save(), state, "nothing has changed");
+    for option in [("serial", "two"), ("queues", "2"), ("lba", "4096")] {
+        let serial = [("serial", "one")];
+        let options =
+            if option.0 == "serial" { vec![option] } else { [&serial[..], &[option]].concat() };
+        let mut other = Disk::new(&options, ALL);
+        assert!(other.driver.load_state(&state).is_err(), "{option:?}");
+    }
+    let mut larger = Disk::sized(2 * IMAGE, &[("serial", "one")], ALL);
+    assert!(larger.driver.load_state(&state).is_err());
+}
