@@ -9,6 +9,7 @@ use crate::{
     Prot, Segment,
 };
 use ioasis_iommupt::Iova;
+use proptest::prelude::*;
 
 /// A machine whose devices have no IOMMU, used by somebody who may see physical addresses.
 fn fixture() -> Fixture {
@@ -63,7 +64,7 @@ fn physical_addresses_are_refused_in_linuxs_order() {
 #[derive(Debug)]
 struct Shuffled {
     memory: Memory,
-    pages: &'static [u64],
+    pages: Vec<u64>,
 }
 
 impl AddressSpace for Shuffled {
@@ -91,7 +92,7 @@ fn a_run_ends_with_what_was_asked_the_area_and_what_follows_physically() {
     let (ioas, bound) = (fixture.ioas(), fixture.device());
     bound.attach(ioas).unwrap();
     let memory = Memory::new(0, 0x8000).unwrap();
-    let space = Shuffled { memory, pages: &[4, 5, 6, 2, 3, 0] };
+    let space = Shuffled { memory, pages: vec![4, 5, 6, 2, 3, 0] };
     let request = MapRequest {
         space: Arc::new(space),
         address: 0,
@@ -121,6 +122,56 @@ fn a_run_ends_with_what_was_asked_the_area_and_what_follows_physically() {
     assert_eq!((first.1, second.0 - first.0), (0x1000, 0x1000));
     fixture.unmap(ioas, 0x20_0000, 0x1000).unwrap();
     assert_eq!(phys(&fixture, ioas, 0x20_0000, 1).unwrap_err().errno, Errno::ENOENT);
+}
+
+/// How far a run goes that begins at `iova`, as `iopt_get_phys` counts: page by page, while each
+/// lies behind the one before.
+fn walked(fixture: &Fixture, ioas: u32, iova: u64, last: u64, length: u64) -> (u64, u64) {
+    let page = |iova| phys(fixture, ioas, iova, 1).unwrap().0;
+    let start = page(iova);
+    let mut run = PAGE_SIZE - iova % PAGE_SIZE;
+    while run < length && iova + run <= last && page(iova + run) == start + run {
+        run += PAGE_SIZE;
+    }
+    (start, run.min(length))
+}
+
+proptest! {
+    #[test]
+    fn a_run_is_as_long_as_a_walk_page_by_page_says(
+        breaks in proptest::collection::vec(0_u64..3, 1..80),
+        questions in proptest::collection::vec((0_u64..80 * 4096, 1_u64..90 * 4096), 1..20),
+        huge in any::<bool>(),
+    ) {
+        let fixture = fixture();
+        let (ioas, bound) = (fixture.ioas(), fixture.device());
+        fixture.context.ioas(ioas).unwrap().set_huge_pages(huge).unwrap();
+        bound.attach(ioas).unwrap();
+        // Each page lies behind the one before, or after a gap.
+        let pages: Vec<u64> = breaks
+            .iter()
+            .scan(0, |next, gap| {
+                let page = *next + gap;
+                *next = page + 1;
+                Some(page)
+            })
+            .collect();
+        let (first, length) = (0x10_0000, pages.len() as u64 * PAGE_SIZE);
+        let request = MapRequest {
+            space: Arc::new(Shuffled { memory: Memory::new(0, 0x40_0000).unwrap(), pages }),
+            address: 0,
+            length,
+            place: Place::Fixed(Iova(first)),
+            prot: READ_WRITE,
+            account: ACCOUNT,
+        };
+        fixture.context.map(ioas, request).unwrap();
+        for (at, wanted) in questions {
+            let iova = first + at % length;
+            let expected = walked(&fixture, ioas, iova, first + length - 1, wanted);
+            prop_assert_eq!(phys(&fixture, ioas, iova, wanted).unwrap(), expected);
+        }
+    }
 }
 
 #[test]
