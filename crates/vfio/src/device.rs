@@ -486,7 +486,8 @@ impl Device {
     }
 
     /// Whether an error stopped its registers: loads give ones, stores are lost.
-    // DIFFERS: pages of BARs that a program mapped stay what they are, but for those that trap.
+    // DIFFERS: pages of BARs that a program mapped stay what they are, but for those that trap, and
+    // configuration space answers.
     pub(crate) fn is_frozen(&self) -> bool {
         self.endpoint.group().frozen().contains(Frozen::MMIO)
     }

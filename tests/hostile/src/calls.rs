@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use ioasis_iommufd::type1::Container;
-use ioasis_iommufd::{Client as _, Context};
+use ioasis_iommufd::{Client as _, Context, IommuKind};
 use ioasis_uapi::{Result, iommufd, vfio};
 use ioasis_vfio::{REGION_SHIFT, Reply};
 
@@ -62,6 +62,23 @@ const CONTAINER: [(u32, usize); 7] = [
     (vfio::IOMMU_DIRTY_PAGES, 32),
 ];
 
+/// The container's on a machine of POWER's.
+const SPAPR: [(u32, usize); 13] = [
+    (vfio::CHECK_EXTENSION, 0),
+    (vfio::SET_IOMMU, 0),
+    (vfio::IOMMU_SPAPR_TCE_GET_INFO, 32),
+    (vfio::IOMMU_MAP_DMA, 32),
+    (vfio::IOMMU_MAP_DMA, 32),
+    (vfio::IOMMU_UNMAP_DMA, 24),
+    (vfio::IOMMU_ENABLE, 0),
+    (vfio::IOMMU_DISABLE, 0),
+    (vfio::IOMMU_SPAPR_REGISTER_MEMORY, 24),
+    (vfio::IOMMU_SPAPR_UNREGISTER_MEMORY, 24),
+    (vfio::IOMMU_SPAPR_TCE_CREATE, 40),
+    (vfio::IOMMU_SPAPR_TCE_REMOVE, 16),
+    (vfio::EEH_PE_OP, 40),
+];
+
 const GROUP: [(u32, usize); 4] = [
     (vfio::GROUP_GET_STATUS, 8),
     (vfio::GROUP_SET_CONTAINER, 4),
@@ -97,7 +114,7 @@ pub(crate) fn step(machine: &Machine, client: &Hostile, input: &mut Input<'_>) {
         3 => bar_page(client, input),
         4 => queue(client, input),
         5 => scribble(client, input),
-        _ => ioctl(client, input),
+        _ => ioctl(machine, client, input),
     }
 }
 
@@ -161,11 +178,12 @@ fn any_file(client: &Hostile, input: &mut Input<'_>) -> Option<File> {
     (!files.is_empty()).then(|| input.pick(&files).clone())
 }
 
-fn ioctl(client: &Hostile, input: &mut Input<'_>) {
+fn ioctl(machine: &Machine, client: &Hostile, input: &mut Input<'_>) {
     let Some(file) = any_file(client, input) else { return };
     let known: &[(u32, usize)] = match &file {
         File::Iommufd(_) if input.below(4) == 0 => &CONTAINER,
         File::Iommufd(_) => &IOMMUFD,
+        File::Container(_) if machine.kind == IommuKind::Spapr => &SPAPR,
         File::Container(_) => &CONTAINER,
         File::Group(_) => &GROUP,
         File::Device(_) => &DEVICE,

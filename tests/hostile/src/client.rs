@@ -38,14 +38,17 @@ pub(crate) enum File {
 #[derive(Debug)]
 pub(crate) struct Hostile {
     pub(crate) memory: iommufd::Memory,
+    /// Pages it may lock.
+    memlock_pages: u64,
     pub(crate) files: Mutex<Vec<File>>,
     /// BAR pages of every device file that was made, and pages of virtual IOMMUs.
     pub(crate) pages: Mutex<Vec<Arc<Mapping>>>,
 }
 
 impl Hostile {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(memlock_pages: u64) -> Self {
         Self {
+            memlock_pages,
             memory: iommufd::Memory::new(BASE, LENGTH).expect("a little memory"),
             files: Mutex::default(),
             pages: Mutex::default(),
@@ -121,7 +124,7 @@ impl iommufd::Client for Hostile {
         Account {
             pid: 1,
             uid: 1,
-            memlock_pages: Some(200),
+            memlock_pages: Some(self.memlock_pages),
             ipc_lock: false,
             sys_resource: true,
             sys_rawio: true,

@@ -3,8 +3,8 @@
 //! [`run`] turns bytes into opens, ioctls with hostile pointers and sizes, region accesses, stores
 //! into BAR pages and closes on a machine with an NVMe controller and two test devices behind an
 //! IOMMU of any kind, and then checks that nothing is left: no pinned page, no charge, no stretch
-//! of physical space. The SMMUv3 has command queues for guests. The fuzz target and the tests share
-//! it.
+//! of physical space. The SMMUv3 has command queues for guests. [`run_spapr`] does the same on a
+//! machine of POWER's, whose container is another one. The fuzz targets and the tests share them.
 
 mod calls;
 mod client;
@@ -16,7 +16,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use ioasis_iommufd::type1::GroupKind;
-use ioasis_iommufd::{self as iommufd, Cmdqv, Endpoint, EndpointConfig, Group, Iommu, IommuKind};
+use ioasis_iommufd::{
+    self as iommufd, Cmdqv, Endpoint, EndpointConfig, Group, Iommu, IommuKind, Spapr,
+};
 use ioasis_pci::{Bdf, Function, Windows};
 use ioasis_vfio::Placement;
 
@@ -32,6 +34,7 @@ const KINDS: [IommuKind; 4] = [IommuKind::Vtd, IommuKind::Amd, IommuKind::Smmuv3
 /// A whole machine.
 #[derive(Debug)]
 struct Machine {
+    kind: IommuKind,
     iommu: Arc<iommufd::Machine>,
     vfio: ioasis_vfio::Machine,
 }
@@ -47,7 +50,9 @@ impl Machine {
 
         let machine = iommufd::Machine::new();
         let cmdqv = (kind == IommuKind::Smmuv3).then(Cmdqv::default);
-        let hardware = Arc::new(Iommu { cmdqv, ..Iommu::new(kind) });
+        let spapr =
+            (kind == IommuKind::Spapr).then(|| Spapr { window: 1 << 29, ..Spapr::default() });
+        let hardware = Arc::new(Iommu { cmdqv, spapr, ..Iommu::new(kind) });
         let groups = [1, 2, 3].map(|number| Group::new(&machine, &hardware, number));
         let mut windows = Windows::default();
         let places =
@@ -73,7 +78,7 @@ impl Machine {
             }
         });
         let vfio = ioasis_vfio::Machine::new(placements.collect());
-        Self { iommu: machine, vfio }
+        Self { kind, iommu: machine, vfio }
     }
 }
 
@@ -84,8 +89,23 @@ impl Machine {
 /// If anything is left behind.
 pub fn run(input: &[u8]) -> u64 {
     let mut input = Input(input);
-    let machine = Machine::new(*input.pick(&KINDS));
-    let client = Hostile::new();
+    let kind = *input.pick(&KINDS);
+    run_on(kind, input)
+}
+
+/// [`run`] on a machine of POWER's: windows, registered memory, error handling.
+///
+/// # Panics
+///
+/// If anything is left behind.
+pub fn run_spapr(input: &[u8]) -> u64 {
+    run_on(IommuKind::Spapr, Input(input))
+}
+
+fn run_on(kind: IommuKind, mut input: Input<'_>) -> u64 {
+    let machine = Machine::new(kind);
+    // On POWER a whole window is charged ahead.
+    let client = Hostile::new(if kind == IommuKind::Spapr { 1 << 18 } else { 200 });
     let mut steps = 0;
     while !input.is_empty() {
         calls::step(&machine, &client, &mut input);

@@ -3,7 +3,7 @@
 //! Every step may fail, because of what the client did before; the rest is tried all the same.
 
 use ioasis_iommufd::type1::Container;
-use ioasis_iommufd::{Client as _, Context};
+use ioasis_iommufd::{Client as _, Context, IommuKind};
 use ioasis_uapi::{iommufd, vfio};
 use ioasis_vfio::{Reply, region_offset};
 
@@ -54,8 +54,17 @@ pub(crate) fn container(machine: &Machine, client: &Hostile, input: &mut Input<'
         return;
     }
     put(client, &group, vfio::GROUP_SET_CONTAINER, &[fd.unsigned_abs()]);
-    let kind = *input.pick(&[vfio::TYPE1v2_IOMMU, vfio::TYPE1_IOMMU]);
-    let _ = call(client, &container, vfio::SET_IOMMU, u64::from(kind));
+    let kinds = match machine.kind {
+        IommuKind::Spapr => [vfio::SPAPR_TCE_v2_IOMMU, vfio::SPAPR_TCE_IOMMU],
+        _ => [vfio::TYPE1v2_IOMMU, vfio::TYPE1_IOMMU],
+    };
+    let _ = call(client, &container, vfio::SET_IOMMU, u64::from(*input.pick(&kinds)));
+    if machine.kind == IommuKind::Spapr {
+        // Either is unknown to one of the two versions.
+        let _ = call(client, &container, vfio::IOMMU_ENABLE, 0);
+        let memory = [24, 0, low(BASE), 0, low(MAPPED), 0];
+        put(client, &container, vfio::IOMMU_SPAPR_REGISTER_MEMORY, &memory);
+    }
     let map = [32, 3, low(BASE), 0, low(IOVA), 0, low(MAPPED), 0];
     put(client, &container, vfio::IOMMU_MAP_DMA, &map);
     let name = format!("{}\0", input.pick(&devices).name());

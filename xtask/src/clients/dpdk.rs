@@ -35,8 +35,10 @@ pub(super) fn run(bench: &mut Bench<'_>) -> Result<()> {
     bench.note("a program on DPDK of Debian 12", outcome);
     let outcome = dmadev(bench, &tree);
     bench.note("dpdk-test dmadev_autotest of Debian 12 on ioat", outcome);
-    let outcome = forward(bench, &tree);
+    let outcome = forward(bench, &tree, "vtd");
     bench.note("dpdk-testpmd of Debian 12 between two igb ports", outcome);
+    let outcome = forward(bench, &tree, "spapr");
+    bench.note("dpdk-testpmd of Debian 12 between two igb ports, SPAPR", outcome);
     Ok(())
 }
 
@@ -163,17 +165,22 @@ fn frames_of(file: &[u8]) -> Vec<&[u8]> {
 }
 
 /// testpmd reads frames from a file, sends them by one port, receives them by the other and writes
-/// them to a file.
-fn forward(bench: &Bench<'_>, tree: &Tree) -> Result<()> {
-    println!("\n-- dpdk-testpmd between two igb ports");
+/// them to a file. On an SPAPR container it registers its memory, and makes a window for it in
+/// place of the one that is there.
+fn forward(bench: &Bench<'_>, tree: &Tree, kind: &str) -> Result<()> {
+    println!("\n-- dpdk-testpmd between two igb ports, kind={kind}");
     let path = |name: &str| bench.work.join(name);
+    let trace = path("forward.trace");
+    let _ = std::fs::remove_file(&trace);
     let (sent, nothing, came, back) =
         (path("sent.pcap"), path("nothing.pcap"), path("came.pcap"), path("back.pcap"));
     std::fs::write(&sent, frames(FRAMES))?;
     std::fs::write(&nothing, frames(0))?;
     let _ = std::fs::remove_file(&came);
     let mut run = bench.ioasis("igb,pair=cable", 600);
-    run.args(["--device", "igb,pair=cable", "--"]).args(tree.program("dpdk-testpmd")?);
+    run.args(["--device", "igb,pair=cable", "--iommu", &format!("kind={kind}")]);
+    run.arg(format!("--trace={}", trace.display())).arg("--");
+    run.args(tree.program("dpdk-testpmd")?);
     run.args(environment(tree)).args(["-a", "0000:02:00.0", "-m", "256"]);
     let file = |number: u32, from: &Path, to: &Path| {
         format!("--vdev=net_pcap{number},rx_pcap={},tx_pcap={}", from.display(), to.display())
@@ -203,5 +210,16 @@ fn forward(bench: &Bench<'_>, tree: &Tree) -> Result<()> {
     ensure!(came.len() == sent.len(), "{} frames of {} came", came.len(), sent.len());
     let differs = sent.iter().zip(&came).position(|(sent, came)| sent != came);
     ensure!(differs.is_none(), "frame {} is another", differs.unwrap_or(0));
+    let calls = std::fs::read_to_string(&trace)?;
+    let spapr = [
+        "VFIO_IOMMU_SPAPR_TCE_GET_INFO",
+        "VFIO_IOMMU_SPAPR_TCE_REMOVE",
+        "VFIO_IOMMU_SPAPR_TCE_CREATE",
+        "VFIO_IOMMU_SPAPR_REGISTER_MEMORY",
+    ];
+    for call in spapr {
+        let calls = calls.lines().filter(|line| line.contains(call)).count();
+        ensure!((calls > 0) == (kind == "spapr"), "{calls} times {call}");
+    }
     Ok(())
 }

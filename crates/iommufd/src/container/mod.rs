@@ -230,6 +230,12 @@ impl Container {
         disown(&member);
     }
 
+    /// Whether it is one of SPAPR's rules: the machine is of POWER's.
+    #[must_use]
+    pub fn is_spapr(&self) -> bool {
+        self.machine.is_spapr()
+    }
+
     /// Whether a device of the container can be opened: it has an IOMMU.
     #[must_use]
     pub fn has_iommu(&self) -> bool {

@@ -193,6 +193,10 @@ impl Backing for MappedFile {
         false
     }
 
+    fn page_lg2(&self) -> u32 {
+        self.page_size().trailing_zeros()
+    }
+
     fn read(&self, pieces: &[Piece], buf: &mut [u8]) -> Result<()> {
         self.each(pieces, Access::Read, |mapping, offset, range| {
             mapping.read(offset, &mut buf[range])

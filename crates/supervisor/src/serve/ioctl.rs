@@ -33,6 +33,7 @@ const fn is_slow(kind: trace::Kind, command: u32) -> bool {
     match kind {
         trace::Kind::Device => matches!(command, vfio::DEVICE_RESET | vfio::DEVICE_PCI_HOT_RESET),
         trace::Kind::Group => command == vfio::GROUP_GET_DEVICE_FD,
+        trace::Kind::SpaprContainer => command == vfio::EEH_PE_OP,
         _ => false,
     }
 }
@@ -130,6 +131,7 @@ impl Line {
 pub(super) fn kind(file: &File) -> trace::Kind {
     match file {
         File::Iommufd { .. } => trace::Kind::Iommufd,
+        File::Container(container) if container.is_spapr() => trace::Kind::SpaprContainer,
         File::Container(_) => trace::Kind::Container,
         File::Group(_) => trace::Kind::Group,
         File::Device { .. } => trace::Kind::Device,
@@ -146,7 +148,18 @@ fn answer(
 ) -> Result<Reply> {
     match &opened.file {
         File::Iommufd { context, .. } => context.ioctl(caller, command, argument).map(Reply::Value),
-        File::Container(container) => container.ioctl(caller, command, argument).map(Reply::Value),
+        File::Container(container) => {
+            let reply = container.ioctl(caller, command, argument).map(Reply::Value);
+            // A reset of a group, which is of another file.
+            if command == vfio::EEH_PE_OP && container.is_spapr() {
+                for opened in caller.server.files.all() {
+                    if let File::Device { device, config, .. } = &opened.file {
+                        config.update(device);
+                    }
+                }
+            }
+            reply
+        }
         File::Group(group) => group.ioctl(caller, command, argument),
         File::Device { device, config, .. } => {
             let reply = device.ioctl(caller, command, argument);

@@ -61,6 +61,8 @@ pub enum Kind {
     Iommufd,
     /// /dev/vfio/vfio.
     Container,
+    /// The same on a machine of POWER's, where two numbers mean something else.
+    SpaprContainer,
     /// /dev/vfio/N.
     Group,
     /// A device, from a group or a cdev.
@@ -451,8 +453,8 @@ fn reason(error: Error) -> String {
 
 /// Whether there is a request of that name.
 pub(crate) fn is_request(name: &str) -> bool {
-    let tables: [&[Row]; 5] =
-        [iommufd::TABLE, vfio::CONTAINER, vfio::GROUP, vfio::DEVICE, vfio::KVM];
+    let tables: [&[Row]; 6] =
+        [iommufd::TABLE, vfio::CONTAINER, vfio::SPAPR, vfio::GROUP, vfio::DEVICE, vfio::KVM];
     tables.iter().flat_map(|table| table.iter()).any(|row| row.name == name)
 }
 
@@ -466,6 +468,7 @@ fn find(kind: Kind, request: u32) -> Option<&'static Row> {
     let tables: &[&[Row]] = match kind {
         Kind::Iommufd => &[iommufd::TABLE, vfio::CONTAINER],
         Kind::Container => &[vfio::CONTAINER],
+        Kind::SpaprContainer => &[vfio::SPAPR, vfio::CONTAINER],
         Kind::Group => &[vfio::GROUP],
         Kind::Device => &[vfio::DEVICE],
         Kind::Kvm => &[vfio::KVM],

@@ -35,7 +35,7 @@ fn traced(format: Format, write: impl FnOnce(&Trace)) -> String {
 const fn file(kind: Kind) -> File<'static> {
     match kind {
         Kind::Iommufd => File { fd: 4, path: "/dev/iommu", kind },
-        Kind::Container => File { fd: 5, path: "/dev/vfio/vfio", kind },
+        Kind::Container | Kind::SpaprContainer => File { fd: 5, path: "/dev/vfio/vfio", kind },
         Kind::Group => File { fd: 6, path: "/dev/vfio/7", kind },
         Kind::Device => File { fd: 9, path: "0000:01:00.0", kind },
         Kind::FaultQueue => File { fd: 70, path: "fault queue 3", kind },
@@ -249,6 +249,10 @@ fn one_number_is_named_by_the_file_it_is_used_on() {
         call.trim_end_matches(", 0x7ffc00001000) = 0").to_owned()
     };
     assert_eq!(name(Kind::Container, 0x3b71), "VFIO_IOMMU_MAP_DMA");
+    assert_eq!(name(Kind::Container, 0x3b70), "VFIO_IOMMU_GET_INFO");
+    assert_eq!(name(Kind::SpaprContainer, 0x3b70), "VFIO_IOMMU_SPAPR_TCE_GET_INFO");
+    assert_eq!(name(Kind::SpaprContainer, 0x3b75), "VFIO_IOMMU_SPAPR_REGISTER_MEMORY");
+    assert_eq!(name(Kind::SpaprContainer, 0x3b71), "VFIO_IOMMU_MAP_DMA");
     assert_eq!(name(Kind::Iommufd, 0x3b71), "VFIO_IOMMU_MAP_DMA");
     assert_eq!(name(Kind::Device, 0x3b71), "VFIO_DEVICE_PCI_HOT_RESET");
     assert_eq!(name(Kind::Group, 0x3b71), "_IO(';', 0x71)");

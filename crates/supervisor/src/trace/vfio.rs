@@ -109,6 +109,7 @@ const BIND: Names = &[(uapi::DEVICE_BIND_FLAG_TOKEN as u64, "TOKEN")];
 const PASID: Names = &[(uapi::DEVICE_ATTACH_PASID as u64, "PASID")];
 const REINIT: Names = &[(uapi::PRECOPY_INFO_REINIT as u64, "REINIT")];
 const NONE: Names = &[];
+const SPAPR_INFO: Names = &[(uapi::IOMMU_SPAPR_INFO_DDW as u64, "DDW")];
 
 /// Names of uapi::DEVICE_FEATURE's lower 16 bits.
 pub(super) const FEATURES: Names = &[
@@ -271,6 +272,24 @@ pub(super) static CONTAINER: &[Row] = &[
         uapi::EEH_PE_OP,
         "VFIO_EEH_PE_OP",
         fields!(uapi::EehPeOp { argsz: In Dec, flags: In Flags(NONE), op: In Dec }),
+        Tail::None,
+    ),
+];
+
+/// What has the number of another call in [`CONTAINER`].
+pub(super) static SPAPR: &[Row] = &[
+    row(
+        uapi::IOMMU_SPAPR_TCE_GET_INFO,
+        "VFIO_IOMMU_SPAPR_TCE_GET_INFO",
+        fields!(uapi::IommuSpaprTceInfo {
+            argsz: In Dec, flags: Out Flags(SPAPR_INFO), dma32_window_start: Out Hex, dma32_window_size: Out Hex,
+        }),
+        Tail::None,
+    ),
+    row(
+        uapi::IOMMU_SPAPR_REGISTER_MEMORY,
+        "VFIO_IOMMU_SPAPR_REGISTER_MEMORY",
+        fields!(uapi::IommuSpaprRegisterMemory { argsz: In Dec, flags: In Flags(NONE), vaddr: In Hex, size: In Hex }),
         Tail::None,
     ),
 ];

@@ -111,11 +111,7 @@ impl DeviceFile {
             }
             Region::Config => {
                 check_config(position, buf.len())?;
-                if self.device.is_frozen() {
-                    buf.fill(ONES);
-                } else {
-                    function.config_read(position, buf)?;
-                }
+                function.config_read(position, buf)?;
                 Ok(buf.len())
             }
         }
@@ -140,9 +136,6 @@ impl DeviceFile {
             Region::Rom => Err(Error::new(Errno::EINVAL, "the ROM is not written")),
             Region::Config => {
                 check_config(position, buf.len())?;
-                if self.device.is_frozen() {
-                    return Ok(buf.len());
-                }
                 let resets = function.resets();
                 function.config_write(position, buf)?;
                 let was_reset = function.resets() != resets;

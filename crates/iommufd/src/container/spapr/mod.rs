@@ -20,7 +20,7 @@ use std::sync::{Arc, Weak};
 
 use ioasis_iommupt::{Iova, IovaRange, Prot};
 use ioasis_uapi::vfio as abi;
-use ioasis_uapi::{Errno, Result};
+use ioasis_uapi::{Errno, Error, Result};
 use zerocopy::IntoBytes;
 
 use super::argument::read;
@@ -353,7 +353,9 @@ impl Spapr {
     fn build_pinned(&mut self, client: &dyn Client, wanted: Wanted) -> (u64, Result<()>) {
         let (pages, failure) = match self.pin(client, &wanted, wanted.size) {
             Ok(pages) => (Some((pages, wanted.size)), Ok(())),
-            Err(error) if error.errno == Errno::EFAULT => {
+            // Memory that wraps ends where no program has any.
+            Err(error) if matches!(error.errno, Errno::EFAULT | Errno::EOVERFLOW) => {
+                let error = Error { errno: Errno::EFAULT, ..error };
                 (self.pin_first(client, &wanted), Err(error))
             }
             Err(error) => (None, Err(error)),

@@ -8,7 +8,11 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::container::{Container, GroupKind, Member};
 use crate::tests::rig::{ACCOUNT, ARG, BASE, TestClient, TestMachine};
-use crate::{Account, Endpoint, Frozen, Iommu, IommuKind, Iova, Segment, Spapr};
+use crate::{
+    Account, Context, Endpoint, Frozen, HwptFlags, Iommu, IommuKind, Iova, Segment, Spapr,
+};
+
+mod huge;
 
 const V1: u32 = abi::SPAPR_TCE_IOMMU;
 const V2: u32 = abi::SPAPR_TCE_v2_IOMMU;
@@ -300,6 +304,7 @@ fn a_map_is_refused_in_the_drivers_order() {
         (RW, 0, BASE + 1, 4096, Errno::EINVAL),
         (0, 1, BASE, 4096, Errno::EINVAL),
         (RW, 0, 0x1000, 4096, Errno::EFAULT),
+        (RW, 0, 0_u64.wrapping_sub(0x1000), 0x2000, Errno::EFAULT),
         (RW, beyond - 4096, BASE, 8192, Errno::EINVAL),
     ];
     for (flags, iova, vaddr, size, expected) in refused {
@@ -558,6 +563,21 @@ fn pages_of_a_window_are_no_larger_than_those_of_the_memory() {
     assert_eq!(fixture.map(RW, SECOND + 0x1000, BASE, 0x1_0000), Ok(1));
     assert_eq!(errno(fixture.map(RW, SECOND, BASE, 0x1_0000)), Errno::EINVAL, "pages of 4 KiB");
     fixture.end();
+}
+
+#[test]
+fn an_iommufd_binds_nothing_there_and_makes_no_page_table() {
+    let fixture = Fixture::on(Spapr::default());
+    let machine = &fixture.machine.machine;
+    let context = Context::new(machine);
+    let endpoint = fixture.machine.endpoint();
+    assert_eq!(errno(context.bind(&endpoint)), Errno::EPERM, "no interrupt is isolated");
+    let allowed = &machine.params.iommufd_allow_unsafe_interrupts;
+    allowed.store(true, std::sync::atomic::Ordering::Relaxed);
+    let bound = context.bind(&endpoint).unwrap();
+    let ioas = context.alloc_ioas().unwrap();
+    assert_eq!(errno(bound.attach(ioas)), Errno::EOPNOTSUPP);
+    assert_eq!(errno(context.alloc_hwpt(ioas, &bound, HwptFlags::NONE)), Errno::EOPNOTSUPP);
 }
 
 #[test]
