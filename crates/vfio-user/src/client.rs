@@ -185,7 +185,7 @@ impl Client {
     pub fn serve_pending(&self, memory: &mut dyn Memory) -> Result<bool> {
         let mut served = false;
         while self.connection.has_input() {
-            let wanted = Wanted { reply: None, command: true };
+            let wanted = Wanted { reply: None, command: true, stays: false };
             let deadline = Instant::now();
             let Some(message) = self.connection.wait(wanted, Some(deadline))? else { break };
             serve(&self.connection, message, memory)?;

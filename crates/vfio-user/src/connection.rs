@@ -51,6 +51,18 @@ pub(crate) struct Wanted {
     pub(crate) reply: Option<u16>,
     /// A command of the peer's.
     pub(crate) command: bool,
+    /// The thread waits for another message at once when it has this one, and sends nothing before: whoever waits beside it
+    /// need not wake for a message that is not theirs, to receive in its place.
+    pub(crate) stays: bool,
+}
+
+/// What a thread does when it has a reply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Then {
+    /// It waits for another at once: of several commands that it has sent this is not the last.
+    Waits,
+    /// Something else.
+    Leaves,
 }
 
 impl State {
@@ -195,6 +207,10 @@ impl Connection {
         let mut state = self.state();
         loop {
             if let Some(message) = state.take(wanted) {
+                // Of those that wait one is to receive from now on.
+                if !wanted.stays && !state.receiving {
+                    self.changed.notify_all();
+                }
                 return Ok(Some(message));
             }
             if let Some(error) = &state.broken {
@@ -214,12 +230,18 @@ impl Connection {
             let received = wire::receive(self.socket.as_fd(), deadline, self.limit);
             state = self.state();
             state.receiving = false;
+            let mut others = true;
             let kept = match received {
-                Ok(Some(message)) => state.keep(message).map(|()| true),
+                Ok(Some(message)) => {
+                    others = !message.is_reply_to(wanted.reply);
+                    state.keep(message).map(|()| true)
+                }
                 Ok(None) => Ok(false),
                 Err(error) => Err(error),
             };
-            self.changed.notify_all();
+            if others || kept.is_err() {
+                self.changed.notify_all();
+            }
             match kept {
                 Ok(true) => {}
                 Ok(false) => return Ok(state.take(wanted)),
@@ -242,7 +264,7 @@ impl Connection {
         serve: Option<&mut dyn FnMut(Message) -> Result<()>>,
     ) -> Result<Message> {
         let id = self.begin(command, parts, fds)?;
-        self.answer(command, id, serve)
+        self.answer(command, id, serve, Then::Leaves)
     }
 
     /// Sends a command, whose reply is to be waited for with [`Connection::answer`]: one that is not stays here.
@@ -262,10 +284,12 @@ impl Connection {
         command: Command,
         id: u16,
         mut serve: Option<&mut dyn FnMut(Message) -> Result<()>>,
+        then: Then,
     ) -> Result<Message> {
+        let stays = then == Then::Waits;
         let deadline = Instant::now() + self.limit;
         loop {
-            let wanted = Wanted { reply: Some(id), command: serve.is_some() };
+            let wanted = Wanted { reply: Some(id), command: serve.is_some(), stays };
             // A peer that asks all the time and never answers is silent too.
             let late = Instant::now() >= deadline;
             let Some(message) = self.wait(wanted, Some(deadline))?.filter(|_| !late) else {

@@ -11,7 +11,7 @@ use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use crate::IrqInfo;
 use crate::client::prefix;
-use crate::connection::{Connection, Wanted};
+use crate::connection::{Connection, Then, Wanted};
 use crate::error::{Error, Result};
 use crate::message::{
     Command, DEVICE_PCI, DEVICE_RESETS, DeviceInfoBody, DmaAccess, DmaMapBody, DmaTransfer,
@@ -289,17 +289,20 @@ impl Peer {
         let mut underway = VecDeque::with_capacity(UNDERWAY);
         let mut refused: Option<(usize, Error)> = None;
         loop {
-            while underway.len() < UNDERWAY
-                && refused.is_none()
+            // All answers, then the next: between two of them nothing is sent, so that this thread alone receives.
+            let mut room = if underway.is_empty() && refused.is_none() { UNDERWAY } else { 0 };
+            while room > 0
                 && let Some((index, address, part)) = parts.next()
             {
                 let transfer = transfer(address, part.as_ref().len());
                 let sent = self.connection.begin(command, &[transfer.as_bytes(), data(&part)], &[]);
                 let id = sent.map_err(|error| (index, error))?;
                 underway.push_back((index, id, transfer, part));
+                room -= 1;
             }
             let Some((index, id, transfer, mut part)) = underway.pop_front() else { break };
-            match self.connection.answer(command, id, None) {
+            let then = if underway.is_empty() { Then::Leaves } else { Then::Waits };
+            match self.connection.answer(command, id, None, then) {
                 Ok(reply) if take(&transfer, &mut part, &reply.body) => {}
                 Ok(reply) => return Err((index, self.broke(command, reply.body.len()))),
                 Err(error) if error.is_final() => return Err((index, error)),
@@ -404,7 +407,7 @@ impl Server {
     ///
     /// What else finished the connection.
     pub fn serve(&self, device: &mut dyn Device) -> Result<()> {
-        let wanted = Wanted { reply: None, command: true };
+        let wanted = Wanted { reply: None, command: true, stays: false };
         loop {
             let message = match self.connection.wait(wanted, None) {
                 Ok(Some(message)) => message,
@@ -441,7 +444,7 @@ impl Server {
 
 /// The VERSION that a connection begins with.
 fn first(connection: &Connection) -> Result<Message> {
-    let wanted = Wanted { reply: None, command: true };
+    let wanted = Wanted { reply: None, command: true, stays: false };
     let deadline = Instant::now() + connection.limit();
     let Some(message) = connection.wait(wanted, Some(deadline))? else {
         let silent = Error::Silent { command: Command::VERSION, limit: connection.limit() };

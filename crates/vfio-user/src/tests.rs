@@ -5,14 +5,16 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::io::Errno;
 use zerocopy::IntoBytes;
 
+use crate::connection::{Connection, Then, Wanted};
 use crate::message::{self, Command, DmaAccess, Header, REGION_MMAP, REGION_READABLE, pci};
 use crate::server::Answer;
 use crate::{
@@ -362,6 +364,37 @@ fn pieces_asked_for_together_come_each_to_its_place_and_the_first_refusal_is_tol
 }
 
 #[test]
+fn who_waits_for_a_command_gets_it_after_replies_that_came_in_another_order() {
+    let (one, mut other) = pair();
+    let connection = Arc::new(Connection::new(one.into(), LIMIT));
+    let asks = Arc::clone(&connection);
+    let asker = thread::spawn(move || {
+        let command = Command::DMA_READ;
+        let ids = [(); 2].map(|()| asks.begin(command, &[], &[]).expect("sent"));
+        asks.answer(command, ids[0], None, Then::Waits).expect("the first");
+        asks.answer(command, ids[1], None, Then::Leaves).expect("the second");
+    });
+    let mut sent = [0; 2 * message::HEADER];
+    other.read_exact(&mut sent).expect("two commands");
+    let waits = Arc::clone(&connection);
+    let waiter = thread::spawn(move || {
+        let wanted = Wanted { reply: None, command: true, stays: false };
+        waits.wait(wanted, Some(Instant::now() + LIMIT)).expect("whole").is_some()
+    });
+    // Until the one receives and the other waits beside it; either order is right.
+    thread::sleep(Duration::from_millis(50));
+    let (first, second) = sent.split_at(message::HEADER);
+    for (header, flags) in [(second, 1), (first, 1), (second, 0)] {
+        let mut header = header.to_vec();
+        header[8] = flags;
+        other.write_all(&header).expect("sent");
+        thread::sleep(Duration::from_millis(20));
+    }
+    assert!(waiter.join().expect("no panic"), "nobody received the command");
+    asker.join().expect("no panic");
+}
+
+#[test]
 fn features_and_the_state_of_a_device_go_through() {
     let (client, server) = served();
     let get = message::FEATURE_GET | message::FEATURE_MIGRATION;
@@ -578,7 +611,7 @@ fn a_server_that_asks_all_the_time_and_never_answers_is_silent() {
 #[test]
 fn a_peer_that_takes_nothing_is_not_waited_for() {
     let (one, _other) = pair();
-    let connection = crate::Connection::new(one.into(), SHORT);
+    let connection = Connection::new(one.into(), SHORT);
     let to = Header { command: Command::REGION_READ.0.into(), ..Header::default() };
     let data = vec![0; 1 << 20];
     let error = (0..9).find_map(|_| connection.reply(&to, &[&data], &[]).err()).expect("full");

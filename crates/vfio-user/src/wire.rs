@@ -14,7 +14,7 @@ use rustix::net::{
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::error::{Error, Result};
-use crate::message::{Command, HEADER, Header, MAX_FDS, MAX_MESSAGE};
+use crate::message::{Command, HEADER, Header, MAX_FDS, MAX_MESSAGE, TYPE_MASK, TYPE_REPLY};
 
 /// A message as it came: its header is checked, its body is not.
 #[derive(Debug)]
@@ -27,6 +27,11 @@ pub(crate) struct Message {
 impl Message {
     pub(crate) fn command(&self) -> Command {
         Command(self.header.command.get())
+    }
+
+    /// Whether it is the reply to the command that has `id`.
+    pub(crate) fn is_reply_to(&self, id: Option<u16>) -> bool {
+        self.header.flags.get() & TYPE_MASK == TYPE_REPLY && id == Some(self.header.id.get())
     }
 }
 

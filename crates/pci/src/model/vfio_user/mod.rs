@@ -321,19 +321,20 @@ impl Model for VfioUser {
         if self.is_gone() {
             return Ok(Progress::Idle);
         }
-        match &self.bell {
-            Some(bell) => bell.looked(),
-            None => {
-                let socket = rustix::io::fcntl_dupfd_cloexec(&self.client, 0);
-                if let (Ok(socket), Ok(list)) = (socket, self.signals.list()) {
-                    self.bell = Bell::start(bus.alarm(), [socket, list]);
-                }
+        if self.bell.is_none() {
+            let socket = rustix::io::fcntl_dupfd_cloexec(&self.client, 0);
+            if let (Ok(socket), Ok(list)) = (socket, self.signals.list()) {
+                self.bell = Bell::start(bus.alarm(), [socket, list]);
             }
         }
         let mut worked = self.carry_pages(bus)?;
         let served = self.client.serve_pending(&mut Through(bus));
         worked |= self.took(bus, served).unwrap_or(false);
         worked |= self.interrupt(bus);
+        if !worked && let Some(bell) = &self.bell {
+            // Who looks again at once need not be rung for. What came since is rung for now.
+            bell.looked();
+        }
         Ok(if worked { Progress::Worked } else { Progress::Idle })
     }
 }
