@@ -4,8 +4,8 @@
 //! Invariant: a page that was written while it was logged is in the log once the write has ended,
 //! so that who reads it after a report, and then takes another report, misses nothing.
 //!
-//! The log is a leaf of the lock order. Its memory is bounded: one that would grow larger says from
-//! then on that everything was written.
+//! The log is a leaf of the lock order. Its memory is bounded: one that would grow larger answers
+//! every report with an error from then on, which tells a client that all may have been written.
 
 use std::collections::BTreeMap;
 
@@ -29,6 +29,8 @@ const PAGE_LG2: u32 = 12;
 const WORD_LG2: u32 = 6;
 /// Words kept: those of 256 GiB, if all their pages are written.
 const WORDS_MAX: usize = 1 << 20;
+/// Ranges of pages that a report gathers at once, while writes wait for the log.
+const BATCH: usize = 4096;
 
 /// The log of one device.
 #[derive(Debug, Default)]
@@ -40,7 +42,7 @@ pub(crate) struct DmaLog {
 
 #[derive(Debug)]
 struct Log {
-    /// What is logged; none overlaps another.
+    /// What is logged, in ascending order; none overlaps another.
     ranges: Vec<IovaRange>,
     /// Which pages were written, by word.
     words: BTreeMap<u64, u64>,
@@ -49,7 +51,8 @@ struct Log {
 }
 
 impl DmaLog {
-    fn start(&self, ranges: Vec<IovaRange>) -> Result<()> {
+    fn start(&self, mut ranges: Vec<IovaRange>) -> Result<()> {
+        ranges.sort_by_key(|range| range.start());
         let mut log = self.log.lock();
         if log.is_some() {
             return Err(Error::new(Errno::EINVAL, "the device logs already"));
@@ -66,6 +69,16 @@ impl DmaLog {
         drop(held.take());
     }
 
+    /// # Errors
+    ///
+    /// `EINVAL` while there is no log.
+    fn check(&self) -> Result<()> {
+        if self.log.lock().is_none() {
+            return Err(Error::new(Errno::EINVAL, "the device does not log"));
+        }
+        Ok(())
+    }
+
     /// The device has written `segments`, or a part of them.
     pub(crate) fn record(&self, segments: &[Segment]) {
         if !self.active.load(Ordering::Acquire) {
@@ -79,11 +92,16 @@ impl DmaLog {
         }
     }
 
-    /// Takes what was written inside `range`, in ascending order.
-    fn take(&self, range: IovaRange) -> Result<Vec<IovaRange>> {
-        let mut log = self.log.lock();
+    /// Takes some of what was written inside `range`, in ascending order; the part of it that was
+    /// not looked at comes back.
+    fn take(&self, range: IovaRange) -> Result<(Vec<IovaRange>, Option<IovaRange>)> {
+        let mut held = self.log.lock();
         let off = Error::new(Errno::EINVAL, "the device does not log");
-        Ok(log.as_mut().ok_or(off)?.take(range))
+        let log = held.as_mut().ok_or(off)?;
+        if log.overflown {
+            return Err(Error::new(Errno::ENOMEM, "more was written than the log can hold"));
+        }
+        Ok(log.take(range))
     }
 }
 
@@ -109,25 +127,31 @@ impl Log {
         }
     }
 
-    fn take(&mut self, range: IovaRange) -> Vec<IovaRange> {
-        let mut taken = Vec::new();
-        let mut ranges = self.ranges.clone();
-        ranges.sort_by_key(|range| range.start());
-        for part in ranges.iter().filter_map(|logged| logged.intersect(range)) {
-            if self.overflown {
-                taken.push(part);
-                continue;
-            }
+    fn take(&mut self, range: IovaRange) -> (Vec<IovaRange>, Option<IovaRange>) {
+        let (mut taken, mut rest) = (Vec::new(), None);
+        let mut empty = Vec::new();
+        let logged = self.ranges.iter().filter_map(|logged| logged.intersect(range));
+        'parts: for part in logged {
             let (first, last) = (part.start().0 >> PAGE_LG2, part.last().0 >> PAGE_LG2);
             for (&word, held) in self.words.range_mut(first >> WORD_LG2..=last >> WORD_LG2) {
                 let base = word << WORD_LG2;
+                if taken.len() >= BATCH {
+                    let next = Iova((base << PAGE_LG2).max(part.start().0));
+                    rest = IovaRange::closed(next, range.last()).ok();
+                    break 'parts;
+                }
                 let wanted = bits(first.max(base), last.min(base + 63));
                 push_pages(&mut taken, base, *held & wanted);
                 *held &= !wanted;
+                if *held == 0 {
+                    empty.push(word);
+                }
             }
         }
-        self.words.retain(|_, bits| *bits != 0);
-        taken
+        for word in empty {
+            self.words.remove(&word);
+        }
+        (taken, rest)
     }
 }
 
@@ -204,7 +228,7 @@ fn read_ranges(
 /// # Errors
 ///
 /// `EFAULT`; `EINVAL` for a page size that is no power of two or below 4 KiB, and while the device
-/// does not log; `EOVERFLOW`.
+/// does not log; `EOVERFLOW`; `ENOMEM` when more was written than the log can hold.
 pub(crate) fn report(client: &dyn Client, log: &DmaLog, address: u64) -> Result<()> {
     let mut asked = DeviceFeatureDmaLoggingReport::new_zeroed();
     client.read(address, asked.as_mut_bytes())?;
@@ -216,11 +240,16 @@ pub(crate) fn report(client: &dyn Client, log: &DmaLog, address: u64) -> Result<
     }
     step("a report of what was written")?;
     let Ok(range) = IovaRange::new(Iova(asked.iova), asked.length) else {
-        return log.take(IovaRange::ALL).map(drop);
+        return log.check();
     };
-    let written = log.take(range)?;
     let page_lg2 = asked.page_size.trailing_zeros();
-    let _ = Bitmap { range, page_lg2, data: asked.bitmap }.set(&written, client);
+    let bitmap = Bitmap { range, page_lg2, data: asked.bitmap };
+    let mut left = Some(range);
+    while let Some(part) = left {
+        let (written, rest) = log.take(part)?;
+        let _ = bitmap.set(&written, client);
+        left = rest;
+    }
     Ok(())
 }
 

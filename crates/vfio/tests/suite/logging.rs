@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use ioasis_iommufd::type1::Container;
 use ioasis_uapi::vfio::{
     self, DeviceFeature, DeviceFeatureDmaLoggingControl, DeviceFeatureDmaLoggingRange,
     DeviceFeatureDmaLoggingReport,
@@ -62,6 +63,11 @@ fn report_to(
 
 /// testdev with a page of memory at IOVA 0x5000.
 fn opened() -> (Rig, Arc<DeviceFile>, Arc<GroupFile>) {
+    let (rig, file, group, _) = opened_in_container();
+    (rig, file, group)
+}
+
+fn opened_in_container() -> (Rig, Arc<DeviceFile>, Arc<GroupFile>, Arc<Container>) {
     let rig = Rig::testdev("all");
     let group = rig.group(0);
     let container = rig.hardware.container();
@@ -78,7 +84,7 @@ fn opened() -> (Rig, Arc<DeviceFile>, Arc<GroupFile>) {
     };
     let address = rig.caller.arg(&map);
     container.ioctl(&rig.caller, vfio::IOMMU_MAP_DMA, address).expect("mapped");
-    (rig, file, group)
+    (rig, file, group, container)
 }
 
 /// Has testdev write its page to IOVA 0x5000, or says that this failed.
@@ -115,6 +121,29 @@ fn what_a_device_writes_is_in_its_report_once() {
     report(&rig, &file, (0x4000, 0x4000), 0x2000).expect("larger pages");
     assert_eq!(rig.caller.get::<u64>(BITMAP), 1);
     stop(&rig, &file).expect("no log");
+}
+
+#[test]
+fn a_containers_dirty_pages_and_a_devices_log_take_nothing_from_each_other() {
+    let (rig, file, _group, container) = opened_in_container();
+    let dirty_pages = |flags: u32| {
+        let get = vfio::IommuType1DirtyBitmapGet {
+            iova: 0x5000,
+            size: 0x1000,
+            bitmap: vfio::Bitmap { pgsize: 4096, size: 8, data: BITMAP + 8 },
+        };
+        let head = vfio::IommuType1DirtyBitmap { argsz: 48, flags };
+        rig.caller.put(ARG, &[head.as_bytes(), get.as_bytes()].concat());
+        container.ioctl(&rig.caller, vfio::IOMMU_DIRTY_PAGES, ARG).expect("dirty pages");
+    };
+    dirty_pages(vfio::IOMMU_DIRTY_PAGES_FLAG_START);
+    start(&rig, &file, 4096, &[(0, 0x10000)]).expect("a log");
+    assert!(write(&file, 0x5000));
+    dirty_pages(vfio::IOMMU_DIRTY_PAGES_FLAG_GET_BITMAP);
+    assert_eq!(rig.caller.get::<[u64; 2]>(BITMAP)[1], 1);
+    dirty_pages(vfio::IOMMU_DIRTY_PAGES_FLAG_STOP);
+    report(&rig, &file, (0, 0x10000), 4096).expect("a report");
+    assert_eq!(rig.caller.get::<u64>(BITMAP), 1 << 5);
 }
 
 #[test]
