@@ -231,8 +231,10 @@ impl ConfigSpace {
     ///
     /// # Panics
     ///
-    /// If it does not fit: a model has more than there is room for.
+    /// If it does not fit: a model has more than there is room for. If the function has virtual ones.
     fn add_extended_of_model(&mut self, capability: &ExtendedCapability) {
+        let is_physical = matches!(self.role, Role::Physical(_));
+        assert!(!is_physical, "a function with virtual functions has no other extended capability");
         let (mut last, mut start) = (None, EXTENDED);
         while self.dword(start) != 0 {
             last = Some(start);

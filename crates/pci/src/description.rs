@@ -257,7 +257,7 @@ pub struct Description {
     pub vendor: Vec<VendorCapability>,
     /// Other capabilities, which follow those.
     pub own: Vec<OwnCapability>,
-    /// Extended capabilities, in the order of their chain.
+    /// Extended capabilities, in the order of their chain. None where there are virtual functions.
     pub extended: Vec<ExtendedCapability>,
     /// What the expansion ROM holds, up to 16 MiB; none when it is empty.
     pub rom: Vec<u8>,
