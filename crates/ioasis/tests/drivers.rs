@@ -102,14 +102,14 @@ fn a_device_starts_with_the_driver_it_is_given() {
     let nvme = format!("nvme,image={},driver=nvme", image.display());
     let devices = ["--device", &nvme, "--device", "testdev,driver=none"];
     let script = "is /dev/vfio/1; is /dev/vfio/2; readlink $D/driver; cat $D/driver_override; \
-        is $P/devices/0000:02:00.0/driver; is $P/drivers/nvme/$B; \
+        is $P/devices/0000:02:00.0/driver; is $P/drivers/nvme/$B; is /sys/module/nvme/drivers/pci:nvme; \
         echo vfio-pci > $D/driver_override; echo $B > $D/driver/unbind; echo $B > $P/drivers_probe; readlink $D/driver; \
         is /dev/vfio/1; echo > $D/driver_override; echo $B > $D/driver/unbind; echo $B > $P/drivers_probe; \
         readlink $D/driver; echo 1234 11e9 > $V/new_id; is /dev/vfio/2";
     let said = said(&devices, script);
     let _ = std::fs::remove_file(&image);
     let Some(said) = said else { return };
-    let expected = "no 1\nno 2\n../../../../bus/pci/drivers/nvme\n(null)\nno driver\nyes 0000:01:00.0\n\
+    let expected = "no 1\nno 2\n../../../../bus/pci/drivers/nvme\n(null)\nno driver\nyes 0000:01:00.0\nyes pci:nvme\n\
         ../../../../bus/pci/drivers/vfio-pci\nyes 1\n../../../../bus/pci/drivers/nvme\nyes 2\n";
     assert_eq!(said, expected);
 }
@@ -147,6 +147,22 @@ fn attributes_of_a_function_take_what_linux_takes() {
         "644",
         "644",
     ];
+    assert_eq!(lines, expected);
+}
+
+#[test]
+fn configuration_space_is_read_as_it_is_and_written() {
+    let script = "exec 2>&1; cd $D; stat -c %a config; line() { od -An -tx1 -j60 -N1 config; }; line; \
+        printf '\\x2a' | dd of=config bs=1 seek=60 conv=notrunc status=none; line; \
+        exec 3<>/dev/vfio/devices/vfio0; exec 4<>config; printf '\\x2b' | dd bs=1 seek=60 conv=notrunc status=none >&4; line; \
+        exec 5<>config; dd bs=1 skip=60 count=1 status=none <&5 | od -An -tx1; \
+        printf x | dd of=config bs=1 seek=4096 conv=notrunc status=none; cat config | wc -c; \
+        setpriv --reuid=65534 --regid=65534 --clear-groups --inh-caps=-all cat config | wc -c; \
+        setpriv --reuid=65534 --regid=65534 --clear-groups --inh-caps=-all bash -c 'echo > config'";
+    let Some(said) = said(&["--device", "testdev"], script) else { return };
+    let lines: Vec<&str> = said.lines().map(|line| line.rsplit(": ").next().unwrap()).collect();
+    let expected =
+        ["644", " 00", " 2a", " 2b", " 2b", "File too large", "4096", "64", "Permission denied"];
     assert_eq!(lines, expected);
 }
 

@@ -266,6 +266,16 @@ pub trait QueueFile {
     /// `EINVAL`, `ESPIPE`, `EFAULT`, as the kind of file has it.
     fn write_from(&self, length: u64, from: &mut dyn Source) -> Result<u64>;
 
+    /// One write(2) of `length` bytes at position `offset`, which a text does not ask for.
+    ///
+    /// # Errors
+    ///
+    /// As [`write_from`](Self::write_from).
+    fn write_at(&self, offset: u64, length: u64, from: &mut dyn Source) -> Result<u64> {
+        let _ = offset;
+        self.write_from(length, from)
+    }
+
     /// One read(2) from the start to the caller's `address`.
     ///
     /// # Errors

@@ -262,7 +262,9 @@ impl FileSystem {
     fn answer(&self, request: &Request<'_>) {
         match request.operation {
             Operation::Interrupt { unique } => return self.writes.signalled(unique),
-            Operation::Write { bytes, .. } if self.begin_write(request, bytes) => return,
+            Operation::Write { offset, bytes } if self.begin_write(request, offset, bytes) => {
+                return;
+            }
             _ => {}
         }
         let mut bytes = Vec::new();
@@ -271,13 +273,13 @@ impl FileSystem {
     }
 
     /// Begins to write to a text, which may wait; false for another file.
-    fn begin_write(&self, request: &Request<'_>, bytes: &[u8]) -> bool {
+    fn begin_write(&self, request: &Request<'_>, offset: u64, bytes: &[u8]) -> bool {
         let node = self.state.lock().nodes.get(&request.node).cloned();
         let Some(node) = node.filter(|node| is_seekable(&*node.file)) else { return false };
         let bytes = bytes.to_vec();
         self.writes.begin(request.unique, request.tid, move || {
             let queue = node.file.queue().expect("a text can be written");
-            let taken = queue.write_from(bytes.len() as u64, &mut bytes.as_slice())?;
+            let taken = queue.write_at(offset, bytes.len() as u64, &mut bytes.as_slice())?;
             Ok(u32::try_from(taken).expect("no more than there were"))
         });
         true

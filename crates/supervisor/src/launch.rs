@@ -250,7 +250,7 @@ mod tests {
             node(6, Node::Attribute(99)),
             node(7, Node::FaultSetting),
             node(8, Node::Parameter(2)),
-            node(9, Node::Config),
+            node(9, Node::Config(7)),
         ];
         let owner = Owner { uid: 5, gid: 6 };
         let lost = ["/dev/a".to_owned(), "/dev/b".to_owned()];

@@ -276,7 +276,7 @@ impl Marks {
                     | Node::FaultSetting
                     | Node::Parameter(_)
                     | Node::Resource(_)
-                    | Node::Config
+                    | Node::Config(_)
             )
         };
         let opened = nodes.iter().filter(|identity| !is_text(identity.node));

@@ -47,6 +47,7 @@ errnos! {
     ENFILE = 23, "Too many open files in the whole system.";
     EMFILE = 24, "Too many open files.";
     ENOTTY = 25, "No such ioctl on this file.";
+    EFBIG = 27, "File too large: a position beyond the last byte there can be.";
     ENOSPC = 28, "No space left.";
     ESPIPE = 29, "Not seekable.";
     EROFS = 30, "Read-only.";

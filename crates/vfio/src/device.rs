@@ -492,7 +492,52 @@ impl Device {
         self.endpoint.group().frozen().contains(Frozen::MMIO)
     }
 
-    /// The same, as whoever owns the machine does it without asking who uses the device.
+    /// Writes to configuration space, with all that follows from it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Function::config_write`].
+    pub(crate) fn write_config(&self, position: u64, bytes: &[u8]) -> Result<()> {
+        let function = &self.function;
+        let resets = function.resets();
+        function.config_write(position, bytes)?;
+        let was_reset = function.resets() != resets;
+        if !function.memory_enabled() || was_reset {
+            self.revoke();
+        }
+        if was_reset {
+            self.migrating().reset();
+            self.interrupts.told_reset();
+            self.reset_virtual_functions();
+        }
+        self.interrupts.command_changed(function);
+        Ok(())
+    }
+
+    /// Writes to configuration space as whoever owns the machine does, in the pieces that
+    /// `pci_write_config` (drivers/pci/pci-sysfs.c) makes of it.
+    // DIFFERS: what a VFIO user cannot write, nobody writes.
+    ///
+    /// # Errors
+    ///
+    /// `ENODEV` when the device is gone; as [`Function::config_write`].
+    pub fn write_config_by_host(&self, position: u64, bytes: &[u8]) -> Result<()> {
+        self.present()?;
+        let (mut at, mut rest) = (position, bytes);
+        while !rest.is_empty() {
+            let length = match (at % 4, rest.len()) {
+                (0, 4..) => 4,
+                (0 | 2, 2..) => 2,
+                _ => 1,
+            };
+            let (piece, after) = rest.split_at(length);
+            self.write_config(at, piece)?;
+            (at, rest) = (at + length as u64, after);
+        }
+        Ok(())
+    }
+
+    /// Resets the function as whoever owns the machine does, without asking who uses the device.
     ///
     /// # Errors
     ///

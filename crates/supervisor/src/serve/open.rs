@@ -21,6 +21,7 @@ use crate::injection::{self, FailNth};
 use crate::parameters;
 use crate::resolve::{self, Last, Seen};
 use crate::rules::Injected;
+use crate::sysfs::Seen as ConfigSeen;
 use crate::task::OpenCall;
 use crate::view::status::Charges;
 use crate::view::{self, CONTAINER, ContainerNode, FaultInjection, Node, ProcFile};
@@ -61,7 +62,9 @@ pub(super) fn open(caller: &Caller<'_>, call: &Notification) -> Decision {
         return Decision::CONTINUE;
     }
     let asked = match target {
-        Target::Node(Node::Parameter(_) | Node::Attribute(_)) if open.flags & O_ACCMODE != 0 => {
+        Target::Node(Node::Parameter(_) | Node::Attribute(_) | Node::Config(_))
+            if open.flags & O_ACCMODE != 0 =>
+        {
             Asked::way()
         }
         Target::Anonymous => Asked::way(),
@@ -79,7 +82,13 @@ pub(super) fn open(caller: &Caller<'_>, call: &Notification) -> Decision {
         return refuse(caller, line, error);
     }
     let opened = match target {
-        Target::Node(Node::Config) if open.flags & O_ACCMODE == 0 => header(caller, &found),
+        Target::Node(Node::Config(number)) if open.flags & O_ACCMODE == 0 => {
+            match caller.server.config_bytes(number, config_seen(caller)) {
+                Some(bytes) => bytes.and_then(|bytes| text_file(caller, &bytes)),
+                None => header(caller, &found),
+            }
+        }
+        Target::Node(Node::Config(number)) => return configuration(caller, &open, number),
         Target::Node(Node::Parameter(number)) => return parameter(caller, &open, number),
         Target::Node(Node::Attribute(number)) => return attribute(caller, &open, number),
         Target::Node(node) => {
@@ -122,7 +131,10 @@ fn is_the_kernels(caller: &Caller<'_>, target: &Target, flags: u32) -> bool {
     match target {
         Target::Node(Node::Attribute(_)) | Target::ReadOnly => flags & O_ACCMODE == 0,
         Target::Node(Node::Parameter(_) | Node::FaultSetting) => flags & O_ACCMODE == NO_ACCESS,
-        Target::Node(Node::Config) => flags & O_ACCMODE == 0 && caller.administers(),
+        Target::Node(Node::Config(number)) => {
+            let is_device = || caller.server.config_bytes(*number, ConfigSeen::Header).is_some();
+            flags & O_ACCMODE == 0 && caller.administers() && !is_device()
+        }
         Target::Node(_) | Target::Anonymous => false,
     }
 }
@@ -292,6 +304,21 @@ fn with_charges(caller: &Caller<'_>, text: &[u8]) -> Option<Vec<u8>> {
     (charges != Charges::default()).then(|| view::status::with_charges(text, charges))
 }
 
+/// How much of a configuration space is read by a program.
+fn config_seen(caller: &Caller<'_>) -> ConfigSeen {
+    if caller.administers() { ConfigSeen::All } else { ConfigSeen::Header }
+}
+
+/// The answer to an open of a configuration space for writing: mode 0644, and root's.
+fn configuration(caller: &Caller<'_>, open: &OpenCall<'_>, number: u32) -> Decision {
+    let denied = Error::new(Errno::EACCES, "only root may write configuration space");
+    let file = match caller.writes_as_root() {
+        true => caller.server.config(number, config_seen(caller)),
+        false => Err(denied),
+    };
+    setting_file(caller, open, file, || Err(denied))
+}
+
 /// The answer to an open of an attribute for writing: a file of the run's own.
 fn attribute(caller: &Caller<'_>, open: &OpenCall<'_>, number: u32) -> Decision {
     // Modes 0644, 0220 and 0200, and root's (drivers/pci/pci-sysfs.c, drivers/base/bus.c).
@@ -436,8 +463,12 @@ fn open_node(caller: &Caller<'_>, node: Node, access: OFlags) -> Result<OwnedFd>
             let why = "a BAR is mapped through its VFIO device, not through sysfs";
             return Err(Error::at(Errno::EACCES, why, bar.into()));
         }
-        Node::Config => {
-            return Err(Error::new(Errno::EACCES, "configuration space is not written here"));
+        Node::Config(number) => {
+            return Err(Error::at(
+                Errno::EINVAL,
+                "a configuration space has no node",
+                number.into(),
+            ));
         }
         Node::Attribute(number) => {
             return Err(Error::at(

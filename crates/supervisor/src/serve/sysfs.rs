@@ -8,7 +8,7 @@ use ioasis_vfio::Device;
 
 use super::Server;
 use crate::fuse::FileSystem;
-use crate::sysfs::{Attribute, Bus, Host, Writing};
+use crate::sysfs::{self, Attribute, Bus, Config, Host, Seen, Writing};
 use crate::watchdog::say;
 
 impl Server {
@@ -46,6 +46,33 @@ impl Server {
         let (attribute, path) = known.ok_or(Error::at(Errno::EACCES, why, number.into()))?;
         let host: Weak<dyn Host> = Weak::clone(&self.this) as _;
         Ok(Arc::new(Writing { host, attribute, path }))
+    }
+
+    /// The device whose configuration space the file with this number is; none for a bridge's.
+    fn configured(&self, number: u32) -> Option<Arc<Device>> {
+        let path = self.live.attribute(number)?;
+        let bdf = path.strip_suffix("/config")?.rsplit_once('/')?.1;
+        let mut devices = self.machine.devices.devices().iter();
+        devices.find(|device| device.name() == bdf).cloned()
+    }
+
+    /// What is read of that configuration space, unless it is a bridge's, which does not change.
+    pub(super) fn config_bytes(&self, number: u32, seen: Seen) -> Option<Result<Vec<u8>>> {
+        self.configured(number).map(|device| sysfs::bytes(&device, seen))
+    }
+
+    /// The file behind an open of that configuration space for writing.
+    ///
+    /// # Errors
+    ///
+    /// `EACCES` for one that is not written here.
+    pub(super) fn config(&self, number: u32, seen: Seen) -> Result<Arc<dyn ClientFile>> {
+        let device = self.configured(number);
+        let device = device.filter(|_| self.queues.file_system().is_some());
+        let why = "this configuration space cannot be written here";
+        let device = device.ok_or(Error::at(Errno::EACCES, why, number.into()))?;
+        let host: Weak<dyn Host> = Weak::clone(&self.this) as _;
+        Ok(Arc::new(Config { host, device, seen }))
     }
 }
 

@@ -40,7 +40,12 @@ pub(crate) struct Function {
     pub(crate) settings: Settings,
     /// Somebody changes its driver.
     is_held: bool,
+    /// How many wait to do so.
+    waiting: u32,
 }
+
+/// Who waits for one function at most: each has a thread.
+const WAITING: u32 = 16;
 
 /// A driver.
 #[derive(Clone, Debug)]
@@ -261,7 +266,7 @@ impl Bus {
                 }
             }
             let settings = Settings { driver_override, ..Settings::default() };
-            let function = Function { identity, driver, settings, is_held: false };
+            let function = Function { identity, driver, settings, is_held: false, waiting: 0 };
             functions.insert(device.name().to_owned(), function);
         }
         // A module that is loaded by hand, after those that the devices brought.
@@ -275,8 +280,13 @@ impl Bus {
     pub(super) fn add(&self, device: &Device, driver: Option<String>) {
         let driver_override = Some(VFIO_PCI.to_owned());
         let settings = Settings { driver_override, ..Settings::default() };
-        let function =
-            Function { identity: Identity::of(device), driver, settings, is_held: false };
+        let function = Function {
+            identity: Identity::of(device),
+            driver,
+            settings,
+            is_held: false,
+            waiting: 0,
+        };
         self.state.lock().functions.insert(device.name().to_owned(), function);
     }
 
@@ -310,16 +320,25 @@ impl Bus {
     ///
     /// # Errors
     ///
-    /// `ENODEV` if there is no such function any more.
+    /// `ENODEV` if there is no such function any more; `EAGAIN` if too many wait for it.
     pub(super) fn hold(&self, bdf: &str) -> Result<Held<'_>> {
         let mut state = self.state.lock();
+        let mut waits = false;
         loop {
             let gone = Error::new(Errno::ENODEV, "no such function");
             let function = state.functions.get_mut(bdf).ok_or(gone)?;
+            if std::mem::take(&mut waits) {
+                function.waiting -= 1;
+            }
             if !function.is_held {
                 function.is_held = true;
                 return Ok(Held { bus: self, bdf: bdf.to_owned() });
             }
+            if function.waiting == WAITING {
+                return Err(Error::new(Errno::EAGAIN, "too many wait for the function"));
+            }
+            function.waiting += 1;
+            waits = true;
             state = self.released.wait(state);
         }
     }
@@ -344,7 +363,7 @@ mod tests {
         };
         let driver_override = driver_override.map(str::to_owned);
         let settings = Settings { driver_override, ..Settings::default() };
-        Function { identity, driver: None, settings, is_held: false }
+        Function { identity, driver: None, settings, is_held: false, waiting: 0 }
     }
 
     #[test]

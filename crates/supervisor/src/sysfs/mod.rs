@@ -8,6 +8,7 @@
 //! `device_lock`, and no lock.
 
 mod bus;
+mod config;
 mod number;
 mod sriov;
 mod store;
@@ -21,6 +22,7 @@ use ioasis_vfio::Device;
 use crate::text;
 
 pub(crate) use bus::Bus;
+pub(crate) use config::{Config, Seen, bytes};
 
 /// What a write needs of the run.
 pub(crate) trait Host: std::fmt::Debug + Send + Sync {

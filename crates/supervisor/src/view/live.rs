@@ -228,7 +228,7 @@ impl Change<'_> {
 
     fn file(&self, path: &str, name: &str, file: &File, dir: &OwnedFd) -> Result<()> {
         let mut file = file.clone();
-        if let Some(Node::Attribute(number)) = &mut file.node {
+        if let Some(Node::Attribute(number) | Node::Config(number)) = &mut file.node {
             let mut attributes = self.live.attributes.lock();
             let known = attributes.iter().position(|known| known == path);
             let at = known.unwrap_or(attributes.len());

@@ -352,8 +352,8 @@ pub enum Node {
     Parameter(u32),
     /// A `resourceN` of a device's directory: BAR N.
     Resource(u32),
-    /// The configuration space of a function, of which not everybody sees all.
-    Config,
+    /// The configuration space of a function, of which not everybody sees all: the file [`View::attribute`] of this number.
+    Config(u32),
 }
 
 /// By what a file of the view is recognised.
@@ -381,7 +381,7 @@ impl Identity {
             Node::FaultSetting => (6, 0),
             Node::Parameter(number) => (7, number),
             Node::Resource(number) => (8, number),
-            Node::Config => (9, 0),
+            Node::Config(number) => (9, number),
         };
         let mut bytes = [0; 24];
         bytes[..8].copy_from_slice(&self.dev.to_le_bytes());
@@ -407,7 +407,7 @@ impl Identity {
             6 => Node::FaultSetting,
             7 => Node::Parameter(number),
             8 => Node::Resource(number),
-            9 => Node::Config,
+            9 => Node::Config(number),
             _ => return None,
         };
         Some(Self { dev: long(0)?, ino: long(8)?, node })

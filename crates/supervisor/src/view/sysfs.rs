@@ -90,8 +90,8 @@ fn bus(sys: &mut Dir, machine: &Machine<'_>) {
         for file in ["bind", "unbind", "new_id", "remove_id", "uevent"] {
             driver.write_only(file);
         }
-        if name == "vfio-pci" {
-            driver.link("module", "../../../../module/vfio_pci");
+        if name != function::PORT_DRIVER {
+            driver.link("module", format!("../../../../module/{}", name.replace('-', "_")));
         }
     }
     pci.dir("devices");
@@ -143,6 +143,14 @@ fn modules(sys: &mut Dir, devices: &[Device], options: &Options) {
         if type1 || module != "vfio_iommu_type1" {
             sys.dir("module").dir(module).dir("parameters").parameter(name, number);
         }
+    }
+    for driver in options.drivers.iter().filter(|&driver| driver != "vfio-pci") {
+        let name = driver.replace('-', "_");
+        let module = sys.dir("module").dir(&name);
+        module.attribute("initstate", "live\n");
+        module.attribute("refcnt", "0\n");
+        let link = format!("../../../bus/pci/drivers/{driver}");
+        module.dir("drivers").link(&format!("pci:{driver}"), link);
     }
     let link = "../../../bus/pci/drivers/vfio-pci";
     sys.dir("module/vfio_pci/drivers").link("pci:vfio-pci", link);

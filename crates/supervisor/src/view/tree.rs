@@ -131,7 +131,7 @@ impl Dir {
 
     /// The configuration space of a function.
     pub(super) fn configuration(&mut self, name: &str, bytes: Vec<u8>) {
-        self.file(name, File { mode: 0o444, bytes, size: 0, node: Some(Node::Config) });
+        self.file(name, File { mode: 0o644, bytes, size: 0, node: Some(Node::Config(0)) });
     }
 
     fn file(&mut self, name: &str, file: File) {
@@ -174,7 +174,10 @@ impl Dir {
             let path = format!("{path}/{name}");
             match entry {
                 Entry::Dir(dir) => dir.number(&path, paths),
-                Entry::File(File { node: Some(Node::Attribute(number)), .. }) => {
+                Entry::File(File {
+                    node: Some(Node::Attribute(number) | Node::Config(number)),
+                    ..
+                }) => {
                     *number = u32::try_from(paths.len()).expect("a plan has fewer files than that");
                     paths.push(path);
                 }

@@ -136,18 +136,7 @@ impl DeviceFile {
             Region::Rom => Err(Error::new(Errno::EINVAL, "the ROM is not written")),
             Region::Config => {
                 check_config(position, buf.len())?;
-                let resets = function.resets();
-                function.config_write(position, buf)?;
-                let was_reset = function.resets() != resets;
-                if !function.memory_enabled() || was_reset {
-                    self.device.revoke();
-                }
-                if was_reset {
-                    self.device.migrating().reset();
-                    self.device.interrupts().told_reset();
-                    self.device.reset_virtual_functions();
-                }
-                self.device.interrupts().command_changed(function);
+                self.device.write_config(position, buf)?;
                 Ok(buf.len())
             }
         }
