@@ -22,7 +22,7 @@ impl Folder {
     fn client(&self, name: &str) -> String {
         let program = self.path(name);
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/clients/{name}.c"));
-        let options = ["-O1", "-Wall", "-static", "-o", &program];
+        let options = ["-O1", "-static", "-o", &program];
         let built = Command::new("gcc").args(options).arg(source).status();
         assert!(built.expect("gcc is installed").success(), "{name}.c does not compile");
         program
