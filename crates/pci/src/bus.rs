@@ -3,6 +3,7 @@
 use std::fmt::Debug;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use ioasis_sys::mapping::Mapping;
 
@@ -115,6 +116,24 @@ pub trait Irq: Debug + Send + Sync {
     fn set_line(&self, line: Line);
 }
 
+/// What programs have mapped of a device's BAR pages, as far as it can tell of stores. Only the device's thread calls what
+/// is not [`Doorbells::wake`].
+pub trait Doorbells: Debug + Send + Sync {
+    /// From now on the next store to a page ends [`Doorbells::wait`], and has not happened before
+    /// [`Doorbells::release`]. False where somebody could store without that: nothing has changed then, and the pages
+    /// must be looked at again and again.
+    fn watch(&self) -> bool;
+
+    /// Waits for a store or for a wake; false when there was none for so long.
+    fn wait(&self, limit: Duration) -> bool;
+
+    /// Ends what [`Doorbells::watch`] began.
+    fn release(&self);
+
+    /// Ends the wait of now, or the next one if `watch` has begun.
+    fn wake(&self);
+}
+
 /// What a function is given for the time between the first open and the last close of its device file.
 #[derive(Clone, Debug)]
 pub struct Session {
@@ -127,6 +146,8 @@ pub struct Session {
     /// A mapping for every BAR that has mappable ranges, from offset 0 of the BAR to the end of its last mappable
     /// range at least, shared with the program.
     pub pages: [Option<Arc<Mapping>>; BARS],
+    /// What tells of stores to them; without it they are looked at again and again.
+    pub doorbells: Option<Arc<dyn Doorbells>>,
 }
 
 /// What stands between a model and the bus.

@@ -241,7 +241,7 @@ impl Rig {
         let dma: Arc<dyn Dma> = Arc::<Memory>::clone(&memory);
         let irq: Arc<dyn Irq> = Arc::<Interrupts>::clone(&interrupts);
         let witness: Arc<dyn Witness> = Arc::<Told>::clone(&told);
-        let session = Session { dma, irq, witness, pages };
+        let session = Session { dma, irq, witness, pages, doorbells: None };
         let wires = Wires::new(&description);
         let mut rig = Self { model, memory, interrupts, told, session, wires };
         rig.set_master(true);
@@ -281,7 +281,7 @@ impl Rig {
     /// If there is something to do after a million polls, or a poll fails.
     pub fn poll(&mut self) {
         for _ in 0..1_000_000 {
-            if self.poll_once() == Progress::Idle {
+            if self.poll_once() != Progress::Worked {
                 return;
             }
         }

@@ -26,7 +26,7 @@ mod worker;
 pub use address::{Bdf, NotAnAddress};
 pub use alarm::Alarm;
 pub use bridge::{Bridge, Opening};
-pub use bus::{Bus, Dma, DmaFault, Heard, Irq, Line, Segment, Session};
+pub use bus::{Bus, Dma, DmaFault, Doorbells, Heard, Irq, Line, Segment, Session};
 pub use config::{CONFIG_SIZE, IrqMode};
 pub use description::{
     BARS, Bar, BarKind, Description, ExtendedCapability, Ids, MsixTable, OwnCapability, PAGE_SIZE,

@@ -30,8 +30,10 @@ use options::{ModelError, OptionInfo, Options};
 pub enum Progress {
     /// Something was done, or is waiting to be: poll again at once.
     Worked,
-    /// Nothing to do.
+    /// Nothing to do until something is stored or called, or the model's alarm rings.
     Idle,
+    /// Nothing to do now; time alone brings something: poll again and again.
+    Waits,
 }
 
 /// What a store leaves to be done.

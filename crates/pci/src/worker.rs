@@ -1,5 +1,6 @@
-//! The one thread of an open device: it polls the model while there is work, and sleeps longer and longer while
-//! there is none ([`Pace`]). A trapped call on the device wakes it at once.
+//! The one thread of an open device: it polls the model while there is work, and soon after the last of it waits until a
+//! program stores to a page ([`Doorbells`]). Where some store would not be told it sleeps longer and longer
+//! ([`Pace`]) and looks. A trapped call on the device wakes it at once.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -10,8 +11,8 @@ use ioasis_sys::pace::Pace;
 use ioasis_sys::sync::{Mutex, MutexGuard};
 use ioasis_uapi::{Errno, Error, Result};
 
-use crate::alarm::Alarm;
-use crate::bus::{Bus, Line, Session, Wires};
+use crate::alarm::{Alarm, Sleeper};
+use crate::bus::{Bus, Doorbells, Line, Session, Wires};
 use crate::description::Description;
 use crate::migration::{Reader, Writer, bad};
 use crate::model::{After, Model, Progress};
@@ -208,6 +209,7 @@ const SHORT: Duration = Duration::from_millis(1);
 pub(crate) struct Worker {
     signals: Arc<Signals>,
     alarm: Alarm,
+    sleeper: Sleeper,
     thread: JoinHandle<()>,
 }
 
@@ -220,12 +222,14 @@ impl Worker {
     pub(crate) fn start(name: String, device: Arc<Device>, session: Arc<Session>) -> Result<Self> {
         let signals = Arc::new(Signals::default());
         let (watched, alarm) = (Arc::clone(&signals), device.wires.alarm.clone());
+        let doorbells = session.doorbells.clone();
         let run = move || work(&device, &session, &watched);
         let thread = thread::Builder::new().name(name).spawn(run).map_err(|error| {
             let errno = error.raw_os_error().map_or(Errno::EAGAIN, Errno::from_raw);
             Error::new(errno, "no thread for the device")
         })?;
-        Ok(Self { signals, alarm, thread })
+        let sleeper = Sleeper::new(thread.thread().clone(), doorbells);
+        Ok(Self { signals, alarm, sleeper, thread })
     }
 
     /// Makes the worker look at once, as after a trapped call.
@@ -237,14 +241,14 @@ impl Worker {
     pub(crate) fn expect_work(&self) {
         self.signals.expected.store(true, Ordering::SeqCst);
         if self.signals.sleeps_long.swap(false, Ordering::SeqCst) {
-            self.thread.thread().unpark();
+            self.sleeper.wake();
         }
     }
 
     /// Ends the worker after the poll it is in.
     pub(crate) fn stop(self) {
-        self.signals.stop.store(true, Ordering::Release);
-        self.thread.thread().unpark();
+        self.signals.stop.store(true, Ordering::SeqCst);
+        self.sleeper.wake();
         self.thread.join().expect("a device model does not panic");
     }
 }
@@ -252,27 +256,113 @@ impl Worker {
 fn work(device: &Device, session: &Session, signals: &Signals) {
     let bus = device.bus(session);
     let mut pace = Pace::default();
-    device.wires.alarm.watch();
+    // How often this thread sleeps before it waits for a store, and how often it has.
+    let (mut wanted, mut sleeps) = (0_u32, 0_u32);
+    device.wires.alarm.watch(session.doorbells.clone());
     while !signals.stop.load(Ordering::Acquire) {
         if device.wires.alarm.take() {
             pace.worked();
         }
         if signals.expected.swap(false, Ordering::SeqCst) {
             pace.expects();
+            // Each of the stores that lets this thread expect work would wake it.
+            (wanted, sleeps) = (wanted.max(SLEEPS), 0);
         }
-        let polled = device.poll(&bus);
-        // A program unmasks a vector with a store to the mapped table, of which nothing tells.
-        device.wires.msix.send_waiting(session, device.wires.may_send());
-        match polled {
-            Some(Progress::Worked) => pace.worked(),
-            Some(Progress::Idle) => match pace.pause() {
-                None => std::hint::spin_loop(),
-                Some(sleep) => sleep_for(sleep, signals),
-            },
-            None => thread::park(),
+        let polled = look(device, session, &bus);
+        let sleep = match polled {
+            Some(Progress::Worked) => {
+                pace.worked();
+                (wanted, sleeps) = (0, 0);
+                continue;
+            }
+            Some(Progress::Idle | Progress::Waits) => pace.pause(),
+            None => {
+                thread::park();
+                continue;
+            }
+        };
+        match (sleep, &session.doorbells) {
+            (None, _) => thread::yield_now(),
+            (Some(_), Some(doorbells))
+                if polled == Some(Progress::Idle) && sleeps >= wanted && doorbells.watch() =>
+            {
+                let why = rest(device, session, signals, &**doorbells);
+                doorbells.release();
+                sleeps = 0;
+                match why {
+                    Rested::Worked => wanted = 0,
+                    // Whoever stores may not get a processor for some time, and must find the page as it is now then.
+                    Rested::Stored => wanted = wanted.saturating_add(SLEEPS),
+                    Rested::Called => continue,
+                }
+                pace.worked();
+            }
+            (Some(sleep), _) => {
+                sleeps = sleeps.saturating_add(1);
+                sleep_for(sleep, signals);
+            }
         }
     }
+    device.wires.alarm.forget();
 }
+
+/// One poll, and what a program lets go on with a store that nothing else tells of.
+fn look(device: &Device, session: &Session, bus: &Bus<'_>) -> Option<Progress> {
+    let polled = device.poll(bus);
+    // A program unmasks a vector with a store to the mapped table.
+    device.wires.msix.send_waiting(session, device.wires.may_send());
+    polled
+}
+
+/// Waits for a store, which is told from here on, or for a call. A store that came before is found by one more look.
+fn rest(
+    device: &Device,
+    session: &Session,
+    signals: &Signals,
+    doorbells: &dyn Doorbells,
+) -> Rested {
+    let bus = device.bus(session);
+    // Whoever calls either finds that this thread sleeps long, or is seen here.
+    let is_called = || {
+        signals.stop.load(Ordering::SeqCst)
+            || signals.expected.load(Ordering::SeqCst)
+            || device.wires.alarm.is_rung()
+    };
+    signals.sleeps_long.store(true, Ordering::SeqCst);
+    let why = loop {
+        if is_called() {
+            break Rested::Called;
+        }
+        match look(device, session, &bus) {
+            Some(Progress::Idle) => {}
+            Some(Progress::Worked) => break Rested::Worked,
+            Some(Progress::Waits) | None => break Rested::Called,
+        }
+        if doorbells.wait(LOOK) {
+            break if is_called() { Rested::Called } else { Rested::Stored };
+        }
+    };
+    signals.sleeps_long.store(false, Ordering::SeqCst);
+    why
+}
+
+/// Why a thread does not wait for stores any more.
+enum Rested {
+    /// There was something to do.
+    Worked,
+    /// A store waits.
+    Stored,
+    /// A caller wants it to look.
+    Called,
+}
+
+/// Sleeps that last for more than a millisecond together: longer than a program takes from a store to the next, or to get a
+/// processor, in most cases.
+const SLEEPS: u32 = 5;
+
+/// How long nobody looks at a page of which every store is told: a program that shares its memory with one outside the run, or
+/// the kernel of a new version, might know a way past that.
+const LOOK: Duration = Duration::from_secs(5);
 
 fn sleep_for(sleep: Duration, signals: &Signals) {
     signals.sleeps_long.store(sleep > SHORT, Ordering::SeqCst);

@@ -57,6 +57,11 @@ pub(crate) fn are_plenty(file: BorrowedFd<'_>) -> bool {
     number(file) < LIMIT.load(Ordering::Relaxed) / 4
 }
 
+/// Whether there are so many that what is never needed may take some.
+pub(crate) fn are_many() -> bool {
+    LIMIT.load(Ordering::Relaxed) >= 1024
+}
+
 /// How many files all clients together may have open: each takes up to three descriptors here, and an inotify watch of
 /// the user's, of which others may want some.
 pub(crate) fn most_files() -> usize {

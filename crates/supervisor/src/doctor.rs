@@ -84,6 +84,7 @@ pub fn report() -> Vec<Check> {
         namespaces(),
         view(),
         file_system(),
+        doorbells(),
         yama(),
         other_process(),
         watches(),
@@ -199,6 +200,27 @@ fn file_system() -> Check {
                  highest descriptors, whose duplicates cannot be read"
             ),
             "`modprobe fuse`, `chmod 666 /dev/fuse`; in a container, `--device /dev/fuse`",
+        ),
+    }
+}
+
+/// Whether a store to a page wakes the device, and how soon a program's can be had to.
+fn doorbells() -> Check {
+    const NAME: &str = "doorbells";
+    match tried(|| {
+        ioasis_sys::userfault::Userfault::create()?;
+        let own = Thread::open(std::process::id())?;
+        if !own.reaches_own_table() {
+            let why = "a thread's own descriptors cannot be reached";
+            return Err(Error::new(Errno::EOPNOTSUPP, why));
+        }
+        Ok("a store to an idle device's wakes it".to_owned())
+    }) {
+        Ok(detail) => Check::good(NAME, detail),
+        Err(why) => Check::limited(
+            NAME,
+            format!("{why}: an idle device looks every 5 ms whether a program has stored to one"),
+            "Linux 6.9 or newer with userfaultfd, which a container's seccomp profile may refuse",
         ),
     }
 }

@@ -5,6 +5,7 @@ mod confine;
 pub mod control;
 mod descriptors;
 pub mod doctor;
+mod doorbell;
 mod ending;
 mod files;
 mod filter;

@@ -20,5 +20,6 @@ pub mod signal;
 pub mod spawn;
 pub mod sync;
 pub mod turns;
+pub mod userfault;
 
 pub use errno::{because, errno};

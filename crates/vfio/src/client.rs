@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use ioasis_iommufd::Context;
 use ioasis_iommufd::type1::Container;
-use ioasis_pci::BARS;
+use ioasis_pci::{BARS, Doorbells};
 use ioasis_sys::eventfd::EventFd;
 use ioasis_sys::mapping::Mapping;
 use ioasis_uapi::Result;
@@ -77,4 +77,6 @@ pub struct DeviceMemory {
     /// What the file maps: for every BAR with mappable ranges, from its offset 0 to the end of the
     /// last range.
     pub pages: [Option<Arc<Mapping>>; BARS],
+    /// What tells of stores to those.
+    pub doorbells: Option<Arc<dyn Doorbells>>,
 }

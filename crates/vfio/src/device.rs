@@ -452,7 +452,8 @@ impl Device {
         step("a thread for a device")?;
         // eeh_dev_open: a new user finds it recovered.
         self.endpoint.group().thaw(Frozen::all());
-        self.function.open(Session { dma, irq, witness, pages: memory.pages.clone() })?;
+        let (pages, doorbells) = (memory.pages.clone(), memory.doorbells.clone());
+        self.function.open(Session { dma, irq, witness, pages, doorbells })?;
         self.pages.lock().clone_from(&memory.pages);
         self.count_user();
         Ok(())

@@ -67,7 +67,7 @@ impl Served {
     /// As [`Function::open`].
     pub fn open(&self, dma: Arc<dyn Dma>, pages: [Option<Arc<Mapping>>; BARS]) -> Result<()> {
         let (irq, witness) = (Arc::clone(&self.interrupts), Arc::clone(&self.interrupts));
-        self.function.open(Session { dma, irq, witness, pages })
+        self.function.open(Session { dma, irq, witness, pages, doorbells: None })
     }
 
     /// Its user goes: no DMA, no interrupt and no eventfd after it returns.

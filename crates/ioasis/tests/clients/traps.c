@@ -529,7 +529,6 @@ static void watched(void)
 	CHECK(exit_of(child) == 0);
 	/* Its doorbells alone are mapped as before. */
 	CHECK(mmap(0, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, device, (off_t)bar.offset + PAGE) != MAP_FAILED);
-	CHECK(traced() == 0);
 	puts("ok");
 }
 

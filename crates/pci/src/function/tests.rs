@@ -127,7 +127,13 @@ impl Rig {
         let irq = Arc::clone(&self.interrupts);
         let pages = [Some(Arc::clone(&self.pages)), None, None, None, None, None];
         self.function
-            .open(Session { dma: memory, irq, witness: Arc::clone(&self.told) as _, pages })
+            .open(Session {
+                dma: memory,
+                irq,
+                witness: Arc::clone(&self.told) as _,
+                pages,
+                doorbells: None,
+            })
             .expect("opened");
     }
 

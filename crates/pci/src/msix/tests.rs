@@ -74,6 +74,7 @@ fn rig(vectors: u16, reach: Reach) -> Rig {
         irq,
         witness: Arc::new(Told::default()),
         pages,
+        doorbells: None,
     };
     let wires = Wires::new(&description);
     wires.gate.set(ON);

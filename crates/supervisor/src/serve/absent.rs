@@ -11,6 +11,7 @@ use ioasis_uapi::{Errno, Error, Result};
 use rustix::fs::OFlags;
 use std::os::fd::OwnedFd;
 
+use super::access;
 use super::client::Caller;
 use super::verify::{self, Mode};
 use super::{Decision, File};
@@ -18,6 +19,7 @@ use crate::files::Opened;
 use crate::filter::{MADV_REMOVE, command, number};
 use crate::task::{low, signed};
 use crate::trace::Way;
+use crate::trap::Mapping;
 
 /// linux/fs.h: what the kernel answers for every file by itself, `FS_IOC_FIEMAP`, `FIFREEZE` and `FITHAW`.
 const OF_ALL_FILES: [u32; 3] = [0xc020_660b, 0xc004_5877, 0xc004_5878];
@@ -254,13 +256,28 @@ pub(super) fn mapping_call(caller: &Caller<'_>, call: &Notification) -> Result<D
         number::MREMAP if aligned(third) > aligned(length) => {
             refuse(Errno::EFAULT, "a mapping of registers does not grow")
         }
-        number::MREMAP => Ok(Answer::Continue),
+        number::MREMAP => moves(caller, &opened.file),
         number::MADVISE if !vma.shared => refuse(Errno::EACCES, "not shared"),
         // madvise_remove, mm/madvise.c, by way of vfs_fallocate.
         number::MADVISE => refuse(Errno::ENODEV, "not a regular file"),
-        _ => remap(&opened.file, fourth, length),
+        _ => remap(&opened.file, fourth, length).and_then(|_| moves(caller, &opened.file)),
     };
     Ok(told(caller, call, &opened, result))
+}
+
+/// The kernel goes on with a call that moves a mapping, or maps another part of the file in its place: stores to doorbells there
+/// are to be told as before.
+fn moves(caller: &Caller<'_>, file: &File) -> Result<Answer> {
+    let File::Device { doorbells: Some(doorbells), .. } = file else { return Ok(Answer::Continue) };
+    caller.may_wait()?;
+    if let Some(coming) = access::comes(caller, doorbells) {
+        let (task, pid) = (caller.task, caller.task.process.pid());
+        let is_executing = || caller.server.tasks.is_another_executing(task);
+        // Where nothing is told, the device looks.
+        let traps = &caller.server.traps;
+        let _ = traps.prepare((task.tid, pid), Mapping::default(), Some(coming), is_executing);
+    }
+    Ok(Answer::Continue)
 }
 
 /// `remap_file_pages`, which is an mmap of another part of the file.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use ioasis_sys::because;
 use ioasis_sys::notify::{Answer, Notification};
+use ioasis_sys::process::Thread;
 use ioasis_uapi::{Errno, Error, Result};
 use ioasis_vfio::{DeviceFile, REGION_SHIFT, region_index};
 
@@ -13,6 +14,7 @@ use super::client::Caller;
 use super::regions::Wanted;
 use super::verify::{self, Maps, Mode, Shares, Words};
 use super::{Decision, File};
+use crate::doorbell::{Coming, Doorbells};
 use crate::files::Opened;
 use crate::filter::number;
 use crate::task::{low, signed};
@@ -369,10 +371,28 @@ pub(super) fn mmap(caller: &Caller<'_>, call: &Notification) -> Result<Decision>
     if let (Ok(()), Some(mapping)) = (&result, mapping) {
         // Threads are seized one by one, and one that executes a program lets none be seized until it has.
         caller.may_wait()?;
-        let (task, pid) = (caller.task, caller.task.process.pid());
-        if !Traps::runs_a_machine(pid) {
+        let (task, is_trapped) = (caller.task, !mapping.trapped.is_empty());
+        let pid = task.process.pid();
+        // What keeps from watching the doorbells keeps from nothing else.
+        let doorbells = doorbells(&target, wanted);
+        let coming = doorbells.and_then(|doorbells| comes(caller, doorbells));
+        if Traps::runs_a_machine(pid) {
+            let why = "the process runs a virtual machine, whose stores the kernel makes";
+            doorbells.inspect(|doorbells| are_polled(caller, doorbells, why));
+        } else if is_trapped || coming.is_some() {
             let is_executing = || caller.server.tasks.is_another_executing(task);
-            result = caller.server.traps.prepare((task.tid, pid), mapping, is_executing);
+            let traps = &caller.server.traps;
+            let prepared = traps.prepare((task.tid, pid), mapping, coming, is_executing);
+            if let (Err(error), Some(doorbells)) = (&prepared, doorbells) {
+                let why = match error.errno {
+                    Errno::EINVAL => "the process is traced by another, or forbids being looked at",
+                    _ => error.why,
+                };
+                are_polled(caller, doorbells, why);
+            }
+            if is_trapped {
+                result = prepared;
+            }
         }
         // One that was killed meanwhile maps nothing.
         if let Err(error) = &result
@@ -389,13 +409,66 @@ pub(super) fn mmap(caller: &Caller<'_>, call: &Notification) -> Result<Decision>
     Ok(result.map_or_else(|error| Decision::error(error.errno), |()| Decision::CONTINUE))
 }
 
-/// The mapping, if there are trapped pages in it.
+/// The doorbells of a device that has some in the mapping.
+fn doorbells(target: &Target, wanted: Wanted) -> Option<&Arc<Doorbells>> {
+    let File::Device { doorbells: Some(doorbells), .. } = &target.opened.file else { return None };
+    doorbells.has_shared(wanted.offset, wanted.length).then_some(doorbells)
+}
+
+/// Says that the caller is about to map doorbells, or to move them; nothing where its stores cannot be told.
+pub(super) fn comes(caller: &Caller<'_>, doorbells: &Arc<Doorbells>) -> Option<Coming> {
+    let Ok(mm) = caller.task.thread.mm() else {
+        doorbells.give_up();
+        return None;
+    };
+    let Some(coming) = doorbells.comes(&mm) else {
+        are_polled(
+            caller,
+            doorbells,
+            "too many descriptors are in use, or too many processes map them",
+        );
+        return None;
+    };
+    if is_filtered(caller) {
+        are_polled(caller, doorbells, "the process has a seccomp filter of its own");
+        return None;
+    }
+    Some(coming)
+}
+
+/// Says so in the trace, once a device.
+fn are_polled(caller: &Caller<'_>, doorbells: &Doorbells, why: &str) {
+    if let Some(trace) = caller.server.trace.as_ref().filter(|_| doorbells.is_news()) {
+        let pid = caller.task.process.pid();
+        trace.note(&format!("[pid {pid}] doorbells of an idle device are found by polling: {why}"));
+    }
+}
+
+/// Whether the caller has more seccomp filters than we, who have one as it has: another may end it for a call that it did not
+/// make by itself.
+fn is_filtered(caller: &Caller<'_>) -> bool {
+    let count = |thread: &Thread| {
+        let status = thread.status().ok()?;
+        let text = String::from_utf8_lossy(&status);
+        let line = text.lines().find_map(|line| line.strip_prefix("Seccomp_filters:"))?;
+        line.trim().parse::<u32>().ok()
+    };
+    let own = rustix::thread::gettid().as_raw_pid().unsigned_abs();
+    let ours = Thread::open(own).ok().and_then(|own| count(&own));
+    match (count(&caller.task.thread), ours) {
+        (Some(theirs), Some(ours)) => theirs > ours,
+        _ => true,
+    }
+}
+
+/// The mapping, if there are pages in it that concern a tracer.
 fn trapped(target: &Target, wanted: Wanted) -> Option<Mapping> {
     let File::Device { device, .. } = &target.opened.file else { return None };
     let Wanted { offset, length, protection, .. } = wanted;
     let trapped = device.trapped(offset, length);
     let trapped_loads = device.trapped_loads(offset, length);
-    (!trapped.is_empty()).then_some(Mapping { offset, length, protection, trapped, trapped_loads })
+    let concerns = !trapped.is_empty() || doorbells(target, wanted).is_some();
+    concerns.then_some(Mapping { offset, length, protection, trapped, trapped_loads })
 }
 
 /// Judges a mapping of a file of ours.

@@ -1,6 +1,7 @@
 //! The task that made a call, as `iommufd` and `vfio` ask for it.
 
 use std::cell::{Cell, RefCell};
+use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
@@ -8,7 +9,7 @@ use ioasis_iommufd::{
     self as iommufd, Account, AddressSpace, Backing, ClientFile, Extents, FileAccess, Kind,
     MappableMemory, Piece, Prot,
 };
-use ioasis_pci::{BARS, Bar};
+use ioasis_pci::{BARS, Bar, PageKind, Pages};
 use ioasis_sys::because;
 use ioasis_sys::eventfd::EventFd;
 use ioasis_sys::mapping::{Access, Mapping};
@@ -20,11 +21,13 @@ use rustix::fs::{FallocateFlags, OFlags};
 use super::pool::Hand;
 use super::{Decision, File, Server, holders};
 use crate::descriptors;
+use crate::doorbell::Doorbells;
 use crate::files::{Blank, END, Look, Opened};
 use crate::memlock::{INFINITY, Limit};
 use crate::queues::{Queue, Sockets};
 use crate::resolve::{Found, Seen, Wait};
 use crate::task::{Standing, Task};
+use crate::view::Stores;
 
 /// `CAP_DAC_OVERRIDE`, `CAP_IPC_LOCK`, `CAP_SYS_RAWIO`, `CAP_SYS_ADMIN` and `CAP_SYS_RESOURCE` (linux/capability.h).
 const CAP_DAC_OVERRIDE: u32 = 1;
@@ -32,6 +35,10 @@ const CAP_IPC_LOCK: u32 = 14;
 const CAP_SYS_RAWIO: u32 = 17;
 const CAP_SYS_ADMIN: u32 = 21;
 const CAP_SYS_RESOURCE: u32 = 24;
+
+/// Bytes of shared pages that are protected while their device is idle. Of more that would take long, and page tables of the
+/// program's for pages it never touches.
+const DOORBELLS: u64 = 4 << 20;
 
 /// One task, for one call.
 #[derive(Debug)]
@@ -46,6 +53,8 @@ pub(crate) struct Caller<'a> {
     called: RefCell<Option<Arc<Opened<File>>>>,
     /// Device files made for this call and not published yet.
     blanks: RefCell<Vec<Blank>>,
+    /// What goes with them, by inode.
+    doorbells: RefCell<Vec<(u64, Arc<Doorbells>)>>,
     /// What was read last, and some bytes more: a struct is read by its size first.
     ahead: RefCell<Ahead>,
     /// The kernel goes on with the call, and may wait in it.
@@ -92,6 +101,7 @@ impl<'a> Caller<'a> {
             hand,
             called: RefCell::default(),
             blanks: RefCell::default(),
+            doorbells: RefCell::default(),
             ahead: RefCell::default(),
             waits: Cell::default(),
         }
@@ -167,6 +177,13 @@ impl<'a> Caller<'a> {
     /// `EAGAIN` if there is nobody to receive them.
     pub(crate) fn may_wait(&self) -> Result<()> {
         self.server.pool.may_wait(self.hand)
+    }
+
+    /// What was made for this call with the file `inode`.
+    pub(crate) fn take_doorbells(&self, inode: u64) -> Option<Arc<Doorbells>> {
+        let mut doorbells = self.doorbells.borrow_mut();
+        let at = doorbells.iter().position(|(of, _)| *of == inode)?;
+        Some(doorbells.swap_remove(at).1)
     }
 
     /// The file that was made for this call with number `inode`.
@@ -472,8 +489,18 @@ impl ioasis_vfio::Client for Caller<'_> {
             *mapping = self.with_room(|| bar_pages(&blank.file, device, bar))?.map(Arc::new);
         }
         let inode = blank.inode;
+        let mut doorbells: Option<Arc<dyn ioasis_pci::Doorbells>> = None;
+        let shared = shared(device);
+        let total: u64 = shared.iter().map(|range| range.end - range.start).sum();
+        let is_trapped = self.server.machine.view.stores == Stores::Trapped;
+        if is_trapped && total <= DOORBELLS && descriptors::are_many() {
+            let file = (self.server.files.dev(), inode);
+            let made = Doorbells::new(file, shared);
+            self.doorbells.borrow_mut().push((inode, Arc::clone(&made)));
+            doorbells = Some(made);
+        }
         self.blanks.borrow_mut().push(blank);
-        Ok(DeviceMemory { inode, pages })
+        Ok(DeviceMemory { inode, pages, doorbells })
     }
 }
 
@@ -540,6 +567,20 @@ pub(crate) fn mappable(device: &Device) -> Vec<(u64, u64)> {
     let of_bar = |bar: usize| {
         let areas = device.function().bar(bar).map_or_else(Vec::new, Bar::areas);
         areas.into_iter().map(move |area| (region(bar) + area.start, area.end - area.start))
+    };
+    (0..BARS).flat_map(of_bar).collect()
+}
+
+/// What of it is shared memory, by offset in the file.
+fn shared(device: &Device) -> Vec<Range<u64>> {
+    let of_bar = |bar: usize| {
+        let found = device.function().bar(bar);
+        let pages = found.map_or_else(Vec::new, |found| found.mappable.clone());
+        let are_shared = |pages: &Pages| pages.kind == PageKind::Shared;
+        pages
+            .into_iter()
+            .filter(are_shared)
+            .map(move |Pages { range, .. }| region(bar) + range.start..region(bar) + range.end)
     };
     (0..BARS).flat_map(of_bar).collect()
 }

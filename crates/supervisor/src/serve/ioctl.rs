@@ -226,7 +226,8 @@ fn publish_device(
     config.update(device);
     let (device, notes) = (Arc::clone(device), Arc::clone(&server.notes));
     let ranges = mappable(device.device());
-    let file = File::Device { device, bars, notes, config };
+    let doorbells = caller.take_doorbells(inode);
+    let file = File::Device { device, bars, notes, doorbells, config };
     let opened = server.files.publish((blank, caller.task.process.pid()), file, look)?;
     server.notes.tell(Note::Opened { inode, file: copy, ranges });
     Ok(opened)

@@ -54,6 +54,7 @@ use ioasis_vfio::{DeviceFile, DeviceWatcher, Farewell, GroupFile, KvmDevice};
 use rustix::event::{PollFd, PollFlags, Timespec};
 
 use crate::Machine;
+use crate::doorbell::Doorbells;
 use crate::files::{Behind, Files, Opened};
 use crate::filter::{self, Changes, number};
 use crate::injection::Injection;
@@ -98,6 +99,8 @@ pub(crate) enum File {
         #[expect(dead_code, reason = "it is held, not used")]
         bars: Arc<dyn Backing>,
         notes: Arc<Notes>,
+        /// What tells of stores to its shared pages, where stores are told.
+        doorbells: Option<Arc<Doorbells>>,
         /// What is read of its configuration space without us.
         config: behind::Config,
     },
@@ -294,6 +297,12 @@ impl Server {
         let touched = self.files.take_touched();
         // What was taken from the first may be had again once the last has given up what is not his.
         let failed = touched.iter().filter(|opened| !self.undo_one(opened)).collect::<Vec<_>>();
+        for opened in &touched {
+            // What was written there may be a doorbell.
+            if let File::Device { device, .. } = &opened.file {
+                device.device().function().wake();
+            }
+        }
         failed.iter().for_each(|opened| {
             self.undo_one(opened);
         });
@@ -677,6 +686,14 @@ impl Surroundings for Around {
 
     fn say(&self, text: &str) {
         say(text);
+    }
+
+    fn note(&self, text: &str) {
+        if let Some(server) = self.server.upgrade()
+            && let Some(trace) = &server.trace
+        {
+            trace.note(text);
+        }
     }
 }
 

@@ -244,6 +244,13 @@ pub(super) fn undone_json(path: &str) -> String {
     line
 }
 
+pub(super) fn note_json(text: &str) -> String {
+    let mut line = "{\"note\":".to_owned();
+    quote(text, &mut line);
+    line.push_str("}\n");
+    line
+}
+
 /// `open(2)` flags, x86-64.
 pub(super) fn open_flags(bits: u64) -> Value {
     const ACCESS: u64 = 3;

@@ -306,6 +306,15 @@ impl Trace {
         self.write(&line);
     }
 
+    /// Writes what a user may want to know of how the run goes.
+    pub fn note(&self, text: &str) {
+        let line = match self.format {
+            Format::Text => format!("{text}\n"),
+            Format::Json => line::note_json(text),
+        };
+        self.write(&line);
+    }
+
     /// Writes the line of a step that failed because the client asked for it: the `nth` from then on.
     pub fn injected(&self, pid: u32, nth: u32, step: &str) {
         let line = match self.format {

@@ -1,9 +1,12 @@
 //! The thread that traces a process and whatever it forks.
 
+mod errand;
+mod status;
+
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::{Range, RangeInclusive};
-use std::sync::mpsc::Sender;
+use std::sync::mpsc::{SendError, Sender};
 use std::sync::{Arc, OnceLock};
 
 use ioasis_sys::ptrace::{
@@ -15,16 +18,19 @@ use ioasis_sys::sync::Mutex;
 use ioasis_uapi::{Errno, Error, Result};
 use rustix::process::Signal;
 
+use self::status::{found_action, is_caught, status_word, threads_of};
+pub(super) use self::status::{status_number, user};
 use super::action::{self, Action, Kind, Mask};
 use super::fault::{self, Leave, Outcome};
 use super::space::Space;
 use super::{Mapping, Surroundings};
+use crate::doorbell::{Coming, Watched};
 
 /// What a family's tracer is told.
 #[derive(Debug)]
 pub(super) enum Command {
     /// The thread is about to make this mapping.
-    Map { tid: u32, pid: u32, mapping: Mapping, reply: Sender<Result<()>> },
+    Map { tid: u32, pid: u32, mapping: Box<NewMapping>, reply: Sender<Result<()>> },
     /// The process has a handler that does not begin calls anew.
     Watch { tid: u32, pid: u32, reply: Sender<()> },
     /// Somebody else is about to trace the process. The answer comes when none of its threads is traced here, if that
@@ -36,9 +42,21 @@ pub(super) enum Command {
     Return { tid: u32, pid: u32, known: Known, reply: Sender<()> },
 }
 
+/// A mapping that a thread is about to return from.
+#[derive(Debug)]
+pub(super) struct NewMapping {
+    pub(super) mapping: Mapping,
+    /// What has doorbells in it.
+    pub(super) coming: Option<Coming>,
+}
+
 /// What a tracer knows of a process.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Known {
+    /// Doorbells that it has mapped.
+    doorbells: Vec<Watched>,
+    /// Its memory is that of the process which made it, as after a vfork.
+    borrows: bool,
     /// Trapped pages that it asked for, with what leave: another access is its own mistake. The newest last.
     asked: Vec<(RangeInclusive<u64>, Leave)>,
     /// Where a system call instruction of its own lies.
@@ -53,6 +71,20 @@ impl Known {
             fault::is_trapped(&space, *range.start(), surroundings)
         };
         self.asked.iter().any(is_trapped)
+            || self.doorbells.iter().any(|doorbells| doorbells.are_mapped_by(tid))
+    }
+
+    /// Nobody is told of what the process forks, or is again.
+    fn is_let_go(&self, goes: bool) {
+        if !self.borrows {
+            let tell = if goes { Watched::lose } else { Watched::regain };
+            self.doorbells.iter().for_each(tell);
+        }
+    }
+
+    fn watches(&mut self, watched: Watched) {
+        self.doorbells.retain(|other| other.is_there() && !other.is_same(&watched));
+        self.doorbells.push(watched);
     }
 }
 
@@ -140,13 +172,21 @@ struct Thread {
     pid: u32,
     mask: Mask,
     /// The mapping it is about to return from.
-    mapping: Option<Mapping>,
+    mapping: Option<Box<NewMapping>>,
+    /// The doorbells it has mapped, until it has a userfaultfd for them.
+    coming: Option<Coming>,
+    /// What it does is over when another thread's errand is.
+    waits: bool,
     jobs: VecDeque<Job>,
     running: Option<(Injection, Job)>,
     /// It must be interrupted before it runs its program again.
     interrupt: bool,
     /// It is let go of at its next stop.
     leaves: bool,
+    /// It has just been made, and its first stop is still to come.
+    is_new: bool,
+    /// It stands still until it is known who made it.
+    is_held: bool,
 }
 
 /// A system call that a thread is made to make.
@@ -167,6 +207,12 @@ enum Job {
         at: u64,
         saved: Vec<u8>,
     },
+    /// Makes a thread that asks for a userfaultfd ([`errand`]).
+    MakeThread,
+    /// Asks for it.
+    AskUserfault,
+    /// Ends that thread.
+    End,
 }
 
 /// `-ERESTARTSYS` (linux/errno.h): what a call that is stopped answers when a signal comes before it was received
@@ -186,14 +232,17 @@ struct Tracing {
     families: Families,
     processes: BTreeMap<u32, Process>,
     threads: BTreeMap<u32, Thread>,
+    /// Threads that ask for a userfaultfd, and for which thread.
+    errands: BTreeMap<u32, u32>,
     /// Who waits for a process to be let go of.
     waiting: Vec<(u32, Sender<()>)>,
 }
 
 impl Tracing {
     fn new(family: Arc<Family>, surroundings: Arc<dyn Surroundings>, families: Families) -> Self {
-        let (processes, threads, waiting) = Default::default();
-        Self { tracer: Tracer::new(), family, surroundings, families, processes, threads, waiting }
+        let (processes, threads, errands, waiting) = Default::default();
+        let tracer = Tracer::new();
+        Self { tracer, family, surroundings, families, processes, threads, errands, waiting }
     }
 
     fn run(mut self) {
@@ -206,7 +255,10 @@ impl Tracing {
                 Waited::Stop(stop) => drop(self.stopped(stop)),
                 Waited::Ended(tid, status) => {
                     self.forget(tid);
-                    self.surroundings.ended(tid, status);
+                    match self.errands.remove(&tid) {
+                        Some(asker) => drop(self.errand_is_over(asker)),
+                        None => self.surroundings.ended(tid, status),
+                    }
                 }
                 Waited::Interrupted => {}
                 Waited::Nobody if self.ends() => return,
@@ -229,7 +281,7 @@ impl Tracing {
     fn obey(&mut self, command: Command) {
         match command {
             Command::Map { tid, pid, mapping, reply } => {
-                let _ = reply.send(self.map(tid, pid, mapping));
+                let _ = reply.send(self.map(tid, pid, *mapping));
             }
             Command::Watch { tid, pid, reply } => {
                 if !self.threads.contains_key(&tid) {
@@ -240,10 +292,11 @@ impl Tracing {
             Command::LetGo { pid, reply } => self.let_go(pid, reply),
             Command::Release { tid, reply } => {
                 // Nobody may have waited so long.
-                if reply.send(self.release(tid)).is_err()
+                if let Err(SendError(known)) = reply.send(self.release(tid))
                     && let Some(thread) = self.threads.get_mut(&tid)
                 {
                     thread.leaves = false;
+                    known.inspect(|known| known.is_let_go(false));
                 }
             }
             Command::Return { tid, pid, known, reply } => {
@@ -257,6 +310,9 @@ impl Tracing {
     fn let_go(&mut self, pid: u32, reply: Sender<()>) {
         if self.processes.get(&pid).is_none_or(|process| !process.known.asked.is_empty()) {
             return;
+        }
+        if let Some(process) = self.processes.get(&pid) {
+            process.known.doorbells.iter().for_each(Watched::let_go);
         }
         for (tid, thread) in self.threads.iter_mut().filter(|(_, thread)| thread.pid == pid) {
             thread.leaves = self.tracer.interrupt(*tid).is_ok();
@@ -273,7 +329,9 @@ impl Tracing {
         }
         thread.leaves = true;
         let process = self.processes.get(&thread.pid);
-        Some(process.map_or_else(Known::default, |process| process.known.clone()))
+        let known = process.map_or_else(Known::default, |process| process.known.clone());
+        known.is_let_go(true);
+        Some(known)
     }
 
     /// Seizes a thread again that was let go of.
@@ -282,6 +340,7 @@ impl Tracing {
         if self.threads.contains_key(&tid) || self.seize(tid, pid).is_err() {
             return;
         }
+        known.is_let_go(false);
         if let Entry::Vacant(process) = self.processes.entry(pid) {
             process.insert(Process { space: Arc::new(space), known });
             self.family.set_action(pid, found_action(pid));
@@ -309,13 +368,13 @@ impl Tracing {
     }
 
     /// Lets the thread stop behind the mmap that it waits in.
-    fn map(&mut self, tid: u32, pid: u32, mapping: Mapping) -> Result<()> {
+    fn map(&mut self, tid: u32, pid: u32, mapping: NewMapping) -> Result<()> {
         if !self.threads.contains_key(&tid) || self.tracer.interrupt(tid).is_err() {
             self.seize_all(tid, pid)?;
             self.tracer.interrupt(tid)?;
         }
         if let Some(thread) = self.threads.get_mut(&tid) {
-            thread.mapping = Some(mapping);
+            thread.mapping = Some(Box::new(mapping));
         }
         Ok(())
     }
@@ -324,7 +383,8 @@ impl Tracing {
     fn seize_all(&mut self, first: u32, pid: u32) -> Result<()> {
         self.seize(first, pid)?;
         let action = found_action(pid);
-        let process = Process { space: Arc::new(Space::of(first)?), known: Known::default() };
+        let space = Arc::new(Space::of(first)?);
+        let process = Process { space, known: Known::default() };
         self.processes.insert(pid, process);
         self.family.set_action(pid, action);
         // A thread that was seized seizes what it makes, so this ends.
@@ -365,6 +425,9 @@ impl Tracing {
     }
 
     fn stopped(&mut self, Stop { tid, event }: Stop) -> Result<()> {
+        if event == Event::Exit && self.errands.contains_key(&tid) {
+            return self.tracer.resume(tid, Resume::Continue, 0);
+        }
         if event == Event::Exit {
             // Its parent hears of it as it would without us: at once, and in the order of pidfd and waitpid(2).
             self.forget(tid);
@@ -372,6 +435,9 @@ impl Tracing {
         }
         if !self.threads.contains_key(&tid) {
             self.adopt(tid);
+        }
+        if self.is_an_errand(tid, event)? {
+            return Ok(());
         }
         let Some(thread) = self.threads.get_mut(&tid) else { return Ok(()) };
         if thread.leaves && thread.running.is_none() {
@@ -406,13 +472,15 @@ impl Tracing {
     fn adopt(&mut self, tid: u32) {
         let pid = status_number(tid, "Tgid:").unwrap_or(tid);
         let mask = self.tracer.signal_mask(tid).map_or_else(|_| Mask::default(), Mask::new);
-        self.threads.insert(tid, Thread { pid, mask, ..Thread::default() });
+        self.threads.insert(tid, Thread { pid, mask, is_new: true, ..Thread::default() });
         if self.processes.contains_key(&pid) {
             return;
         }
         let Ok(space) = Space::of(tid) else { return };
         let parent = status_number(tid, "PPid:").unwrap_or(0);
-        let known = self.processes.get(&parent).map_or_else(Known::default, |of| of.known.clone());
+        let mut known =
+            self.processes.get(&parent).map_or_else(Known::default, |of| of.known.clone());
+        self.inherits_doorbells(&mut known, tid, parent);
         self.processes.insert(pid, Process { space: Arc::new(space), known });
         self.family.set_action(pid, self.family.action(parent));
         self.families.lock().insert(pid, Arc::clone(&self.family));
@@ -429,13 +497,17 @@ impl Tracing {
     fn mapped(&mut self, tid: u32) -> Result<()> {
         let registers = self.tracer.registers(tid)?;
         let Some(thread) = self.threads.get_mut(&tid) else { return Ok(()) };
-        let (Some(mapping), Some(process)) =
+        let (Some(new), Some(process)) =
             (thread.mapping.take(), self.processes.get_mut(&thread.pid))
         else {
             return self.go_on(tid, 0);
         };
+        let NewMapping { mapping, coming } = *new;
         let start = registers.rax;
         if start >= u64::MAX - 4095 {
+            if let Some(coming) = coming {
+                coming.failed();
+            }
             return self.go_on(tid, 0);
         }
         let instruction = SystemCall::instruction_before(&registers);
@@ -463,6 +535,15 @@ impl Tracing {
         for (address, length) in mapping.trapped_loads.iter().map(of) {
             if leave.load {
                 thread.jobs.push_back(Job::Protect { address, length, protection: 0 });
+            }
+        }
+        if let Some(coming) = coming {
+            process.known.watches(coming.watched());
+            if coming.lacks_fault() {
+                thread.jobs.push_back(Job::MakeThread);
+                thread.coming = Some(coming);
+            } else {
+                coming.settled();
             }
         }
         let surplus = process.known.asked.len().saturating_sub(ASKED);
@@ -503,6 +584,7 @@ impl Tracing {
         });
         let Some(instruction) = instruction else {
             thread.jobs.clear();
+            thread.coming = None;
             let pid = thread.pid;
             self.surroundings.say(&format!(
                 "ioasis: process {pid} has no system call instruction where it had one: its stores to registers are \
@@ -541,6 +623,9 @@ impl Tracing {
                     let _ = process.space.write(*at, saved);
                 }
                 Job::SetAction { at, saved } => drop(process.space.write(*at, saved)),
+                Job::MakeThread => return self.has_made_a_thread(tid, outcome),
+                Job::AskUserfault => return self.has_asked(tid, outcome, false),
+                Job::End => return self.has_asked(tid, outcome, true),
             }
         }
         if outcome.signal != 0 {
@@ -657,6 +742,9 @@ impl Job {
             }
             Self::AskAction { at, .. } => (action, [segv, 0, at, 8, 0, 0]),
             Self::SetAction { at, .. } => (action, [segv, at, 0, 8, 0, 0]),
+            Self::MakeThread => errand::clone(is_32_bit),
+            Self::AskUserfault => errand::userfaultfd(is_32_bit),
+            Self::End => errand::exit(is_32_bit),
         }
     }
 }
@@ -688,46 +776,4 @@ fn is_system_call(space: &Space, at: u64, registers: &Registers) -> bool {
     let mut bytes = [0; 2];
     let wanted = if registers.is_32_bit() { [0xcd, 0x80] } else { [0x0f, 0x05] };
     space.read(at, &mut bytes).is_ok() && bytes == wanted
-}
-
-fn threads_of(pid: u32) -> Vec<u32> {
-    let Ok(entries) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
-    entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
-}
-
-fn status_field(path: &str, field: &str) -> Option<String> {
-    let text = std::fs::read_to_string(path).ok()?;
-    text.lines().find_map(|line| Some(line.strip_prefix(field)?.trim().to_owned()))
-}
-
-pub(super) fn status_number(tid: u32, field: &str) -> Option<u32> {
-    status_field(&format!("/proc/{tid}/status"), field)?.parse().ok()
-}
-
-/// The real user of a thread.
-pub(super) fn user(tid: u32) -> Option<u32> {
-    status_field(&format!("/proc/{tid}/status"), "Uid:")?.split_whitespace().next()?.parse().ok()
-}
-
-/// A set of signals in the status of a thread.
-fn status_word(pid: u32, tid: u32, field: &str) -> Option<u64> {
-    let word = status_field(&format!("/proc/{pid}/task/{tid}/status"), field)?;
-    u64::from_str_radix(&word, 16).ok()
-}
-
-/// Whether SIGSEGV has a handler.
-fn is_caught(pid: u32, tid: u32) -> bool {
-    status_word(pid, tid, "SigCgt:").is_some_and(|caught| caught & action::SEGV != 0)
-}
-
-/// What becomes of SIGSEGV in a process that has just been seized; of a handler only that there is one.
-fn found_action(pid: u32) -> Action {
-    let has = |field| status_word(pid, pid, field).is_some_and(|set| set & action::SEGV != 0);
-    if has("SigIgn:") {
-        Action::ignore()
-    } else if has("SigCgt:") {
-        Action::unknown_handler()
-    } else {
-        Action::default()
-    }
 }

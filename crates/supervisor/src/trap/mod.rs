@@ -50,8 +50,9 @@ use ioasis_sys::sync::Mutex;
 use ioasis_uapi::{Errno, Error, Result};
 use ioasis_vfio::DeviceFile;
 
+use crate::doorbell::Coming;
 pub(crate) use action::Action;
-use family::{Command, Family, Known};
+use family::{Command, Family, Known, NewMapping};
 
 /// What a tracer asks of the rest of the supervisor.
 pub(crate) trait Surroundings: fmt::Debug + Send + Sync {
@@ -66,10 +67,13 @@ pub(crate) trait Surroundings: fmt::Debug + Send + Sync {
 
     /// Says something to the user.
     fn say(&self, text: &str);
+
+    /// Says something in the trace.
+    fn note(&self, text: &str);
 }
 
-/// A mapping that is about to be made.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A mapping that is about to be made; of one that is moved nothing is said.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Mapping {
     /// Of the file.
     pub(crate) offset: u64,
@@ -133,7 +137,8 @@ impl Traps {
     }
 
     /// Sees to it that the thread `tid` of the process `pid`, which waits for the answer to its mmap, stops when that
-    /// returns, and makes the pages inaccessible then. The kernel must be let to go on with the mmap.
+    /// returns, and makes the pages inaccessible then; also that of the doorbells which are `coming` every store is told. The
+    /// kernel must be let to go on with the mmap.
     ///
     /// # Errors
     ///
@@ -143,9 +148,11 @@ impl Traps {
         &self,
         (tid, pid): (u32, u32),
         mapping: Mapping,
+        coming: Option<Coming>,
         is_executing: impl Fn() -> bool,
     ) -> Result<()> {
         let (reply, answer) = mpsc::channel();
+        let mapping = Box::new(NewMapping { mapping, coming });
         let map = Command::Map { tid, pid, mapping, reply };
         match self.tell(pid, map, is_executing)? {
             Some(family) => heard(&family, &answer)?,

@@ -155,6 +155,13 @@ impl Thread {
         if fd < 0 { Err(bad_fd(fd)) } else { get_fd(self.pidfd.as_fd(), fd) }
     }
 
+    /// Whether [`Thread::fd`] looks into the thread's own table of descriptors, where that is not its process's: from
+    /// Linux 6.9 on.
+    #[must_use]
+    pub fn reaches_own_table(&self) -> bool {
+        self.kind == PidfdKind::Thread
+    }
+
     /// Whether this thread and `other` have one memory, as the child of a vfork has its parent's. A kernel without
     /// kcmp(2) does not say: then they have not.
     #[must_use]

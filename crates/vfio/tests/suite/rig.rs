@@ -334,7 +334,7 @@ impl Client for Caller {
                 *slot = Some(Arc::new(mapping.expect("a mapping")));
             }
         }
-        Ok(DeviceMemory { inode, pages })
+        Ok(DeviceMemory { inode, pages, doorbells: None })
     }
 }
 

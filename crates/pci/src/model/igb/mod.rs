@@ -320,13 +320,14 @@ impl Model for Igb {
     fn poll(&mut self, bus: &Bus<'_>) -> Result<Progress> {
         self.look(bus)?;
         let mut progress = self.transmit(bus)?;
-        if self.receive(bus)? == Progress::Worked {
-            progress = Progress::Worked;
+        let received = self.receive(bus)?;
+        if progress == Progress::Idle {
+            progress = received;
         }
         self.backend.settle();
         self.interrupts.deliver(bus);
-        if progress == Progress::Idle {
-            progress = self.take_pages(bus)?;
+        if progress != Progress::Worked && self.take_pages(bus)? == Progress::Worked {
+            progress = Progress::Worked;
         }
         self.show(bus)?;
         Ok(if self.interrupts.waits() { Progress::Worked } else { progress })

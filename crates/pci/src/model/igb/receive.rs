@@ -71,7 +71,11 @@ impl Igb {
             }
             progress = Progress::Worked;
         }
-        Ok(progress)
+        let waits = self.coming.is_some() && !self.backend.waits();
+        Ok(match progress {
+            Progress::Idle if waits || self.backend.is_silent() => Progress::Waits,
+            other => other,
+        })
     }
 
     /// Brings a frame to memory; false when it has to wait for room.

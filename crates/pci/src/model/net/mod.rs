@@ -42,6 +42,11 @@ pub(in crate::model) trait Backend: Debug + Send {
         false
     }
 
+    /// Whether packets come without the alarm's ringing, so that they must be looked for.
+    fn is_silent(&self) -> bool {
+        false
+    }
+
     /// The driver runs, or does not: what comes while it does not is lost.
     fn set_running(&mut self, running: bool);
 

@@ -130,6 +130,10 @@ impl Backend for Stream {
         self.socket.is_some()
     }
 
+    fn is_silent(&self) -> bool {
+        self.is_up()
+    }
+
     fn set_running(&mut self, running: bool) {
         self.running = running;
     }

@@ -154,7 +154,7 @@ impl Controller {
         }
         match progress {
             Progress::Worked => bus.set_line(self.line()),
-            Progress::Idle => self.write_read_only(bus)?,
+            Progress::Idle | Progress::Waits => self.write_read_only(bus)?,
         }
         Ok(progress)
     }

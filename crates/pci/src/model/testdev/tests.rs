@@ -29,7 +29,8 @@ fn bench() -> Bench {
     let pages = [Some(Arc::clone(&registers)), None, None, None, None, None];
     let told = Arc::new(Told::default());
     let (dma, irq) = (Arc::clone(&memory), Arc::clone(&interrupts));
-    function.open(Session { dma, irq, witness: Arc::clone(&told) as _, pages }).expect("opened");
+    let session = Session { dma, irq, witness: Arc::clone(&told) as _, pages, doorbells: None };
+    function.open(session).expect("opened");
     function.config_write(4, &[6, 0]).expect("bus master");
     Bench { function, memory, interrupts, told, registers }
 }

@@ -335,6 +335,12 @@ impl Model for VfioUser {
             // Who looks again at once need not be rung for. What came since is rung for now.
             bell.looked();
         }
-        Ok(if worked { Progress::Worked } else { Progress::Idle })
+        // What the server stores to pages that it shares with us nobody tells.
+        let waits = self.bell.is_none() || !self.found.mirrors.is_empty();
+        Ok(match worked {
+            true => Progress::Worked,
+            false if waits => Progress::Waits,
+            false => Progress::Idle,
+        })
     }
 }

@@ -177,6 +177,7 @@ impl Rig {
             irq: Arc::clone(&self.interrupts) as _,
             witness: Arc::new(Told::default()),
             pages,
+            doorbells: None,
         };
         self.function.open(session).expect("opened");
     }

@@ -488,8 +488,9 @@ impl Model for Transport {
         let mut progress = if self.take_stores(bus)? { Progress::Worked } else { Progress::Idle };
         if self.runs() {
             self.take_notifications(bus)?;
-            if self.serve(bus) == Progress::Worked {
-                progress = Progress::Worked;
+            let served = self.serve(bus);
+            if progress == Progress::Idle {
+                progress = served;
             }
             self.show(bus)?;
         }

@@ -60,6 +60,7 @@ impl Rig {
             irq: Arc::clone(&interrupts) as Arc<dyn Irq>,
             witness: Arc::new(Told::default()) as Arc<dyn Witness>,
             pages: [mapping(128 << 10), None, None, mapping(16 << 10), None, None],
+            doorbells: None,
         };
         let wires = Wires::new(&model.description());
         wires.gate.set(Permissions { master: true, memory: true, ..Permissions::default() });
@@ -110,7 +111,7 @@ impl Rig {
     /// Polls until there is nothing to do.
     pub(super) fn poll(&mut self) {
         for _ in 0..10_000 {
-            if self.poll_once() == Progress::Idle {
+            if self.poll_once() != Progress::Worked {
                 return;
             }
         }

@@ -50,6 +50,7 @@ impl Rig {
             irq: Arc::clone(&interrupts) as Arc<dyn Irq>,
             witness: Arc::new(Told::default()) as Arc<dyn Witness>,
             pages: [Some(Arc::clone(&pages)), None, None, None, None, None],
+            doorbells: None,
         };
         let wires = Wires::new(&model.description());
         wires.gate.set(Permissions { master: true, memory: true, ..Permissions::default() });

@@ -115,7 +115,7 @@ impl Rig {
         let told = Arc::new(Told::default());
         let witness: Arc<dyn Witness> = Arc::<Told>::clone(&told);
         let shared = [Some(Arc::clone(&pages)), None, None, None, None, None];
-        let session = Session { dma, irq, witness, pages: shared };
+        let session = Session { dma, irq, witness, pages: shared, doorbells: None };
         let wires = Wires::new(&model.description());
         wires.gate.set(Permissions { master: true, memory: true, ..Permissions::default() });
         let mut rig = Self {

@@ -274,7 +274,12 @@ impl Device for Card {
         }
         worked |= self.receive(bus, queues)?;
         self.backend.settle();
-        Ok(if worked { Progress::Worked } else { Progress::Idle })
+        let waits = self.backend.is_silent() || self.receiver.is_patient(&*self.backend);
+        Ok(match worked {
+            true => Progress::Worked,
+            false if waits => Progress::Waits,
+            false => Progress::Idle,
+        })
     }
 }
 

@@ -11,6 +11,7 @@ use super::super::queue::{Chain, Queue, TAKE_MAX, length, part};
 use super::super::{Stop, Stopped};
 use super::{Card, MRG_RXBUF, of, receive_queue};
 use crate::bus::{Bus, Segment};
+use crate::model::net::Backend;
 
 /// Packets of a turn.
 const TURN: usize = 64;
@@ -61,6 +62,11 @@ impl Receiver {
     pub(super) fn new(pairs: u16) -> Self {
         let held = (0..pairs).map(|_| VecDeque::new()).collect();
         Self { held, ready: false, waiting: None, taken: Vec::new(), turn: Turn::default() }
+    }
+
+    /// Whether a packet waits that is dropped after a while.
+    pub(super) fn is_patient(&self, backend: &dyn Backend) -> bool {
+        self.waiting.is_some() && !backend.waits()
     }
 
     /// Queue `index` was reset: its buffers are the driver's again.
