@@ -1,9 +1,12 @@
 //! Physical and virtual functions: the token, resets, and what is there when.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use ioasis_uapi::vfio::{self, DeviceBindIommufd, DeviceFeature, PciDependentDevice, PciHotReset};
-use ioasis_uapi::vfio::{DeviceInfo, IrqInfo, PciHotResetInfo};
+use ioasis_uapi::vfio::{
+    self, DeviceAttachIommufdPt, DeviceBindIommufd, DeviceFeature, DeviceInfo, IrqInfo, IrqSet,
+    PciDependentDevice, PciHotReset, PciHotResetInfo,
+};
 use ioasis_uapi::{Errno, Result};
 use ioasis_vfio::{Device, DeviceFile, GroupFile, IommuFile};
 use zerocopy::IntoBytes;
@@ -276,4 +279,65 @@ fn a_bus_with_virtual_functions_is_not_reset() {
     file.close();
     pair.rig.first().end_virtual_functions();
     assert_eq!(reset(&physical, 1), None, "without them it is");
+}
+
+/// Copies a page from `iova` into a testdev; whether it could be reached.
+fn copies(file: &DeviceFile, iova: u64) -> bool {
+    file.write(at(7, 4), &[6]).expect("bus mastering");
+    file.write(at(0, 0), &iova.to_le_bytes()).expect("ADDR");
+    file.write(at(0, 8), &3_u32.to_le_bytes()).expect("CMD");
+    let begin = Instant::now();
+    loop {
+        let mut command = [0; 4];
+        file.read(at(0, 8), &mut command).expect("CMD");
+        match u32::from_le_bytes(command) {
+            0 => return true,
+            done if done & 1 == 0 => return false,
+            _ => assert!(begin.elapsed() < Duration::from_secs(60), "it ends"),
+        }
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn a_virtual_function_does_dma_by_its_own_mappings_and_interrupts_by_its_own_messages() {
+    let rig = Rig::with_virtual_functions(1);
+    rig.first().create_virtual_functions(1).expect("a virtual function");
+    let context = rig.hardware.context();
+    let fd = rig.caller.add_iommu(IommuFile::Iommufd(Arc::clone(&context)));
+    rig.caller.put(BASE, &bytes(ONE));
+    let flags = vfio::DEVICE_BIND_FLAG_TOKEN;
+    let call = DeviceBindIommufd {
+        argsz: 24,
+        flags,
+        iommufd: fd,
+        token_uuid_ptr: BASE,
+        ..Default::default()
+    };
+    let spaces = [0, 1].map(|_| context.alloc_ioas().expect("an IOAS"));
+    rig.map(&context, spaces[1], BASE + 0x2000, 0x4_0000);
+    let files = [0, 1].map(|index| {
+        let file = rig.machine.devices()[index].open_cdev(&rig.caller).expect("open");
+        rig.call(&file, vfio::DEVICE_BIND_IOMMUFD, &call).expect("bound");
+        let attach =
+            DeviceAttachIommufdPt { argsz: 12, pt_id: spaces[index], ..Default::default() };
+        rig.call(&file, vfio::DEVICE_ATTACH_IOMMUFD_PT, &attach).expect("attached");
+        file
+    });
+    let events = [0, 1].map(|index: usize| {
+        let (fd, event) = rig.caller.add_event();
+        let flags = vfio::IRQ_SET_DATA_EVENTFD | vfio::IRQ_SET_ACTION_TRIGGER;
+        let index_of_msi = vfio::PCI_MSI_IRQ_INDEX;
+        let set = IrqSet { argsz: 24, flags, index: index_of_msi, start: 0, count: 1 };
+        rig.caller.put(ARG, set.as_bytes());
+        rig.caller.put(ARG + 20, fd.as_bytes());
+        files[index].ioctl(&rig.caller, vfio::DEVICE_SET_IRQS, ARG).expect("an eventfd");
+        event
+    });
+    assert!(copies(&files[1], 0x4_0000), "the virtual function has the page");
+    assert!(!copies(&files[0], 0x4_0000), "the physical one has not");
+    assert_eq!(events.map(|event| event.take()), [Some(1), Some(1)], "each its own");
+    let devices = rig.machine.devices();
+    assert_ne!(devices[0].group().number(), devices[1].group().number());
+    assert_eq!(devices[1].endpoint().config().requester_id, 0x0180);
 }
