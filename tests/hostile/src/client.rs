@@ -192,6 +192,6 @@ impl Client for Hostile {
             self.pages.lock().push(Arc::clone(&mapping));
             *slot = Some(mapping);
         }
-        Ok(DeviceMemory { inode: 0, pages })
+        Ok(DeviceMemory { inode: 0, pages, doorbells: None })
     }
 }
