@@ -432,7 +432,7 @@ mod tests {
 
     #[test]
     fn where_the_root_is_no_mount_point_is_told_and_what_to_do() {
-        let child = spawn::fork_with(|| {
+        let child = fork_with(|| {
             let _namespace = enter(User::Own).expect("a namespace");
             rustix::process::chroot("/tmp").expect("a capability for it");
             std::env::set_current_dir("/").expect("a folder");
