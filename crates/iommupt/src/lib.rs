@@ -16,9 +16,11 @@
 //! let quiesce = Arc::new(Counted::default());
 //! let (mut writer, reader) = PageTable::<VtdSs>::new(Config::new(quiesce.clone()))?;
 //!
-//! // Two runs, one call; the second begins where the first ends. Leaves are as large as addresses
-//! allow. let runs = [Run { pa: Pa(0x8000_0000), length: 1 << 21 }, Run { pa: Pa(0x1000), length:
-//! 0x3000 }]; writer.map(Iova(0x4000_0000), &runs, Prot::READ | Prot::WRITE)?;
+//! // Two runs, one call; the second begins where the first ends.
+//! // Leaves are as large as addresses allow.
+//! let runs =
+//!     [Run { pa: Pa(0x8000_0000), length: 1 << 21 }, Run { pa: Pa(0x1000), length: 0x3000 }];
+//! writer.map(Iova(0x4000_0000), &runs, Prot::READ | Prot::WRITE)?;
 //!
 //! // A thread that translates stays in a section until it has used what it got.
 //! {

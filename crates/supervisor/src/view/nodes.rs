@@ -8,6 +8,9 @@
 //! by it, so that stat and access ask nobody, but for access that is denied and for access control lists, which it wants to
 //! know anew. Owner, mode, times and list are kept here.
 //!
+//! Whoever may write such a directory makes symbolic links there, as an administrator does who has `/dev/vfio/vfio` lead to
+//! `/dev/iommu`, and removes them; nodes are the run's own to make and remove.
+//!
 //! An inode's number is never used again.
 //!
 //! Lock order: `DeviceNodes::inodes` is a leaf.
@@ -53,8 +56,10 @@ struct Inodes {
 #[derive(Clone, Debug)]
 struct Inode {
     path: String,
-    /// None for a directory.
+    /// None for a directory and a link.
     node: Option<Node>,
+    /// Where a symbolic link leads.
+    target: Option<Vec<u8>>,
     attributes: Attributes,
     /// Its access control list, as extended attributes have it, if that says more than the mode.
     list: Option<Vec<u8>>,
@@ -68,6 +73,11 @@ const FIRST: u64 = ROOT + 1;
 pub(crate) const END: u64 = 1 << 32;
 const CHARACTER_DEVICE: u32 = 0o020_000;
 const DIRECTORY: u32 = 0o040_000;
+const LINK: u32 = 0o120_000;
+/// Symbolic links at once: each is memory of the supervisor's.
+const LINKS: usize = 64;
+/// From here on no link is made, so that nodes have numbers left.
+const LAST_LINK: u64 = END / 2;
 const TYPE: u32 = 0o170_000;
 /// The extended attribute that holds an access control list.
 const LIST: &[u8] = b"system.posix_acl_access";
@@ -124,6 +134,7 @@ impl DeviceNodes {
         let inodes = self.inodes.lock();
         let prefix = format!("{path}/");
         let below = inodes.by_number.values().filter(|inode| inode.path.starts_with(&prefix));
+        let below = below.filter(|inode| inode.target.is_none());
         below.map(|inode| (inode.path.clone(), inode.node)).collect()
     }
 
@@ -177,8 +188,22 @@ impl DeviceNodes {
             inodes.read(number, offset, size, bytes)?;
             return Ok(Answer::Bytes(bytes));
         }
+        match request.operation {
+            Operation::MakeLink { name, target } => {
+                return inodes.link(number, (name, target), request.owner).map(Answer::Named);
+            }
+            Operation::Unlink { name } => {
+                return inodes.unlink(number, name).map(|()| Answer::Done);
+            }
+            _ => {}
+        }
         let inode = inodes.by_number.get_mut(&number).ok_or(gone)?;
         match request.operation {
+            Operation::ReadLink => {
+                let no_link = Error::new(Errno::EINVAL, "the file is no symbolic link");
+                bytes.extend_from_slice(inode.target.as_deref().ok_or(no_link)?);
+                Ok(Answer::Bytes(bytes))
+            }
             Operation::Lookup { .. } if request.node == ROOT => Ok(Answer::Entry(inode.attributes)),
             Operation::Lookup { .. } => Ok(Answer::Named(inode.attributes)),
             Operation::OpenDirectory => Ok(Answer::Opened(Positions::Kept)),
@@ -257,8 +282,51 @@ impl Inodes {
         self.next += 1;
         let (owner, times) = (self.owner, [time; 3]);
         let attributes = Attributes { node: number, mode, size: 0, owner, rdev, times };
-        let inode = Inode { path: path.to_owned(), node, attributes, list: None };
+        let inode = Inode { path: path.to_owned(), node, target: None, attributes, list: None };
         self.by_number.insert(number, inode);
+    }
+
+    /// A symbolic link in the directory `parent`.
+    fn link(
+        &mut self,
+        parent: u64,
+        (name, target): (&[u8], &[u8]),
+        owner: Owner,
+    ) -> Result<Attributes> {
+        let path = self.path_in(parent, name)?;
+        if self.at(&path).is_some() {
+            return Err(Error::new(Errno::EEXIST, "there is a file of this name"));
+        }
+        let links = self.by_number.values().filter(|inode| inode.target.is_some()).count();
+        if links >= LINKS || self.next >= LAST_LINK {
+            return Err(Error::at(Errno::ENOSPC, "too many symbolic links", LINKS as u64));
+        }
+        let number = self.next;
+        self.add(&path, None, (LINK | 0o777, 0), Time::now());
+        let inode = self.by_number.get_mut(&number).expect("it was added");
+        inode.target = Some(target.to_vec());
+        inode.attributes.owner = owner;
+        inode.attributes.size = target.len() as u64;
+        Ok(inode.attributes)
+    }
+
+    /// Takes away a symbolic link.
+    fn unlink(&mut self, parent: u64, name: &[u8]) -> Result<()> {
+        let path = self.path_in(parent, name)?;
+        let number = self.at(&path).ok_or(Error::new(Errno::ENOENT, "no such file"))?;
+        if self.by_number.get(&number).is_none_or(|inode| inode.target.is_none()) {
+            return Err(Error::new(Errno::EPERM, "only the run makes and removes nodes there"));
+        }
+        self.by_number.remove(&number);
+        Ok(())
+    }
+
+    fn path_in(&self, directory: u64, name: &[u8]) -> Result<String> {
+        let inode = self.by_number.get(&directory);
+        let inode = inode.ok_or(Error::new(Errno::ENOENT, "no such directory"))?;
+        let no_text = Error::new(Errno::EINVAL, "a name there is UTF-8");
+        let name = std::str::from_utf8(name).map_err(|_| no_text)?;
+        Ok(format!("{}/{name}", inode.path))
     }
 
     fn at(&self, path: &str) -> Option<u64> {
@@ -282,7 +350,7 @@ impl Inodes {
     fn read(&self, directory: u64, offset: u64, size: u32, bytes: &mut Vec<u8>) -> Result<()> {
         let gone = Error::new(Errno::ENOENT, "no such directory");
         let inode = self.by_number.get(&directory).ok_or(gone)?;
-        if inode.node.is_some() {
+        if inode.node.is_some() || inode.target.is_some() {
             return Err(Error::new(Errno::ENOTDIR, "a node is no directory"));
         }
         let dots = [(directory, ".", FIRST - 1), (ROOT, "..", FIRST)];
@@ -542,5 +610,27 @@ mod tests {
         }
         let other = Operation::SetExtended { name: b"trusted.x", value: b"", flags: 0 };
         assert_eq!(ask(&nodes(), 2, other).unwrap_err().errno, Errno::EOPNOTSUPP);
+    }
+
+    #[test]
+    fn links_are_made_followed_and_removed_and_nodes_are_not() {
+        let nodes = nodes();
+        let directory = nodes.inode_at("/dev/vfio").expect("it is there");
+        let make = |name| Operation::MakeLink { name, target: b"/dev/iommu" };
+        ask(&nodes, directory, make(b"link")).unwrap();
+        let link = nodes.inode_at("/dev/vfio/link").expect("it was made");
+        assert_eq!(
+            ask(&nodes, link, Operation::ReadLink).unwrap(),
+            format!("Bytes({:?})", b"/dev/iommu")
+        );
+        assert_eq!(ask(&nodes, directory, make(b"link")).unwrap_err().errno, Errno::EEXIST);
+        let node = Operation::Unlink { name: b"3" };
+        assert_eq!(ask(&nodes, directory, node).unwrap_err().errno, Errno::EPERM);
+        ask(&nodes, directory, Operation::Unlink { name: b"link" }).unwrap();
+        assert_eq!(nodes.inode_at("/dev/vfio/link"), None);
+        let all: Vec<_> = (0..=LINKS).map(|number| number.to_string() + "-").collect();
+        let made = all.iter().map(|name| ask(&nodes, directory, make(name.as_bytes())));
+        let refused: Vec<_> = made.filter_map(Result::err).map(|error| error.errno).collect();
+        assert_eq!(refused, [Errno::ENOSPC]);
     }
 }

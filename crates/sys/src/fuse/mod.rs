@@ -142,6 +142,20 @@ pub enum Operation<'a> {
         /// Without its NUL.
         name: &'a [u8],
     },
+    /// Where a symbolic link leads.
+    ReadLink,
+    /// A symbolic link, in the directory.
+    MakeLink {
+        /// Its name, without its NUL.
+        name: &'a [u8],
+        /// Where it leads, without its NUL.
+        target: &'a [u8],
+    },
+    /// The file of this name no more, in the directory.
+    Unlink {
+        /// Without its NUL.
+        name: &'a [u8],
+    },
     /// An open file.
     Open {
         /// `O_*`.
@@ -299,7 +313,8 @@ pub enum Answer<'a> {
     /// To [`Operation::Open`]. Every read and write of the open file arrives here, and its descriptors are closed without a
     /// word until the last.
     Opened(Positions),
-    /// To [`Operation::Read`], [`Operation::ReadDirectory`], [`Operation::GetExtended`] and [`Operation::ListExtended`].
+    /// To [`Operation::Read`], [`Operation::ReadLink`], [`Operation::ReadDirectory`], [`Operation::GetExtended`] and
+    /// [`Operation::ListExtended`].
     Bytes(&'a [u8]),
     /// To [`Operation::Write`].
     Written(u32),
@@ -566,6 +581,12 @@ fn operation(opcode: u32, body: &[u8]) -> Result<Operation<'_>> {
         }
         abi::LISTXATTR => Operation::ListExtended { size: take::<abi::ExtendedIn>(body)?.0.size },
         abi::REMOVEXATTR => Operation::RemoveExtended { name: text(body).0 },
+        abi::READLINK => Operation::ReadLink,
+        abi::SYMLINK => {
+            let (name, rest) = text(body);
+            Operation::MakeLink { name, target: text(rest).0 }
+        }
+        abi::UNLINK => Operation::Unlink { name: text(body).0 },
         abi::OPEN => Operation::Open { flags: take::<abi::OpenIn>(body)?.0.flags },
         abi::READ => {
             let (asked, _) = take::<abi::TransferIn>(body)?;
