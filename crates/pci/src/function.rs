@@ -367,10 +367,12 @@ impl Function {
 
     /// Makes the worker look at once. To be called for every trapped call on the device: a program
     /// that makes calls is about to want something.
+    ///
+    /// Another device's worker calls it, for what it wrote to a BAR, and has its own model then. So no
+    /// lock is taken that whoever resets this function has while it waits for the model: two devices
+    /// that write to each other while both are reset would wait for ever.
     pub fn wake(&self) {
-        if let Some(open) = self.open.lock().as_ref() {
-            open.worker.wake();
-        }
+        self.device.wires.alarm.ring();
     }
 
     /// Brings the interrupt pin to the level its cause has by now, where the worker may not have
