@@ -292,6 +292,12 @@ fn no_process_of_a_run_reaches_its_control_socket() {
     std::io::Read::read_to_string(&mut run.lines, &mut list).expect("read");
     assert_eq!(list.trim(), "[]");
     run.end();
+    // Where there was none, the program makes none for others to find.
+    let plant = "mkdir -p /tmp/ioasis-$(id -u); (: >/tmp/ioasis-$(id -u)/x) 2>/dev/null && echo planted || echo refused";
+    let mut command = Command::new(IOASIS);
+    command.args(["run", "--", "sh", "-c", plant]).env_remove("XDG_RUNTIME_DIR");
+    let output = as_plain_user(&mut command).output().expect("it starts");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "refused\n", "{output:?}");
     // Through a descriptor that it inherited, it is known by its ancestors.
     let program = program().to_str().expect("UTF-8");
     let ask = format!(

@@ -102,6 +102,8 @@ const MODE: u32 = 0o100_600;
 const TEXT_MODE: u32 = 0o100_644;
 /// Size of a file as the kernel knows it, so that io_uring and AIO do not take it for empty.
 const SIZE: u64 = 4096;
+/// What a write to a text takes at most.
+const PAGE: usize = 4096;
 /// How often more is fetched, where there is more at once than fits: who floods a file is answered by the thread that does
 /// nothing else.
 const ROUNDS: u32 = 8;
@@ -276,7 +278,8 @@ impl FileSystem {
     fn begin_write(&self, request: &Request<'_>, offset: u64, bytes: &[u8]) -> bool {
         let node = self.state.lock().nodes.get(&request.node).cloned();
         let Some(node) = node.filter(|node| is_seekable(&*node.file)) else { return false };
-        let bytes = bytes.to_vec();
+        // No text is longer (kernfs_fop_write_iter, fs/kernfs/file.c): who waits keeps no more of ours.
+        let bytes = bytes[..bytes.len().min(PAGE)].to_vec();
         self.writes.begin(request.unique, request.tid, move || {
             let queue = node.file.queue().expect("a text can be written");
             let taken = queue.write_at(offset, bytes.len() as u64, &mut bytes.as_slice())?;

@@ -8,10 +8,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, sockopt};
 use serde_json::{Value, json};
 
-use super::socket::Socket;
+use super::socket::{Socket, shares_mounts};
 use super::{FDS_MAX, REQUEST_MAX, VERSION, answer};
 use crate::serve::Server;
 
@@ -136,14 +137,13 @@ fn admit(stream: &UnixStream) -> Result<(), String> {
                 .to_owned(),
         );
     }
+    // Its number was its own as long as it was there.
+    let mut polled = [PollFd::new(stream, PollFlags::RDHUP)];
+    let _ = rustix::event::poll(&mut polled, Some(&Timespec::default()));
+    if polled[0].revents().intersects(PollFlags::HUP | PollFlags::RDHUP) {
+        return Err("who asked is gone".to_owned());
+    }
     Ok(())
-}
-
-/// Whether `pid` sees the files that this process sees, as no process of any run does.
-fn shares_mounts(pid: u32) -> bool {
-    let namespace = |process: &str| std::fs::read_link(format!("/proc/{process}/ns/mnt")).ok();
-    let (own, its) = (namespace("self"), namespace(&pid.to_string()));
-    own.is_some() && own == its
 }
 
 /// Whether `pid` is this process or descends from it, as every process of the run does; what cannot be found out is taken for

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use ioasis_sys::message;
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
+use rustix::net::sockopt;
 
 use super::ANSWER_MAX;
 
@@ -264,10 +265,13 @@ pub fn ask(
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Asked::Dead,
         Err(error) => Asked::Silent(error.to_string()),
-        Ok(stream) => match exchange(&stream, request, fds, Instant::now() + PATIENCE + longer) {
-            Ok(answer) => Asked::Answer(answer),
-            Err(error) => Asked::Silent(error),
-        },
+        Ok(stream) => {
+            let until = Instant::now() + PATIENCE + longer;
+            match check_listener(&stream).and_then(|()| exchange(&stream, request, fds, until)) {
+                Ok(answer) => Asked::Answer(answer),
+                Err(error) => Asked::Silent(error),
+            }
+        }
     }
 }
 
@@ -304,13 +308,36 @@ fn exchange(
     String::from_utf8(answer).map_err(|_| "its answer is no text".to_owned())
 }
 
-/// Folders that a program of a run must find empty: those that are there.
+/// Folders that a program of a run must find empty, made where they are not there: otherwise it would make them, and sockets
+/// of its own in them for others to find.
 pub(crate) fn hidden() -> Vec<PathBuf> {
     let is_there = |path: &PathBuf| {
         path.file_name() != Some(OsStr::new(""))
-            && std::fs::symlink_metadata(path).is_ok_and(|seen| seen.is_dir())
+            && (Folder::make(path).is_ok()
+                || std::fs::symlink_metadata(path).is_ok_and(|seen| seen.is_dir()))
     };
     folders().into_iter().filter(is_there).collect()
+}
+
+/// Whether it is a run that listens there: of this user or root's, and not a program inside a run.
+fn check_listener(stream: &UnixStream) -> Result<(), String> {
+    let peer = sockopt::socket_peercred(stream).map_err(|error| error.to_string())?;
+    let own = rustix::process::geteuid();
+    if peer.uid != own && !peer.uid.is_root() {
+        return Err("another user listens there".to_owned());
+    }
+    // Root may be elsewhere than its runs.
+    if !own.is_root() && !shares_mounts(peer.pid.as_raw_nonzero().get().unsigned_abs()) {
+        return Err("a program of a run listens there, and no run".to_owned());
+    }
+    Ok(())
+}
+
+/// Whether `pid` sees the files that this process sees, as no process of any run does.
+pub(super) fn shares_mounts(pid: u32) -> bool {
+    let namespace = |process: &str| std::fs::read_link(format!("/proc/{process}/ns/mnt")).ok();
+    let (own, its) = (namespace("self"), namespace(&pid.to_string()));
+    own.is_some() && own == its
 }
 
 #[cfg(test)]

@@ -134,7 +134,8 @@ impl<'a> Caller<'a> {
     /// Whether files of root's are the task's to write.
     pub(crate) fn writes_as_root(&self) -> bool {
         self.task.standing().is_ok_and(|found| {
-            found.credentials.uid == 0
+            // The user for file access, which is the effective one unless a task says otherwise.
+            found.rights.user == 0
                 || found.credentials.has(CAP_DAC_OVERRIDE) && self.is_of_the_machine(found)
         })
     }

@@ -243,14 +243,22 @@ impl Change<'_> {
         Ok(())
     }
 
-    /// Another text in the same file, which who has it open reads from now on.
+    /// Another text in the same file, which who has it open reads from now on. Waits for nobody.
     fn rewrite(&mut self, path: &str, name: &str, file: &File, dir: Option<&OwnedFd>) {
         let there = dir.ok_or(Error::new(Errno::EROFS, "the directory is the host's"));
         let written = there.and_then(|dir| {
-            let flags = OFlags::WRONLY | OFlags::TRUNC | OFlags::CLOEXEC;
-            let opened = rustix::fs::openat2(dir, name, flags, Mode::empty(), WITHIN);
-            let opened = opened.map_err(because("a file of the view cannot be opened"))?;
-            mounts::write_file(&opened, file)
+            let flags = OFlags::WRONLY | OFlags::TRUNC | OFlags::CLOEXEC | OFlags::NONBLOCK;
+            match rustix::fs::openat2(dir, name, flags, Mode::empty(), WITHIN) {
+                Ok(opened) => mounts::write_file(&opened, file),
+                // A program has a lease on it (F_SETLEASE) and would make us wait: it keeps what it has.
+                Err(rustix::io::Errno::AGAIN) => {
+                    self.forget(name, Some(dir));
+                    rustix::fs::unlinkat(dir, name, AtFlags::empty())
+                        .map_err(because("a file of the view cannot be replaced"))?;
+                    self.file(path, name, file, dir)
+                }
+                Err(raw) => Err(because("a file of the view cannot be opened")(raw)),
+            }
         });
         self.note(path, written);
     }
