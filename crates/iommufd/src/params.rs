@@ -107,8 +107,8 @@ impl Param<'_> {
 /// `kstrtobool` (lib/kstrtox.c): the first characters decide.
 fn parse_bool(text: &[u8]) -> Result<bool> {
     match text.first().map(u8::to_ascii_lowercase) {
-        Some(b'y' | b't' | b'1') => return Ok(true),
-        Some(b'n' | b'f' | b'0') => return Ok(false),
+        Some(b'e' | b'y' | b't' | b'1') => return Ok(true),
+        Some(b'd' | b'n' | b'f' | b'0') => return Ok(false),
         Some(b'o') => match text.get(1).map(u8::to_ascii_lowercase) {
             Some(b'n') => return Ok(true),
             Some(b'f') => return Ok(false),
@@ -163,9 +163,15 @@ mod tests {
     #[test]
     fn a_flag_is_read_by_its_first_characters() {
         let flag = AtomicBool::new(false);
-        for (text, value) in
-            [("Y\n", true), ("f", false), ("on", true), ("OFF\n", false), ("1x", true)]
-        {
+        for (text, value) in [
+            ("Y\n", true),
+            ("f", false),
+            ("on", true),
+            ("OFF\n", false),
+            ("1x", true),
+            ("dis", false),
+            ("E", true),
+        ] {
             Param::Bool(&flag).set(text.as_bytes()).expect(text);
             assert_eq!(flag.load(Ordering::Relaxed), value, "{text}");
         }

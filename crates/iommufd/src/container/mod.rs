@@ -36,7 +36,7 @@ use crate::client::{Account, Client};
 use crate::device::access::AccessUser;
 use crate::hw::group::Group;
 use crate::hw::machine::Machine;
-use spapr::Spapr;
+use spapr::{Operation, Spapr};
 use type1::Type1;
 
 #[derive(Debug)]
@@ -88,15 +88,11 @@ impl Container {
     /// `ENOTTY` for an unknown code after it, and whatever the call refuses.
     pub fn ioctl(&self, client: &dyn Client, cmd: u32, arg: u64) -> Result<i64> {
         let mut state = self.state.lock();
-        if cmd == abi::EEH_PE_OP
-            && let Some(Driver::Spapr(spapr)) = &state.driver
-        {
-            let groups = spapr.groups(client)?;
-            // A reset waits for devices, and nobody is to wait for that.
-            drop(state);
-            return spapr::eeh_pe_op(&groups, client, arg);
-        }
         match cmd {
+            abi::EEH_PE_OP if matches!(state.driver, Some(Driver::Spapr(_))) => {
+                drop(state);
+                self.eeh_pe_op(client, arg)
+            }
             abi::IOMMU_UNMAP_DMA if state.has_pins() => {
                 drop(state);
                 self.unmap_dma(client, arg)
@@ -117,6 +113,22 @@ impl Container {
                 Some(Driver::Spapr(spapr)) => spapr.ioctl(client, cmd, arg),
             },
         }
+    }
+
+    /// EEH_PE_OP. The argument is read, and the groups are reset, with nothing locked: the client
+    /// may stall the one, and the other waits for devices.
+    fn eeh_pe_op(&self, client: &dyn Client, arg: u64) -> Result<i64> {
+        let check = || match &self.state.lock().driver {
+            Some(Driver::Spapr(spapr)) => spapr.check_eeh(client),
+            _ => Ok(()),
+        };
+        check()?;
+        let operation = Operation::read(client, arg)?;
+        let claims = match &self.state.lock().driver {
+            Some(Driver::Spapr(spapr)) => spapr.claim_groups(self.token)?,
+            _ => Vec::new(),
+        };
+        operation.carry_out(&claims)
     }
 
     fn check_extension(&self, state: &State, arg: u64) -> bool {
@@ -163,14 +175,16 @@ impl Container {
             state.driver = Some(Driver::NoIommu);
             return Ok(0);
         }
+        // The one that came last first, as in Linux's list of them.
+        let mut members = state.members.iter().rev();
         // On failure the driver goes, and with it whatever was attached.
         state.driver = Some(if self.machine.is_spapr() {
             let mut spapr = Spapr::open(&self.machine, number)?;
-            state.members.iter().try_for_each(|member| spapr.attach(member))?;
+            members.try_for_each(|member| spapr.attach(member))?;
             Driver::Spapr(Box::new(spapr))
         } else {
             let mut type1 = Type1::open(&self.machine, number)?;
-            state.members.iter().try_for_each(|member| type1.attach(member))?;
+            members.try_for_each(|member| type1.attach(member))?;
             Driver::Type1(Box::new(type1))
         });
         Ok(0)

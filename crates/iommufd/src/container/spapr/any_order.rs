@@ -179,7 +179,8 @@ impl Model {
         let shape = Shape::new(page_lg2, 1 << lg2, levels, 5).ok_or(Errno::EINVAL)?;
         let pages = shape.bytes / PAGE;
         self.charge(pages)?;
-        self.windows[number] = Some((page_lg2, lg2, pages));
+        // A table has at least a page of TCEs.
+        self.windows[number] = Some((page_lg2, lg2.max(page_lg2 + 9), pages));
         Ok(i64::try_from(number).unwrap())
     }
 

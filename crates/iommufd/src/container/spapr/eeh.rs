@@ -7,7 +7,7 @@ use std::sync::Arc;
 use ioasis_uapi::Result;
 use ioasis_uapi::vfio as abi;
 
-use super::super::argument::read;
+use super::super::argument::{read, read_tail};
 use crate::Client;
 use crate::hw::group::Group;
 use crate::hw::pe::Frozen;
@@ -17,23 +17,30 @@ const FUNCTION_MAX: u32 = 19;
 /// `EEH_ERR_TYPE_64`: errors of 32-bit and of 64-bit addresses.
 const TYPE_MAX: u32 = 1;
 
-/// The operation on each group, until one answers something but 0. The groups stay in the caller's
-/// hands: one that leaves the container meanwhile is thawed when its device is opened again.
-pub(in crate::container) fn eeh_pe_op(
-    groups: &[Arc<Group>],
-    client: &dyn Client,
-    arg: u64,
-) -> Result<i64> {
-    for group in groups {
-        let answer = pe_op(group, client, arg)?;
-        if answer != 0 {
-            return Ok(answer);
-        }
+/// A claim on a group of the container's, given back when it is dropped.
+#[derive(Debug)]
+pub(in crate::container) struct GroupClaim(Arc<Group>);
+
+impl GroupClaim {
+    /// Claims `group` once more for the container `owner` that it is in.
+    pub(super) fn new(group: &Arc<Group>, owner: u64) -> Result<Self> {
+        group.claim(owner)?;
+        Ok(Self(Arc::clone(group)))
     }
-    Ok(0)
 }
 
-fn pe_op(group: &Group, client: &dyn Client, arg: u64) -> Result<i64> {
+impl Drop for GroupClaim {
+    fn drop(&mut self) {
+        self.0.disown();
+    }
+}
+
+/// Whether errors freeze the group.
+///
+/// # Errors
+///
+/// `ENODEV` if they do not.
+pub(super) fn check(group: &Group) -> Result<()> {
     if !group.has_eeh() {
         return refuse!(
             ENODEV,
@@ -41,28 +48,71 @@ fn pe_op(group: &Group, client: &dyn Client, arg: u64) -> Result<i64> {
             group.number().into()
         );
     }
-    let first = offset_of!(abi::EehPeOp, __padding);
-    let op: abi::EehPeOp = read(client, arg, first)?;
-    if op.flags != 0 {
-        return refuse!(EINVAL, "EEH_PE_OP has no flags", op.flags.into());
-    }
-    match op.op {
-        abi::EEH_PE_DISABLE | abi::EEH_PE_CONFIGURE => {}
-        // eeh_pe_change_owner: what is frozen is recovered.
-        abi::EEH_PE_ENABLE => group.thaw(Frozen::all()),
-        abi::EEH_PE_UNFREEZE_IO => group.thaw(Frozen::MMIO),
-        abi::EEH_PE_UNFREEZE_DMA => group.thaw(Frozen::DMA),
-        abi::EEH_PE_GET_STATE => return Ok(state(group.frozen()).into()),
-        abi::EEH_PE_RESET_DEACTIVATE => group.thaw(Frozen::all()),
-        abi::EEH_PE_RESET_HOT | abi::EEH_PE_RESET_FUNDAMENTAL => {
-            // Nothing reaches the devices before the reset is over.
-            group.freeze();
-            group.hot_reset()?;
+    Ok(())
+}
+
+/// What EEH_PE_OP asks for.
+#[derive(Debug)]
+pub(in crate::container) struct Operation {
+    number: u32,
+}
+
+impl Operation {
+    /// Reads the argument, once for all groups.
+    // DIFFERS: Linux reads it anew for each group, and acts on the first ones before it finds out
+    // that it cannot.
+    ///
+    /// # Errors
+    ///
+    /// `EFAULT`; `EINVAL` argsz, flags; as [`read_error`]; `EINVAL` for no operation.
+    pub(in crate::container) fn read(client: &dyn Client, arg: u64) -> Result<Self> {
+        let first = offset_of!(abi::EehPeOp, __padding);
+        let op: abi::EehPeOp = read(client, arg, first)?;
+        if op.flags != 0 {
+            return refuse!(EINVAL, "EEH_PE_OP has no flags", op.flags.into());
         }
-        abi::EEH_PE_INJECT_ERR => inject(group, client, arg, op.argsz)?,
-        _ => return refuse!(EINVAL, "no such operation", op.op.into()),
+        match op.op {
+            abi::EEH_PE_DISABLE..=abi::EEH_PE_CONFIGURE => {}
+            abi::EEH_PE_INJECT_ERR => read_error(client, arg, op.argsz)?,
+            _ => return refuse!(EINVAL, "no such operation", op.op.into()),
+        }
+        Ok(Self { number: op.op })
     }
-    Ok(0)
+
+    /// The operation on each group, until one answers something but 0.
+    // DIFFERS: nobody else has a group that left the container meanwhile before this is over
+    // (`EPERM`); on Linux it may be reset under its next owner.
+    pub(in crate::container) fn carry_out(&self, groups: &[GroupClaim]) -> Result<i64> {
+        for GroupClaim(group) in groups {
+            let answer = self.on(group)?;
+            if answer != 0 {
+                return Ok(answer);
+            }
+        }
+        Ok(0)
+    }
+
+    fn on(&self, group: &Group) -> Result<i64> {
+        check(group)?;
+        match self.number {
+            // eeh_pe_change_owner: what is frozen is recovered.
+            abi::EEH_PE_ENABLE | abi::EEH_PE_RESET_DEACTIVATE => group.thaw(Frozen::all()),
+            abi::EEH_PE_UNFREEZE_IO => group.thaw(Frozen::MMIO),
+            abi::EEH_PE_UNFREEZE_DMA => group.thaw(Frozen::DMA),
+            abi::EEH_PE_GET_STATE => return Ok(state(group.frozen()).into()),
+            abi::EEH_PE_RESET_HOT | abi::EEH_PE_RESET_FUNDAMENTAL => {
+                // Nothing reaches the devices before the reset is over.
+                group.freeze();
+                group.hot_reset()?;
+            }
+            // DIFFERS: the endpoint is frozen at once; on POWER the next access that fits makes the
+            // error. Accesses to mapped BARs are seen by nobody here.
+            abi::EEH_PE_INJECT_ERR => group.freeze(),
+            // DISABLE and CONFIGURE.
+            _ => {}
+        }
+        Ok(0)
+    }
 }
 
 /// `eeh_pe_get_state`.
@@ -75,21 +125,17 @@ fn state(frozen: Frozen) -> u32 {
     }
 }
 
-/// `eeh_pe_inject_err`, `pnv_eeh_err_inject`.
-// DIFFERS: the endpoint is frozen at once; on POWER the next access that fits makes the error.
-// Accesses to mapped BARs are seen by nobody here.
-fn inject(group: &Group, client: &dyn Client, arg: u64, argsz: u32) -> Result<()> {
-    let whole = size_of::<abi::EehPeOp>();
-    if u64::from(argsz) < whole as u64 {
+/// Reads and checks the error that is to be injected: `eeh_pe_inject_err`, `pnv_eeh_err_inject`.
+fn read_error(client: &dyn Client, arg: u64, argsz: u32) -> Result<()> {
+    if (argsz as usize) < size_of::<abi::EehPeOp>() {
         return refuse!(EINVAL, "argsz is less than the struct with its error", argsz.into());
     }
-    let op: abi::EehPeOp = read(client, arg, whole)?;
-    if op.err.func > FUNCTION_MAX {
-        return refuse!(EINVAL, "no such access", op.err.func.into());
+    let err: abi::EehPeErr = read_tail(client, arg + offset_of!(abi::EehPeOp, err) as u64)?;
+    if err.func > FUNCTION_MAX {
+        return refuse!(EINVAL, "no such access", err.func.into());
     }
-    if op.err.type_ > TYPE_MAX {
-        return refuse!(ERANGE, "no such type of error", op.err.type_.into());
+    if err.type_ > TYPE_MAX {
+        return refuse!(ERANGE, "no such type of error", err.type_.into());
     }
-    group.freeze();
     Ok(())
 }

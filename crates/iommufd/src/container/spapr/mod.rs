@@ -40,7 +40,8 @@ use crate::ioas::{Ioas, Place, Slice};
 use crate::object::Head;
 use crate::pages::{Origin, PageRange, Pages};
 use charge::Charge;
-pub(super) use eeh::eeh_pe_op;
+pub(super) use eeh::GroupClaim;
+pub(super) use eeh::Operation;
 use registered::{Made, Region, Registered};
 use window::Table;
 
@@ -56,7 +57,7 @@ pub(super) struct Spapr {
     locked: Option<Charge>,
     /// The process whose memory the container is about, from its first charge on.
     process: Option<Arc<dyn AddressSpace>>,
-    /// The one that came last first: it speaks for all.
+    /// The first speaks for all. A group is put before those that are there.
     groups: Vec<Member>,
     tables: [Option<Table>; WINDOWS],
     /// What this container registered, by first address.
@@ -134,10 +135,20 @@ impl Spapr {
         }
     }
 
-    /// The groups, the one that came last first, for a call of their own.
-    pub(super) fn groups(&self, client: &dyn Client) -> Result<Vec<Arc<Group>>> {
+    /// What EEH_PE_OP checks before it reads its argument.
+    ///
+    /// # Errors
+    ///
+    /// `EPERM` for another process; `ENODEV` if the first group has no error handling.
+    pub(super) fn check_eeh(&self, client: &dyn Client) -> Result<()> {
         self.check_process(client)?;
-        Ok(self.groups.iter().map(|member| Arc::clone(&member.group)).collect())
+        self.groups.first().map_or(Ok(()), |member| eeh::check(&member.group))
+    }
+
+    /// One more claim on each group, for a call that acts on them when nothing is locked: until it
+    /// is over, one that leaves the container is nobody else's.
+    pub(super) fn claim_groups(&self, owner: u64) -> Result<Vec<GroupClaim>> {
+        self.groups.iter().map(|member| GroupClaim::new(&member.group, owner)).collect()
     }
 
     pub(super) fn ioctl(&mut self, client: &dyn Client, cmd: u32, arg: u64) -> Result<i64> {
@@ -370,11 +381,13 @@ impl Spapr {
         }
     }
 
-    /// Pins the first `size` bytes of a map.
+    /// Pins the first `size` bytes of a map. They must be writable, whatever the TCEs will allow:
+    /// `tce_iommu_use_page` looks for permissions in an address that has none.
     fn pin(&self, client: &dyn Client, wanted: &Wanted, size: u64) -> Result<Arc<Pages>> {
         let origin = Origin { space: client.memory(), address: wanted.vaddr };
         let account = client.account();
-        let pages = Pages::new(&self.machine, origin, size, wanted.prot, account, Rule::Ahead)?;
+        let both = Prot::READ | Prot::WRITE;
+        let pages = Pages::new(&self.machine, origin, size, both, account, Rule::Ahead)?;
         pages.hold(PageRange::of_bytes(0, size))?;
         Ok(Arc::new(pages))
     }

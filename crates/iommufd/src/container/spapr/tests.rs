@@ -12,6 +12,7 @@ use crate::{
     Account, Context, Endpoint, Frozen, HwptFlags, Iommu, IommuKind, Iova, Segment, Spapr,
 };
 
+mod clients;
 mod huge;
 
 const V1: u32 = abi::SPAPR_TCE_IOMMU;
@@ -491,11 +492,11 @@ fn a_region_that_is_mapped_goes_with_its_last_tce() {
 fn windows_are_made_removed_and_two_at_most() {
     let fixture = Fixture::registered();
     // The one that is there without being asked for is made first, and this is the second.
-    assert_eq!(fixture.create(12, 1 << 20, 1), Ok(SECOND));
-    assert_eq!(errno(fixture.create(12, 1 << 20, 1)), Errno::ENOSPC);
+    assert_eq!(fixture.create(12, 1 << 21, 1), Ok(SECOND));
+    assert_eq!(errno(fixture.create(12, 1 << 21, 1)), Errno::ENOSPC);
     fixture.map(RW, SECOND + 0xf_f000, BASE, 0x1000).unwrap();
     assert!(fixture.reaches(SECOND + 0xf_f008, BASE + 8));
-    assert_eq!(errno(fixture.remove(SECOND + (1 << 20))), Errno::EINVAL);
+    assert_eq!(errno(fixture.remove(SECOND + (1 << 21))), Errno::EINVAL);
     assert_eq!(fixture.remove(SECOND + 0x5_0000), Ok(0), "any address of it names it");
     assert!(!fixture.reaches(SECOND + 0xf_f008, BASE + 8));
     assert_eq!(errno(fixture.map(RW, SECOND, BASE, 0x1000)), Errno::ENXIO);

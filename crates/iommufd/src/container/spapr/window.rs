@@ -34,7 +34,7 @@ pub(super) struct Table {
 /// What a table would look like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Shape {
-    /// lg2 of the window's bytes.
+    /// lg2 of the bytes that the window translates: a table has at least a page of TCEs.
     pub(super) lg2: u32,
     /// lg2 of the bytes of one of its tables.
     level_lg2: u32,
@@ -59,6 +59,7 @@ impl Shape {
             bytes = bytes.saturating_add(size.next_multiple_of(level));
             size = ((size / level) << TCE_LG2).max(level);
         }
+        let lg2 = page_lg2 + entries_lg2.max(PAGE_LG2 - TCE_LG2);
         Some(Self { lg2, level_lg2, bytes: bytes.saturating_mul(2) })
     }
 }
