@@ -27,6 +27,8 @@ pub(super) struct State {
     pub(super) drivers: Vec<Driver>,
     /// Whether a new function is offered to the drivers.
     pub(super) autoprobe: bool,
+    /// How many functions there have been.
+    generations: u64,
 }
 
 /// What is known of a function here.
@@ -42,6 +44,8 @@ pub(crate) struct Function {
     is_held: bool,
     /// How many wait to do so.
     waiting: u32,
+    /// No other function, one of before at the same address among them, has this number.
+    generation: u64,
 }
 
 /// Who waits for one function at most: each has a thread.
@@ -211,13 +215,17 @@ impl State {
 pub(super) struct Held<'a> {
     bus: &'a Bus,
     bdf: String,
+    generation: u64,
 }
 
 impl Drop for Held<'_> {
     fn drop(&mut self) {
-        if let Some(function) = self.bus.state.lock().functions.get_mut(&self.bdf) {
+        let mut state = self.bus.state.lock();
+        let function = state.functions.get_mut(&self.bdf);
+        if let Some(function) = function.filter(|known| known.generation == self.generation) {
             function.is_held = false;
         }
+        drop(state);
         self.bus.released.notify_all();
     }
 }
@@ -266,13 +274,16 @@ impl Bus {
                 }
             }
             let settings = Settings { driver_override, ..Settings::default() };
-            let function = Function { identity, driver, settings, is_held: false, waiting: 0 };
+            let generation = functions.len() as u64;
+            let function =
+                Function { identity, driver, settings, is_held: false, waiting: 0, generation };
             functions.insert(device.name().to_owned(), function);
         }
         // A module that is loaded by hand, after those that the devices brought.
         let vfio = Driver { name: VFIO_PCI.to_owned(), table: Vec::new(), told: Vec::new() };
         drivers.push(vfio);
-        let state = State { functions, drivers, autoprobe: true };
+        let generations = functions.len() as u64;
+        let state = State { functions, drivers, autoprobe: true, generations };
         Ok(Self { state: Mutex::new(state), released: Condvar::new() })
     }
 
@@ -280,14 +291,13 @@ impl Bus {
     pub(super) fn add(&self, device: &Device, driver: Option<String>) {
         let driver_override = Some(VFIO_PCI.to_owned());
         let settings = Settings { driver_override, ..Settings::default() };
-        let function = Function {
-            identity: Identity::of(device),
-            driver,
-            settings,
-            is_held: false,
-            waiting: 0,
-        };
-        self.state.lock().functions.insert(device.name().to_owned(), function);
+        let identity = Identity::of(device);
+        let mut state = self.state.lock();
+        let generation = state.generations;
+        state.generations += 1;
+        let function =
+            Function { identity, driver, settings, is_held: false, waiting: 0, generation };
+        state.functions.insert(device.name().to_owned(), function);
     }
 
     /// A function goes. Who waits to hold it finds it gone.
@@ -320,25 +330,30 @@ impl Bus {
     ///
     /// # Errors
     ///
-    /// `ENODEV` if there is no such function any more; `EAGAIN` if too many wait for it.
+    /// `ENODEV` if there is no such function any more, also if another came in its place meanwhile;
+    /// `EAGAIN` if too many wait for it.
     pub(super) fn hold(&self, bdf: &str) -> Result<Held<'_>> {
+        let gone = || Error::new(Errno::ENODEV, "no such function");
         let mut state = self.state.lock();
-        let mut waits = false;
-        loop {
-            let gone = Error::new(Errno::ENODEV, "no such function");
-            let function = state.functions.get_mut(bdf).ok_or(gone)?;
-            if std::mem::take(&mut waits) {
-                function.waiting -= 1;
-            }
-            if !function.is_held {
-                function.is_held = true;
-                return Ok(Held { bus: self, bdf: bdf.to_owned() });
-            }
+        let function = state.functions.get_mut(bdf).ok_or_else(gone)?;
+        let generation = function.generation;
+        if function.is_held {
             if function.waiting == WAITING {
                 return Err(Error::new(Errno::EAGAIN, "too many wait for the function"));
             }
             function.waiting += 1;
-            waits = true;
+        }
+        let waits = function.is_held;
+        loop {
+            let function = state.functions.get_mut(bdf);
+            let same = function.filter(|known| known.generation == generation);
+            // The count of one that is gone went with it.
+            let function = same.ok_or_else(gone)?;
+            if !function.is_held {
+                function.is_held = true;
+                function.waiting -= u32::from(waits);
+                return Ok(Held { bus: self, bdf: bdf.to_owned(), generation });
+            }
             state = self.released.wait(state);
         }
     }
@@ -363,7 +378,37 @@ mod tests {
         };
         let driver_override = driver_override.map(str::to_owned);
         let settings = Settings { driver_override, ..Settings::default() };
-        Function { identity, driver: None, settings, is_held: false, waiting: 0 }
+        let driver = None;
+        Function { identity, driver, settings, is_held: false, waiting: 0, generation: 0 }
+    }
+
+    #[test]
+    fn who_waits_for_a_function_does_not_get_the_one_that_came_in_its_place() {
+        let state =
+            State { functions: BTreeMap::new(), drivers: vec![], autoprobe: true, generations: 0 };
+        let bus = Bus { state: Mutex::new(state), released: Condvar::new() };
+        let put = |generation| {
+            let function = Function { generation, ..function(None) };
+            bus.with(|state| state.functions.insert("f".to_owned(), function));
+        };
+        let waiting = || bus.with(|state| state.functions["f"].waiting);
+        put(0);
+        let held = bus.hold("f").unwrap();
+        std::thread::scope(|scope| {
+            let waits = scope.spawn(|| bus.hold("f").map(drop));
+            while waiting() == 0 {
+                std::thread::yield_now();
+            }
+            put(1);
+            let next = bus.hold("f").unwrap();
+            // What was held of the first is nothing of the second's.
+            drop(held);
+            assert_eq!(waits.join().unwrap().unwrap_err().errno, Errno::ENODEV);
+            assert_eq!(waiting(), 0);
+            assert!(bus.with(|state| state.functions["f"].is_held));
+            drop(next);
+        });
+        drop(bus.hold("f").unwrap());
     }
 
     #[test]

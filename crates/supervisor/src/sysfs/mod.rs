@@ -12,6 +12,8 @@ mod config;
 mod number;
 mod sriov;
 mod store;
+#[cfg(test)]
+mod store_tests;
 
 use std::sync::{Arc, Weak};
 

@@ -29,8 +29,8 @@ pub(super) fn signed(text: &[u8]) -> Option<i32> {
 /// Yes or no, by the first letter or two (`kstrtobool`).
 pub(super) fn boolean(text: &[u8]) -> Option<bool> {
     match text {
-        [b'y' | b'Y' | b't' | b'T' | b'1', ..] => Some(true),
-        [b'n' | b'N' | b'f' | b'F' | b'0', ..] => Some(false),
+        [b'e' | b'E' | b'y' | b'Y' | b't' | b'T' | b'1', ..] => Some(true),
+        [b'd' | b'D' | b'n' | b'N' | b'f' | b'F' | b'0', ..] => Some(false),
         [b'o' | b'O', b'n' | b'N', ..] => Some(true),
         [b'o' | b'O', b'f' | b'F', ..] => Some(false),
         _ => None,
@@ -61,8 +61,13 @@ pub(super) fn hexadecimal(text: &[u8], most: usize) -> Vec<u64> {
 
 /// The text without what follows a NUL, and without one newline at its end; nothing if it is no text.
 pub(super) fn line(text: &[u8]) -> &str {
-    let text = std::str::from_utf8(until_nul(text)).unwrap_or_default();
-    text.strip_suffix('\n').unwrap_or(text)
+    words(text).unwrap_or_default()
+}
+
+/// The same; `None` if it is no text.
+pub(super) fn words(text: &[u8]) -> Option<&str> {
+    let text = std::str::from_utf8(until_nul(text)).ok()?;
+    Some(text.strip_suffix('\n').unwrap_or(text))
 }
 
 fn until_nul(text: &[u8]) -> &[u8] {
@@ -107,6 +112,8 @@ mod tests {
             ("1\n", Some(true)),
             ("yes", Some(true)),
             ("On", Some(true)),
+            ("Enable", Some(true)),
+            ("disable", Some(false)),
             ("0", Some(false)),
             ("no", Some(false)),
             ("OFF", Some(false)),
@@ -116,6 +123,14 @@ mod tests {
         ] {
             assert_eq!(boolean(text.as_bytes()), value, "{text:?}");
         }
+    }
+
+    #[test]
+    fn what_is_no_text_is_not_nothing() {
+        assert_eq!(
+            (words(b"\n"), words(b"flr\n\0x"), words(b"\xff")),
+            (Some(""), Some("flr"), None)
+        );
     }
 
     #[test]

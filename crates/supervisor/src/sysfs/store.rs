@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use ioasis_uapi::{Errno, Error, Result};
 use ioasis_vfio::{Device, Driver};
 
-use super::bus::VFIO_PCI;
+use super::bus::{Bus, VFIO_PCI};
 use super::{Attribute, BusFile, DriverFile, FunctionFile, Host, number, sriov};
 use crate::view::{PowerControl, ResetMethods};
 
@@ -32,9 +32,14 @@ pub(super) fn store(host: &dyn Host, attribute: &Attribute, text: &[u8]) -> Resu
 }
 
 /// The function that a text names (`bus_find_device_by_name`, which takes a newline at its end).
+/// One that was removed is on the bus for as long as somebody has it open.
 fn find(host: &dyn Host, text: &[u8]) -> Result<String> {
     let bdf = number::line(text).to_owned();
-    device(host, &bdf).map(|_| bdf)
+    let device = device(host, &bdf)?;
+    if device.is_removed() && device.await_users(Instant::now()) {
+        return Err(Error::new(Errno::ENODEV, "the function was removed"));
+    }
+    Ok(bdf)
 }
 
 pub(super) fn device(host: &dyn Host, bdf: &str) -> Result<Arc<Device>> {
@@ -90,7 +95,9 @@ fn attach(host: &dyn Host, driver: &str) {
     }
 }
 
-/// Offers a function without a driver to each (`bus_rescan_devices_helper`).
+/// Offers a function without a driver to each (`bus_rescan_devices_helper`). One that refuses it
+/// leaves it to the next; one that cannot be tried, for a user owns the group, ends this: `EINVAL`,
+/// whatever it said (`drivers_probe_store`).
 fn probe(host: &dyn Host, bdf: &str) -> Result<()> {
     let bus = host.bus();
     let _held = bus.hold(bdf)?;
@@ -99,20 +106,48 @@ fn probe(host: &dyn Host, bdf: &str) -> Result<()> {
         let matches = |name: &String| free && state.matches(name, bdf);
         state.drivers.iter().map(|driver| driver.name.clone()).filter(matches).collect()
     });
-    let _ = candidates.iter().find(|driver| bind(host, bdf, driver).is_ok());
+    for driver in candidates {
+        match bind(host, bdf, &driver) {
+            Ok(()) => break,
+            Err(Error { errno: Errno::ENODEV, .. }) => {}
+            Err(Error { why, .. }) => return Err(Error::new(Errno::EINVAL, why)),
+        }
+    }
     Ok(())
 }
 
-/// Binds a function that is held.
+/// Binds a function that is held (`__driver_probe_device`).
 fn bind(host: &dyn Host, bdf: &str, driver: &str) -> Result<()> {
     let bus = host.bus();
+    let device = device(host, bdf)?;
+    if device.is_removed() {
+        return Err(Error::new(Errno::ENODEV, "the function was removed"));
+    }
     if bus.function(bdf).is_some_and(|function| function.driver.is_some()) {
         return Err(Error::new(Errno::EBUSY, "the function has a driver"));
     }
     let kind = if driver == VFIO_PCI { Driver::Vfio } else { Driver::Other };
-    device(host, bdf)?.bind_driver(kind)?;
+    if kind == Driver::Other && device.endpoint().group().is_owned() {
+        return Err(Error::new(Errno::EBUSY, "a user owns the group"));
+    }
+    if !can_probe(bus, &device) {
+        let why = "its physical function's virtual ones are offered to nobody";
+        return Err(Error::new(Errno::ENODEV, why));
+    }
+    device.bind_driver(kind)?;
     set_driver(host, bdf, Some(driver.to_owned()));
     Ok(())
+}
+
+/// Whether a function may have a driver: a virtual one, whose physical one's
+/// `sriov_drivers_autoprobe` is off, only by an override (`pci_device_can_probe`).
+fn can_probe(bus: &Bus, device: &Device) -> bool {
+    let settings = |device: &Device| bus.function(device.name()).map(|known| known.settings);
+    let physical = device.physical_function();
+    physical.and_then(|physical| settings(&physical)).is_none_or(|physical| {
+        physical.sriov_autoprobe
+            || settings(device).is_some_and(|known| known.driver_override.is_some())
+    })
 }
 
 /// Takes the driver of a function that is held away. VFIO's waits until nobody uses the device any more; before that its
@@ -171,7 +206,7 @@ fn of_function(host: &dyn Host, bdf: &str, file: FunctionFile, text: &[u8]) -> R
             other => Err(Error::at(Errno::EINVAL, "only 1 resets", other)),
         },
         FunctionFile::ResetMethod => {
-            let methods = ResetMethods::parse(number::line(text));
+            let methods = number::words(text).and_then(ResetMethods::parse);
             let methods = methods.ok_or(invalid("the function has no such reset"))?;
             set(&|settings| settings.reset_methods = methods)
         }
