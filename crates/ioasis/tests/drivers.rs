@@ -1,6 +1,8 @@
 //! Drivers of devices, taken away and given by writes to /sys, as scripts do it.
 
-use std::process::{Command, Output};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::fs::DirBuilderExt;
+use std::process::{Command, Output, Stdio};
 
 const PCI: &str = "/sys/bus/pci";
 const FIRST: &str = "0000:01:00.0";
@@ -93,6 +95,42 @@ fn who_waits_for_an_open_device_dies_when_killed_and_the_driver_leaves_all_the_s
         echo $B > $V/bind; is /dev/vfio/1";
     let Some(said) = said(&["--device", "testdev"], script) else { return };
     assert_eq!(said, "137\nyes 1\nno 1\nyes 1\n");
+}
+
+#[test]
+fn a_device_that_was_pulled_out_is_on_the_bus_until_its_last_close() {
+    let fuse = std::fs::File::options().read(true).write(true).open("/dev/fuse");
+    if fuse.is_err() || !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let name = format!("drivers-pull-{}", std::process::id());
+    let runtime = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    std::fs::DirBuilder::new().mode(0o700).create(&runtime).expect("a folder under target");
+    let ioasis = || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ioasis"));
+        command.env("XDG_RUNTIME_DIR", &runtime);
+        command
+    };
+    let script = format!(
+        "{WORDS} exec 2>&1; exec 5<>/dev/vfio/devices/vfio0; echo ready; read; \
+         echo $B > $P/drivers_probe; echo $?; exec 5>&-; \
+         for i in $(seq 500); do echo $B > $P/drivers_probe || break; sleep 0.01; done; echo $B > $V/unbind; true"
+    );
+    let options = ["run", "--timeout", "60", "--name", "pulled", "--device", "testdev", "--"];
+    let mut run = ioasis();
+    run.args(options).args(["bash", "-c", &script]);
+    let mut run = run.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("it starts");
+    let mut lines = BufReader::new(run.stdout.take().expect("a pipe"));
+    let mut said = String::new();
+    lines.read_line(&mut said).expect("a line");
+    let pulled = ioasis().args(["ctl", "pulled", "surprise-remove", FIRST]).output();
+    let pulled = pulled.expect("ioasis starts");
+    run.stdin.take().expect("a pipe").write_all(b"go on\n").expect("written");
+    lines.read_to_string(&mut said).expect("text");
+    assert!(run.wait().expect("it ends").success() && pulled.status.success(), "{pulled:?}");
+    let _ = std::fs::remove_dir_all(&runtime);
+    let ends: Vec<&str> = said.lines().map(|line| line.rsplit(": ").next().unwrap()).collect();
+    assert_eq!(ends, ["ready", "0", "No such device", "No such device"], "{said}");
 }
 
 #[test]
