@@ -9,7 +9,8 @@
 //! with the last group both driver and mappings go. Linux: `drivers/vfio/container.c`.
 //!
 //! `Container::state` is held for a whole call, as the type1 driver holds its own lock, and comes
-//! before every lock of the IOAS.
+//! before every lock of the IOAS. Those that wait for devices let go of it: an unmap while there
+//! are pins, and EEH_PE_OP, which has a claim on each group that it acts on.
 
 mod argument;
 pub(crate) mod compat;
