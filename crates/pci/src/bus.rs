@@ -160,6 +160,9 @@ pub(crate) struct Wires {
     pub(crate) msix: Msix,
     /// The device stands still for migration. Set under the lock of the model.
     pub(crate) stopped: AtomicBool,
+    /// Its physical function was reset while it was at work: it sends nothing until whoever has the
+    /// model next has reset it too.
+    pub(crate) reset_due: AtomicBool,
     /// What wakes the thread that polls the model.
     pub(crate) alarm: Alarm,
 }
@@ -167,17 +170,23 @@ pub(crate) struct Wires {
 impl Wires {
     pub(crate) fn new(description: &Description) -> Self {
         let (gate, line) = (Gate::default(), AtomicBool::new(false));
-        let (stopped, alarm) = (AtomicBool::new(false), Alarm::default());
-        Self { gate, line, msix: Msix::new(description), stopped, alarm }
+        let (stopped, reset_due) = (AtomicBool::new(false), AtomicBool::new(false));
+        let (msix, alarm) = (Msix::new(description), Alarm::default());
+        Self { gate, line, msix, stopped, reset_due, alarm }
     }
 
     pub(crate) fn is_stopped(&self) -> bool {
         self.stopped.load(Ordering::Acquire)
     }
 
+    /// Whether it sends nothing, whatever COMMAND says.
+    fn is_quiet(&self) -> bool {
+        self.is_stopped() || self.reset_due.load(Ordering::Acquire)
+    }
+
     /// Whether a message that waits for its vector could be sent.
     pub(crate) fn may_send(&self) -> bool {
-        self.gate.may_send() && !self.is_stopped()
+        self.gate.may_send() && !self.is_quiet()
     }
 
     /// Why the device sends nothing; `None` when it may.
@@ -185,7 +194,7 @@ impl Wires {
         if !self.gate.may_master() {
             return Some(self.gate.silence());
         }
-        self.is_stopped().then_some(Closed::Stopped)
+        self.is_quiet().then_some(Closed::Stopped)
     }
 }
 
@@ -314,7 +323,7 @@ impl<'a> Bus<'a> {
     /// says so when it goes on.
     pub fn set_line(&self, line: Line) {
         let asserted = line == Line::Asserted;
-        if asserted && self.wires.is_stopped() {
+        if asserted && self.wires.is_quiet() {
             return;
         }
         if self.wires.line.swap(asserted, Ordering::AcqRel) != asserted {

@@ -2,7 +2,7 @@
 //!
 //! `migration` is how it stops, and moves to another run.
 //!
-//! Lock order: `Function::open` -> `Device::model`; `Function::config` is a leaf. A reset called by
+//! Lock order: `Function::closing` -> `Function::open` -> `Device::model`; `Function::config` is a leaf. A reset called by
 //! a write to configuration space happens after its lock is released.
 
 mod migration;
@@ -42,6 +42,8 @@ pub struct Function {
     /// What it can do on its way to another run; `None` when it stays.
     migrates: Option<Migrates>,
     open: Mutex<Option<Open>>,
+    /// Held until a session has ended, so that all who end it find it ended.
+    closing: Mutex<()>,
     resets: AtomicU64,
     /// The model is told of COMMAND and interrupts.
     elsewhere: bool,
@@ -135,6 +137,7 @@ impl Function {
             addresses,
             config: Mutex::new(config),
             open: Mutex::new(None),
+            closing: Mutex::new(()),
             resets: AtomicU64::new(0),
             role,
         }
@@ -275,6 +278,7 @@ impl Function {
     /// Ends the session: when this returns the worker has ended and the device does no DMA. Nothing
     /// happens when none is open.
     pub fn close(&self) {
+        let _closing = self.closing.lock();
         let Some(Open { session, worker }) = self.open.lock().take() else { return };
         let mut worker = Some(worker);
         session.dma.without_waiting(&mut || {
@@ -329,17 +333,28 @@ impl Function {
         done
     }
 
+    /// It sends nothing from now on, but for what is on its way. Waits for nobody.
+    pub fn stop_mastering(&self) {
+        let mut config = self.config.lock();
+        config.stop_mastering();
+        self.device.wires.gate.set(config.permissions());
+    }
+
     /// What a reset of its physical function does to a virtual one: the same as its own, and nobody
-    /// puts back what its COMMAND held.
-    ///
-    /// # Errors
-    ///
-    /// `EFAULT` when a BAR page cannot be reached.
+    /// puts back what its COMMAND held. Waits for nothing that the function does: it sends nothing
+    /// any more, and is reset before it does anything else.
     // DIFFERS: MSI and MSI-X stay enabled, where the registers of a real one are cleared. It sends
     // no message all the same before bus mastering is on again.
-    pub fn reset_with_physical(&self) -> Result<()> {
-        self.config.lock().stop_mastering();
-        self.reset()
+    pub fn reset_with_physical(&self) {
+        {
+            let mut config = self.config.lock();
+            config.stop_mastering();
+            config.reset();
+            self.device.wires.gate.set(config.permissions());
+        }
+        let Some(session) = self.session() else { return };
+        self.resets.fetch_add(1, Ordering::AcqRel);
+        session.dma.without_waiting(&mut || self.device.reset_soon(&session));
     }
 
     /// Brings what the device keeps to where it is kept.

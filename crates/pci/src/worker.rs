@@ -56,9 +56,38 @@ impl Device {
         model
     }
 
+    /// The model as a caller finds it during a session: after the reset that is due, if one is.
+    fn model_in(&self, session: &Session) -> MutexGuard<'_, Box<dyn Model>> {
+        let mut model = self.model();
+        self.reset_if_due(model.as_mut(), session);
+        model
+    }
+
     /// Resets the model and takes its interrupt back.
     pub(crate) fn reset(&self, session: &Session) -> Result<()> {
-        let mut model = self.model();
+        self.reset_held(self.model().as_mut(), session)
+    }
+
+    /// Has the model reset without waiting for what it does now: at once where nobody has it, else
+    /// by whoever has it next. It sends nothing meanwhile.
+    pub(crate) fn reset_soon(&self, session: &Session) {
+        self.wires.reset_due.store(true, Ordering::Release);
+        if let Some(mut model) = self.model.try_lock() {
+            self.reset_if_due(model.as_mut(), session);
+        }
+        self.wires.alarm.ring();
+    }
+
+    fn reset_if_due(&self, model: &mut dyn Model, session: &Session) {
+        if self.wires.reset_due.load(Ordering::Acquire) {
+            // A failure leaves it dead, as every reset that nobody waits for.
+            let _ = self.reset_held(model, session);
+        }
+    }
+
+    fn reset_held(&self, model: &mut dyn Model, session: &Session) -> Result<()> {
+        // One that comes meanwhile is done again.
+        self.wires.reset_due.store(false, Ordering::Release);
         let bus = self.bus(session);
         let done = model.reset(&bus).and_then(|()| self.wires.msix.reset(session));
         bus.set_line(Line::Deasserted);
@@ -76,7 +105,7 @@ impl Device {
         offset: u64,
         bytes: &mut [u8],
     ) -> Result<()> {
-        self.live_or_die(|model| model.load(&self.bus(session), bar, offset, bytes))
+        self.live_or_die(session, |model| model.load(&self.bus(session), bar, offset, bytes))
     }
 
     /// A store that the model acts on.
@@ -87,15 +116,19 @@ impl Device {
         offset: u64,
         bytes: &[u8],
     ) -> Result<After> {
-        self.live_or_die(|model| {
+        self.live_or_die(session, |model| {
             model.store(&self.bus(session), bar, offset, bytes)?;
             Ok(model.after_store(bar, offset))
         })
     }
 
     /// Calls the model; a failure means that its BAR pages are gone.
-    fn live_or_die<T>(&self, call: impl FnOnce(&mut dyn Model) -> Result<T>) -> Result<T> {
-        let done = call(self.model().as_mut());
+    fn live_or_die<T>(
+        &self,
+        session: &Session,
+        call: impl FnOnce(&mut dyn Model) -> Result<T>,
+    ) -> Result<T> {
+        let done = call(self.model_in(session).as_mut());
         if done.is_err() {
             self.dead.store(true, Ordering::Release);
         }
@@ -108,12 +141,12 @@ impl Device {
             return;
         }
         // Who asks wants the level alone: a pin without its pages is down.
-        let _ = self.live_or_die(|model| model.update_line(&self.bus(session)));
+        let _ = self.live_or_die(session, |model| model.update_line(&self.bus(session)));
     }
 
     /// Stops the device: when this returns nothing moves until [`Device::run`], or a reset.
-    pub(crate) fn stop(&self) {
-        let _model = self.model();
+    pub(crate) fn stop(&self, session: &Session) {
+        let _model = self.model_in(session);
         self.wires.stopped.store(true, Ordering::Release);
     }
 
@@ -123,7 +156,7 @@ impl Device {
         if !self.wires.is_stopped() {
             return;
         }
-        let mut model = self.model();
+        let mut model = self.model_in(session);
         self.wires.stopped.store(false, Ordering::Release);
         let bus = self.bus(session);
         if self.dead.load(Ordering::Acquire) {
@@ -145,7 +178,7 @@ impl Device {
     ///
     /// If the model cannot migrate.
     pub(crate) fn save(&self, session: &Session) -> Result<Vec<u8>> {
-        let mut model = self.model();
+        let mut model = self.model_in(session);
         let mut state = Writer::default();
         state.list(self.wires.msix.pending().into_iter(), Writer::u64);
         let migration = model.migration().expect("a model that migrates");
@@ -159,7 +192,7 @@ impl Device {
     ///
     /// If the model cannot migrate.
     pub(crate) fn load_state(&self, session: &Session, version: u32, state: &[u8]) -> Result<()> {
-        let mut model = self.model();
+        let mut model = self.model_in(session);
         let mut state = Reader::new(state);
         let pending = state.list(WORDS_MAX, Reader::u64)?;
         if !self.wires.msix.could_be_pending(&pending) {
@@ -174,14 +207,18 @@ impl Device {
     }
 
     /// One poll, or `None` when the model is not to be polled before something is called.
-    fn poll(&self, bus: &Bus<'_>) -> Option<Progress> {
+    fn poll(&self, session: &Session, bus: &Bus<'_>) -> Option<Progress> {
         while self.waiting.load(Ordering::Acquire) != 0 {
             thread::yield_now();
+        }
+        if self.wires.reset_due.load(Ordering::Acquire) {
+            self.reset_if_due(self.model.lock().as_mut(), session);
         }
         if self.dead.load(Ordering::Acquire) || !self.wires.gate.memory_enabled() {
             return None;
         }
         let mut model = self.model.lock();
+        self.reset_if_due(model.as_mut(), session);
         // Under the lock: who stops the device has waited for the poll before.
         if self.wires.is_stopped() {
             return None;
@@ -308,7 +345,7 @@ fn work(device: &Device, session: &Session, signals: &Signals) {
 
 /// One poll, and what a program lets go on with a store that nothing else tells of.
 fn look(device: &Device, session: &Session, bus: &Bus<'_>) -> Option<Progress> {
-    let polled = device.poll(bus);
+    let polled = device.poll(session, bus);
     // A program unmasks a vector with a store to the mapped table.
     device.wires.msix.send_waiting(session, device.wires.may_send());
     polled

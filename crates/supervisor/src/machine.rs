@@ -121,11 +121,12 @@ fn sriov(device: &Device) -> Sriov {
         return Sriov::Virtual(physical.name().to_owned());
     }
     let Some(sriov) = device.function().sriov() else { return Sriov::None };
-    let functions = device.virtual_functions();
+    let functions = device.virtual_functions().into_iter();
+    let functions = functions.filter(|function| !function.is_removed());
     Sriov::Physical(PhysicalFunction {
         total: sriov.total(),
         enabled: sriov.enabled(),
-        functions: functions.iter().map(|function| function.name().to_owned()).collect(),
+        functions: functions.map(|function| function.name().to_owned()).collect(),
         offset: sriov.offset(),
         stride: sriov.stride(),
         device: sriov.device(),

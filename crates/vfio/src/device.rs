@@ -13,6 +13,7 @@ use ioasis_sys::sync::Mutex;
 use ioasis_sys::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use ioasis_uapi::{Errno, Error, Result};
 
+use crate::aftermath::Aftermath;
 use crate::attached::Attached;
 use crate::dma::{Traffic, Translated};
 use crate::emulated::EmulatedDma;
@@ -58,7 +59,7 @@ pub struct Device {
     relation: Relation,
 }
 
-type Pages = [Option<Arc<Mapping>>; BARS];
+pub(crate) type Pages = [Option<Arc<Mapping>>; BARS];
 
 /// Run-time power management. The device wakes for every call, so only the eventfd shows that it
 /// slept.
@@ -85,6 +86,8 @@ pub(crate) enum Relation {
         physical: OnceLock<Weak<Device>>,
         /// It is on the bus.
         exists: AtomicBool,
+        /// What its physical function's resets left to do.
+        aftermath: Aftermath,
     },
 }
 
@@ -94,7 +97,11 @@ impl Relation {
             let functions = OnceLock::new();
             Self::Physical { token: VfToken::new(), functions }
         } else if function.is_virtual() {
-            Self::Virtual { physical: OnceLock::new(), exists: AtomicBool::new(false) }
+            Self::Virtual {
+                physical: OnceLock::new(),
+                exists: AtomicBool::new(false),
+                aftermath: Aftermath::default(),
+            }
         } else {
             Self::None
         }
@@ -168,7 +175,7 @@ impl DeviceSet {
     /// The devices that a reset of the bus reaches, as there are now.
     pub(crate) fn on_bus(&self) -> Vec<Arc<Device>> {
         let all = self.on_bus.get().into_iter().flatten().filter_map(Weak::upgrade);
-        all.filter(|device| device.exists()).collect()
+        all.filter(|device| device.is_on_bus()).collect()
     }
 
     pub(crate) fn has(&self, device: &Device) -> bool {
@@ -313,6 +320,12 @@ impl Device {
         Ok(())
     }
 
+    /// Whether a reset of its bus reaches it: a device that was removed leaves the bus with its
+    /// last user (`pci_destroy_dev`, after `vfio_unregister_group_dev`).
+    fn is_on_bus(&self) -> bool {
+        self.exists() && !(self.is_removed() && self.await_users(Instant::now()))
+    }
+
     /// Whether it was removed.
     #[must_use]
     pub fn is_removed(&self) -> bool {
@@ -324,13 +337,9 @@ impl Device {
         &self.removed
     }
 
-    /// Takes DMA, interrupts and pages from a device that was removed.
-    pub(crate) fn cut_off(&self) {
-        self.function.close();
-        for page in self.pages.lock().iter().flatten() {
-            // What answers no more reads all ones, as on the bus. Pages that are gone need not.
-            let _ = page.fill(0, page.len(), 0xff);
-        }
+    /// The BAR pages of the session, while there is one.
+    pub(crate) fn pages(&self) -> Pages {
+        self.pages.lock().clone()
     }
 
     /// The device as its IOMMU sees it.

@@ -182,6 +182,11 @@ impl Group {
         self.removed.store(true, Ordering::Release);
     }
 
+    /// A device of it is there again.
+    pub(crate) fn come_anew(&self) {
+        self.removed.store(false, Ordering::Release);
+    }
+
     /// The group goes with its last device.
     pub(crate) fn remove_if_empty(&self) {
         if self.devices().iter().all(|device| device.present().is_err()) {

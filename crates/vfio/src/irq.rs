@@ -140,6 +140,11 @@ impl Interrupts {
         assert!(self.removal.set(removal).is_ok(), "one removes it");
     }
 
+    /// The device that is no more is another one now.
+    pub(crate) fn forget_removal(&self) {
+        self.vanished.store(false, Ordering::Release);
+    }
+
     /// Tells `watcher` from now on what the device called `name` does.
     pub(crate) fn watch(&self, name: &str, watcher: Arc<dyn DeviceWatcher>) {
         assert!(self.watcher.set((name.to_owned(), watcher)).is_ok(), "one watcher is told");

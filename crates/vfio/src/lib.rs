@@ -15,6 +15,7 @@
 //! `Migrating::held` comes before the locks of `pci`, and no other lock of this crate is taken
 //! inside it but those of its data files; the log of a device's DMA is a leaf.
 
+mod aftermath;
 mod arg;
 mod attached;
 mod client;

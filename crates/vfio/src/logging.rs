@@ -71,12 +71,9 @@ impl DmaLog {
 
     /// # Errors
     ///
-    /// `EINVAL` while there is no log.
+    /// `EINVAL` while there is no log; `ENOMEM` when more was written than it can hold.
     fn check(&self) -> Result<()> {
-        if self.log.lock().is_none() {
-            return Err(Error::new(Errno::EINVAL, "the device does not log"));
-        }
-        Ok(())
+        whole(&mut self.log.lock()).map(drop)
     }
 
     /// The device has written `segments`, or a part of them.
@@ -96,12 +93,18 @@ impl DmaLog {
     /// not looked at comes back.
     fn take(&self, range: IovaRange) -> Result<(Vec<IovaRange>, Option<IovaRange>)> {
         let mut held = self.log.lock();
-        let off = Error::new(Errno::EINVAL, "the device does not log");
-        let log = held.as_mut().ok_or(off)?;
-        if log.overflown {
-            return Err(Error::new(Errno::ENOMEM, "more was written than the log can hold"));
+        Ok(whole(&mut held)?.take(range))
+    }
+}
+
+/// The log, if there is one and it has all that was written.
+fn whole(held: &mut Option<Log>) -> Result<&mut Log> {
+    match held {
+        None => Err(Error::new(Errno::EINVAL, "the device does not log")),
+        Some(Log { overflown: true, .. }) => {
+            Err(Error::new(Errno::ENOMEM, "more was written than the log can hold"))
         }
-        Ok(log.take(range))
+        Some(log) => Ok(log),
     }
 }
 

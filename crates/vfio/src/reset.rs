@@ -70,7 +70,9 @@ pub(crate) fn info(client: &dyn Client, device: &Device, address: u64) -> Result
 
 /// The id of `other` in the iommufd `device` is bound to. Linux: `vfio_iommufd_get_dev_id`.
 fn id(opens: &Opens, device: &Device, other: &Device) -> u32 {
-    let Some(context) = opens[device.slot()].context().filter(|_| device.set().has(other)) else {
+    // `vfio_find_device_in_devset`
+    let is_vfio = device.set().has(other) && other.is_registered();
+    let Some(context) = opens[device.slot()].context().filter(|_| is_vfio) else {
         return vfio::PCI_DEVID_NOT_OWNED;
     };
     match opens[other.slot()].bound() {

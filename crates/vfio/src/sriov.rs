@@ -10,6 +10,7 @@ use std::sync::{Arc, Weak};
 
 use ioasis_iommufd::inject::step;
 use ioasis_sys::sync::atomic::Ordering;
+use ioasis_sys::sync::thread;
 use ioasis_uapi::{Errno, Error, Result};
 
 use crate::device::{Device, Relation};
@@ -103,6 +104,7 @@ impl Device {
         sriov.enable(count)?;
         for function in self.possible_functions().into_iter().take(count.into()) {
             let Relation::Virtual { exists, .. } = function.relation() else { continue };
+            function.come_anew();
             exists.store(true, Ordering::Release);
         }
         Ok(())
@@ -168,13 +170,32 @@ impl Device {
         }
     }
 
-    /// A physical function was reset, and with it its virtual ones.
+    /// A physical function was reset, and with it its virtual ones. Each is somebody else's: nobody
+    /// waits for what it does, nor for a call on it.
     pub(crate) fn reset_virtual_functions(&self) {
         for function in self.virtual_functions() {
-            // Pages that are gone do not matter any more.
-            let _ = function.function().reset_with_physical();
-            function.after_reset();
+            function.function().reset_with_physical();
             function.interrupts().told_reset();
+            let Relation::Virtual { aftermath, .. } = function.relation() else { continue };
+            if !aftermath.begin() {
+                continue;
+            }
+            let device = Arc::clone(&function);
+            let rest = move || device.end_resets();
+            if thread::Builder::new().name("vf-reset".into()).spawn(rest).is_err() {
+                function.end_resets();
+            }
+        }
+    }
+
+    /// What follows a reset, until it has followed the last of them.
+    fn end_resets(&self) {
+        let Relation::Virtual { aftermath, .. } = self.relation() else { return };
+        loop {
+            self.after_reset();
+            if aftermath.end() {
+                return;
+            }
         }
     }
 }

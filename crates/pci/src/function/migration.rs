@@ -52,7 +52,7 @@ impl Function {
     /// page fails.
     pub fn stop(&self) {
         let Some(session) = self.session() else { return };
-        session.dma.without_waiting(&mut || self.device.stop());
+        session.dma.without_waiting(&mut || self.device.stop(&session));
     }
 
     /// Lets a stopped device go on.

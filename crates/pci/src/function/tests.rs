@@ -1,12 +1,12 @@
 use std::time::{Duration, Instant};
 
 use super::*;
-use crate::bus::{Bus, Line, Segment};
+use crate::bus::{Bus, Dma, DmaFault, Line, Segment};
 use crate::description::{PAGE_SIZE, Pages, Vectors, VendorCapability, VendorKind};
 use crate::fake::{Interrupts, Memory, Told};
 use crate::model::Progress;
 use crate::refusal::Closed;
-use std::sync::atomic::{AtomicU32, AtomicUsize};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize};
 
 /// A model with a shared page, a page that system calls reach, an MSI-X table and a trapped page behind them, that counts
 /// what is asked of it.
@@ -480,4 +480,88 @@ fn a_window_in_configuration_space_reaches_the_bars() {
     }
     assert_eq!(rig.counts.trapped.load(Ordering::SeqCst), 2);
     assert_eq!(rig.pages.load_u32(0).expect("mapped"), 0);
+}
+
+/// Memory whose one page comes when somebody lets it.
+#[derive(Debug, Default)]
+struct LateMemory {
+    is_wanted: AtomicBool,
+    has_come: AtomicBool,
+}
+
+impl Dma for LateMemory {
+    fn read(&self, _: &[Segment], _: &mut [u8]) -> Result<(), DmaFault> {
+        self.is_wanted.store(true, Ordering::SeqCst);
+        wait(|| self.has_come.load(Ordering::SeqCst));
+        Ok(())
+    }
+
+    fn write(&self, segments: &[Segment], buf: &[u8]) -> Result<(), DmaFault> {
+        self.read(segments, &mut vec![0; buf.len()])
+    }
+}
+
+/// A function that masters the bus, whose worker waits for a page.
+fn waiting() -> (Arc<Rig>, Arc<LateMemory>) {
+    let (rig, memory) = (closed(), Arc::new(LateMemory::default()));
+    let session = Session {
+        dma: Arc::clone(&memory) as _,
+        irq: Arc::clone(&rig.interrupts) as _,
+        witness: Arc::clone(&rig.told) as _,
+        pages: [Some(Arc::clone(&rig.pages)), None, None, None, None, None],
+        doorbells: None,
+    };
+    rig.function.open(session).expect("opened");
+    rig.function.config_write(4, &[6, 0]).expect("COMMAND");
+    rig.pages.store_u32(0, 3).expect("mapped");
+    wait(|| memory.is_wanted.load(Ordering::SeqCst));
+    (Arc::new(rig), memory)
+}
+
+#[test]
+fn a_reset_of_the_physical_function_does_not_wait_for_a_page_of_a_virtual_one() {
+    let (rig, memory) = waiting();
+    rig.pages.store_u32(8, 7).expect("mapped");
+    let resets = rig.counts.resets.load(Ordering::SeqCst);
+    let begin = Instant::now();
+    rig.function.reset_with_physical();
+    assert!(begin.elapsed() < Duration::from_secs(20), "it did not wait");
+    assert!(!rig.function.bus_master());
+    assert_eq!(rig.counts.resets.load(Ordering::SeqCst), resets, "the worker has the model");
+    // The program lets it master the bus again, and still it sends nothing of before.
+    rig.function.config_write(4, &[6, 0]).expect("COMMAND");
+    assert!(!rig.function.device.wires.may_send());
+    memory.has_come.store(true, Ordering::SeqCst);
+    wait(|| rig.counts.resets.load(Ordering::SeqCst) == resets + 1);
+    wait(|| rig.function.device.wires.may_send());
+    assert_eq!(rig.pages.load_u32(8).expect("mapped"), 0, "it is reset");
+}
+
+#[test]
+fn who_finds_a_function_that_is_due_for_a_reset_finds_it_reset() {
+    let rig = opened();
+    let resets = rig.counts.resets.load(Ordering::SeqCst);
+    // Memory decoding is off: the worker polls nothing, and resets it all the same.
+    rig.function.device.wires.reset_due.store(true, Ordering::SeqCst);
+    rig.function.wake();
+    wait(|| rig.counts.resets.load(Ordering::SeqCst) == resets + 1);
+    rig.function.stop();
+    rig.function.reset_with_physical();
+    wait(|| rig.counts.resets.load(Ordering::SeqCst) == resets + 2);
+    assert!(!rig.function.device.wires.is_stopped());
+}
+
+#[test]
+fn all_who_close_a_function_wait_until_it_is_closed() {
+    let (rig, memory) = waiting();
+    let closes = [0, 1].map(|_| {
+        let rig = Arc::clone(&rig);
+        std::thread::spawn(move || rig.function.close())
+    });
+    std::thread::sleep(Duration::from_millis(50));
+    assert!(closes.iter().all(|close| !close.is_finished()), "a page is on its way");
+    memory.has_come.store(true, Ordering::SeqCst);
+    for close in closes {
+        close.join().expect("closed");
+    }
 }

@@ -56,6 +56,8 @@ fn a_log_that_is_full_says_so_until_it_is_stopped() {
     for _ in 0..2 {
         let refused = take(&log, range(0, 0x2000)).map_err(|error| error.errno);
         assert_eq!(refused, Err(Errno::ENOMEM));
+        let empty = log.check().map_err(|error| error.errno);
+        assert_eq!(empty, Err(Errno::ENOMEM), "a report of no pages is no better");
     }
     log.stop();
     log.start(vec![all]).expect("another log");

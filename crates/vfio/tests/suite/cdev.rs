@@ -7,7 +7,7 @@ use ioasis_uapi::vfio::{
     PciHotResetInfo,
 };
 use ioasis_uapi::{Errno, Result};
-use ioasis_vfio::{DeviceFile, IommuFile};
+use ioasis_vfio::{DeviceFile, Driver, IommuFile};
 use zerocopy::IntoBytes;
 
 use crate::rig::{ARG, BASE, FETCH, LENGTH, NOWHERE, READ_ONLY, Rig, SCRATCH, at, errno};
@@ -378,6 +378,12 @@ fn a_hot_reset_of_bound_devices_needs_no_groups() {
     };
     let by_id = vfio::PCI_HOT_RESET_FLAG_DEV_ID;
     assert_eq!(info(), (by_id, [id, vfio::PCI_DEVID_OWNED, vfio::PCI_DEVID_NOT_OWNED]));
+    let neighbour = &rig.machine.devices()[1];
+    neighbour.unbind_driver();
+    neighbour.end_leaving();
+    let none = vfio::PCI_DEVID_NOT_OWNED;
+    assert_eq!(info(), (by_id, [id, none, none]), "without VFIO's driver it is nobody's");
+    neighbour.bind_driver(Driver::Vfio).expect("a driver");
     assert_eq!(reset(1), Some(Errno::EINVAL), "group fds");
     assert_eq!(reset(0), Some(Errno::EINVAL), "a device of nobody");
     let third = rig.machine.devices()[2].open_cdev(&rig.caller).expect("an open");

@@ -1,12 +1,15 @@
 //! Surprise removal.
 
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
+
 use ioasis_sys::eventfd::EventFd;
 use ioasis_uapi::Errno;
-use ioasis_uapi::vfio::{self, IrqSet};
+use ioasis_uapi::vfio::{self, IrqSet, PciHotResetInfo};
 use ioasis_vfio::DeviceFile;
 use zerocopy::IntoBytes;
 
-use crate::rig::{ARG, Rig, at, errno};
+use crate::rig::{ARG, Rig, SCRATCH, at, errno};
 
 fn watch(rig: &Rig, file: &DeviceFile, index: u32) -> EventFd {
     let (fd, event) = rig.caller.add_event();
@@ -56,4 +59,104 @@ fn a_device_is_removed_once() {
     rig.machine.remove_all();
     rig.machine.remove_all();
     assert_eq!(req.take(), Some(1));
+}
+
+/// More than a removal takes that waits for nobody's page.
+const LIMIT: Duration = Duration::from_secs(30);
+
+#[test]
+fn a_removal_and_its_neighbours_do_not_wait_for_a_page_that_never_comes() {
+    let rig = Rig::with(&[("0000:01:00.0", 1), ("0000:01:00.1", 2)]);
+    let (_group, file) = rig.open();
+    let req = watch(&rig, &file, vfio::PCI_REQ_IRQ_INDEX);
+    // The model is in the midst of a store, and does not get on with it.
+    let (page, log) = (mpsc::channel::<()>(), Arc::clone(&rig.log));
+    let (held, is_held) = mpsc::channel();
+    let holder = std::thread::spawn(move || {
+        let _log = log.lock();
+        held.send(()).expect("the test waits");
+        let _ended = page.1.recv();
+    });
+    is_held.recv().expect("held");
+    let user = Arc::clone(&file);
+    let store = std::thread::spawn(move || user.write(at(0, SCRATCH), &[1, 0, 0, 0]));
+    std::thread::sleep(Duration::from_millis(100));
+    let device = Arc::clone(rig.first());
+    let removal = std::thread::spawn(move || device.pull());
+    let begin = Instant::now();
+    while req.take().is_none() {
+        assert!(begin.elapsed() < LIMIT, "the program is told");
+        std::thread::yield_now();
+    }
+    // Its bus is free from then on: a device of it is opened at once.
+    let neighbour = rig.group_in_container(1);
+    let opened = rig.device_fd(&neighbour, rig.machine.devices()[1].name());
+    opened.expect("a device of the same bus");
+    removal.join().expect("it ends").expect("removed");
+    assert!(begin.elapsed() < LIMIT, "it did not wait");
+    let pages = file.memory().pages[2].clone().expect("BAR 2 has pages");
+    assert_eq!(pages.load_u32(0).expect("a page"), u32::MAX);
+    let close = std::thread::spawn(move || file.close());
+    std::thread::sleep(Duration::from_millis(50));
+    assert!(!close.is_finished(), "its user's close waits until the device does nothing more");
+    drop(page.0);
+    holder.join().expect("it ends");
+    close.join().expect("closed");
+    store.join().expect("it ends").expect("on its way before the removal");
+}
+
+#[test]
+fn virtual_functions_go_before_their_physical_one() {
+    for orderly in [false, true] {
+        let rig = Rig::with_virtual_functions(2);
+        rig.first().create_virtual_functions(1).expect("a virtual function");
+        let function = &rig.machine.devices()[1];
+        let file = function.open_cdev(&rig.caller).expect("open");
+        if orderly {
+            rig.first().begin_removal().expect("it is there");
+            assert_eq!(errno(function.open_cdev(&rig.caller)), Some(Errno::ENODEV));
+            let released = rig.first().end_removal(Duration::from_millis(50));
+            assert_eq!(released, Ok(false), "the virtual function has a user");
+        } else {
+            rig.first().pull().expect("pulled out");
+        }
+        assert!(function.is_removed() && rig.first().is_removed());
+        assert_eq!(errno(function.open_cdev(&rig.caller)), Some(Errno::ENODEV));
+        file.close();
+    }
+}
+
+#[test]
+fn a_virtual_function_that_was_pulled_out_is_another_when_it_comes_again() {
+    let rig = Rig::with_virtual_functions(1);
+    rig.first().create_virtual_functions(1).expect("a virtual function");
+    let function = &rig.machine.devices()[1];
+    let old = rig.group(1);
+    function.pull().expect("pulled out");
+    assert_eq!(errno(function.pull()), Some(Errno::ENODEV), "once");
+    assert_eq!(errno(rig.machine.groups()[1].open(&rig.caller)), Some(Errno::ENODEV));
+    old.close();
+    rig.first().end_virtual_functions();
+    rig.first().create_virtual_functions(1).expect("another");
+    assert!(!function.is_removed());
+    function.open_cdev(&rig.caller).expect("its node").close();
+    rig.group(1).close();
+    function.pull().expect("it can be pulled out as the first");
+}
+
+#[test]
+fn a_device_that_was_removed_is_on_its_bus_as_long_as_it_has_a_user() {
+    let rig = Rig::with(&[("0000:01:00.0", 1), ("0000:01:00.1", 2)]);
+    let (_group, file) = rig.open();
+    let other = &rig.machine.devices()[1];
+    let user = other.open_cdev(&rig.caller).expect("open");
+    let count = || {
+        rig.caller.put(ARG, PciHotResetInfo { argsz: 12 + 16, flags: 0, count: 0 }.as_bytes());
+        file.ioctl(&rig.caller, vfio::DEVICE_GET_PCI_HOT_RESET_INFO, ARG).expect("information");
+        rig.caller.get::<PciHotResetInfo>(ARG).count
+    };
+    other.pull().expect("pulled out");
+    assert_eq!(count(), 2);
+    user.close();
+    assert_eq!(count(), 1);
 }
