@@ -52,6 +52,8 @@ pub(super) struct Controller {
     /// CSTS as it is.
     pub(super) status: u32,
     pub(super) failed: Option<Failed>,
+    /// What the admin queues were made of, until the first command.
+    unused: Option<Wish>,
     /// INTMS: vectors 0 to 31 that are masked.
     pub(super) masked: u32,
     pub(super) submissions: Vec<Option<SubmissionQueue>>,
@@ -92,6 +94,7 @@ impl Controller {
             configuration: Configuration::default(),
             status: 0,
             failed: None,
+            unused: None,
             masked: 0,
             submissions: Vec::new(),
             completions: Vec::new(),
@@ -119,6 +122,7 @@ impl Controller {
         self.events = Events::default();
         self.status = 0;
         self.failed = None;
+        self.unused = None;
         self.masked = 0;
     }
 
@@ -286,13 +290,42 @@ impl Controller {
             self.failed = Some(Failed { wish, next: None });
             return self.set_status(bus, registers::CSTS_FATAL);
         };
-        let AdminQueues { submission, submission_entries, completion, completion_entries } = queues;
         bus.pages(BAR).store_u64(doorbells(ADMIN), 0)?;
+        self.make_admin_queues(queues);
+        self.unused = Some(wish);
+        self.set_status(bus, registers::CSTS_READY)
+    }
+
+    fn make_admin_queues(&mut self, queues: AdminQueues) {
+        let AdminQueues { submission, submission_entries, completion, completion_entries } = queues;
         let completion = CompletionQueue::new(completion, completion_entries, Some(0));
         self.submissions[0] = Some(SubmissionQueue::new(ADMIN, submission, submission_entries));
         self.completions[0] = Some(completion);
         self.count_slots();
-        self.set_status(bus, registers::CSTS_READY)
+    }
+
+    /// Takes AQA, ASQ and ACQ as they are before the first command. A driver sets them before CC.EN (3.1.5), and a compiler
+    /// may order stores to memory that it takes for plain otherwise: QEMU 11.1's, as Debian builds it, stores ACQ a few
+    /// instructions after CC. A controller of hardware does not look before it is through with its start.
+    fn settle_admin_queues(&mut self, bus: &Bus<'_>) -> Result<()> {
+        let Some(made_of) = self.unused else { return Ok(()) };
+        let wish = Wish::load(bus.pages(BAR), self.configuration)?;
+        if wish != made_of {
+            self.unused = Some(wish);
+            match wish.queues() {
+                Some(queues) => self.make_admin_queues(queues),
+                None => {
+                    self.drop_state();
+                    self.failed = Some(Failed { wish, next: None });
+                    return self.set_status(bus, registers::CSTS_FATAL);
+                }
+            }
+        }
+        let (tail, _) = self.doorbells(bus, 0)?;
+        if tail != 0 {
+            self.unused = None;
+        }
+        Ok(())
     }
 
     /// CC.EN is 1 as it was when enabling failed. A program that is not trapped may have stored 0 and 1 between two looks:
@@ -373,6 +406,7 @@ impl Controller {
     /// Gives every queue its turn, in the order of their identifiers.
     fn serve(&mut self, bus: &Bus<'_>) -> Result<Progress> {
         let mut progress = Progress::Idle;
+        self.settle_admin_queues(bus)?;
         let mut slot = 0;
         while slot < self.used && self.runs() {
             let (tail, head) = self.doorbells(bus, slot)?;
