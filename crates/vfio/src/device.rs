@@ -130,6 +130,9 @@ pub(crate) enum Open {
     Group { file: Weak<DeviceFile>, bound: Option<Bound> },
     /// Through its own node.
     Cdev(Attached),
+    /// By a file of its own node, whose caller is being told so, which may take as long as it
+    /// wants.
+    Opening,
     /// No longer, but the driver's close has not ended: the device may be waiting for a page of its
     /// user's.
     Closing,
@@ -139,7 +142,7 @@ impl Open {
     /// The device's place in an iommufd.
     pub(crate) fn bound(&self) -> Option<&Bound> {
         match self {
-            Self::Closed | Self::Closing => None,
+            Self::Closed | Self::Opening | Self::Closing => None,
             Self::Group { bound, .. } => bound.as_ref(),
             Self::Cdev(attached) => Some(attached.bound()),
         }

@@ -185,7 +185,13 @@ impl DeviceFile {
     pub fn close(&self) {
         self.close_device();
         let user = self.user.lock().take();
+        // A bind that was under way has either bound it by now, or finds it closed.
+        self.close_device();
         drop(user);
+    }
+
+    fn is_closed(&self) -> bool {
+        self.user.lock().is_none()
     }
 
     fn close_device(&self) {

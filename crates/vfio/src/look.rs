@@ -61,6 +61,7 @@ impl Device {
                 Open::Closed => "closed",
                 Open::Group { .. } => "group",
                 Open::Cdev(_) => "cdev",
+                Open::Opening => "busy",
                 Open::Closing => "closing",
             },
         };

@@ -10,7 +10,8 @@ use zerocopy::{FromZeros, IntoBytes};
 use super::{DeviceFile, Path};
 use crate::attached::Attached;
 use crate::device::{Open, Opens};
-use crate::{Client, Device, IommuFile, arg};
+use crate::token::Uuid;
+use crate::{Client, IommuFile, arg};
 
 impl DeviceFile {
     /// Answers DEVICE_BIND_IOMMUFD.
@@ -48,30 +49,52 @@ impl DeviceFile {
     ) -> Result<()> {
         /// Offset of `out_devid`.
         const OUT_DEVID: u64 = 12;
-        let mut opens = self.device.set().opens().lock();
-        if self.granted.load(Ordering::Acquire) {
-            return Err(Error::new(Errno::EINVAL, "the file is bound"));
-        }
-        check_token(client, &self.device, call)?;
+        self.unbound()?;
+        let token = read_token(client, call)?;
+        let (slot, lock) = (self.device.slot(), self.device.set().opens());
+        let mut opens = lock.lock();
+        // Another call may have bound it while this one read.
+        self.unbound()?;
+        self.device.check_token(token.as_ref())?;
         let IommuFile::Iommufd(context) = client.iommu_file(call.iommufd)? else {
             return Err(Error::new(Errno::EBADFD, "the fd is no iommufd"));
         };
-        let open = &mut opens[self.device.slot()];
-        if matches!(open, Open::Closing) {
-            return Err(Error::new(Errno::EBUSY, "the device is being closed"));
-        }
-        if !matches!(open, Open::Closed) {
-            return Err(Error::new(Errno::EINVAL, "another file of the device is bound"));
+        match &opens[slot] {
+            Open::Closed => {}
+            // DIFFERS: Linux waits for the other call.
+            Open::Opening | Open::Closing => {
+                return Err(Error::new(Errno::EBUSY, "the device is being opened or closed"));
+            }
+            Open::Group { .. } | Open::Cdev(_) => {
+                return Err(Error::new(Errno::EINVAL, "another file of the device is bound"));
+            }
         }
         let bound = context.bind(self.device.endpoint())?;
         self.device.begin(&self.memory)?;
-        let id = bound.id();
-        if let Err(error) = client.write(address.wrapping_add(OUT_DEVID), id.as_bytes()) {
+        opens[slot] = Open::Opening;
+        drop(opens);
+        let told = client.write(address.wrapping_add(OUT_DEVID), bound.id().as_bytes());
+        if told.is_err() {
             self.device.end();
-            return Err(error);
+            drop(bound);
+            lock.lock()[slot] = Open::Closed;
+            return told;
         }
-        *open = Open::Cdev(Attached::new(bound));
+        let mut opens = lock.lock();
+        opens[slot] = Open::Cdev(Attached::new(bound));
         self.granted.store(true, Ordering::Release);
+        drop(opens);
+        // A close that came meanwhile found nothing to close.
+        if self.is_closed() {
+            self.close_device();
+        }
+        Ok(())
+    }
+
+    fn unbound(&self) -> Result<()> {
+        if self.granted.load(Ordering::Acquire) {
+            return Err(Error::new(Errno::EINVAL, "the file is bound"));
+        }
         Ok(())
     }
 
@@ -87,13 +110,17 @@ impl DeviceFile {
         const PT_ID: u64 = 8;
         let mut call: DeviceAttachIommufdPt = arg::first(client, address, MIN)?;
         let target = pasid(client, address, call.argsz, call.flags, MIN)?;
-        let mut opens = self.device.set().opens().lock();
-        let attached = self.attached(&mut opens);
-        call.pt_id = attached.attach(call.pt_id, target)?;
+        let lock = self.device.set().opens();
+        let mut opens = lock.lock();
+        call.pt_id = self.attached(&mut opens)?.attach(call.pt_id, target)?;
+        // The write may wait for the client, and others want the lock.
+        drop(opens);
         let written = client.write(address.wrapping_add(PT_ID), call.pt_id.as_bytes());
         if written.is_err() {
             // DIFFERS: Linux detaches the device itself, also when a PASID was attached.
-            attached.detach(target);
+            if let Ok(attached) = self.attached(&mut lock.lock()) {
+                attached.detach(target);
+            }
         }
         written
     }
@@ -109,13 +136,17 @@ impl DeviceFile {
         let call: DeviceDetachIommufdPt = arg::first(client, address, MIN)?;
         let target = pasid(client, address, call.argsz, call.flags, MIN)?;
         let mut opens = self.device.set().opens().lock();
-        self.attached(&mut opens).detach(target);
+        self.attached(&mut opens)?.detach(target);
         Ok(())
     }
 
-    fn attached<'a>(&self, opens: &'a mut Opens) -> &'a mut Attached {
+    /// # Errors
+    ///
+    /// `EINVAL` when the file was closed while the call was on its way.
+    fn attached<'a>(&self, opens: &'a mut Opens) -> Result<&'a mut Attached> {
+        self.usable()?;
         match &mut opens[self.device.slot()] {
-            Open::Cdev(attached) => attached,
+            Open::Cdev(attached) => Ok(attached),
             _ => unreachable!("a granted file of the device's own node is bound"),
         }
     }
@@ -136,14 +167,14 @@ fn read_bind(client: &dyn Client, address: u64) -> Result<DeviceBindIommufd> {
     Ok(call)
 }
 
-/// Linux: `vfio_df_check_token`.
-fn check_token(client: &dyn Client, device: &Device, call: &DeviceBindIommufd) -> Result<()> {
+/// The token that comes with the call, if one does. Linux: `vfio_df_check_token`.
+fn read_token(client: &dyn Client, call: &DeviceBindIommufd) -> Result<Option<Uuid>> {
     if call.flags & vfio::DEVICE_BIND_FLAG_TOKEN == 0 {
-        return device.check_token(None);
+        return Ok(None);
     }
-    let mut token = [0; 16];
+    let mut token = Uuid::default();
     client.read(call.token_uuid_ptr, &mut token)?;
-    device.check_token(Some(&token))
+    Ok(Some(token))
 }
 
 /// The PASID of an attach or detach call, which lies after the `min` bytes of its first version.

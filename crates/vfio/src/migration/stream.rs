@@ -2,7 +2,9 @@
 //! drivers/vfio/pci/{qat,virtio,pds,mlx5}.
 //!
 //! What there is to read was saved when the device changed its state, so that a read waits for
-//! nothing. A file that its device has no use for any more answers `ENODEV`.
+//! nothing. No lock is held while bytes move from or to the client, which may never give a page:
+//! the device changes its state meanwhile. A file that its device has no use for any more answers
+//! `ENODEV`.
 
 use std::sync::{Arc, Weak};
 
@@ -86,6 +88,15 @@ impl SaveFile {
         });
     }
 
+    /// A read of these bytes failed: the next one gets them, unless another has read on.
+    fn unread(&self, start: usize, end: usize) {
+        self.change(|saved| {
+            if saved.position == end && saved.stage != Stage::Unused {
+                saved.position = start;
+            }
+        });
+    }
+
     fn change(&self, change: impl FnOnce(&mut Saved)) {
         let mut saved = self.saved.lock();
         change(&mut saved);
@@ -156,9 +167,13 @@ impl QueueFile for SaveFile {
             Stage::PreCopy | Stage::Complete => {}
         }
         let count = usize::try_from(length).unwrap_or(usize::MAX).min(left);
-        let start = saved.position;
-        to.put(0, &saved.bytes[start..start + count])?;
-        saved.position += count;
+        let (start, end) = (saved.position, saved.position + count);
+        // Not more than `STREAM_MAX`, which bounds what is saved.
+        let bytes = saved.bytes[start..end].to_vec();
+        // Nobody else reads the same.
+        saved.position = end;
+        drop(saved);
+        to.put(0, &bytes).inspect_err(|_| self.unread(start, end))?;
         Ok(count as u64)
     }
 
@@ -188,18 +203,41 @@ impl QueueFile for SaveFile {
 #[derive(Debug)]
 pub(super) struct ResumeFile {
     function: Weak<Function>,
-    /// A leaf; `None` when nobody needs it any more.
-    taken: Mutex<Option<Vec<u8>>>,
+    /// A leaf.
+    taken: Mutex<Taken>,
+}
+
+#[derive(Debug)]
+struct Taken {
+    /// `None` when nobody needs it any more.
+    bytes: Option<Vec<u8>>,
+    /// How many bytes writes copy at this moment: together they are not more than there is room
+    /// for.
+    coming: usize,
 }
 
 impl ResumeFile {
     pub(super) fn new(function: &Arc<Function>) -> Arc<Self> {
-        Arc::new(Self { function: Arc::downgrade(function), taken: Mutex::new(Some(Vec::new())) })
+        Arc::new(Self {
+            function: Arc::downgrade(function),
+            taken: Mutex::new(Taken { bytes: Some(Vec::new()), coming: 0 }),
+        })
     }
 
     /// All that was written; nothing can be written after.
     pub(super) fn take(&self) -> Vec<u8> {
-        self.taken.lock().take().unwrap_or_default()
+        self.taken.lock().bytes.take().unwrap_or_default()
+    }
+
+    /// Makes room for a write of `length` bytes.
+    fn expect(&self, length: u64) -> Result<usize> {
+        let mut held = self.taken.lock();
+        let Some(taken) = &held.bytes else { return unused() };
+        let room = STREAM_MAX.saturating_sub(taken.len() + held.coming);
+        let full = Error::at(Errno::ENOMEM, "no state is that long", length);
+        let count = usize::try_from(length).ok().filter(|count| *count <= room).ok_or(full)?;
+        held.coming += count;
+        Ok(count)
     }
 }
 
@@ -228,15 +266,15 @@ impl QueueFile for ResumeFile {
     /// The first header is looked at as soon as it is there, so that a client learns early that its
     /// stream is another device's (`qat_vf_resume_write`).
     fn write_from(&self, length: u64, from: &mut dyn Source) -> Result<u64> {
+        let count = self.expect(length)?;
+        let mut bytes = vec![0; count];
+        let got = from.get(0, &mut bytes);
         let mut held = self.taken.lock();
-        let Some(taken) = &mut *held else { return unused() };
+        held.coming -= count;
+        got?;
+        let Some(taken) = &mut held.bytes else { return unused() };
         let before = taken.len();
-        let room = (STREAM_MAX - before) as u64;
-        let count = usize::try_from(length).ok().filter(|_| length <= room);
-        let full = Error::at(Errno::ENOMEM, "no state is that long", length);
-        let count = count.ok_or(full)?;
-        taken.resize(before + count, 0);
-        from.get(0, &mut taken[before..]).inspect_err(|_| taken.truncate(before))?;
+        taken.extend_from_slice(&bytes);
         if before < HEADER_BYTES
             && let Some(header) = taken.get(..HEADER_BYTES)
             && let Some(function) = self.function.upgrade()
@@ -260,3 +298,6 @@ impl QueueFile for ResumeFile {
 
     fn watch(&self, _: Arc<dyn QueueWatcher>) {}
 }
+
+#[cfg(test)]
+mod tests;

@@ -395,3 +395,73 @@ fn a_hot_reset_of_bound_devices_needs_no_groups() {
     file.read(at(0, SCRATCH), &mut buf).expect("a register");
     assert_eq!(buf, [0; 4]);
 }
+
+/// Where the arguments of calls lie that are answered late; their answers lie on the page behind.
+const EDGE: u64 = BASE + 0x4000;
+
+#[test]
+fn a_bind_or_attach_that_waits_for_a_page_keeps_nobody_from_its_bus() {
+    let cdev = Cdev::on(Rig::with(&[("0000:01:00.0", 1), ("0000:01:00.1", 2)]));
+    let (rig, file) = (&cdev.rig, &cdev.file);
+    let ioas = cdev.ioas();
+    let neighbour = || rig.machine.devices()[1].open_cdev(&rig.caller).expect("an open");
+    let use_bus = || {
+        let other = neighbour();
+        bind(rig, &other, cdev.fd).expect("bound");
+        other.close();
+    };
+    let put = |call: &[u8], before: u64| {
+        rig.caller.put(EDGE - before, call);
+        EDGE - before
+    };
+    let call = DeviceBindIommufd { argsz: 16, iommufd: cdev.fd, ..Default::default() };
+    let at = put(call.as_bytes(), 12);
+    let late = &rig.caller.written_late;
+    let bind_late = || file.ioctl(&rig.caller, vfio::DEVICE_BIND_IOMMUFD, at);
+    let second = rig.first().open_cdev(&rig.caller).expect("an open");
+    late.during(EDGE, bind_late, || {
+        use_bus();
+        assert_eq!(errno(bind(rig, &second, cdev.fd)), Some(Errno::EBUSY), "it is being opened");
+    })
+    .expect("bound");
+    let call = DeviceAttachIommufdPt { argsz: 12, pt_id: ioas, ..Default::default() };
+    let at = put(call.as_bytes(), 8);
+    let attach_late = || file.ioctl(&rig.caller, vfio::DEVICE_ATTACH_IOMMUFD_PT, at);
+    late.during(EDGE, attach_late, use_bus).expect("attached");
+    assert!(cdev.fetch(0x4_0000).is_some());
+}
+
+#[test]
+fn a_token_that_waits_for_a_page_keeps_nobody_from_the_bus() {
+    let cdev = Cdev::on(Rig::with(&[("0000:01:00.0", 1), ("0000:01:00.1", 2)]));
+    let (rig, file) = (&cdev.rig, &cdev.file);
+    let flags = vfio::DEVICE_BIND_FLAG_TOKEN;
+    let call = DeviceBindIommufd {
+        argsz: 24,
+        flags,
+        iommufd: cdev.fd,
+        out_devid: 0,
+        token_uuid_ptr: EDGE,
+    };
+    rig.caller.put(BASE, call.as_bytes());
+    let bind_late = || file.ioctl(&rig.caller, vfio::DEVICE_BIND_IOMMUFD, BASE);
+    let refused = rig.caller.read_late.during(EDGE, bind_late, || {
+        let other = rig.machine.devices()[1].open_cdev(&rig.caller).expect("an open");
+        bind(rig, &other, cdev.fd).expect("bound");
+    });
+    assert_eq!(errno(refused), Some(Errno::EINVAL), "the device wants no token");
+}
+
+#[test]
+fn a_file_that_is_closed_while_it_binds_leaves_the_device_to_others() {
+    let cdev = Cdev::new();
+    let (rig, file) = (&cdev.rig, &cdev.file);
+    let call = DeviceBindIommufd { argsz: 16, iommufd: cdev.fd, ..Default::default() };
+    rig.caller.put(EDGE - 12, call.as_bytes());
+    let bind_late = || file.ioctl(&rig.caller, vfio::DEVICE_BIND_IOMMUFD, EDGE - 12);
+    let _answer = rig.caller.written_late.during(EDGE, bind_late, || file.close());
+    let next = rig.first().open_cdev(&rig.caller).expect("an open");
+    bind(rig, &next, cdev.fd).expect("nobody has it");
+    next.close();
+    rig.group(0).close();
+}

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use ioasis_iommufd as iommufd;
 use ioasis_iommufd::type1::{Container, GroupKind};
@@ -166,6 +167,57 @@ pub(crate) struct Caller {
     pub(crate) rawio: AtomicBool,
     /// Files made for devices.
     pub(crate) made: AtomicU32,
+    /// A page that is written late.
+    pub(crate) written_late: Late,
+    /// A page that is read late.
+    pub(crate) read_late: Late,
+}
+
+/// A page of the client that a call waits for until it comes.
+#[derive(Default)]
+pub(crate) struct Late {
+    /// Where it begins; 0: there is none.
+    pub(crate) start: AtomicU64,
+    pub(crate) is_wanted: AtomicBool,
+    pub(crate) has_come: AtomicBool,
+}
+
+impl Late {
+    fn touch(&self, address: u64) {
+        let start = self.start.load(Ordering::SeqCst);
+        if start == 0 || !(start..start + 0x1000).contains(&address) {
+            return;
+        }
+        self.is_wanted.store(true, Ordering::SeqCst);
+        let begin = Instant::now();
+        while !self.has_come.load(Ordering::SeqCst) {
+            assert!(begin.elapsed() < Duration::from_secs(60), "the test lets it come");
+            std::thread::yield_now();
+        }
+    }
+
+    /// Does `meanwhile` while `call` waits for the page at `start`, and lets it come then.
+    pub(crate) fn during<T: Send>(
+        &self,
+        start: u64,
+        call: impl FnOnce() -> T + Send,
+        meanwhile: impl FnOnce(),
+    ) -> T {
+        self.is_wanted.store(false, Ordering::SeqCst);
+        self.has_come.store(false, Ordering::SeqCst);
+        self.start.store(start, Ordering::SeqCst);
+        std::thread::scope(|scope| {
+            let call = scope.spawn(call);
+            let begin = Instant::now();
+            while !self.is_wanted.load(Ordering::SeqCst) {
+                assert!(begin.elapsed() < Duration::from_secs(60), "the page is wanted");
+                std::thread::yield_now();
+            }
+            meanwhile();
+            self.has_come.store(true, Ordering::SeqCst);
+            call.join().expect("the call ends")
+        })
+    }
 }
 
 impl Caller {
@@ -176,6 +228,8 @@ impl Caller {
             next: AtomicI32::new(3),
             rawio: AtomicBool::new(false),
             made: AtomicU32::new(0),
+            written_late: Late::default(),
+            read_late: Late::default(),
         }
     }
 
@@ -244,6 +298,7 @@ impl Caller {
 
 impl iommufd::Client for Caller {
     fn read(&self, address: u64, buf: &mut [u8]) -> Result<()> {
+        self.read_late.touch(address);
         self.memory.read(address, buf)
     }
 
@@ -251,6 +306,7 @@ impl iommufd::Client for Caller {
         if address.saturating_add(buf.len() as u64) > READ_ONLY {
             return Err(Error::at(Errno::EFAULT, "read-only memory", address));
         }
+        self.written_late.touch(address);
         self.memory.write(address, buf)
     }
 
