@@ -189,8 +189,8 @@ impl Release<'_> {
         let control = format!(
             "Package: ioasis\nVersion: {}\nArchitecture: amd64\nMaintainer: The ioasis authors <ioasis@users.noreply.github.com>\n\
              Section: devel\nPriority: optional\nInstalled-Size: {}\nSuggests: qemu-utils\nHomepage: https://github.com/ioasis/ioasis\n\
-             Description: IOMMUFD and VFIO in user space\n Runs a program, unmodified, on a machine with an IOMMU, VFIO and PCI devices that\n \
-             are not there: for tests of VFIO programs and of device models without\n hardware and without root.\n",
+             Description: IOMMUFD and VFIO in user space\n Runs a program, unmodified, on a machine with an IOMMU, VFIO and PCI\n \
+             devices that are not there: for tests of VFIO programs and of device\n models without hardware and without root.\n",
             self.version,
             bytes.div_ceil(1024)
         );
@@ -199,8 +199,17 @@ impl Release<'_> {
             let text = fs::read(self.workspace.root.join("packaging").join(script))?;
             put(tree, &format!("DEBIAN/{script}"), &text, 0o755)?;
         }
+        let changes = tree.join("changelog");
+        fs::write(&changes, self.debian_changelog()?)?;
+        process::run(Command::new("gzip").args(["-9", "-n"]).arg(&changes))?;
+        let packed = tree.join("changelog.gz");
+        put(tree, "usr/share/doc/ioasis/changelog.gz", &fs::read(&packed)?, 0o644)?;
+        fs::remove_file(packed)?;
+        // Static, so that it runs in whatever root a program is tested in.
+        let overrides = "ioasis: statically-linked-binary [usr/bin/ioasis]\n";
+        put(tree, "usr/share/lintian/overrides/ioasis", overrides.as_bytes(), 0o644)?;
         let copyright = "Format: https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/\nUpstream-Name: ioasis\n\n\
-                         Files: *\nCopyright: The ioasis authors\nLicense: Apache-2.0 or MIT\n \
+                         Files: *\nCopyright: 2026 The ioasis authors\nLicense: Apache-2.0 or MIT\n \
                          The texts are LICENSE-APACHE and LICENSE-MIT in this folder.\n";
         put(tree, "usr/share/doc/ioasis/copyright", copyright.as_bytes(), 0o644)?;
         let mut build = Command::new("dpkg-deb");
@@ -208,6 +217,18 @@ impl Release<'_> {
         process::run(build.env("SOURCE_DATE_EPOCH", &self.epoch))?;
         fs::remove_dir_all(tree.join("DEBIAN"))?;
         Ok(name)
+    }
+
+    /// The package's own changelog; what changed in the program is in CHANGELOG.md beside it.
+    fn debian_changelog(&self) -> Result<String> {
+        let mut date = Command::new("date");
+        date.args(["-u", "-R", "-d"]).arg(format!("@{}", self.epoch)).env("LC_ALL", "C");
+        let (date, version) = (process::output(&mut date)?, &self.version);
+        Ok(format!(
+            "ioasis ({version}) unstable; urgency=medium\n\n  * What changed is in CHANGELOG.md.\n\n \
+             -- The ioasis authors <ioasis@users.noreply.github.com>  {}\n",
+            date.trim()
+        ))
     }
 
     /// The program by itself, for those who fetch one file.
