@@ -335,7 +335,7 @@ impl Device {
         self.removed.load(Ordering::Acquire)
     }
 
-    /// The same. Changed with `DeviceSet::opens` locked.
+    /// The same, to be changed.
     pub(crate) fn removed(&self) -> &AtomicBool {
         &self.removed
     }

@@ -114,7 +114,9 @@ impl Machine {
                 let Some(device) = weak.upgrade() else { return };
                 tell(device.name(), why);
                 // Its own thread says so, and its removal waits for that thread.
-                let removal = move || device.remove();
+                let removal = move || {
+                    let _was_there = device.remove();
+                };
                 let _ = thread::Builder::new().name("vfio-removal".into()).spawn(removal);
             }));
         }
@@ -130,7 +132,7 @@ impl Machine {
     /// on a group or device answers `ENODEV`.
     pub fn remove_all(&self) {
         for device in &self.devices {
-            device.remove();
+            let _was_there = device.remove();
         }
         for group in &self.groups {
             group.remove();

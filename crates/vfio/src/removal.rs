@@ -10,7 +10,8 @@
 //! (`vfio_pci_core_unregister_device`).
 //!
 //! `DeviceSet::opens` is held while a device is marked as removed, so that nobody opens it any
-//! more, and not while its session ends: its worker may wait for a page of a program that never
+//! more, unless a call has it that waits for its program: what such a call opened is closed after
+//! it. It is not held while a session ends: a worker may wait for a page of a program that never
 //! gives it. The end of the session is left to a thread then, and nobody waits for it.
 //!
 //! DIFFERS: Linux waits for a device's user without end; here the time is up some day, and the
@@ -25,6 +26,7 @@ use ioasis_sys::sync::thread;
 use ioasis_uapi::{Errno, Error, Result};
 
 use crate::Device;
+use crate::device::Pages;
 
 /// How often a user is asked again: the timeout in `vfio_unregister_group_dev`.
 const AGAIN: Duration = Duration::from_secs(10);
@@ -35,50 +37,43 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 impl Device {
     /// The device vanishes: its user is told, it does no DMA any more, and every call answers
-    /// `ENODEV`; its BAR pages read all ones.
-    pub(crate) fn remove(&self) {
-        // Nobody opens it meanwhile.
-        let opens = self.set().opens().lock();
-        let is_first = self.mark_removed();
+    /// `ENODEV`; its BAR pages read all ones. Whether it was there.
+    pub(crate) fn remove(self: &Arc<Self>) -> bool {
+        let opens = self.set().opens().try_lock_for(PATIENCE);
+        let is_first = !self.removed().swap(true, Ordering::AcqRel);
+        let some_call_opens = opens.is_none();
         drop(opens);
         if is_first {
-            self.vanish();
+            self.interrupts().signal_removal();
+            self.cut_off(some_call_opens);
         }
-    }
-
-    /// Nobody opens it any more; whether it was there. With `DeviceSet::opens` locked.
-    fn mark_removed(&self) -> bool {
-        !self.removed().swap(true, Ordering::AcqRel)
-    }
-
-    /// Tells the program of a device that is marked as removed, and takes the device from it.
-    fn vanish(&self) {
-        self.interrupts().signal_removal();
-        self.cut_off();
+        is_first
     }
 
     /// Takes DMA, interrupts and pages from it: at once where it does not wait for its program,
-    /// and as soon as it does not any more where it does.
-    fn cut_off(&self) {
-        let function = Arc::clone(self.shared_function());
-        function.stop_mastering();
+    /// and as soon as it does not any more where it does. The same once more after a call that was
+    /// opening it, perhaps, when it was marked.
+    fn cut_off(self: &Arc<Self>, some_call_opens: bool) {
+        self.function().stop_mastering();
+        // Those of now: it may be another device by then.
         let pages = self.pages();
-        // What answers no more reads all ones, as on the bus. Pages that are gone need not.
-        let fill = move || {
-            for page in pages.iter().flatten() {
-                let _ = page.fill(0, page.len(), 0xff);
-            }
-        };
-        let at_once = fill.clone();
         let (ended, end) = mpsc::channel();
+        let (device, its_pages) = (Arc::clone(self), pages.clone());
         let close = move || {
-            function.close();
-            fill();
+            device.function().close();
+            fill(&its_pages);
             let _nobody_waits = ended.send(());
+            if some_call_opens {
+                drop(device.set().opens().lock());
+                if device.is_removed() {
+                    device.function().close();
+                    fill(&device.pages());
+                }
+            }
         };
         let started = thread::Builder::new().name("vfio-removal".into()).spawn(close);
         if started.is_err() || end.recv_timeout(PATIENCE).is_err() {
-            at_once();
+            fill(&pages);
         }
     }
 
@@ -86,24 +81,14 @@ impl Device {
     ///
     /// # Errors
     ///
-    /// `ENODEV` when it was removed, `EBUSY` while a call that opens or closes a device of its bus
-    /// waits for its program.
-    pub fn pull(&self) -> Result<()> {
+    /// `ENODEV` when it was removed.
+    pub fn pull(self: &Arc<Self>) -> Result<()> {
         for function in self.virtual_functions() {
-            gone(function.pull())?;
+            let _gone = function.pull();
         }
-        let Some(opens) = self.set().opens().try_lock_for(PATIENCE) else {
-            return Err(Error::new(
-                Errno::EBUSY,
-                "a call that opens or closes it waits for its program",
-            ));
-        };
-        let is_first = self.mark_removed();
-        drop(opens);
-        if !is_first {
+        if !self.remove() {
             return Err(Error::new(Errno::ENODEV, "it was removed before"));
         }
-        self.vanish();
         self.group().remove_if_empty();
         Ok(())
     }
@@ -145,15 +130,12 @@ impl Device {
     /// Asks who uses the device to give it back, and removes it once nobody does, or when
     /// `patience` is over; whether nobody did. Its virtual functions go one after the other before
     /// it. After [`begin_removal`](Self::begin_removal).
-    ///
-    /// # Errors
-    ///
-    /// `EBUSY` as [`pull`](Self::pull).
-    pub fn end_removal(&self, patience: Duration) -> Result<bool> {
+    #[must_use]
+    pub fn end_removal(self: &Arc<Self>, patience: Duration) -> bool {
         let end = Instant::now() + patience;
         let mut all_released = true;
         for function in self.virtual_functions() {
-            all_released &= function.end_removal(end.saturating_duration_since(Instant::now()))?;
+            all_released &= function.end_removal(end.saturating_duration_since(Instant::now()));
         }
         let released = loop {
             if self.await_users(Instant::now()) {
@@ -167,12 +149,15 @@ impl Device {
                 break false;
             }
         };
-        gone(self.pull())?;
-        Ok(released && all_released)
+        // Pulled out meanwhile is gone all the same.
+        let _gone = self.pull();
+        released && all_released
     }
 }
 
-/// What was pulled out before is gone all the same.
-fn gone(pulled: Result<()>) -> Result<()> {
-    pulled.or_else(|error| if error.errno == Errno::ENODEV { Ok(()) } else { Err(error) })
+/// What answers no more reads all ones, as on the bus. Pages that are gone need not.
+fn fill(pages: &Pages) {
+    for page in pages.iter().flatten() {
+        let _ = page.fill(0, page.len(), 0xff);
+    }
 }

@@ -57,14 +57,14 @@ fn refused(device: &Device, error: &Error) -> String {
 }
 
 /// The device is pulled out.
-fn surprise_remove(_: &Server, device: &Device, _: &Value) -> Result<Value, String> {
+fn surprise_remove(_: &Server, device: &Arc<Device>, _: &Value) -> Result<Value, String> {
     let open = device.look();
     device.pull().map_err(|error| refused(device, &error))?;
     Ok(json!({ "device": device.name(), "was_open": open.open }))
 }
 
 /// The device reports an uncorrectable error that is not fatal.
-fn aer(_: &Server, device: &Device, _: &Value) -> Result<Value, String> {
+fn aer(_: &Server, device: &Arc<Device>, _: &Value) -> Result<Value, String> {
     match device.report_error() {
         Ok(heard) => Ok(json!({ "device": device.name(), "heard": heard == Heard::Yes })),
         Err(error) => Err(refused(device, &error)),
@@ -72,7 +72,7 @@ fn aer(_: &Server, device: &Device, _: &Value) -> Result<Value, String> {
 }
 
 /// The device is asked for, and goes once nobody has it open, or when the time is up.
-fn device_remove(server: &Server, device: &Device, request: &Value) -> Result<Value, String> {
+fn device_remove(server: &Server, device: &Arc<Device>, request: &Value) -> Result<Value, String> {
     let seconds = match &request["seconds"] {
         Value::Null => 30,
         value => number(value)
@@ -82,8 +82,6 @@ fn device_remove(server: &Server, device: &Device, request: &Value) -> Result<Va
     device.begin_removal().map_err(|error| refused(device, &error))?;
     // Its node goes at once, as on Linux; where it cannot, who opens it gets ENODEV.
     let _still_shown = server.show();
-    match device.end_removal(Duration::from_secs(seconds)) {
-        Ok(released) => Ok(json!({ "device": device.name(), "released": released })),
-        Err(error) => Err(refused(device, &error)),
-    }
+    let released = device.end_removal(Duration::from_secs(seconds));
+    Ok(json!({ "device": device.name(), "released": released }))
 }

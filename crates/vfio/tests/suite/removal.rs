@@ -1,11 +1,12 @@
 //! Surprise removal.
 
 use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use ioasis_sys::eventfd::EventFd;
 use ioasis_uapi::Errno;
-use ioasis_uapi::vfio::{self, IrqSet, PciHotResetInfo};
+use ioasis_uapi::vfio::{self, IrqSet, PciHotReset, PciHotResetInfo};
 use ioasis_vfio::DeviceFile;
 use zerocopy::IntoBytes;
 
@@ -61,6 +62,39 @@ fn a_device_is_removed_once() {
     assert_eq!(req.take(), Some(1));
 }
 
+/// A model in the midst of a store, that does not get on with it.
+struct Stuck {
+    page: mpsc::Sender<()>,
+    threads: [JoinHandle<()>; 2],
+}
+
+impl Stuck {
+    fn new(rig: &Rig, file: &Arc<DeviceFile>) -> Self {
+        let (page, comes) = mpsc::channel();
+        let (log, user) = (Arc::clone(&rig.log), Arc::clone(file));
+        let (held, is_held) = mpsc::channel();
+        let holder = std::thread::spawn(move || {
+            let _log = log.lock();
+            held.send(()).expect("the test waits");
+            let _ended = comes.recv();
+        });
+        is_held.recv().expect("held");
+        let store = std::thread::spawn(move || {
+            let stored = user.write(at(0, SCRATCH), &[1, 0, 0, 0]);
+            assert_eq!(stored, Ok(4), "it was on its way before the removal");
+        });
+        std::thread::sleep(Duration::from_millis(100));
+        Self { page, threads: [holder, store] }
+    }
+
+    fn end(self) {
+        drop(self.page);
+        for thread in self.threads {
+            thread.join().expect("it ends");
+        }
+    }
+}
+
 /// More than a removal takes that waits for nobody's page.
 const LIMIT: Duration = Duration::from_secs(30);
 
@@ -69,18 +103,7 @@ fn a_removal_and_its_neighbours_do_not_wait_for_a_page_that_never_comes() {
     let rig = Rig::with(&[("0000:01:00.0", 1), ("0000:01:00.1", 2)]);
     let (_group, file) = rig.open();
     let req = watch(&rig, &file, vfio::PCI_REQ_IRQ_INDEX);
-    // The model is in the midst of a store, and does not get on with it.
-    let (page, log) = (mpsc::channel::<()>(), Arc::clone(&rig.log));
-    let (held, is_held) = mpsc::channel();
-    let holder = std::thread::spawn(move || {
-        let _log = log.lock();
-        held.send(()).expect("the test waits");
-        let _ended = page.1.recv();
-    });
-    is_held.recv().expect("held");
-    let user = Arc::clone(&file);
-    let store = std::thread::spawn(move || user.write(at(0, SCRATCH), &[1, 0, 0, 0]));
-    std::thread::sleep(Duration::from_millis(100));
+    let stuck = Stuck::new(&rig, &file);
     let device = Arc::clone(rig.first());
     let removal = std::thread::spawn(move || device.pull());
     let begin = Instant::now();
@@ -99,10 +122,8 @@ fn a_removal_and_its_neighbours_do_not_wait_for_a_page_that_never_comes() {
     let close = std::thread::spawn(move || file.close());
     std::thread::sleep(Duration::from_millis(50));
     assert!(!close.is_finished(), "its user's close waits until the device does nothing more");
-    drop(page.0);
-    holder.join().expect("it ends");
+    stuck.end();
     close.join().expect("closed");
-    store.join().expect("it ends").expect("on its way before the removal");
 }
 
 #[test]
@@ -116,7 +137,7 @@ fn virtual_functions_go_before_their_physical_one() {
             rig.first().begin_removal().expect("it is there");
             assert_eq!(errno(function.open_cdev(&rig.caller)), Some(Errno::ENODEV));
             let released = rig.first().end_removal(Duration::from_millis(50));
-            assert_eq!(released, Ok(false), "the virtual function has a user");
+            assert!(!released, "the virtual function has a user");
         } else {
             rig.first().pull().expect("pulled out");
         }
@@ -159,4 +180,25 @@ fn a_device_that_was_removed_is_on_its_bus_as_long_as_it_has_a_user() {
     assert_eq!(count(), 2);
     user.close();
     assert_eq!(count(), 1);
+}
+
+#[test]
+fn a_call_that_waits_for_its_program_keeps_no_device_of_its_bus_from_being_pulled_out() {
+    let rig = Rig::with(&[("0000:01:00.0", 1), ("0000:01:00.1", 2)]);
+    let (group, file) = rig.open();
+    let neighbour = rig.group(1);
+    let fds = [&group, &neighbour].map(|group| rig.caller.add_group(group));
+    let stuck = Stuck::new(&rig, &file);
+    rig.caller.put(ARG, PciHotReset { argsz: 12, flags: 0, count: 2 }.as_bytes());
+    rig.caller.put(ARG + 12, fds.as_bytes());
+    std::thread::scope(|scope| {
+        let reset = scope.spawn(|| errno(file.ioctl(&rig.caller, vfio::DEVICE_PCI_HOT_RESET, ARG)));
+        std::thread::sleep(Duration::from_millis(100));
+        assert_eq!(rig.first().look().open, "busy", "the reset waits for the device");
+        rig.machine.devices()[1].pull().expect("pulled out");
+        rig.first().pull().expect("pulled out");
+        stuck.end();
+        assert_eq!(reset.join().expect("it ends"), None, "it began before");
+    });
+    file.close();
 }
