@@ -177,6 +177,9 @@ struct State<F: Behind> {
     touched: BTreeSet<u64>,
 }
 
+/// Inodes of the file system from which on no text is made: a page each, of the 64 MiB that it has at least half.
+const TEXTS: u64 = 8192;
+
 impl<F: Behind> Files<F> {
     /// No files, to be made below `root`.
     ///
@@ -222,6 +225,21 @@ impl<F: Behind> Files<F> {
         let file = descriptors::keep(file)?;
         let inode = fstat(&file).map_err(because("a file cannot be looked at"))?.st_ino;
         Ok(Blank { file, inode })
+    }
+
+    /// The same, for a text that a program reads and that nobody closes for us: so many that what devices need is left.
+    ///
+    /// # Errors
+    ///
+    /// `ENFILE` when there are too many; as [`Files::blank`].
+    pub(crate) fn blank_for_text(&self) -> Result<Blank> {
+        let system = rustix::fs::fstatvfs(&self.root);
+        let system = system.map_err(because("the file system for files cannot be looked at"))?;
+        let used = system.f_files.saturating_sub(system.f_ffree);
+        if used >= TEXTS {
+            return Err(Error::at(Errno::ENFILE, "too many texts are open in this run", used));
+        }
+        self.blank()
     }
 
     /// Another open of a file that is to stay nothing of ours: its text is all there is to it.

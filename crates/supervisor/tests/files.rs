@@ -66,6 +66,11 @@ fn a_client_that_fills_the_runs_file_system_takes_no_room_from_others() {
 }
 
 #[test]
+fn texts_that_a_client_keeps_open_take_no_room_from_devices() {
+    does("texts", &[]);
+}
+
+#[test]
 fn a_read_that_nobody_is_asked_about_shows_what_is_there() {
     does("rings", &[]);
 }

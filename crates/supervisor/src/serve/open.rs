@@ -378,7 +378,7 @@ fn setting_file(
 
 /// A file of the kernel's own that holds `text`, open for reading.
 pub(super) fn text_file(caller: &Caller<'_>, text: &[u8]) -> Result<OwnedFd> {
-    let blank = caller.server.files.blank()?;
+    let blank = caller.server.files.blank_for_text()?;
     rustix::io::pwrite(&blank.file, text, 0)
         .map_err(because("a file for the program cannot be filled"))?;
     caller.server.files.reopen(&blank, OFlags::RDONLY)
