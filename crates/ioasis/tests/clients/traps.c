@@ -573,8 +573,13 @@ static void *stores(void *unused)
 static void beside(void *(*other)(void *), unsigned count)
 {
 	pthread_t thread;
-	while (count--)
-		CHECK(pthread_create(&thread, 0, other, 0) == 0);
+	int error;
+	while (count--) {
+		/* There is none while another thread is about to execute a program (copy_fs, kernel/fork.c). */
+		while ((error = pthread_create(&thread, 0, other, 0)) == EAGAIN)
+			;
+		CHECK(error == 0);
+	}
 }
 
 /* A program with the rights of another user gets those, and is not traced, whatever else its process does. */
