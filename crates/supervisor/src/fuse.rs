@@ -32,6 +32,7 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
 
 use crate::closer::Closer;
+use crate::text;
 use crate::view::{self, DeviceNodes};
 use writes::Writes;
 
@@ -102,8 +103,6 @@ const MODE: u32 = 0o100_600;
 const TEXT_MODE: u32 = 0o100_644;
 /// Size of a file as the kernel knows it, so that io_uring and AIO do not take it for empty.
 const SIZE: u64 = 4096;
-/// What a write to a text takes at most.
-const PAGE: usize = 4096;
 /// How often more is fetched, where there is more at once than fits: who floods a file is answered by the thread that does
 /// nothing else.
 const ROUNDS: u32 = 8;
@@ -279,7 +278,7 @@ impl FileSystem {
         let node = self.state.lock().nodes.get(&request.node).cloned();
         let Some(node) = node.filter(|node| is_seekable(&*node.file)) else { return false };
         // No text is longer (kernfs_fop_write_iter, fs/kernfs/file.c): who waits keeps no more of ours.
-        let bytes = bytes[..bytes.len().min(PAGE)].to_vec();
+        let bytes = bytes[..bytes.len().min(text::WRITTEN_MAX)].to_vec();
         self.writes.begin(request.unique, request.tid, move || {
             let queue = node.file.queue().expect("a text can be written");
             let taken = queue.write_at(offset, bytes.len() as u64, &mut bytes.as_slice())?;

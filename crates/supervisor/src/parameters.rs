@@ -13,7 +13,7 @@ use ioasis_iommufd::{
 };
 use ioasis_uapi::{Errno, Error, Result};
 
-use crate::text::part;
+use crate::text::{part, written};
 use crate::watchdog::say;
 
 /// Module and name of parameter `number`, as [`Node::Parameter`](crate::view::Node) counts them.
@@ -38,9 +38,6 @@ pub(crate) struct Setting {
     pub(crate) machine: Arc<Machine>,
     pub(crate) number: u32,
 }
-
-/// Bytes of a write that are looked at: sysfs hands a page to the driver.
-const TEXT_MAX: u64 = 4096;
 
 impl Setting {
     fn set(&self, text: &[u8]) -> Result<()> {
@@ -70,10 +67,8 @@ impl QueueFile for Setting {
         if length == 0 {
             return Ok(0);
         }
-        let taken = length.min(TEXT_MAX);
-        let mut text = vec![0; usize::try_from(taken).expect("a page")];
-        from.get(0, &mut text)?;
-        self.set(&text).map(|()| taken)
+        let text = written(length, from)?;
+        self.set(&text).map(|()| text.len() as u64)
     }
 
     fn is_seekable(&self) -> bool {

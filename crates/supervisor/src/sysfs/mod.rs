@@ -141,9 +141,6 @@ pub(crate) struct Writing {
     pub(crate) path: String,
 }
 
-/// Bytes of a write that are looked at (`kernfs_fop_write_iter`, fs/kernfs/file.c).
-const TEXT_MAX: u64 = 4096;
-
 impl Writing {
     fn store(&self, text: &[u8]) -> Result<()> {
         let gone = Error::new(Errno::ENODEV, "the run is over");
@@ -176,10 +173,8 @@ impl QueueFile for Writing {
         if length == 0 {
             return Ok(0);
         }
-        let taken = length.min(TEXT_MAX);
-        let mut text = vec![0; usize::try_from(taken).expect("a page")];
-        from.get(0, &mut text)?;
-        self.store(&text).map(|()| taken)
+        let text = text::written(length, from)?;
+        self.store(&text).map(|()| text.len() as u64)
     }
 
     fn is_seekable(&self) -> bool {
